@@ -1,0 +1,67 @@
+# kd-bench: `make demo` and `make test` are all the set-up there is; everything else is listed by `make help`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+KD := $(BIN)/kd-bench
+# Where images are found and results go, e.g. `make demo OUT=/scratch/runs`.
+OUT ?= runs
+RUN_FLAGS ?=
+
+.PHONY: help setup demo test lint format bench reproduce-cifar reproduce-imagenet reproduce-robustness report clean
+
+help:  ## what one can make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setup: installing kd-bench and what it needs into $(VENV) (torch is large; this takes some minutes once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "setup: kd-bench needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.12 setup"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## install into .venv
+	@echo "setup: ready; try: make demo, or $(KD) --help"
+
+demo: $(STAMP)  ## train a teacher and five methods on a small set of real images, and print the table
+	@echo "demo: recipes/demo.yaml, three trials of each method on scikit-learn's digits; results in $(OUT)/demo"
+	@$(KD) run recipes/demo.yaml --out $(OUT) $(RUN_FLAGS)
+
+test: $(STAMP)  ## run the tests
+	@echo "test: pytest on all cores"
+	@$(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: $(STAMP)  ## check style, types and who imports whom
+	@echo "lint: ruff, mypy, import-linter"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(STAMP)  ## format the code
+	@echo "format: ruff"
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP)  ## measure speed and memory
+	@echo "bench: the benchmarks come with a later release; nothing was measured"; exit 1
+
+reproduce-cifar: $(STAMP)  ## reproduce the paper's Table 6
+	@echo "reproduce-cifar: the recipe of Table 6 comes with a later release; nothing was run"; exit 1
+
+reproduce-imagenet: $(STAMP)  ## reproduce the paper's Table 8
+	@echo "reproduce-imagenet: the recipe of Table 8 comes with a later release; nothing was run"; exit 1
+
+reproduce-robustness: $(STAMP)  ## reproduce the paper's Tables 7 and 9 to 12
+	@echo "reproduce-robustness: the recipes of Tables 7 and 9 to 12 come with a later release; nothing was run"; exit 1
+
+report: $(STAMP)  ## one HTML page of all results
+	@echo "report: the HTML page comes with a later release; kd-bench table prints the tables"; exit 1
+
+clean:  ## remove the environment, caches and build files, but no results
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +

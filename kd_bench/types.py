@@ -1,0 +1,83 @@
+"""What passes between the rooms: a batch, what a network puts out for it, and what a method may know of a pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: One kind of output that a network can be asked for.
+Output = Literal["logits", "stages", "preacts", "pooled"]
+
+LOGITS: frozenset[Output] = frozenset({"logits"})
+NOTHING: frozenset[Output] = frozenset()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples, on the training device."""
+
+    images: Tensor
+    """(B, 3, H, W) float, normalised."""
+    labels: Tensor
+    """(B,) int64, or (B, K) float once mixed."""
+    index: Tensor
+    """(B,) int64, position in the training set."""
+    epoch: int
+    """From 0."""
+    step: int
+    """Within the epoch, from 0."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network puts out for a batch. What was not asked for is None or empty."""
+
+    logits: Tensor
+    """(B, K)."""
+    stages: tuple[Tensor, ...] = ()
+    """(B, C, H, W) each, stem first, after the activation."""
+    preacts: tuple[Tensor, ...] = ()
+    """As ``stages``, before the activation; empty where a network has none."""
+    pooled: Tensor | None = None
+    """(B, D), the embedding that the classifier reads."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method reads of the student's and of the teacher's outputs. A teacher of whom nothing is needed never runs."""
+
+    student: frozenset[Output] = LOGITS
+    teacher: frozenset[Output] = LOGITS
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of a network's outputs for one image, found by a dry forward."""
+
+    logits: tuple[int, ...]
+    stages: tuple[tuple[int, ...], ...] = ()
+    preacts: tuple[tuple[int, ...], ...] = ()
+    pooled: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a method may know when it is built.
+
+    Attributes:
+        num_classes: K.
+        train_size: Number of training images.
+        student: Shapes of the student's outputs.
+        teacher: Shapes of the teacher's outputs; None for a student that trains alone.
+        student_name, teacher_name: For error messages.
+    """
+
+    num_classes: int
+    train_size: int
+    student: Shapes
+    teacher: Shapes | None = None
+    student_name: str = field(default="student", compare=False)
+    teacher_name: str = field(default="teacher", compare=False)
