@@ -1,0 +1,300 @@
+"""A recipe is data, a trial is the unit.
+
+A recipe (YAML) says what is compared; ``kd_bench.runner.plan`` expands it to trials. A trial holds everything that its
+result depends on, and the hash of that is its identity: run the same recipe again and only what is missing runs, change
+a number (or a default that changes results) and it is another trial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: Raised whenever the same settings begin to give other numbers, so that old and new results are never mixed.
+SCHEMA = 1
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Settings(BaseModel):
+    """Base of everything read from outside: unknown keys, wrong types and infinities are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Dataset(Settings):
+    """Which images.
+
+    Attributes:
+        name: Name of the set, see ``kd-bench list datasets``.
+        labels: Which labels, where the set has several (CIFAR-100: fine or coarse); None takes the set's first.
+        classes: Only the first so many classes; None takes all.
+    """
+
+    name: str
+    labels: str | None = None
+    classes: Annotated[int, Field(ge=2)] | None = None
+
+    @property
+    def title(self) -> str:
+        """For people: ``cifar100 (first 20 fine classes)``."""
+        if self.classes is None:
+            return self.name if self.labels is None else f"{self.name} ({self.labels} labels)"
+        return f"{self.name} (first {self.classes} {self.labels + ' ' if self.labels else ''}classes)"
+
+
+class Augment(Settings):
+    """What happens to a training image.
+
+    Attributes:
+        crop: Zero padding in pixels before the random crop back to the image's size; 0 for none. A recipe's None takes
+            what the set allows (4 for CIFAR).
+        flip: Whether to mirror every other image. A recipe's None takes what the set allows.
+    """
+
+    crop: Annotated[int, Field(ge=0)] | None = None
+    flip: bool | None = None
+
+
+class SGD(Settings):
+    """Stochastic gradient descent (``torch.optim.SGD``), weight decay on all parameters as in the published recipes."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGD:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class AdamW(Settings):
+    """``torch.optim.AdamW``."""
+
+    name: Literal["adamw"]
+    lr: Positive = 1e-3
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    weight_decay: NonNegative = 0.05
+
+
+Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
+
+
+class StepSchedule(Settings):
+    """The learning rate times ``gamma`` after each milestone.
+
+    Attributes:
+        milestones: Epochs after which it drops: whole numbers, or fractions of all epochs (0.625 of 240 is 150).
+        gamma: Factor of each drop.
+        warmup_epochs: Epochs of linear increase at the start.
+    """
+
+    name: Literal["step"] = "step"
+    milestones: tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+
+
+class CosineSchedule(Settings):
+    """Half a cosine from the learning rate to ``final`` times it."""
+
+    name: Literal["cosine"]
+    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+
+
+class ConstantSchedule(Settings):
+    """The learning rate as it is."""
+
+    name: Literal["constant"]
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+
+
+Schedule = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]
+
+
+class Training(Settings):
+    """How a network is trained, whatever the method.
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Images a step.
+        optimizer: Optimiser and learning rate.
+        schedule: Learning rate over the epochs.
+        clip_norm: Largest norm of a student's gradient (all its parameters and its method's together); None: no limit.
+        augment: What happens to the training images.
+    """
+
+    epochs: PositiveInt = 240
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    optimizer: Optimizer = SGD()
+    schedule: Schedule = StepSchedule()
+    clip_norm: Positive | None = None
+    augment: Augment = Augment()
+
+
+class MethodSettings(Settings):
+    """A method with all its hyper-parameters; ``source`` is the SHA-256 of a plug-in's file, None for our own."""
+
+    name: str
+    hyperparameters: dict[str, Any] = {}
+    source: str | None = None
+
+
+class Trial(Training):
+    """One training: everything that its result depends on, and nothing else. Written as ``trial.json``."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    dataset: Dataset
+    model: str
+    method: MethodSettings
+    teacher: Trial | None = None
+    seed: Seed
+
+    model_config = ConfigDict(validate_by_alias=True, validate_by_name=True, serialize_by_alias=True)
+
+    def settings(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def id(self) -> str:
+        """The trial's identity: 16 hexadecimal digits of the SHA-256 of its settings as canonical JSON."""
+        return identity(self.settings())
+
+    @property
+    def stream(self) -> tuple[str, str | None]:
+        """What trials must have in common to be trained side by side: the stream of batches, and the teacher."""
+        shared = {"dataset", "augment", "batch_size", "epochs", "seed"}
+        return canonical(self.model_dump(mode="json", include=shared)), self.teacher.id if self.teacher else None
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def identity(settings: dict[str, Any]) -> str:
+    """The identity of a trial with these settings."""
+    return hashlib.sha256(canonical(settings).encode()).hexdigest()[:16]
+
+
+class MethodEntry(Settings):
+    """A row of the table: a method, by default the one its label names, with hyper-parameters."""
+
+    method: str
+    hyperparameters: dict[str, Any] = {}
+
+
+class PairEntry(Settings):
+    """A teacher and a student, with what is particular to them.
+
+    Attributes:
+        teacher: Network that teaches; None compares methods that need no teacher.
+        student: Network that learns.
+        training: Settings of the recipe that differ for this pair, e.g. ``{optimizer: {lr: 0.01}}``.
+        methods: Hyper-parameters that differ for this pair, by the label of the row.
+    """
+
+    teacher: str | None
+    student: str
+    training: dict[str, Any] = {}
+    methods: dict[str, dict[str, Any]] = {}
+
+
+class Recipe(Training):
+    """What is compared. See ``recipes/`` for examples.
+
+    Attributes:
+        name: Folder of its results.
+        description: For people.
+        dataset: Which images.
+        pairs: Teachers and students.
+        methods: The rows, by label, in the table's order.
+        trials: How many seeds, from 0; ``seeds`` names them instead.
+        baseline: Label of the row that the others are compared with.
+        teacher_training: Settings of the recipe that differ for training its teachers (and ``seed``, by default 0).
+        teachers: The same for one teacher, by the network's name.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    dataset: Dataset
+    pairs: Annotated[tuple[PairEntry, ...], Field(min_length=1)]
+    methods: Annotated[dict[str, MethodEntry], Field(min_length=1)]
+    trials: PositiveInt = 3
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    baseline: str = "kd"
+    teacher_training: dict[str, Any] = {}
+    teachers: dict[str, dict[str, Any]] = {}
+
+    def shared_training(self) -> dict[str, Any]:
+        """The part of the recipe that pairs and teachers may override, as plain values."""
+        return self.model_dump(mode="json", include=set(Training.model_fields))
+
+    def all_seeds(self) -> tuple[int, ...]:
+        """The seeds, one a trial."""
+        return tuple(dict.fromkeys(self.seeds)) if self.seeds else tuple(range(self.trials))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial and the cell of the table it belongs to; a trial without a teacher stands under every pair it serves.
+
+    Attributes:
+        trial: What is trained.
+        label: The table's row.
+        taught_by: The training of the pair's teacher, also where the trial itself has none.
+    """
+
+    trial: Trial
+    label: str
+    taught_by: Trial | None
+
+    @property
+    def trial_id(self) -> str:
+        """Identity of the trial, and the name of its folder."""
+        return self.trial.id
+
+    @property
+    def teacher_id(self) -> str | None:
+        """Identity of the training of the pair's teacher."""
+        return self.taught_by.id if self.taught_by else None
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's network; a dash where the pair has none."""
+        return self.taught_by.model if self.taught_by else "-"
+
+    @property
+    def student(self) -> str:
+        """The student's network."""
+        return self.trial.model
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.trial.method.name
+
+    @property
+    def seed(self) -> int:
+        """The trial's seed."""
+        return self.trial.seed
+
+    @property
+    def dataset(self) -> str:
+        """The data set, for people."""
+        return self.trial.dataset.title
