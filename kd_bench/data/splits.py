@@ -1,0 +1,52 @@
+"""What every source gives: a training set and a test set of equally large uint8 images, in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set in memory.
+
+    On the CPU the images may be a copy-on-write map of a cache file: processes share its pages, and whoever writes into
+    them gets a private copy.
+    """
+
+    train_images: Tensor
+    """(N, 3, H, W) uint8, contiguous."""
+    train_labels: Tensor
+    """(N,) int64, from 0 to ``num_classes`` - 1."""
+    test_images: Tensor
+    """(M, 3, H, W) uint8, contiguous."""
+    test_labels: Tensor
+    """(M,) int64."""
+    class_names: tuple[str, ...]
+    """One a class, in the labels' order."""
+    mean: tuple[float, float, float]
+    """Of the channels, for images scaled to 0..1."""
+    std: tuple[float, float, float]
+    """Of the channels, for images scaled to 0..1."""
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    def first(self, classes: int) -> Splits:
+        """Only the images of the first ``classes`` classes, in the order they had. Mean and std stay."""
+        if classes == self.num_classes:
+            return self  # and so keeps sharing the pages of the cache file
+        train, test = self.train_labels < classes, self.test_labels < classes
+        return replace(
+            self,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train],
+            test_images=self.test_images[test],
+            test_labels=self.test_labels[test],
+            class_names=self.class_names[:classes],
+        )
