@@ -1,0 +1,83 @@
+"""Decoupled knowledge distillation: the divergence split at the target class."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_bench.losses.precision import at_least_single
+
+
+def dkd_terms(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """TCKD and NCKD, each times T^2, mean over the batch.
+
+    Zhao et al., "Decoupled Knowledge Distillation" (2022), eq. 5 to 7: with p the teacher's and q the student's
+    softmax at temperature T, and y the target class,
+
+    * TCKD = KL((p_y, 1 - p_y) || (q_y, 1 - q_y)), target against all the others;
+    * NCKD = KL(p' || q') with p'_j = p_j / (1 - p_y) for j != y, the others among themselves; 0 for two classes.
+
+    KL(p || q) = TCKD + (1 - p_y) * NCKD. Everything is written in logits, so that no logarithm of a probability that
+    rounds to 0 or 1 is ever taken: the log-odds of the target are z_y - logsumexp over the others. The gradient goes
+    to both sides.
+
+    Args:
+        student_logits: (B, C), C >= 2.
+        teacher_logits: (B, C).
+        labels: (B,) int64, y.
+        temperature: T.
+
+    >>> import torch
+    >>> student, teacher, labels = torch.tensor([[0.0, 1.0]]), torch.tensor([[3.0, 0.0]]), torch.tensor([0])
+    >>> tckd, nckd = dkd_terms(student, teacher, labels, temperature=1.0)
+    >>> divergence = F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="batchmean")
+    >>> bool((tckd - divergence).abs() < 1e-6), nckd.item()
+    (True, 0.0)
+    """
+    target = labels[:, None] == torch.arange(student_logits.shape[-1], device=labels.device)
+    student, _, student_total = _split(student_logits, target, temperature)
+    teacher, teacher_others, teacher_total = _split(teacher_logits, target, temperature)
+
+    student_odds = student.gather(-1, labels[:, None]) - student_total
+    teacher_odds = teacher.gather(-1, labels[:, None]) - teacher_total
+    tckd = _divergence_at(teacher_odds, student_odds) + _divergence_at(-teacher_odds, -student_odds)
+
+    # At the target the weight is exactly 0 and the difference finite, so that it adds nothing to value or gradient.
+    difference = (teacher - teacher_total) - (student - student_total)
+    nckd = (teacher_others.softmax(-1) * difference).sum(-1)
+    return tckd.mean() * temperature**2, nckd.mean() * temperature**2
+
+
+def dkd(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """``alpha`` * TCKD + ``beta`` * NCKD of ``dkd_terms``, whose shapes it takes.
+
+    Zhao et al. (2022), eq. 8. ``alpha`` = 1 and ``beta`` = 1 - p_y for each sample would be classical distillation.
+
+    >>> import torch
+    >>> logits = torch.randn(3, 5)
+    >>> dkd(logits, logits, torch.tensor([0, 1, 4]), alpha=1.0, beta=8.0, temperature=4.0).item()
+    0.0
+    """
+    tckd, nckd = dkd_terms(student_logits, teacher_logits, labels, temperature)
+    return alpha * tckd + beta * nckd
+
+
+def _split(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits / T, the same without the target (-inf), and the logsumexp of these, up to a constant a row.
+
+    The constant makes the largest of the others 0, so that neither a shift of all logits nor a huge one at the target
+    costs the others digits.
+    """
+    logits = at_least_single(logits)
+    top = logits.detach().masked_fill(target, -float("inf")).amax(-1, keepdim=True)
+    logits = (logits - top) / temperature
+    others = logits.masked_fill(target, -float("inf"))
+    return logits, others, others.logsumexp(-1, keepdim=True)
+
+
+def _divergence_at(teacher_odds: Tensor, student_odds: Tensor) -> Tensor:
+    """p * log(p / q) for p and q given by their log-odds."""
+    return teacher_odds.sigmoid() * (F.logsigmoid(teacher_odds) - F.logsigmoid(student_odds))

@@ -1,0 +1,60 @@
+"""Cross-entropy with labels and with a teacher, and the Kullback-Leibler divergence of classical distillation."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_bench.losses.precision import at_least_single, tempered
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the labels, mean over the batch.
+
+    Args:
+        logits: (B, C).
+        labels: (B,) int64 class indices, or (B, C) probabilities, e.g. of mixed images.
+
+    >>> import torch
+    >>> round(cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # log 4
+    1.3863
+    """
+    logits = at_least_single(logits)
+    return F.cross_entropy(logits, labels.to(logits.dtype) if labels.ndim == 2 else labels)
+
+
+def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(softmax(t / T) || softmax(s / T)), summed over the classes, mean over the batch.
+
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; T^2 keeps the size of
+    the gradient about the same for every temperature. The gradient goes to both sides.
+
+    Args:
+        student_logits: (B, C), s.
+        teacher_logits: (B, C), t.
+        temperature: T.
+
+    >>> import torch
+    >>> kd(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 5.0]]), temperature=4.0).item()
+    0.0
+    """
+    student = F.log_softmax(tempered(student_logits, temperature), dim=-1)
+    teacher = F.log_softmax(tempered(teacher_logits, temperature), dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """- sum_j softmax(t / T)_j * log_softmax(s / T)_j, mean over the batch; there is no factor T^2.
+
+    The second term of DKL and IKL (``kd_bench.losses.dkl``). The gradient goes to both sides.
+
+    Args:
+        student_logits: (B, C), s.
+        teacher_logits: (B, C), t.
+        temperature: T.
+
+    >>> import torch
+    >>> round(soft_cross_entropy(torch.zeros(1, 4), torch.randn(1, 4)).item(), 4)  # log 4, whatever the teacher says
+    1.3863
+    """
+    student = F.log_softmax(tempered(student_logits, temperature), dim=-1)
+    teacher = F.softmax(tempered(teacher_logits, temperature), dim=-1)
+    return -(teacher * student).sum(-1).mean()

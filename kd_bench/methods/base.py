@@ -1,0 +1,91 @@
+"""What every method of distillation is."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from kd_bench.types import Batch, Needs, Outputs, Pair
+
+#: What a method distils; a baseline distils nothing.
+Family = Literal["logits", "features", "baseline"]
+
+
+class Method(nn.Module):
+    """Turns what student and teacher put out for a batch into named terms of the student's loss.
+
+    A method is one file with one public class. Its docstring's first paragraph is what ``kd-bench list`` shows, and its
+    ``Args:`` is what ``kd-bench show`` tells of each hyper-parameter. Hyper-parameters are the keyword-only arguments
+    of the class's own ``__init__``, annotated with the types of ``kd_bench.methods.parameters``; their defaults, which
+    are literals, stand nowhere else. ``family`` and ``needs_teacher``, where they differ from those here, are literals
+    in the class too: all of this is read from the source before the class is imported.
+
+    What a method trains are its parameters, what it remembers are its buffers; both are checkpointed and resumed with
+    it, and nothing else is. Its parameters are optimised with the student's.
+
+    Random draws, here and in ``forward``, come from torch's global generators: immediately before each call the trainer
+    seeds them by (seed, stream, epoch, step), so a draw never depends on what ran before. A method must not keep a
+    generator of its own, and must not change in place what it is given: other students read the same teacher's outputs.
+
+    Args:
+        pair: Number of classes, size of the training set, and the shapes of both networks' outputs.
+
+    Attributes:
+        family: What is distilled.
+        needs_teacher: Whether there is a teacher at all.
+        needs: Outputs of student and teacher that ``forward`` reads, known of the class before ``pair`` is.
+        pair: As given.
+    """
+
+    family: ClassVar[Family] = "logits"
+    needs_teacher: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs()
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the loss, already weighted, the cross-entropy with the labels among them as "ce".
+
+        Args:
+            student: What ``needs`` asks of the student.
+            teacher: What ``needs`` asks of the teacher, without gradient; None where there is none.
+            batch: The samples.
+
+        Returns:
+            Scalars by name. Their sum is the loss, which is logged as "loss"; each is logged under its own name.
+        """
+        raise NotImplementedError
+
+    def on_epoch_end(self) -> None:
+        """Called after the last step of every epoch, before the checkpoint is written."""
+
+
+def taught_by(teacher: Outputs | None) -> Outputs:
+    """``teacher``, for the methods that cannot do without.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if teacher is None:
+        raise ValueError("this method needs a teacher's outputs and was given none")
+    return teacher
+
+
+def hard_labels(batch: Batch) -> Tensor:
+    """(B,) int64: the labels, or of mixed ones the class with the largest share."""
+    return batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
+
+
+def warm_up(epoch: int, warmup_epochs: int) -> float:
+    """The factor of a term that grows linearly to its full weight.
+
+    In the first epoch it is 1 / ``warmup_epochs``: the published code counts epochs from 1.
+
+    Args:
+        epoch: From 0.
+        warmup_epochs: Number of the epoch, from 1, that has full weight first; 0 for full weight at once.
+    """
+    return min((epoch + 1) / warmup_epochs, 1.0) if warmup_epochs else 1.0

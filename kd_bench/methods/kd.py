@@ -1,0 +1,42 @@
+"""Classical knowledge distillation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kd_bench import losses
+from kd_bench.methods.base import Method, taught_by
+from kd_bench.methods.parameters import NonNegative, Positive
+from kd_bench.types import Batch, Outputs, Pair
+
+
+class KD(Method):
+    """Classical distillation: the divergence from the teacher's softened probabilities.
+
+    ce_weight * CE + kd_weight * T^2 * KL(softmax(t / T) || softmax(s / T)). Hinton, Vinyals and Dean, "Distilling the
+    Knowledge in a Neural Network" (2015). The defaults are those of the published CIFAR-100 benchmarks.
+
+    Args:
+        ce_weight: Weight of the cross-entropy with the labels.
+        kd_weight: Weight of the divergence.
+        temperature: T, of both sides.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        ce_weight: NonNegative = 0.1,
+        kd_weight: NonNegative = 0.9,
+        temperature: Positive = 4.0,
+    ) -> None:
+        super().__init__(pair)
+        self.ce_weight, self.kd_weight, self.temperature = ce_weight, kd_weight, temperature
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """Terms "ce" and "kd"."""
+        divergence = losses.kd(student.logits, taught_by(teacher).logits, self.temperature)
+        return {
+            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "kd": self.kd_weight * divergence,
+        }

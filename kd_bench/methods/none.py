@@ -1,0 +1,24 @@
+"""The student alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kd_bench import losses
+from kd_bench.methods.base import Method
+from kd_bench.types import NOTHING, Batch, Needs, Outputs, Pair
+
+
+class Alone(Method):
+    """The student alone: cross-entropy with the labels, no teacher."""
+
+    family = "baseline"
+    needs_teacher = False
+    needs = Needs(teacher=NOTHING)
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__(pair)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """The cross-entropy."""
+        return {"ce": losses.cross_entropy(student.logits, batch.labels)}

@@ -1,0 +1,78 @@
+"""Values and gradients that the published implementations gave, in float64."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kd_bench import losses
+
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_bytes())
+
+
+def _kd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    return losses.kd(*inputs, p["temperature"])
+
+
+def _dkd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    assert labels is not None
+    return losses.dkd(*inputs, labels, p["alpha"], p["beta"], p["temperature"])
+
+
+def _ikl_sample(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    student, teacher = inputs
+    weights = (teacher.detach() / p["weight_temperature"]).softmax(-1)
+    return losses.ikl(student, teacher, weights, p["wmse_weight"], p["soft_ce_weight"], p["temperature"])
+
+
+def _ikl_class(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    student, teacher, prior = inputs
+    weights = prior.detach().softmax(-1)[labels]
+    return losses.ikl(student, teacher, weights, p["wmse_weight"], p["soft_ce_weight"], p["temperature"])
+
+
+def _ikl_adversarial(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    natural, adversarial, prior = inputs
+    weights = prior.detach().softmax(-1)[labels]
+    return losses.ikl(adversarial, natural, weights, p["wmse_weight"], p["soft_ce_weight"])
+
+
+OURS: dict[str, Callable[[dict[str, Any], list[Tensor], Tensor | None], Tensor]] = {
+    "kd": _kd,
+    "dkd": _dkd,
+    "ikl_kd sample-wise weights": _ikl_sample,
+    "ikl_kd class-wise weights": _ikl_class,
+    "ikl adversarial": _ikl_adversarial,
+}
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case["name"] in OURS], ids=lambda case: f"{case['name']} {case['seed']}"
+)
+def test_equals_the_published_implementation(case: dict[str, Any]) -> None:
+    rng = np.random.default_rng(case["seed"])
+    inputs = [
+        torch.from_numpy(rng.standard_normal(shape) * scale).requires_grad_()
+        for shape, scale in zip(case["shapes"], case["scales"], strict=True)
+    ]
+    labels = None
+    if case["labels"]:
+        batch, classes = case["labels"]
+        labels = torch.from_numpy(rng.integers(0, classes, batch))
+    loss = OURS[case["name"]](case["params"], inputs, labels)
+    loss.backward()
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-9)
+    for index, expected in case["grads"].items():
+        gradient = inputs[int(index)].grad
+        assert gradient is not None
+        assert gradient.norm().item() == pytest.approx(expected["norm"], rel=1e-9)
+        assert gradient.flatten()[:5].tolist() == pytest.approx(expected["first5"], rel=1e-9)
+
+
+def test_every_loss_has_its_case() -> None:
+    assert OURS.keys() <= {case["name"] for case in CASES}

@@ -1,0 +1,125 @@
+"""Large logits, few bits, constant shifts, many classes."""
+
+import math
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kd_bench import losses
+from tests.losses.cases import draw, value_and_gradients
+
+LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
+
+
+def _weights(teacher: Tensor) -> Tensor:
+    return losses.at_least_single(teacher.detach()).softmax(-1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kd": lambda s, t: losses.kd(s, t, 3.0),
+    "soft_cross_entropy": lambda s, t: losses.soft_cross_entropy(s, t, 3.0),
+    "tckd": lambda s, t: losses.dkd_terms(s, t, LABELS, 3.0)[0],
+    "nckd": lambda s, t: losses.dkd_terms(s, t, LABELS, 3.0)[1],
+    "pairwise_mse": lambda s, t: losses.pairwise_mse(s, t, _weights(t)),
+    "dkl": losses.dkl,
+    "ikl": lambda s, t: losses.ikl(s, t, _weights(t), 8.0, 1.0, 3.0),
+    "cross_entropy": lambda s, t: losses.cross_entropy(s, LABELS) + 0 * t.float().sum(),
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+@every_loss
+@pytest.mark.parametrize(("dtype", "classes"), list(product([torch.float32, torch.bfloat16, torch.float16], [2, 10])))
+def test_finite_for_logits_of_ten_thousand(name: str, dtype: torch.dtype, classes: int) -> None:
+    logits = (draw(1, 2, 8, classes).sign() * 1e4).to(dtype)
+    logits[:, :, 0] = 0
+    for value in value_and_gradients(LOSSES[name], *logits):
+        assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_two_classes_have_no_others_to_compare(dtype: torch.dtype) -> None:
+    value, *gradients = value_and_gradients(LOSSES["nckd"], *draw(2, 2, 8, 2, scale=5).to(dtype))
+    assert value.item() == 0
+    assert all(gradient.abs().max().item() == 0 for gradient in gradients)
+
+
+@every_loss
+def test_a_certain_teacher_and_a_student_certain_of_another_class(name: str) -> None:
+    """Probabilities that round to 0 and 1: the value is that of float64, where they do not."""
+    teacher, student = torch.zeros(8, 3), torch.zeros(8, 3)
+    teacher[torch.arange(8), LABELS] = 120.0
+    student[torch.arange(8), 1 - LABELS] = 120.0
+    single, *gradients = value_and_gradients(LOSSES[name], student, teacher)
+    double, *expected = value_and_gradients(LOSSES[name], student.double(), teacher.double())
+    torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-6)
+    for mine, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-6)
+
+
+@every_loss
+@pytest.mark.parametrize("shifted", ["student", "teacher", "both"])
+def test_a_common_shift_changes_nothing(name: str, shifted: str) -> None:
+    """In float32; the logits are multiples of 1/16, so that adding 1000 to them is exact."""
+    student, teacher = (draw(3, 2, 8, 10, scale=3) * 16).round().float() / 16
+    moved = (student + 1000 * (shifted != "teacher"), teacher + 1000 * (shifted != "student"))
+    for before, after in zip(
+        value_and_gradients(LOSSES[name], student, teacher), value_and_gradients(LOSSES[name], *moved), strict=True
+    ):
+        difference = (after - before).abs().max().item()
+        assert difference <= 1e-6 * before.abs().max().item()
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
+    student, teacher = draw(4, 2, 8, 10, scale=3).to(dtype)
+    value = LOSSES[name](student, teacher)
+    expected = LOSSES[name](student.float(), teacher.float())
+    assert value.dtype == torch.float32
+    assert value == expected
+
+
+@every_loss
+def test_autocast_changes_nothing(name: str) -> None:
+    student, teacher = draw(5, 2, 8, 10, scale=3).float()
+    expected = value_and_gradients(LOSSES[name], student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = value_and_gradients(LOSSES[name], student, teacher)
+    for mine, other in zip(values, expected, strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, other)
+
+
+@every_loss
+def test_double_precision_stays(name: str) -> None:
+    assert LOSSES[name](*draw(6, 2, 8, 4)).dtype == torch.float64
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest result of any operation has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return result
+
+
+@every_loss
+def test_nothing_is_larger_than_the_logits(name: str) -> None:
+    """With the classes of ImageNet-21k, where the pairs of one batch of 8 would take 15 GB."""
+    student, teacher = draw(7, 2, 8, 21_841, scale=3).float()
+    with _LargestTensor() as largest:
+        results = value_and_gradients(LOSSES[name], student, teacher)
+    assert largest.elements == 8 * 21_841
+    assert all(math.isfinite(result.sum().item()) for result in results)

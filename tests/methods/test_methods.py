@@ -1,0 +1,130 @@
+"""Every built-in method trains, and each one's terms are those of its losses."""
+
+import pytest
+import torch
+
+from kd_bench import losses
+from kd_bench.methods import registry
+from kd_bench.methods.base import Method, hard_labels, taught_by, warm_up
+from kd_bench.types import Outputs
+from tests.methods.cases import PAIR, batch, network, outputs
+
+EVERY = [*registry.names(), "ikl_kd class"]
+
+
+def make(name: str, **hyperparameters: object) -> Method:
+    name, _, weights = name.partition(" ")
+    return registry.build(name, PAIR, hyperparameters | ({"weights": weights} if weights else {}))
+
+
+def descend(name: str, mixed: bool, terms: set[str]) -> tuple[float, float]:
+    """The sum of these terms before and after twenty steps that reduce it, warm-up being over."""
+    method, student, samples = make(name), network(0), batch(mixed=mixed, epoch=20)
+    teacher = outputs(1) if method.needs.teacher else None
+    optimizer = torch.optim.SGD([*student.parameters(), *method.parameters()], lr=0.05)
+    history = []
+    for _ in range(21):
+        found = method(Outputs(student(samples.images)), teacher, samples)
+        loss = torch.stack([found[key] for key in sorted(terms)]).sum()
+        assert loss.dtype == torch.float32
+        history.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return history[0], history[-1]
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["labels", "mixed"])
+@pytest.mark.parametrize("name", EVERY)
+def test_the_loss_and_each_of_its_terms_fall_in_twenty_steps(name: str, mixed: bool) -> None:
+    terms = set(make(name)(outputs(0), outputs(1), batch()))
+    assert "ce" in terms
+    for chosen in [terms, *({term} for term in terms)]:
+        before, after = descend(name, mixed, chosen)
+        assert after < before
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_half_precision_logits(name: str) -> None:
+    method, samples = make(name), batch()
+    student, teacher = Outputs(outputs(1).logits.bfloat16().requires_grad_()), Outputs(outputs(2).logits.bfloat16())
+    loss = torch.stack(list(method(student, teacher, samples).values())).sum()
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert student.logits.grad is not None
+    assert torch.isfinite(student.logits.grad).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_given_is_changed_and_no_gradient_reaches_the_teacher(name: str) -> None:
+    method, samples = make(name), batch()
+    student, teacher = Outputs(outputs(1).logits.requires_grad_()), outputs(2)
+    before = [student.logits.clone(), teacher.logits.clone(), samples.labels.clone()]
+    torch.stack(list(method(student, teacher, samples).values())).sum().backward()
+    assert teacher.logits.grad is None
+    for now, then in zip([student.logits, teacher.logits, samples.labels], before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_none_is_the_cross_entropy() -> None:
+    method, student, samples = make("none"), outputs(1), batch()
+    terms = method(student, None, samples)
+    assert terms == {"ce": losses.cross_entropy(student.logits, samples.labels)}
+    assert not method.needs.teacher
+
+
+def test_kd_terms() -> None:
+    method, student, teacher, samples = make("kd", temperature=3), outputs(1), outputs(2), batch()
+    assert method(student, teacher, samples) == {
+        "ce": 0.1 * losses.cross_entropy(student.logits, samples.labels),
+        "kd": 0.9 * losses.kd(student.logits, teacher.logits, 3.0),
+    }
+
+
+@pytest.mark.parametrize(("epoch", "factor"), [(0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)])
+def test_dkd_terms_warm_up_and_the_cross_entropy_does_not(epoch: int, factor: float) -> None:
+    method, student, teacher, samples = make("dkd", warmup_epochs=4), outputs(1), outputs(2), batch(epoch=epoch)
+    tckd, nckd = losses.dkd_terms(student.logits, teacher.logits, samples.labels, 4.0)
+    terms = method(student, teacher, samples)
+    assert terms["ce"] == losses.cross_entropy(student.logits, samples.labels)
+    torch.testing.assert_close(terms["tckd"], factor * tckd)
+    torch.testing.assert_close(terms["nckd"], factor * 8.0 * nckd)
+
+
+@pytest.mark.parametrize(("epoch", "factor"), [(0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)])
+def test_ikl_terms_warm_up_and_the_cross_entropy_does_not(epoch: int, factor: float) -> None:
+    method = make("ikl_kd", warmup_epochs=4, alpha=12, beta=3, tau=50)
+    student, teacher, samples = outputs(1), outputs(2), batch(epoch=epoch)
+    weights = (teacher.logits / 50).softmax(-1)
+    terms = method(student, teacher, samples)
+    assert terms["ce"] == losses.cross_entropy(student.logits, samples.labels)
+    expected = factor * losses.ikl(student.logits, teacher.logits, weights, 12.0, 3.0, 4.0)
+    torch.testing.assert_close(terms["pairwise"] + terms["soft_ce"], expected)
+    torch.testing.assert_close(
+        terms["soft_ce"], factor * 3.0 * losses.soft_cross_entropy(student.logits, teacher.logits, 4.0)
+    )
+
+
+def test_a_mixed_label_counts_as_its_largest_share() -> None:
+    mixed, plain = batch(mixed=True), batch()
+    assert torch.equal(hard_labels(mixed), plain.labels)
+    assert hard_labels(plain) is plain.labels
+    student, teacher = outputs(1), outputs(2)
+    terms, same = make("dkd")(student, teacher, mixed), make("dkd")(student, teacher, plain)
+    assert terms["tckd"] == same["tckd"]
+    assert terms["nckd"] == same["nckd"]
+    assert terms["ce"] == losses.cross_entropy(student.logits, mixed.labels) != same["ce"]
+
+
+@pytest.mark.parametrize(
+    ("epoch", "warmup_epochs", "factor"), [(0, 20, 0.05), (9, 20, 0.5), (19, 20, 1), (239, 20, 1), (0, 0, 1), (0, 1, 1)]
+)
+def test_warm_up(epoch: int, warmup_epochs: int, factor: float) -> None:
+    assert warm_up(epoch, warmup_epochs) == pytest.approx(factor)
+
+
+def test_a_method_that_is_taught_refuses_to_go_without() -> None:
+    with pytest.raises(ValueError, match="needs a teacher"):
+        make("kd")(outputs(1), None, batch())
+    teacher = outputs(2)
+    assert taught_by(teacher) is teacher

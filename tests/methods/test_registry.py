@@ -1,0 +1,272 @@
+"""Methods by name: built in, by path, by entry point; and what is said of bad ones."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_bench.errors import UserError
+from kd_bench.methods import registry
+from tests.methods.cases import ALONE, PAIR, batch, outputs
+
+PLUGIN = '''"""A plug-in."""
+from kd_bench.methods.base import Method
+from kd_bench.methods.parameters import NonNegative
+
+class Mine(Method):
+    """Mean squared error of logits.
+
+    Args:
+        scale: Weight of it.
+    """
+
+    def __init__(self, pair, *, scale: NonNegative = 2, power: int):
+        super().__init__(pair)
+        self.scale = scale
+
+    def forward(self, student, teacher, batch):
+        return {"ce": self.scale * (student.logits - teacher.logits).square().mean()}
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN)
+    return path
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An installed package whose entry point "mine_kd" leads to a module inside it."""
+    folder = tmp_path / "site" / "some_pack" / "inner"
+    folder.mkdir(parents=True)
+    for one in (folder.parent, folder):
+        (one / "__init__.py").write_text("LOADED = True\n")
+    (folder / "mine.py").write_text(PLUGIN)
+    meta = tmp_path / "site" / "some_pack-1.0.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: some-pack\nVersion: 1.0\n")
+    (meta / "entry_points.txt").write_text(
+        "[kd_bench.methods]\nmine_kd = some_pack.inner.mine:Mine\nkd = some_pack.inner.mine:Mine\n"
+        "lost = some_pack.gone:Mine\nnowhere = no_such_package:Mine\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield folder / "mine.py"
+    for name in [name for name in sys.modules if name.startswith("some_pack")]:
+        del sys.modules[name]
+
+
+def refusal(function: Any, *arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_names() -> None:
+    assert {"none", "kd", "dkd", "ikl_kd"} <= set(registry.names())
+    assert list(registry.names()) == sorted(registry.names())
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_built_in_method_is_documented_and_builds_from_its_defaults(name: str) -> None:
+    info = registry.describe(name)
+    assert info.path.name == f"{name}.py"
+    assert info.summary.endswith(".")
+    assert all(parameter.text for parameter in info.parameters)
+    resolved = registry.check(name, {})
+    assert list(resolved) == [parameter.name for parameter in info.parameters]
+    assert [type(value) for value in resolved.values()] == [type(parameter.default) for parameter in info.parameters]
+    method = registry.build(name, PAIR, {})
+    assert bool(method.needs.teacher) == info.needs_teacher
+    assert registry.source_hash(name) is None
+
+
+def test_describe() -> None:
+    info = registry.describe("none")
+    assert (info.family, info.needs_teacher, info.parameters, info.class_name) == ("baseline", False, (), "Alone")
+    info = registry.describe("ikl_kd")
+    assert (info.family, info.needs_teacher) == ("logits", True)
+    assert {parameter.name: parameter.annotation for parameter in info.parameters}["weights"] == (
+        "Literal['sample', 'class']"
+    )
+    assert "its ALPHA is our ``beta``" in info.doc
+
+
+def test_settings_of_the_published_runs_are_the_defaults() -> None:
+    assert registry.check("kd", {}) == {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}
+    assert registry.check("dkd", {}) == {
+        "alpha": 1.0,
+        "beta": 8.0,
+        "temperature": 4.0,
+        "warmup_epochs": 20,
+        "ce_weight": 1.0,
+    }
+    assert registry.check("ikl_kd", {}) == {
+        "alpha": 8.0,
+        "beta": 1.0,
+        "temperature": 4.0,
+        "warmup_epochs": 20,
+        "ce_weight": 1.0,
+        "weights": "sample",
+        "tau": 100.0,
+    }
+
+
+def test_equal_settings_have_one_form() -> None:
+    given = registry.check("ikl_kd", {"warmup_epochs": 5.0, "alpha": 12, "weights": "class"})
+    same = registry.check("ikl_kd", {"weights": "class", "alpha": 12.0, "warmup_epochs": 5})
+    assert json.dumps(given) == json.dumps(same)
+    assert json.dumps(given).startswith('{"alpha": 12.0, ')
+    assert registry.check("ikl_kd", given) == given
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("ikl_dk", {}, "r.yaml: no method is called 'ikl_dk'; did you mean 'ikl_kd'?"),
+        ("zzz", {}, "r.yaml: no method is called 'zzz'; there are: dkd, ikl_kd, kd, none"),
+        ("ikl_kd", {"alfa": 1}, "r.yaml: ikl_kd has no hyper-parameter 'alfa'; did you mean 'alpha'?"),
+        ("kd", {"zzz": 1}, "kd has no hyper-parameter 'zzz'; there are: ce_weight, kd_weight, temperature"),
+        ("none", {"zzz": 1}, "none has no hyper-parameter 'zzz'; it has none"),
+        ("kd", {"temperature": 0}, "r.yaml: kd: temperature = 0 should be a finite number, above 0"),
+        ("kd", {"temperature": "4"}, "kd: temperature = '4' should be a finite number, above 0"),
+        ("kd", {"ce_weight": True}, "kd: ce_weight = True should be a finite number, at least 0"),
+        ("kd", {"ce_weight": float("nan")}, "kd: ce_weight = nan should be a finite number, at least 0"),
+        ("kd", {"ce_weight": None}, "kd: ce_weight = None should be a finite number, at least 0"),
+        ("ikl_kd", {"weights": "klass"}, "ikl_kd: weights = 'klass' should be 'sample' or 'class'"),
+        ("dkd", {"warmup_epochs": 2.5}, "dkd: warmup_epochs = 2.5 should be a whole number, at least 0"),
+    ],
+)
+def test_bad_names_and_values(name: str, given: dict[str, Any], message: str) -> None:
+    assert message in refusal(registry.check, name, given, "r.yaml")
+
+
+def test_a_method_that_needs_a_teacher_is_not_built_without() -> None:
+    assert "method 'kd' needs a teacher, and cifar_resnet8x4 has none" in refusal(registry.build, "kd", ALONE, {})
+    assert registry.build("none", ALONE, {}).pair is ALONE
+
+
+def test_plug_in_by_path(plugin: Path) -> None:
+    name = f"{plugin}:Mine"
+    info = registry.describe(name)
+    assert (info.summary, info.family, info.needs_teacher) == ("Mean squared error of logits.", "logits", True)
+    assert [parameter.text for parameter in info.parameters] == ["Weight of it.", ""]
+    assert registry.check(name, {"power": 1}) == {"scale": 2.0, "power": 1}
+    method = registry.build(name, PAIR, {"power": 1, "scale": 3})
+    difference = outputs(1).logits - outputs(2).logits
+    torch.testing.assert_close(method(outputs(1), outputs(2), batch())["ce"], 3 * difference.square().mean())
+    assert registry.source_hash(name) == hashlib.sha256(PLUGIN.encode()).hexdigest()
+    assert list(plugin.parent.iterdir()) == [plugin]
+
+
+def test_an_edited_plug_in_is_read_anew(plugin: Path) -> None:
+    name, first = f"{plugin}:Mine", registry.source_hash(f"{plugin}:Mine")
+    registry.build(name, PAIR, {"power": 1})
+    plugin.write_text(PLUGIN.replace("self.scale = scale", "self.scale = -scale"))
+    assert registry.source_hash(name) != first
+    assert registry.build(name, PAIR, {"power": 1})(outputs(1), outputs(2), batch())["ce"] < 0
+
+
+def test_plug_in_by_relative_path(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(plugin.parent)
+    assert registry.describe("mine.py:Mine").path == plugin.resolve()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("class Mine(Method)", "class Mine"), "Mine is not a kd_bench.methods.base.Method"),
+        (("def __init__", "def make"), "Mine has no __init__ of its own"),
+        (("pair, *,", "pair, x=1, *,"), "should take 'self, pair, *' and then its hyper-parameters, not pair, x"),
+        (("power: int", "**rest"), "not pair, **rest"),
+        (("power: int", "power: list"), "the type of hyper-parameter 'power', list, should be one of float, int"),
+        (("power: int", "power"), "the type of hyper-parameter 'power', not given, should be one of"),
+        (("    def __init__", "    family = 'feature'\n    def __init__"), "family = 'feature' should be 'logits'"),
+        (("    def __init__", "    needs_teacher = 0\n    def __init__"), "needs_teacher = 0 should be true or false"),
+        (("= 2", "= 1 / 3"), "the default of 'scale' should be a literal"),
+        (("= 2", "= -2"), "scale = -2 should be a finite number, at least 0"),
+        (("= 2", "= 2:"), "is not valid Python"),
+    ],
+)
+def test_sources_that_break_the_rules(plugin: Path, change: tuple[str, str], message: str) -> None:
+    plugin.write_text(PLUGIN.replace(*change))
+    assert message in refusal(registry.check, f"{plugin}:Mine", {"power": 1}, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("class Mine(Method)", "class Mine(dict)"), "Mine in {} is not a kd_bench.methods.base.Method"),
+        (('"""A plug-in."""', "1 / 0"), "{} cannot be imported: ZeroDivisionError: division by zero"),
+        (('"""A plug-in."""', "import no_such_module"), "{} cannot be imported: ModuleNotFoundError: No module"),
+        (
+            ("    def __init__", "    family = 'features'.lower()\n    def __init__"),
+            "are not what the source of Mine says",
+        ),
+        (("    def __init__", "    needs_teacher = False\n    def __init__"), "say the same in both ({})"),
+    ],
+)
+def test_plug_ins_that_turn_out_bad_when_run(plugin: Path, change: tuple[str, str], message: str) -> None:
+    plugin.write_text(PLUGIN.replace(*change))
+    found = refusal(registry.build, f"{plugin}:Mine", PAIR, {"power": 1})
+    assert message.format(plugin.resolve()) in found
+
+
+def test_names_of_plug_ins_that_lead_nowhere(plugin: Path) -> None:
+    assert f"there is no file {plugin.parent}/gone.py" in refusal(
+        registry.describe, f"{plugin.parent}/gone.py:Mine", "r.yaml"
+    )
+    assert "did you mean 'Mine'?" in refusal(registry.describe, f"{plugin}:Mime", "r.yaml")
+    assert f"write {plugin}:ClassName" in refusal(registry.describe, str(plugin), "r.yaml")
+    assert "needs a value for 'power': a whole number" in refusal(registry.check, f"{plugin}:Mine", {})
+    plugin.write_text("x = 1\n")
+    assert "holds no class" in refusal(registry.describe, f"{plugin}:Mine", "r.yaml")
+
+
+def test_plug_in_of_an_installed_package(package: Path) -> None:
+    assert "mine_kd" in registry.names()
+    info = registry.describe("mine_kd")
+    assert info.path.samefile(package)
+    assert registry.check("mine_kd", {"power": 2.0}) == {"scale": 2.0, "power": 2}
+    assert registry.source_hash("mine_kd") == hashlib.sha256(PLUGIN.encode()).hexdigest()
+    assert not [name for name in sys.modules if name.startswith("some_pack")]
+    assert type(registry.build("mine_kd", PAIR, {"power": 1})).__module__ == "some_pack.inner.mine"
+
+
+def test_a_built_in_name_is_never_taken_over(package: Path) -> None:
+    assert registry.describe("kd").class_name == "KD"
+    assert registry.source_hash("kd") is None
+
+
+@pytest.mark.parametrize("name", ["lost", "nowhere"])
+def test_entry_points_that_lead_nowhere(package: Path, name: str) -> None:
+    assert "leads to no class in a Python file" in refusal(registry.describe, name, "r.yaml")
+
+
+def test_one_name_of_two_packages(package: Path) -> None:
+    meta = package.parents[2] / "other-1.0.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (meta / "entry_points.txt").write_text("[kd_bench.methods]\nmine_kd = other.mine:Mine\n")
+    message = refusal(registry.describe, "mine_kd")
+    assert message.endswith("by more than one package: other.mine:Mine, some_pack.inner.mine:Mine")
+
+
+def test_listing_and_checking_import_no_torch(plugin: Path) -> None:
+    code = (
+        "import sys; from kd_bench.methods import registry\n"
+        "for name in registry.names(): registry.describe(name); registry.check(name, {}); registry.source_hash(name)\n"
+        f"registry.check({f'{plugin}:Mine'!r}, {{'power': 1}})\n"
+        "print([name for name in ('torch', 'numpy', 'timm', 'pandas', 'pydantic') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
