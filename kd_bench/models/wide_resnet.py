@@ -1,0 +1,158 @@
+"""Wide residual networks for 32x32 images (Zagoruyko and Komodakis, "Wide Residual Networks", 2016).
+
+``cifar_wrn_40_2`` has 40 layers and is twice as wide as the thinnest. State-dict keys, shapes and outputs are those of
+the CIFAR-100 teachers of the distillation literature (Tian et al., "Contrastive Representation Distillation", 2020).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from timm.models import generate_default_cfgs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kd_bench.models.base import CifarNet, Walk, build, cifar_cfg, feature_info, register_model
+
+
+class PreActBlock(nn.Module):
+    """Batch norm, ReLU and a 3x3 convolution, twice, and a shortcut.
+
+    Where the width changes the shortcut is a 1x1 convolution of the activated input, otherwise the input itself.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, drop_rate: float) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
+        self.bn1 = nn.BatchNorm2d(in_chs)
+        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_chs)
+        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, padding=1, bias=False)
+        self.convShortcut: nn.Conv2d | None = None
+        if in_chs != out_chs:
+            self.convShortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
+        """The block's output; ``normalised`` is ``bn1(x)`` where the caller has it already."""
+        active = F.relu(self.bn1(x) if normalised is None else normalised)
+        out = F.relu(self.bn2(self.conv1(active)))
+        if self.drop_rate > 0:
+            out = F.dropout(out, self.drop_rate, self.training)
+        shortcut = x if self.convShortcut is None else self.convShortcut(active)
+        return torch.add(self.conv2(out), shortcut)
+
+
+class WideStage(nn.Module):
+    """Blocks one after another."""
+
+    def __init__(self, in_chs: int, out_chs: int, blocks: int, stride: int, drop_rate: float) -> None:
+        super().__init__()
+        first = PreActBlock(in_chs, out_chs, stride, drop_rate)
+        self.layer = nn.Sequential(first, *(PreActBlock(out_chs, out_chs, 1, drop_rate) for _ in range(blocks - 1)))
+
+    @property
+    def first(self) -> PreActBlock:
+        """The block whose batch norm reads the stage's input."""
+        return cast(PreActBlock, self.layer[0])
+
+    def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
+        """The last block's output; ``normalised`` is the first block's ``bn1(x)`` where the caller has it already."""
+        for block in self.layer:
+            x, normalised = block(x, normalised), None
+        return x
+
+
+class CifarWideResNet(CifarNet):
+    """WRN for 32x32 images: a 3x3 stem and three stages of pre-activation blocks at full, half and quarter size.
+
+    Stages are the outputs of the stem's convolution and of each ``block``: sums that no activation follows, since this
+    is a pre-activation network. Pre-activations are the stem's output and, for each stage, its output under the batch
+    norm that comes next, the following stage's first or the final one. In training that batch norm runs once, not a
+    second time for the pre-activation. The pooled embedding is read from the last pre-activation after ReLU.
+
+    Args:
+        depth: 6 n + 4 for n blocks a stage.
+        width: Multiple of the stages' 16, 32 and 64 channels.
+        drop_rate: Probability of dropout between the convolutions of a block.
+        num_classes: Width of the classifier; 0 for none.
+        in_chans: Channels of the images.
+        global_pool: timm's name of a pooling.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        drop_rate: float = 0.0,
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__(num_classes, in_chans)
+        blocks = (depth - 4) // 6
+        widths = (16, 16 * width, 32 * width, 64 * width)
+        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
+        self.block1 = WideStage(widths[0], widths[1], blocks, 1, drop_rate)
+        self.block2 = WideStage(widths[1], widths[2], blocks, 2, drop_rate)
+        self.block3 = WideStage(widths[2], widths[3], blocks, 2, drop_rate)
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        modules = ("conv1", "block1", "block2", "block3")
+        self.feature_info = feature_info(widths, (1, 1, 2, 4), modules)
+        self.fc = self.make_classifier(widths[3], global_pool)
+        self.apply(self.initialise)
+
+    @staticmethod
+    def initialise(layer: nn.Module) -> None:
+        """Convolutions normal with variance 2 / fan-out, the classifier's bias zero; torch's defaults elsewhere."""
+        if isinstance(layer, nn.Conv2d):
+            fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
+            nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / fan_out))
+        elif isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.bias)
+
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> Walk:
+        """See ``CifarNet.forward_stages``."""
+        x = self.conv1(x)
+        walk = Walk(x, [x], [x] if preacts else [])
+        norms = (self.block2.first.bn1, self.block3.first.bn1, self.bn1)
+        normalised = None
+        for block, norm in list(zip((self.block1, self.block2, self.block3), norms, strict=True))[:last]:
+            x = block(x, normalised)
+            walk.stages.append(x)
+            if preacts:
+                normalised = norm(x)
+                walk.preacts.append(normalised)
+        if last is None or last == len(norms):
+            x = F.relu(self.bn1(x) if normalised is None else normalised)
+        return walk._replace(features=x)
+
+
+default_cfgs = generate_default_cfgs(
+    {name: cifar_cfg() for name in ("cifar_wrn_16_1", "cifar_wrn_16_2", "cifar_wrn_40_1", "cifar_wrn_40_2")}
+)
+
+
+@register_model
+def cifar_wrn_16_1(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """WRN-16-1 for 32x32 images, 0.18 M parameters."""
+    return build(CifarWideResNet, "cifar_wrn_16_1", pretrained, depth=16, width=1, **kwargs)
+
+
+@register_model
+def cifar_wrn_16_2(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """WRN-16-2 for 32x32 images, 0.70 M parameters."""
+    return build(CifarWideResNet, "cifar_wrn_16_2", pretrained, depth=16, width=2, **kwargs)
+
+
+@register_model
+def cifar_wrn_40_1(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """WRN-40-1 for 32x32 images, 0.57 M parameters."""
+    return build(CifarWideResNet, "cifar_wrn_40_1", pretrained, depth=40, width=1, **kwargs)
+
+
+@register_model
+def cifar_wrn_40_2(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """WRN-40-2 for 32x32 images, 2.26 M parameters."""
+    return build(CifarWideResNet, "cifar_wrn_40_2", pretrained, depth=40, width=2, **kwargs)

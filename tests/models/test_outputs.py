@@ -1,0 +1,157 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_bench.errors import UserError
+from kd_bench.models import create
+from kd_bench.models.outputs import observe, shapes
+from kd_bench.types import LOGITS, NOTHING, Output, Shapes
+
+ALL: frozenset[Output] = frozenset({"logits", "stages", "preacts", "pooled"})
+NO_PREACTS: frozenset[Output] = ALL - {"preacts"}
+
+
+def network(name: str, **kwargs: object) -> nn.Module:
+    torch.manual_seed(0)
+    return create(name, 10, **kwargs)
+
+
+def images(size: int = 32) -> Tensor:
+    return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("needs", [LOGITS, {"stages"}, {"preacts"}, {"pooled"}, ALL], ids=str)
+@pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_wrn_16_1"])
+def test_one_training_pass_whatever_is_asked_for(name: str, needs: frozenset[Output]) -> None:
+    plain, observed, x = network(name).train(), network(name).train(), images()
+    logits = plain(x)
+    logits.sum().backward()
+    outputs = observe(observed, x, frozenset(needs))
+    outputs.logits.sum().backward()
+
+    assert torch.equal(outputs.logits, logits)
+    assert same_state(plain, observed)  # the batch norms' statistics and counts included
+    assert observed.state_dict()["bn1.num_batches_tracked"] == 1
+    gradients = [[one.grad for one in model.parameters()] for model in (plain, observed)]
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert len(outputs.stages) == (4 if "stages" in needs else 0)
+    assert len(outputs.preacts) == (4 if "preacts" in needs else 0)
+    assert (outputs.pooled is not None) == ("pooled" in needs)
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_wrn_16_1"])
+def test_gradients_reach_the_weights_through_every_output(name: str) -> None:
+    outputs = observe(network(name).train(), images(), ALL)
+    assert outputs.pooled is not None
+    for output in (*outputs.stages, *outputs.preacts, outputs.pooled):
+        assert output.requires_grad
+    sum(output.square().mean() for output in (*outputs.stages, *outputs.preacts, outputs.pooled)).backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "stages", "pooled"),
+    [
+        ("resnet10t", 32, {}, [(64, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)], 512),
+        ("vit_tiny_patch16_224", 32, {"img_size": 32, "depth": 2}, [(192, 2, 2)] * 2, 192),
+        ("convnext_atto", 32, {"depths": (1, 1, 1, 1)}, [(40, 8, 8), (80, 4, 4), (160, 2, 2), (320, 1, 1)], 320),
+        # its head holds a convolution, a batch norm and dropout
+        ("repghostnet_050", 32, {}, [(8, 16, 16), (12, 8, 8), (20, 4, 4), (40, 2, 2), (80, 1, 1)], 1280),
+        # its classifier has a batch norm of its own in front, after pre_logits
+        ("shvit_s1", 64, {}, [(128, 4, 4), (224, 2, 2), (320, 1, 1)], 320),
+        # its classifier is a 1x1 convolution
+        ("resnetv2_18", 32, {}, [(64, 16, 16), (64, 8, 8), (128, 4, 4), (256, 2, 2), (512, 1, 1)], 512),
+    ],
+)
+def test_timms_networks(name: str, size: int, options: dict[str, object], stages: list[tuple], pooled: int) -> None:
+    plain, observed, x = network(name, **options).train(), network(name, **options).train(), images(size)
+    torch.manual_seed(2)
+    expected = plain(x)
+    torch.manual_seed(2)
+    outputs = observe(observed, x, NO_PREACTS)
+    assert torch.equal(outputs.logits, expected)
+    assert same_state(plain, observed)
+    assert [tuple(stage.shape[1:]) for stage in outputs.stages] == stages
+    assert outputs.pooled is not None
+    assert outputs.pooled.shape == (4, pooled)
+    again = network(name, **options).train()
+    torch.manual_seed(2)
+    assert torch.equal(observe(again, x, frozenset({"pooled"})).pooled, outputs.pooled)
+
+    classifier = observed.get_classifier()
+    if isinstance(classifier, nn.Linear):
+        assert torch.allclose(classifier(outputs.pooled), outputs.logits)
+
+
+def test_dropout_in_the_head_is_drawn_once() -> None:
+    x = images()
+    plain, observed = network("resnet10t", drop_rate=0.5).train(), network("resnet10t", drop_rate=0.5).train()
+    torch.manual_seed(5)
+    expected, after = plain(x), torch.rand(1)
+    torch.manual_seed(5)
+    outputs = observe(observed, x, NO_PREACTS)
+    assert torch.equal(outputs.logits, expected)
+    assert torch.equal(torch.rand(1), after)
+    assert not observed.get_classifier()._forward_pre_hooks
+
+
+def test_a_pair_of_classifiers() -> None:
+    model, x = network("deit_tiny_distilled_patch16_224", img_size=32, depth=1).eval(), images()
+    with torch.no_grad():
+        outputs = observe(model, x, NO_PREACTS)
+        assert torch.equal(outputs.logits, model(x))
+    assert outputs.pooled is not None
+    assert outputs.pooled.shape == (4, 192)
+
+
+def test_what_a_network_cannot_give_is_named() -> None:
+    with pytest.raises(UserError, match="model resnet10t: cannot give the output 'preacts'"):
+        observe(network("resnet10t"), images(), ALL)
+    with pytest.raises(UserError, match="model resnet10t: cannot give the output 'preacts'"):
+        shapes(network("resnet10t"), (3, 32, 32), ALL)
+    unpooled = network("resnet10t", global_pool="")
+    unpooled.reset_classifier(0, "")
+    with pytest.raises(UserError, match="model resnet10t: cannot give the output 'pooled'"):
+        observe(unpooled, images(64), NO_PREACTS)
+
+    class Foreign(nn.Module):
+        forward_features = nn.Identity()
+
+    with pytest.raises(UserError, match="model Foreign: cannot give the output 'stages'"):
+        observe(Foreign(), images(), NO_PREACTS)
+
+
+def test_shapes_of_one_image() -> None:
+    stages = ((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8))
+    assert shapes(network("cifar_resnet8"), (3, 32, 32), ALL) == Shapes((10,), stages, stages, (64,))
+    assert shapes(network("cifar_wrn_16_1", in_chans=1), (1, 32, 32), LOGITS) == Shapes((10,))
+    assert shapes(network("resnet10t"), (3, 64, 64), frozenset({"pooled"})) == Shapes((10,), pooled=(512,))
+    assert shapes(network("cifar_resnet8"), (3, 32, 32), NOTHING).stages == ()
+
+
+def test_finding_the_shapes_changes_nothing() -> None:
+    model = network("cifar_resnet8").train()
+    model.get_submodule("layer1").eval()
+    before, modes = copy.deepcopy(model), [module.training for module in model.modules()]
+    generator = torch.get_rng_state()
+    shapes(model, (3, 32, 32), ALL)
+    assert same_state(model, before)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(one.grad is None for one in model.parameters())
+    with pytest.raises(RuntimeError):
+        shapes(model, (5, 32, 32), ALL)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_observing_compiles_to_one_graph() -> None:
+    model, x = network("cifar_resnet8").eval(), images()
+    function = torch.compile(lambda batch: observe(model, batch, ALL), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(function(x).logits, model(x))
