@@ -1,0 +1,141 @@
+"""A cohort: students that share a stream of batches (and a teacher), trained side by side in one process.
+
+Each student runs forward, backward and step on its own before the next one begins, with its draws seeded by name, so
+its weights are the same whether it is trained alone, in company or in another order; and only one student's
+activations are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from kd_bench.models.outputs import observe
+from kd_bench.training.member import Member
+from kd_bench.types import Batch, Output, Outputs
+
+#: Told now and then how far a cohort is: (epoch from 0, steps done in it, steps of an epoch, images a second).
+Progress = Callable[[int, int, int, float], None]
+
+
+class Cohort(pl.LightningModule):
+    """Trains members on one stream of batches; what they learn from is up to the subclass.
+
+    Attributes:
+        members: The trials in training.
+        start_epoch: Epoch (from 0) at which this process begins: that of the member that is least far.
+    """
+
+    automatic_optimization = False
+
+    def __init__(self, members: Sequence[Member], progress: Progress | None = None) -> None:
+        super().__init__()
+        if len({member.trial.stream for member in members}) != 1:
+            raise ValueError("members of a cohort must share the stream of batches and the teacher")
+        self.members: Sequence[Member] = nn.ModuleList(members)  # type: ignore[assignment]
+        self.start_epoch = min(member.epochs_done for member in members)
+        self._progress = progress
+        self._active: list[Member] = []
+        self._epoch_began = self._told = self._training_seconds = 0.0
+        self._images = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in hand, from 0, over all processes that worked on these trials."""
+        return self.start_epoch + self.current_epoch
+
+    def teach(self, batch: Batch) -> Outputs | None:
+        """What the teacher puts out for a batch; None where nothing teaches."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One a member; each member steps its own."""
+        return [member.optimizer for member in self.members]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """The loader gives batches that are on the device already."""
+        return batch
+
+    def on_train_epoch_start(self) -> None:
+        """Finds out who takes part, and sets the learning rates."""
+        self._active = [member for member in self.members if member.takes_part(self.epoch)]
+        for member in self._active:
+            member.begin_epoch(self.epoch)
+        self._epoch_began = self._told = time.perf_counter()
+        self._images = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One batch: the teacher once, then each student by itself."""
+        if batch.epoch != self.epoch:
+            raise RuntimeError(f"the loader is in epoch {batch.epoch}, the training in {self.epoch}")
+        with torch.no_grad():
+            teacher = self.teach(batch)
+        for member in self._active:
+            if not member.stopped:
+                member.step(teacher, batch, self.manual_backward)
+        self._images += len(batch.images)
+        now = time.perf_counter()
+        if self._progress and now - self._told > 0.5:
+            self._told = now
+            steps = int(self.trainer.num_training_batches)
+            self._progress(self.epoch, batch_idx + 1, steps, self._images / (now - self._epoch_began))
+
+    def on_validation_start(self) -> None:
+        """Training ends here for this epoch, as far as its cost goes."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._training_seconds = time.perf_counter() - self._epoch_began
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Evaluates each student on a batch of the test set."""
+        for member in self._active:
+            if not member.stopped:
+                member.evaluate(batch)
+
+    def on_train_epoch_end(self) -> None:
+        """Hands each student's epoch to its trial's folder."""
+        own = {id(member): member.watch.read() for member in self._active}
+        shared = max(0.0, self._training_seconds - sum(own.values()))
+        going = [member for member in self._active if not member.stopped]
+        for member in going:
+            member.end_epoch(self.epoch, own[id(member)], shared, len(going))
+        self.trainer.train_dataloader.set_epoch(self.epoch + 1)
+        if all(member.stopped for member in self.members):
+            self.trainer.should_stop = True
+
+
+class Supervised(Cohort):
+    """Networks that learn from the labels alone: teachers, and students without distillation."""
+
+    def teach(self, batch: Batch) -> None:
+        """Nobody teaches."""
+        return
+
+
+class Distillation(Cohort):
+    """Students that share one frozen teacher, whose forward pass is made once a batch.
+
+    Args:
+        members: The students; all of them name the same teacher in their trials.
+        teacher: The trained network; kept in evaluation mode and never changed.
+        progress: Told now and then how far the cohort is.
+    """
+
+    def __init__(self, members: Sequence[Member], teacher: nn.Module, progress: Progress | None = None) -> None:
+        super().__init__(members, progress)
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._needs = frozenset[Output]().union(*(member.method.needs.teacher for member in members))
+
+    def train(self, mode: bool = True) -> Distillation:
+        """As usual, except that the teacher stays in evaluation mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def teach(self, batch: Batch) -> Outputs:
+        """The teacher's one pass over the batch, for all that some member's method needs."""
+        return observe(self.teacher, batch.images, self._needs)

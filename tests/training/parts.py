@@ -1,0 +1,100 @@
+"""A small set of images, tiny networks' trials, and a sink that keeps everything in memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import torch
+
+from kd_bench.data.splits import Splits
+from kd_bench.methods import registry as methods
+from kd_bench.recipe import Trial
+from kd_bench.training.cohort import Distillation, Supervised
+from kd_bench.training.fit import build_member, build_network, fit, loaders
+from kd_bench.training.member import Member
+
+CPU = torch.device("cpu")
+
+
+def splits(train: int = 72, test: int = 40) -> Splits:
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(train + test) % 4
+    images = torch.randint(0, 256, (train + test, 3, 32, 32), generator=draws, dtype=torch.uint8)
+    images[:, 0] = (images[:, 0] // 4) + labels[:, None, None].to(torch.uint8) * 48  # something to be learned
+    return Splits(
+        train_images=images[:train].contiguous(),
+        test_images=images[train:].contiguous(),
+        train_labels=labels[:train].contiguous(),
+        test_labels=labels[train:].contiguous(),
+        class_names=("a", "b", "c", "d"),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+def trial(method: str = "kd", *, taught: bool = True, **changes: Any) -> Trial:
+    hyperparameters = changes.pop("hyperparameters", {})
+    settings = {
+        "dataset": {"name": "digits"},
+        "augment": {"crop": 2, "flip": True},
+        "epochs": 3,
+        "batch_size": 16,
+        "optimizer": {"name": "sgd", "lr": 0.05},
+        "schedule": {"name": "cosine"},
+        "model": "cifar_resnet8",
+        "method": {
+            "name": method,
+            "hyperparameters": methods.check(method, hyperparameters),
+            "source": methods.source_hash(method),
+        },
+        "seed": 3,
+    } | changes
+    if taught and method != "none":
+        settings["teacher"] = trial("none", model="cifar_resnet14", seed=0).settings()
+    return Trial.model_validate_json(json.dumps(settings))
+
+
+class MemorySink:
+    """Keeps every state that a trial's folder would."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Any]] = []
+        self.divergence: str | None = None
+        self.crash: str | None = None
+
+    def epoch(self, member: Member) -> None:
+        self.states.append(copy.deepcopy(member.state()))
+
+    def diverged(self, member: Member, reason: str) -> None:
+        self.divergence = reason
+
+    def crashed(self, member: Member, reason: str) -> None:
+        self.crash = reason
+
+
+def train(trials: list[Trial], data: Splits, *, states: list[dict[str, Any] | None] | None = None) -> list[MemorySink]:
+    """Trains a cohort; ``states`` are where its members go on from. Returns what each member reported."""
+    sinks = [MemorySink() for _ in trials]
+    taught = trials[0].teacher
+    teacher = build_network(taught, data.num_classes).eval() if taught else None
+    members = [build_member(one, data, teacher, sink) for one, sink in zip(trials, sinks, strict=True)]
+    for member, state in zip(members, states or [None] * len(members), strict=True):
+        if state is not None:
+            member.restore(copy.deepcopy(state))
+    cohort = Distillation(members, teacher) if teacher is not None else Supervised(members)
+    fit(cohort, *loaders(trials[0], data, CPU), CPU)
+    return sinks
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are equal to the last bit, the times that things took aside."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        timed = {"seconds", "own_seconds", "members"}
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one.keys() - timed)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one == other

@@ -1,0 +1,173 @@
+"""A cohort's results are those of its members alone, to the last bit, whatever happens to the others."""
+
+import pytest
+import torch
+
+from kd_bench.methods import registry
+from kd_bench.training.cohort import Supervised
+from kd_bench.training.fit import build_member
+from tests.training.parts import MemorySink, same, splits, train, trial
+
+CLASS = {"weights": "class", "tau": 4.0, "warmup_epochs": 2}
+
+BROKEN = '''
+import torch
+from kd_bench.methods.base import Method
+from kd_bench.types import Needs
+
+
+class Broken(Method):
+    """Goes wrong in a chosen step of the second epoch.
+
+    Args:
+        how: "error" or "nan".
+    """
+
+    needs_teacher = True
+    family = "logits"
+
+    def __init__(self, pair, *, how: str = "error"):
+        super().__init__(pair)
+        self.how = how
+
+    def forward(self, student, teacher, batch):
+        loss = torch.nn.functional.cross_entropy(student.logits, batch.labels)
+        if batch.epoch == 1 and batch.step == 1:
+            if self.how == "error":
+                raise RuntimeError("the method's own fault")
+            loss = loss * float("nan")
+        return {"ce": loss}
+'''
+
+
+@pytest.fixture(scope="module")
+def data():
+    return splits()
+
+
+@pytest.fixture(scope="module")
+def alone(data):
+    """Each method trained by itself."""
+    return {
+        "kd": train([trial("kd")], data)[0],
+        "dkd": train([trial("dkd")], data)[0],
+        "ikl_kd": train([trial("ikl_kd", hyperparameters=CLASS)], data)[0],
+    }
+
+
+def test_every_method_alone_together_and_in_another_order(data, alone):
+    orders = (["kd", "dkd", "ikl_kd"], ["ikl_kd", "kd", "dkd"])
+    for order in orders:
+        trials = [trial(name, hyperparameters=CLASS if name == "ikl_kd" else {}) for name in order]
+        for name, sink in zip(order, train(trials, data), strict=True):
+            assert same(sink.states, alone[name].states), name
+
+
+def test_methods_do_differ(alone):
+    # The test above would prove nothing if all methods gave the same weights.
+    kd, dkd = alone["kd"].states[-1], alone["dkd"].states[-1]
+    assert not same(kd["network"], dkd["network"])
+
+
+def test_supervised_students_side_by_side(data):
+    small, large = trial("none"), trial("none", model="cifar_resnet14")
+    together = train([small, large], data)
+    assert same(together[0].states, train([small], data)[0].states)
+    assert same(together[1].states, train([large], data)[0].states)
+
+
+def test_same_seed_gives_the_same_initial_weights_to_every_method(data):
+    members = [build_member(trial(name, taught=False), data, None, MemorySink()) for name in ("none", "none")]
+    assert same(members[0].network.state_dict(), members[1].network.state_dict())
+    other = build_member(trial("none", seed=4), data, None, MemorySink())
+    assert not same(members[0].network.state_dict(), other.network.state_dict())
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_resuming_is_exact(data, alone, epoch):
+    trials = [trial("kd"), trial("ikl_kd", hyperparameters=CLASS)]
+    states = [alone["kd"].states[epoch - 1], alone["ikl_kd"].states[epoch - 1]]
+    resumed = train(trials, data, states=states)
+    assert same(resumed[0].states[-1], alone["kd"].states[-1])
+    assert same(resumed[1].states[-1], alone["ikl_kd"].states[-1])
+
+
+def test_members_of_different_progress_go_on_together(data, alone):
+    # A kill between two checkpoints of one epoch leaves a cohort so.
+    trials = [trial("kd"), trial("ikl_kd", hyperparameters=CLASS), trial("dkd")]
+    resumed = train(trials, data, states=[alone["kd"].states[1], alone["ikl_kd"].states[0], None])
+    for sink, name, epochs in zip(resumed, ("kd", "ikl_kd", "dkd"), (1, 2, 3), strict=True):
+        assert len(sink.states) == epochs
+        assert same(sink.states[-1], alone[name].states[-1])
+
+
+@pytest.mark.parametrize("how", ["error", "nan"])
+def test_a_member_that_goes_wrong_touches_no_other(data, alone, tmp_path, how):
+    path = tmp_path / "broken.py"
+    path.write_text(BROKEN)
+    name = f"{path}:Broken"
+    assert registry.describe(name).needs_teacher
+    broken, kd = train([trial(name, hyperparameters={"how": how}), trial("kd")], data)
+    assert same(kd.states, alone["kd"].states)
+    assert len(broken.states) == 1
+    if how == "error":
+        assert broken.crash == "RuntimeError: the method's own fault"
+    else:
+        assert broken.divergence == "the loss was no longer finite in epoch 2, step 2"
+
+
+def test_divergence_by_a_learning_rate_far_too_high(data, alone):
+    diverged, kd = train([trial("kd", optimizer={"name": "sgd", "lr": 1e30}), trial("kd")], data)
+    assert diverged.divergence is not None
+    assert "no longer finite in epoch 1" in diverged.divergence
+    assert same(kd.states, alone["kd"].states)
+
+
+def test_clipping_concerns_one_student_only(data, alone):
+    clipped, kd = train([trial("kd", clip_norm=0.01), trial("kd")], data)
+    assert same(kd.states, alone["kd"].states)
+    assert not same(clipped.states[-1]["network"], alone["kd"].states[-1]["network"])
+
+
+def test_training_learns_and_reports(data):
+    sink = train([trial("none", epochs=12)], data)[0]
+    history = sink.states[-1]["history"]
+    assert [row["epoch"] for row in history] == list(range(1, 13))
+    assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
+    assert history[-1]["top1"] > 60
+    assert history[0]["top5"] == 100.0
+    assert all(row["seconds"] >= row["own_seconds"] > 0 for row in history)
+
+
+def test_the_teacher_is_never_changed(data):
+    from kd_bench.training.cohort import Distillation
+    from kd_bench.training.fit import build_network, fit, loaders
+    from tests.training.parts import CPU
+
+    one = trial("kd")
+    teacher = build_network(one.teacher, data.num_classes).eval()
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    members = [build_member(one, data, teacher, MemorySink())]
+    fit(Distillation(members, teacher), *loaders(one, data, CPU), CPU)
+    assert same(before, dict(teacher.state_dict()))
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+
+
+def test_members_must_share_their_stream(data):
+    members = [build_member(trial("none", seed=seed), data, None, MemorySink()) for seed in (1, 2)]
+    with pytest.raises(ValueError, match="share the stream"):
+        Supervised(members)
+
+
+def test_evaluation_is_exact(data):
+    member_trial = trial("none", epochs=1)
+    sink = train([member_trial], data)[0]
+    member = build_member(member_trial, data, None, MemorySink())
+    member.restore(sink.states[-1])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+    member.network.eval()
+    with torch.no_grad():
+        logits = member.network((data.test_images / 255 - mean) / std)
+    expected = 100 * (logits.argmax(1) == data.test_labels).double().mean().item()
+    assert sink.states[-1]["history"][-1]["top1"] == pytest.approx(expected)
