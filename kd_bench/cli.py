@@ -1,0 +1,338 @@
+"""The commands. Thin, and quick to start: torch is imported only by a command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kd_bench.errors import RunFailed, UserError, unknown
+
+if TYPE_CHECKING:
+    from kd_bench.recipe import Planned, Recipe, Trial
+    from kd_bench.runner.run import Options
+
+app = typer.Typer(
+    name="kd-bench",
+    help="The benchmark suite for knowledge distillation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+teacher_app = typer.Typer(help="Train and verify teachers.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(teacher_app, name="teacher")
+
+Only = Annotated[list[str] | None, typer.Option("--only", help="KEY=VALUE[,VALUE]: method, student, teacher or seed.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe, e.g. epochs=2.")]
+Trials = Annotated[int | None, typer.Option("--trials", min=1, help="Seeds a cell, over the recipe's.")]
+Out = Annotated[Path, typer.Option("--out", envvar="KD_BENCH_OUT", help="Results folder.")]
+Data = Annotated[Path | None, typer.Option("--data", envvar="KD_BENCH_DATA", help="Folder of data sets.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Cohorts at once; by default as many as fit.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a cohort; results are bitwise for one.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+CohortSize = Annotated[int, typer.Option("--cohort-size", min=1, help="Most students that share one process.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Train again what failed before.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")]
+Format = Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex or csv.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe's file, or the name of one that comes with kd-bench.")]
+
+OUT = Path("runs")
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    only: Only = None,
+    trials: Trials = None,
+    set_: Set = None,
+    out: Out = OUT,
+    data: Data = None,
+    jobs: Jobs = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+    cohort_size: CohortSize = 8,
+    retry_failed: RetryFailed = False,
+    tensorboard: TensorBoard = False,
+    format_: Format = "terminal",
+) -> None:
+    """Train everything that is missing of a recipe, and print its table."""
+    read, where, planned = _plan(recipe, only, trials, set_)
+    options = _options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard)
+    _run(read, where, planned, options, format_)
+
+
+@app.command()
+def compare(
+    dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")],
+    teacher: Annotated[str, typer.Option("--teacher", help="The network that teaches.")],
+    student: Annotated[str, typer.Option("--student", help="The network that learns.")],
+    methods: Annotated[str, typer.Option("--methods", help="Names, with commas between.")] = "kd,dkd,ikl_kd",
+    trials: Trials = 3,
+    set_: Set = None,
+    out: Out = OUT,
+    data: Data = None,
+    jobs: Jobs = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+    cohort_size: CohortSize = 8,
+    retry_failed: RetryFailed = False,
+    tensorboard: TensorBoard = False,
+    format_: Format = "terminal",
+) -> None:
+    """Compare methods on a pair of your own, with the published settings of the data set."""
+    from kd_bench.reading import read_recipe
+    from kd_bench.runner.plan import plan
+
+    rows = [name.strip() for name in methods.split(",") if name.strip()]
+    content = _base(dataset) | {
+        "name": "-".join(["compare", dataset, teacher, student]).replace("/", "-"),
+        "pairs": [{"teacher": teacher, "student": student}],
+        "methods": list(dict.fromkeys(["none", *rows])),
+    }
+    read = read_recipe(content, set_ or (), trials)
+    options = _options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard)
+    _run(read, "compare", plan(read, "compare"), options, format_)
+
+
+@app.command()
+def table(
+    recipe: RecipeName,
+    only: Only = None,
+    trials: Trials = None,
+    set_: Set = None,
+    out: Out = OUT,
+    format_: Format = "terminal",
+) -> None:
+    """Print the table of what a recipe has so far."""
+    from kd_bench.runner.folder import check_all
+
+    _check_format(format_)
+    read, _, planned = _plan(recipe, only, trials, set_)
+    check_all(planned, out / read.name)
+    _print_table(read, planned, out, format_)
+
+
+@app.command("list")
+def list_(kind: Annotated[str, typer.Argument(help="methods, teachers, students, datasets or recipes")]) -> None:
+    """List what there is."""
+    entries = _kinds()
+    if kind not in entries:
+        raise unknown("list", kind, entries)
+    found = entries[kind]()
+    width = max(len(name) for name in found)
+    for name, about in found.items():
+        typer.echo(f"{name:{width}}  {about}".rstrip())
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A method, network, data set or recipe.")]) -> None:
+    """Show what is known of a method, network, data set or recipe."""
+    from kd_bench.runner.describe import describe
+
+    typer.echo(describe(name))
+
+
+@app.command()
+def doctor(out: Out = OUT, data: Data = None) -> None:
+    """Check the installation, devices, data sets and folders, and say what to do about what is missing."""
+    from kd_bench.runner.doctor import examine
+
+    sound = True
+    for finding in examine(out, data):
+        typer.echo(str(finding))
+        sound = sound and finding.sound
+    if not sound:
+        raise RunFailed("something above keeps kd-bench from working")
+
+
+@teacher_app.command("train")
+def teacher_train(
+    name: Annotated[str, typer.Argument(help="The network.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")],
+    set_: Set = None,
+    out: Out = OUT,
+    data: Data = None,
+    threads: Threads = 1,
+    device: Device = "auto",
+) -> None:
+    """Train a teacher, as the data set's recipes do; they then find it in the results folder."""
+    trial, where = _teacher(name, dataset, set_)
+    from kd_bench.runner.display import Display
+    from kd_bench.runner.run import Options, Runner, prepare
+
+    _locate(trial.dataset.name, data)
+    prepare(out)
+    runner = Runner("teachers", Options(out=out, data=data, threads=threads, device=device), Display(where))
+    outcome = runner.run([], extra_teachers=[trial])
+    if outcome.failed:
+        raise RunFailed(f"{trial.model}: {'; '.join(outcome.failed.values())}")
+    result = runner.teacher_folder(trial).result() or {}
+    typer.echo(f"{trial.model} on {trial.dataset.title}: {result['top1_last']:.2f} %, {runner.teacher_folder(trial).path}")
+
+
+@teacher_app.command("verify")
+def teacher_verify(
+    name: Annotated[str, typer.Argument(help="The network.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")],
+    set_: Set = None,
+    out: Out = OUT,
+    data: Data = None,
+    device: Device = "cpu",
+) -> None:
+    """Measure a trained teacher again on the test set, and compare with what its training recorded."""
+    trial, _ = _teacher(name, dataset, set_)
+    from kd_bench.runner.verify import verify
+
+    _locate(trial.dataset.name, data)
+    typer.echo(verify(trial, out, data, device))
+
+
+def main() -> None:
+    """The entry point: every error a user can cause is one line on standard error."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _leave(str(error), 2)
+    except RunFailed as error:
+        _leave(str(error), 1)
+    except KeyboardInterrupt:
+        _leave("stopped; the same command goes on from here", 130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        # typer's own complaints about the command line; anything else is a fault of ours and keeps its traceback.
+        if not hasattr(error, "format_message"):
+            raise
+        _leave(error.format_message(), getattr(error, "exit_code", 2))
+
+
+def _leave(message: str, code: int) -> None:
+    typer.echo(f"kd-bench: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _plan(
+    name: str, only: list[str] | None, trials: int | None, overrides: list[str] | None
+) -> tuple[Recipe, str, list[Planned]]:
+    from kd_bench.reading import find_recipe, read_recipe
+    from kd_bench.runner.plan import plan
+
+    recipe = read_recipe(name, overrides or (), trials)
+    where = str(find_recipe(name))
+    return recipe, where, plan(recipe, where, only or ())
+
+
+def _base(dataset: str) -> dict[str, Any]:
+    """What recipes of a data set share, for a recipe made from the command line."""
+    from kd_bench.data import registry as datasets
+    from kd_bench.resources import share
+
+    datasets.spec(dataset, "--dataset")
+    name = f"{dataset}/base.yaml"
+    return {"extends": name} if share("recipes", name).is_file() else {"dataset": {"name": dataset}}
+
+
+def _teacher(name: str, dataset: str, overrides: list[str] | None) -> tuple[Trial, str]:
+    from kd_bench.models.registry import resolve
+    from kd_bench.reading import read_recipe
+    from kd_bench.runner.plan import plan, teacher_trial
+
+    content = _base(dataset) | {
+        "name": f"teacher {name}".replace(" ", "-").replace("/", "-"),
+        "pairs": [{"teacher": name, "student": name}],
+        "methods": ["none"],
+    }
+    recipe = read_recipe(content, overrides or ())
+    plan(recipe, "teacher")
+    return teacher_trial(recipe, resolve(name, "teacher"), "teacher"), f"teacher {name}"
+
+
+def _locate(dataset: str, data: Path | None) -> None:
+    from kd_bench.data import registry as datasets
+
+    datasets.locate(dataset, datasets.data_dir(data))
+
+
+def _options(
+    out: Path,
+    data: Path | None,
+    jobs: int | None,
+    threads: int,
+    device: str,
+    cohort_size: int,
+    retry_failed: bool,
+    tensorboard: bool,
+) -> Options:
+    from kd_bench.runner.run import Options
+
+    return Options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard)
+
+
+def _run(recipe: Recipe, where: str, planned: list[Planned], options: Options, format_: str) -> None:
+    from kd_bench.runner.display import Display
+    from kd_bench.runner.run import Runner, prepare
+
+    _check_format(format_)
+    _locate(recipe.dataset.name, options.data)
+    prepare(options.out)
+    outcome = Runner(recipe.name, options, Display(recipe.name)).run(planned)
+    _print_table(recipe, planned, options.out, format_)
+    if outcome.failed:
+        raise RunFailed(f"{where}: {len(outcome.failed)} trainings have no result: {_reasons(outcome.failed)}")
+
+
+def _reasons(failed: dict[str, str]) -> str:
+    return "; ".join(f"{trial}: {reason}" for trial, reason in list(failed.items())[:3]) + " ..." * (len(failed) > 3)
+
+
+def _print_table(recipe: Recipe, planned: list[Planned], out: Path, format_: str) -> None:
+    from kd_bench.report.formats import write
+    from kd_bench.report.frame import read_results
+    from kd_bench.report.table import summarise
+
+    write(summarise(read_results(out / recipe.name, planned), recipe.baseline), format_, sys.stdout)
+
+
+def _check_format(format_: str) -> None:
+    from kd_bench.report.formats import FORMATS
+
+    if format_ not in FORMATS:
+        raise unknown("format", format_, FORMATS, "--format")
+
+
+def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
+    def method_names() -> dict[str, str]:
+        from kd_bench.methods import registry
+
+        return {name: registry.describe(name).summary for name in registry.names()}
+
+    def networks() -> dict[str, str]:
+        from kd_bench.models import registry
+
+        return registry.own_models()
+
+    def dataset_names() -> dict[str, str]:
+        from kd_bench.data import registry
+
+        return {name: registry.spec(name).title for name in registry.names()}
+
+    def recipe_names() -> dict[str, str]:
+        from kd_bench.reading import packaged_recipes, recipe_description
+
+        return {name: recipe_description(name) for name in packaged_recipes()}
+
+    return {
+        "methods": method_names,
+        "teachers": networks,
+        "students": networks,
+        "datasets": dataset_names,
+        "recipes": recipe_names,
+    }
+
+
+if __name__ == "__main__":
+    main()

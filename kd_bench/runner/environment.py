@@ -1,0 +1,65 @@
+"""What a trial ran on, for ``environment.json``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("kd-bench", "torch", "torchvision", "pytorch-lightning", "timm", "numpy", "safetensors")
+
+
+def now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe(device: str, threads: int) -> dict[str, Any]:
+    """Versions, machine, device and the number of threads that results are bitwise repeatable under."""
+    import torch
+
+    place = torch.device(device)
+    return {
+        "started": now(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else _processor(),
+        "cuda": torch.version.cuda if place.type == "cuda" else None,
+        "cudnn": torch.backends.cudnn.version() if place.type == "cuda" else None,
+        "tf32": {
+            "matmul": torch.backends.cuda.matmul.allow_tf32,
+            "convolution": torch.backends.cudnn.allow_tf32,
+        }
+        if place.type == "cuda"
+        else None,
+        "threads": threads,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "command": os.environ.get("KD_BENCH_COMMAND", " ".join(sys.argv)),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

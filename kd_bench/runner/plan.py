@@ -1,0 +1,150 @@
+"""From a recipe to its trials: every default filled in, every name checked, nothing heavy imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kd_bench.data import registry as datasets
+from kd_bench.errors import UserError, unknown
+from kd_bench.methods import registry as methods
+from kd_bench.models import registry as models
+from kd_bench.reading import merge, parse
+from kd_bench.recipe import (
+    Dataset,
+    MethodSettings,
+    PairEntry,
+    Planned,
+    Recipe,
+    Schedule,
+    StepSchedule,
+    Training,
+    Trial,
+)
+
+#: What ``--only`` can select by, and how a planned trial answers.
+SELECTORS = {
+    "method": lambda planned: {planned.label, planned.method},
+    "student": lambda planned: _names(planned.student),
+    "teacher": lambda planned: _names(planned.teacher),
+    "seed": lambda planned: {str(planned.seed)},
+}
+
+
+def plan(recipe: Recipe, where: str, only: Iterable[str] = ()) -> list[Planned]:
+    """All trials of a recipe in the table's order: pair by pair, row by row, seed by seed.
+
+    Args:
+        recipe: The recipe.
+        where: Its file, for error messages.
+        only: ``key=value[,value...]`` each; a trial must match all.
+
+    Raises:
+        UserError: For a data set, network, method or hyper-parameter that does not exist or is out of range.
+    """
+    _check_dataset(recipe.dataset, where)
+    if recipe.baseline not in recipe.methods and recipe.baseline != "kd":
+        raise unknown("row", recipe.baseline, recipe.methods, f"{where}: baseline")
+    known = {pair.teacher: models.resolve(pair.teacher, f"{where}: pairs") for pair in recipe.pairs if pair.teacher}
+    for name in recipe.teachers:
+        if name not in known and name not in known.values():
+            raise unknown("teacher of this recipe", name, known, f"{where}: teachers")
+    planned = [
+        one for place, pair in enumerate(recipe.pairs) for one in _pair(recipe, pair, f"{where}: pairs.{place}", known)
+    ]
+    return select(planned, only)
+
+
+def teacher_trial(recipe: Recipe, name: str, where: str) -> Trial:
+    """The training that makes the teacher ``name`` (a network's name) under this recipe."""
+    own: dict[str, Any] = {}
+    for key, settings in recipe.teachers.items():
+        if models.resolve(key, f"{where}: teachers") == name:
+            own = merge(own, settings)
+    overrides = merge(recipe.teacher_training, own)
+    seed = overrides.pop("seed", 0)
+    return _trial(recipe, overrides, f"{where}: teacher_training", model=name, method=_alone(where), seed=seed)
+
+
+def select(planned: list[Planned], only: Iterable[str]) -> list[Planned]:
+    """Those that match every ``key=value[,value...]``.
+
+    Raises:
+        UserError: For a key one cannot select by, and a value that nothing here has.
+    """
+    for condition in only:
+        key, equals, values = condition.partition("=")
+        if not equals or not values:
+            raise UserError(f"--only {condition}: should be KEY=VALUE, e.g. method=kd,ikl_kd")
+        if key not in SELECTORS:
+            raise unknown("key to select by", key, SELECTORS, f"--only {condition}")
+        wanted = {value.strip() for value in values.split(",")}
+        present = {name for one in planned for name in SELECTORS[key](one)}
+        for value in sorted(wanted - present):
+            raise unknown(f"{key} of this recipe", value, present, f"--only {condition}")
+        planned = [one for one in planned if SELECTORS[key](one) & wanted]
+    return planned
+
+
+def _names(network: str) -> set[str]:
+    return {network, network.removeprefix("cifar_")}
+
+
+def _pair(recipe: Recipe, pair: PairEntry, where: str, known: Mapping[str, str]) -> Iterable[Planned]:
+    student = models.resolve(pair.student, where)
+    teacher = teacher_trial(recipe, known[pair.teacher], where) if pair.teacher else None
+    for label in pair.methods:
+        if label not in recipe.methods:
+            raise unknown("row", label, recipe.methods, f"{where}.methods")
+    for label, entry in recipe.methods.items():
+        place = f"{where}.methods.{label}" if label in pair.methods else f"{where.partition(': ')[0]}: methods.{label}"
+        info = methods.describe(entry.method, place)
+        if info.needs_teacher and teacher is None:
+            raise UserError(f"{place}: {entry.method} needs a teacher, and the pair of {pair.student} has none")
+        method = MethodSettings(
+            name=entry.method,
+            hyperparameters=methods.check(
+                entry.method, merge(entry.hyperparameters, pair.methods.get(label, {})), place
+            ),
+            source=methods.source_hash(entry.method),
+        )
+        taught = teacher if info.needs_teacher else None
+        for seed in recipe.all_seeds():
+            trial = _trial(recipe, pair.training, f"{where}.training", model=student, method=method, seed=seed)
+            yield Planned(trial.model_copy(update={"teacher": taught}), label, teacher)
+
+
+def _alone(where: str) -> MethodSettings:
+    return MethodSettings(name="none", hyperparameters=methods.check("none", {}, where))
+
+
+def _trial(recipe: Recipe, overrides: Mapping[str, Any], where: str, **fields: Any) -> Trial:
+    training = parse(Training, merge(recipe.shared_training(), overrides), where)
+    spec = datasets.spec(recipe.dataset.name)
+    crop, flip = training.augment.crop, training.augment.flip
+    if crop is not None and crop > spec.crop:
+        raise UserError(f"{where}: augment.crop: {crop} is more than {spec.name} allows, {spec.crop}")
+    if flip and not spec.flip:
+        raise UserError(f"{where}: augment.flip: a mirrored image of {spec.name} no longer has its label")
+    settings = training.model_dump(mode="json") | {
+        "augment": {"crop": spec.crop if crop is None else crop, "flip": spec.flip if flip is None else flip},
+        "schedule": _in_epochs(training.schedule, training.epochs).model_dump(mode="json"),
+        "dataset": recipe.dataset.model_copy(
+            update={"labels": recipe.dataset.labels or (spec.labels[0] if spec.labels else None)}
+        ).model_dump(),
+    }
+    others = {key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in fields.items()}
+    return parse(Trial, settings | others, where)
+
+
+def _in_epochs(schedule: Schedule, epochs: int) -> Schedule:
+    """Fractions of the training as whole epochs, so that the same number is not written in two ways."""
+    if not isinstance(schedule, StepSchedule):
+        return schedule
+    at = (value if isinstance(value, int) else max(1, round(value * epochs)) for value in schedule.milestones)
+    return schedule.model_copy(update={"milestones": tuple(sorted(set(at)))})
+
+
+def _check_dataset(dataset: Dataset, where: str) -> None:
+    datasets.spec(dataset.name, f"{where}: dataset")
+    datasets.check(dataset.name, labels=dataset.labels, classes=dataset.classes, where=f"{where}: dataset")

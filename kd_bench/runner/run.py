@@ -1,0 +1,294 @@
+"""Runs what is missing of a recipe: teachers first, then cohorts, as many at once as there are places."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kd_bench.errors import UserError
+from kd_bench.recipe import Planned, Trial
+from kd_bench.runner import local
+from kd_bench.runner.display import Display
+from kd_bench.runner.folder import TEACHERS, TrialFolder
+from kd_bench.runner.lease import Watch
+from kd_bench.runner.worker import BUSY, Job
+
+#: How often a cohort is started before it is given up although nobody says what is wrong with it.
+ATTEMPTS = 3
+
+#: Seconds for which a cohort that somebody else has just begun to claim is left alone, so as not to tear it apart.
+GRACE = 10.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as far as results do not depend on it (but for ``threads``, on a CPU, in the last bits).
+
+    Attributes:
+        out: Results folder.
+        data: Where data sets are; None for the default.
+        jobs: Cohorts at once; None: one a GPU, or as many as the cores allow.
+        threads: Threads of a cohort on the CPU.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
+        cohort_size: Most students in one process.
+        retry_failed: Whether to train trials again that failed before.
+        tensorboard: Whether to write TensorBoard events as well.
+    """
+
+    out: Path
+    data: Path | None = None
+    jobs: int | None = None
+    threads: int = 1
+    device: str = "auto"
+    cohort_size: int = 8
+    retry_failed: bool = False
+    tensorboard: bool = False
+
+
+@dataclass
+class Cohort:
+    """Trials that are trained side by side, and what became of that."""
+
+    folder: Path
+    trials: list[Trial]
+    attempts: int = 0
+    not_before: float = 0.0
+
+    @property
+    def teacher(self) -> Trial | None:
+        """The training that makes their teacher."""
+        return self.trials[0].teacher
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        trained: Trials that were finished in this run.
+        failed: Why a trial has no result, by its identity: its loss diverged, or it could not be trained.
+    """
+
+    trained: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(out: Path) -> None:
+    """Makes sure that results can be written.
+
+    Raises:
+        UserError: Where they cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".writable.{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{out}: results cannot be written there: {error.strerror or error}") from None
+
+
+def cohorts(trials: Iterable[Trial], folder: Path, size: int) -> list[Cohort]:
+    """Groups trials by stream and teacher, at most ``size`` to a group."""
+    groups: dict[tuple[str, str | None], list[Trial]] = {}
+    for trial in {trial.id: trial for trial in trials}.values():
+        groups.setdefault(trial.stream, []).append(trial)
+    return [
+        Cohort(folder, members[start : start + size])
+        for members in groups.values()
+        for start in range(0, len(members), size)
+    ]
+
+
+class Runner:
+    """One run of a recipe. Any number of them, anywhere, may share a results folder."""
+
+    def __init__(self, name: str, options: Options, display: Display) -> None:
+        self.options, self.display = options, display
+        self.folder = options.out / name
+        self.teachers = options.out / TEACHERS
+        self.outcome = Outcome()
+        self._places: list[str] = []
+        self._watch = Watch()
+        self._first_seen: dict[str, float] = {}
+        self._running: list[tuple[Cohort, local.Process, str]] = []
+
+    def run(self, planned: Sequence[Planned], extra_teachers: Sequence[Trial] = ()) -> Outcome:
+        """Trains whatever is missing of the planned trials, and returns when nothing more can be done.
+
+        Raises:
+            UserError: Where a trial's folder was changed by hand, or is damaged.
+        """
+        missing = self._missing({one.trial_id: one.trial for one in planned}, self.folder)
+        wanted = [one.taught_by for one in planned if one.taught_by is not None] + list(extra_teachers)
+        teachers = self._missing({trial.id: trial for trial in wanted}, self.teachers)
+        waiting = cohorts(teachers, self.teachers, self.options.cohort_size)
+        waiting += cohorts(missing, self.folder, self.options.cohort_size)
+        self.display.begin({one.trial_id: one.label for one in planned}, teachers, missing)
+        self._places = _places(self.options) if waiting else []
+        try:
+            while waiting or self._running:
+                waiting = [cohort for cohort in waiting if self._consider(cohort)]
+                waiting += self._collect()
+                self.display.tick()
+                time.sleep(0.1)
+        finally:
+            for _, process, _ in self._running:
+                process.stop()
+            self.display.end()
+        return self.outcome
+
+    def teacher_folder(self, trial: Trial) -> TrialFolder:
+        """Where a teacher's training lies."""
+        return TrialFolder(self.teachers / trial.id)
+
+    def _missing(self, trials: dict[str, Trial], folder: Path) -> list[Trial]:
+        found = []
+        for trial in trials.values():
+            place = TrialFolder(folder / trial.id)
+            place.check()
+            status = place.status()
+            if status == "failed" and self.options.retry_failed:
+                place.forget_result()
+                status = "missing"
+            if status == "missing":
+                found.append(trial)
+            elif status == "failed":
+                self.outcome.failed[trial.id] = str((place.result() or {}).get("reason"))
+        return found
+
+    def _consider(self, cohort: Cohort) -> bool:
+        """Starts a cohort if its time has come; whether it still waits."""
+        if time.monotonic() < cohort.not_before:
+            return True
+        cohort.trials = [trial for trial in cohort.trials if self._open(cohort, trial)]
+        if not cohort.trials:
+            return False
+        if not self._places:
+            return True
+        teacher = cohort.teacher
+        if teacher is not None and self.teacher_folder(teacher).status() != "done":
+            if teacher.id not in self.outcome.failed:
+                return True
+            for trial in cohort.trials:
+                self._give_up(trial, f"its teacher {teacher.model} could not be trained")
+            return False
+        free = [trial for trial in cohort.trials if not self._held_elsewhere(cohort.folder / trial.id)]
+        if not free or self._begun_just_now(cohort):
+            cohort.not_before = time.monotonic() + 1.0
+            return True
+        self._start(Cohort(cohort.folder, free, cohort.attempts))
+        cohort.trials = [trial for trial in cohort.trials if trial not in free]
+        return bool(cohort.trials)
+
+    def _open(self, cohort: Cohort, trial: Trial) -> bool:
+        if trial.id in self.outcome.failed:
+            return False
+        folder = TrialFolder(cohort.folder / trial.id)
+        status = folder.status()
+        if status == "missing":
+            return True
+        result = folder.result() or {}
+        if status == "failed":
+            self.outcome.failed[trial.id] = str(result.get("reason"))
+        if trial.id not in self.outcome.trained:
+            self.display.finished_elsewhere(trial, result.get("top1_last"))
+        return False
+
+    def _held_elsewhere(self, folder: Path) -> bool:
+        holder = self._watch.holder(folder)
+        if holder is not None:
+            self._first_seen.setdefault(holder.token, time.monotonic())
+        return holder is not None
+
+    def _begun_just_now(self, cohort: Cohort) -> bool:
+        holders = (self._watch.holder(cohort.folder / trial.id) for trial in cohort.trials)
+        seen = [self._first_seen[holder.token] for holder in holders if holder and holder.token in self._first_seen]
+        return bool(seen) and time.monotonic() - max(seen) < GRACE
+
+    def _start(self, cohort: Cohort) -> None:
+        place = self._places.pop(0)
+        cohort.attempts += 1
+        job = Job(
+            folder=str(cohort.folder),
+            trials=[trial.settings() for trial in cohort.trials],
+            teacher=str(self.teachers / cohort.teacher.id) if cohort.teacher else None,
+            data=str(self.options.data) if self.options.data else None,
+            device=place,
+            threads=self.options.threads,
+            tensorboard=self.options.tensorboard,
+        )
+        process = local.start(job, cohort.folder / "logs" / f"{cohort.trials[0].id}.log")
+        self._running.append((cohort, process, place))
+
+    def _collect(self) -> list[Cohort]:
+        """Reads what the workers tell; returns the cohorts that have to be taken up again."""
+        again = []
+        for entry in list(self._running):
+            cohort, process, place = entry
+            events, code = process.poll()
+            errors = [self._hear(cohort, event) for event in events]
+            if code is None:
+                continue
+            self._running.remove(entry)
+            self._places.append(place)
+            self.display.ended(cohort.trials)
+            if code == BUSY:
+                cohort.attempts -= 1
+                cohort.not_before = time.monotonic() + 1.0
+                again.append(cohort)
+            elif code == 0 and cohort.attempts < ATTEMPTS:
+                again.append(cohort)
+            else:
+                reason = next((one for one in errors if one), None) or _death(code, process)
+                for trial in cohort.trials:
+                    if TrialFolder(cohort.folder / trial.id).status() == "missing":
+                        self._give_up(trial, f"{reason} (log: {process.log})")
+        return again
+
+    def _hear(self, cohort: Cohort, event: dict[str, Any]) -> str | None:
+        trials = {trial.id: trial for trial in cohort.trials}
+        match event["event"]:
+            case "claimed":
+                self.display.started([trials[one] for one in event["trials"]])
+            case "progress":
+                self.display.progress(cohort.trials, event)
+            case "epoch":
+                self.display.epoch(trials[event["trial"]], event["epoch"], event["top1"])
+            case "finished":
+                trial = trials[event["trial"]]
+                if event["status"] == "failed":
+                    self.outcome.failed[trial.id] = event["reason"]
+                else:
+                    self.outcome.trained.append(trial.id)
+                self.display.finished(trial, event["top1"], event["reason"])
+            case "crashed":
+                self._give_up(trials[event["trial"]], event["reason"])
+            case "note":
+                self.display.note(event["text"])
+            case "error":
+                return str(event["reason"])
+        return None
+
+    def _give_up(self, trial: Trial, reason: str) -> None:
+        if trial.id not in self.outcome.failed:
+            self.outcome.failed[trial.id] = reason
+            self.display.finished(trial, None, reason)
+
+
+def _places(options: Options) -> list[str]:
+    found = local.devices(options.device)
+    if found == ["cpu"]:
+        return ["cpu"] * (options.jobs or max(1, (os.cpu_count() or 1) // options.threads))
+    jobs = options.jobs or len(found)
+    return [found[index % len(found)] for index in range(jobs)]
+
+
+def _death(code: int, process: local.Process) -> str:
+    cause = f"the worker was killed by signal {-code}" if code < 0 else f"the worker ended with code {code}"
+    words = process.last_words()
+    return f"{cause}{f': {words}' if words and code > 0 else ''}"

@@ -1,0 +1,151 @@
+"""Writes what a member of a cohort reports into its trial's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from kd_bench.files import write_atomic
+from kd_bench.runner.environment import now
+from kd_bench.runner.folder import TrialFolder
+from kd_bench.runner.lease import Lease
+from kd_bench.training.member import Member
+
+#: Sends an event to the runner.
+Tell = Callable[..., None]
+
+
+class LostLease(Exception):
+    """Another process took the trial over; nothing more may be written to its folder."""
+
+
+class FolderSink:
+    """A trial's folder as the place where its results go.
+
+    Args:
+        folder: The trial's folder.
+        lease: The right to write there; checked before each writing.
+        tell: Sends an event to the runner.
+        teacher_top1: The teacher's accuracy in percent.
+        train_images: Images of an epoch.
+        tensorboard: Whether to write the metrics as TensorBoard events as well.
+    """
+
+    def __init__(
+        self,
+        folder: TrialFolder,
+        lease: Lease,
+        tell: Tell,
+        teacher_top1: float | None,
+        train_images: int,
+        tensorboard: bool = False,
+    ) -> None:
+        self.folder, self._lease, self._tell = folder, lease, tell
+        self._teacher_top1, self._train_images = teacher_top1, train_images
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder.path / "tensorboard"))
+
+    def resume(self, member: Member) -> None:
+        """Puts the member into the state of its last good checkpoint, if there is one."""
+        damaged = []
+        for epoch, path, content in self.folder.read_checkpoints():
+            try:
+                if content is None:
+                    raise ValueError("its content is not what its name says")
+                member.restore(torch.load(io.BytesIO(content), weights_only=True))
+            except (ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+                damaged.append((path, str(error).splitlines()[0] if str(error) else type(error).__name__))
+                continue
+            self._say(damaged, f"goes on from epoch {epoch}")
+            return
+        self._say(damaged, "starts again from zero")
+
+    def _say(self, damaged: list[tuple[Any, str]], outcome: str) -> None:
+        for path, why in damaged:
+            self._tell("note", text=f"{path}: this checkpoint is corrupt ({why}); the trial {outcome}")
+
+    def epoch(self, member: Member) -> None:
+        """Keeps a checkpoint and the metrics; after the last epoch, finishes the trial."""
+        self._hold()
+        if member.epochs_done < member.trial.epochs:
+            content = io.BytesIO()
+            torch.save(member.state(), content)
+            self.folder.write_checkpoint(member.epochs_done, content.getvalue())
+        self.folder.write_metrics(member.history)
+        row = member.history[-1]
+        if self._board:
+            for name in row.keys() - {"epoch"}:
+                self._board.add_scalar(name, row[name], row["epoch"])
+            self._board.flush()
+        self._tell("epoch", trial=self.folder.id, epoch=member.epochs_done, top1=row["top1"])
+        if member.epochs_done == member.trial.epochs:
+            self._finish(member)
+
+    def diverged(self, member: Member, reason: str) -> None:
+        """Records the trial as failed: trained again, it would fail again."""
+        self._hold()
+        if member.history:
+            self.folder.write_metrics(member.history)
+        self._conclude({"status": "failed", "reason": reason, **self._figures(member)}, reason)
+
+    def crashed(self, member: Member, reason: str) -> None:
+        """Leaves the trial unfinished: an error of the code is no result."""
+        self._tell("crashed", trial=self.folder.id, reason=reason)
+
+    def _finish(self, member: Member) -> None:
+        weights = {key: value.detach().cpu().contiguous() for key, value in member.network.state_dict().items()}
+        # One entry of metadata only: safetensors writes several in random order.
+        about = json.dumps({"model": member.trial.model, "trial": self.folder.id}, sort_keys=True)
+        content = save(weights, metadata={"kd_bench": about})
+        write_atomic(self.folder.weights, content)
+        history = member.history
+        best = max(history, key=lambda row: row["top1"])
+        result = {
+            "status": "done",
+            "reason": None,
+            "top1_last": history[-1]["top1"],
+            "top1_best": best["top1"],
+            "best_epoch": best["epoch"],
+            "top5_last": history[-1]["top5"],
+            **self._figures(member),
+            "weights_sha256": hashlib.sha256(content).hexdigest(),
+        }
+        self._conclude(result, None)
+
+    def _figures(self, member: Member) -> dict[str, Any]:
+        seconds = sum(row["seconds"] for row in member.history)
+        epochs = member.epochs_done
+        return {
+            "epochs": epochs,
+            "seconds": seconds,
+            "seconds_per_epoch": seconds / epochs if epochs else None,
+            "images_per_second": self._train_images * epochs / seconds if seconds else None,
+            "parameters": sum(parameter.numel() for parameter in member.network.parameters()),
+            "method_parameters": sum(parameter.numel() for parameter in member.method.parameters()),
+            "cohort": max((row["members"] for row in member.history), default=1),
+            "teacher_top1": self._teacher_top1,
+            "finished": now(),
+        }
+
+    def _conclude(self, result: dict[str, Any], reason: str | None) -> None:
+        self._hold()
+        self.folder.finish(result)
+        self._lease.release(finished=True)
+        self._tell(
+            "finished", trial=self.folder.id, status=result["status"], reason=reason, top1=result.get("top1_last")
+        )
+
+    def _hold(self) -> None:
+        if not self._lease.held():
+            raise LostLease(f"trial {self.folder.id} was taken over by another process")
+
