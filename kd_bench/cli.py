@@ -171,7 +171,9 @@ def teacher_train(
     if outcome.failed:
         raise RunFailed(f"{trial.model}: {'; '.join(outcome.failed.values())}")
     result = runner.teacher_folder(trial).result() or {}
-    typer.echo(f"{trial.model} on {trial.dataset.title}: {result['top1_last']:.2f} %, {runner.teacher_folder(trial).path}")
+    typer.echo(
+        f"{trial.model} on {trial.dataset.title}: {result['top1_last']:.2f} %, {runner.teacher_folder(trial).path}"
+    )
 
 
 @teacher_app.command("verify")

@@ -26,7 +26,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if not isinstance(key, (str, int, float, bool, type(None))):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", node.start_mark)
@@ -97,7 +97,7 @@ def packaged_recipes() -> list[str]:
 
 def recipe_description(name: str) -> str:
     """The description that stands in a packaged recipe."""
-    content = yaml.load(share("recipes", f"{name}.yaml").read_text(encoding="utf-8"), _Loader)  # noqa: S506
+    content = yaml.load(share("recipes", f"{name}.yaml").read_text(encoding="utf-8"), _Loader)
     return " ".join(str(content.get("description", "")).split())
 
 
@@ -145,7 +145,7 @@ def _sentence(model: type[BaseModel], error: ValidationError, where: str) -> str
     if fault["type"] in {"union_tag_invalid", "literal_error"}:
         expected = fault["ctx"].get("expected_tags") or fault["ctx"].get("expected")
         value = fault["ctx"].get("tag", fault["input"])
-        choices = re.findall(r"'([^']+)'", expected)
+        choices = re.findall(r"'([^']+)'", str(expected))
         return f"{where}: {key}: {value!r} is none of {expected}{_question(nearest(str(value), choices))}"
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("an object", "a mapping")
     return f"{where}: {key}: {message} (it is {_short(fault['input'])})"
@@ -165,7 +165,11 @@ def _fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
     models: list[type[BaseModel]] = [model]
     for part in location:
         inner = [found for one in models if part in one.model_fields for found in _models_in(one.model_fields[part])]
-        tagged = [one for one in models if "name" in one.model_fields and part in get_args(one.model_fields["name"].annotation)]
+        tagged = [
+            one
+            for one in models
+            if "name" in one.model_fields and part in get_args(one.model_fields["name"].annotation)
+        ]
         models = inner or tagged or models
     return sorted({field.alias or name for one in models for name, field in one.model_fields.items()})
 
@@ -186,7 +190,7 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: extends itself, by way of {' and '.join(str(one) for one in seen)}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
@@ -229,7 +233,7 @@ def _normalise(content: dict[str, Any], where: str) -> None:
         content["dataset"] = {"name": content["dataset"]}
     methods = content.get("methods")
     if isinstance(methods, list):
-        methods = dict.fromkeys(methods, {}) if all(isinstance(one, str) for one in methods) else None
+        methods = {name: {} for name in methods} if all(isinstance(one, str) for one in methods) else None
         if methods is None:
             raise UserError(f"{where}: methods: should be names, or a mapping of labels to hyper-parameters")
     if not isinstance(methods, dict):
@@ -251,7 +255,7 @@ def _override(text: str, content: Mapping[str, Any]) -> dict[str, Any]:
     if not equals or not all(path):
         raise UserError(f"--set {text}: should be KEY=VALUE, e.g. epochs=2 or optimizer.lr=0.1")
     try:
-        value = yaml.load(raw, _Loader)  # noqa: S506 (a SafeLoader)
+        value = yaml.load(raw, _Loader)
     except yaml.YAMLError:
         raise UserError(f"--set {text}: the value {raw!r} is no YAML") from None
     if path[0] not in Recipe.model_fields and path[0] != "extends":

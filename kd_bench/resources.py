@@ -1,4 +1,4 @@
-"""Where the suite's own recipes, cards and published results lie: inside the wheel, or beside the package in a checkout."""
+"""Where the suite's own recipes, cards and published results lie: in the wheel, or beside the package in a checkout."""
 
 from pathlib import Path
 

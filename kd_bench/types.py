@@ -47,7 +47,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads of the student's and of the teacher's outputs. A teacher of whom nothing is needed never runs."""
+    """What a method reads of both networks' outputs. A teacher of whom nothing is needed never runs."""
 
     student: frozenset[Output] = LOGITS
     teacher: frozenset[Output] = LOGITS

@@ -41,7 +41,13 @@ def test_defaults_are_the_published_recipe(recipe_file):
 
 
 def test_overrides(recipe_file):
-    overrides = ["epochs=2", "optimizer.lr=1e-3", "methods.kd.temperature=2", "pairs.0.student=resnet20", "clip_norm=1.5"]
+    overrides = [
+        "epochs=2",
+        "optimizer.lr=1e-3",
+        "methods.kd.temperature=2",
+        "pairs.0.student=resnet20",
+        "clip_norm=1.5",
+    ]
     recipe = read_recipe(recipe_file, overrides, trials=5)
     assert (recipe.epochs, recipe.optimizer.lr, recipe.clip_norm) == (2, 1e-3, 1.5)
     assert recipe.methods["kd"].hyperparameters == {"temperature": 2}

@@ -25,7 +25,10 @@ def test_other_names_give_other_numbers(one, other):
 
 
 def test_same_in_another_process_and_under_another_hash_seed():
-    code = "from kd_bench import seeding; print(seeding.derive(3, 'order', 5, 7), seeding.generator(3, 'x').initial_seed())"
+    code = (
+        "from kd_bench import seeding; "
+        "print(seeding.derive(3, 'order', 5, 7), seeding.generator(3, 'x').initial_seed())"
+    )
     here = f"{seeding.derive(3, 'order', 5, 7)} {seeding.generator(3, 'x').initial_seed()}"
     for hash_seed in ("0", "12345"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}

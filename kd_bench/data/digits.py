@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kd_bench.data.splits import Splits
 
 #: Few, so that a student alone stays well short of what a good teacher can tell it.
-TRAIN_PER_CLASS = 40
+TRAIN_PER_CLASS = 20
 
 
 def locate(spec: DatasetSpec, data_dir: Path) -> str:
@@ -21,7 +21,7 @@ def locate(spec: DatasetSpec, data_dir: Path) -> str:
 
 
 def load(spec: DatasetSpec, data_dir: Path, labels: str | None) -> Splits:
-    """The digits as 3x32x32, 40 training images a class and all others for the test, both in scikit-learn's order.
+    """The digits as 3x32x32, 20 training images a class and all others for the test, both in scikit-learn's order.
 
     The 8x8 pixels of 0..16 become 0..255, each a block of 4x4: enlarging by repetition keeps exactly the 64 values that
     were measured, and, unlike an interpolation, gives the same bytes with every version of every library. The split is

@@ -59,20 +59,26 @@ def _packages() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     memory = psutil.virtual_memory()
-    yield Finding("ok", f"{os.cpu_count()} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free")
+    yield Finding(
+        "ok", f"{os.cpu_count()} cores, {memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+    )
     try:
         import torch
         import torchvision  # noqa: F401  (a wrong torchvision fails here)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield Finding("bad", f"torch does not load ({reason}); mend it with: pip install --force-reinstall torch torchvision")
+        yield Finding(
+            "bad", f"torch does not load ({reason}); mend it with: pip install --force-reinstall torch torchvision"
+        )
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         yield Finding("ok", f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.device_count():
         if shutil.which("nvidia-smi"):
-            yield Finding("note", "there is an NVIDIA driver, but torch sees no GPU; look at: python -m torch.utils.collect_env")
+            yield Finding(
+                "note", "there is an NVIDIA driver, but torch sees no GPU; look at: python -m torch.utils.collect_env"
+            )
         else:
             yield Finding("note", "no GPU: kd-bench runs on the CPU")
 

@@ -36,7 +36,7 @@ def _here() -> str:
     parts = [socket.gethostname()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with suppress(OSError):
-            parts.append(os.readlink(path) if path.endswith("/pid") else Path(path).read_text().strip())
+            parts.append(str(Path(path).readlink()) if path.endswith("/pid") else Path(path).read_text().strip())
     return "/".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kd_bench.data import registry as datasets
@@ -23,7 +23,7 @@ from kd_bench.recipe import (
 )
 
 #: What ``--only`` can select by, and how a planned trial answers.
-SELECTORS = {
+SELECTORS: dict[str, Callable[[Planned], set[str]]] = {
     "method": lambda planned: {planned.label, planned.method},
     "student": lambda planned: _names(planned.student),
     "teacher": lambda planned: _names(planned.teacher),
@@ -133,7 +133,9 @@ def _trial(recipe: Recipe, overrides: Mapping[str, Any], where: str, **fields: A
             update={"labels": recipe.dataset.labels or (spec.labels[0] if spec.labels else None)}
         ).model_dump(),
     }
-    others = {key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in fields.items()}
+    others = {
+        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in fields.items()
+    }
     return parse(Trial, settings | others, where)
 
 

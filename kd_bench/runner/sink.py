@@ -148,4 +148,3 @@ class FolderSink:
     def _hold(self) -> None:
         if not self._lease.held():
             raise LostLease(f"trial {self.folder.id} was taken over by another process")
-

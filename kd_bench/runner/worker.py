@@ -1,4 +1,4 @@
-"""The process that trains one cohort: ``python -m kd_bench.runner.worker``, with the job as a line of JSON on its input.
+"""The process that trains one cohort: ``python -m kd_bench.runner.worker``, its input the job as a line of JSON.
 
 It tells the runner how far it is by lines of JSON on its output, and ends when its input closes: when the runner is
 killed, so are its workers. Nothing heavy is imported before it holds the trials' leases.

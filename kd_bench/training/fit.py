@@ -43,7 +43,9 @@ def load_network(trial: Trial, weights: Path, num_classes: int) -> nn.Module:
     try:
         network.load_state_dict(load_file(weights))
     except Exception as error:
-        raise UserError(f"{weights}: does not hold the weights of {trial.model}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{weights}: does not hold the weights of {trial.model}: {str(error).splitlines()[0]}"
+        ) from None
     return network.eval()
 
 

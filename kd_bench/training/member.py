@@ -110,7 +110,7 @@ class Member(nn.Module):
         self._test.add({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
 
     def end_epoch(self, epoch: int, own_seconds: float, shared_seconds: float, members: int) -> None:
-        """Closes an epoch it took part in: metrics, the method's own bookkeeping, and the checkpoint by way of the sink.
+        """Closes an epoch it took part in: metrics, the method's bookkeeping, and the checkpoint by way of the sink.
 
         Args:
             epoch: From 0.

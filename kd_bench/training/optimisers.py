@@ -12,7 +12,7 @@ from kd_bench.recipe import SGD, ConstantSchedule, CosineSchedule, Optimizer, Sc
 
 
 def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that ``settings`` describe; weight decay applies to every parameter, as in the published recipes."""
+    """The optimiser that ``settings`` describe; weight decay applies to every parameter, as published."""
     if isinstance(settings, SGD):
         return torch.optim.SGD(
             parameters,

@@ -89,6 +89,14 @@ def test_timms_networks(name: str, size: int, options: dict[str, object], stages
         assert torch.allclose(classifier(outputs.pooled), outputs.logits)
 
 
+def test_logits_alone_ask_for_no_interface() -> None:
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), images()
+    for needs in (LOGITS, NOTHING):
+        outputs = observe(model, x, needs)
+        assert torch.equal(outputs.logits, model(x))
+        assert (outputs.stages, outputs.preacts, outputs.pooled) == ((), (), None)
+
+
 def test_dropout_in_the_head_is_drawn_once() -> None:
     x = images()
     plain, observed = network("resnet10t", drop_rate=0.5).train(), network("resnet10t", drop_rate=0.5).train()

@@ -168,7 +168,9 @@ def test_eight_at_once_share_the_work(recipe, undisturbed, tmp_path):
     assert [runner.returncode for runner in runners] == [0] * 8, [errors for _, errors in outputs]
     assert weights(tmp_path) == weights(undisturbed)
     # Each trial was trained by one process, in one go: nobody else wrote an environment or finished it.
-    finished = [line for _, errors in outputs for line in errors.splitlines() if "done, " in line and "another" not in line]
+    finished = [
+        line for _, errors in outputs for line in errors.splitlines() if "done, " in line and "another" not in line
+    ]
     assert len(finished) == 4
     for path in tmp_path.glob("*/*/environment.json"):
         assert json.loads(path.read_text())["earlier"] == []

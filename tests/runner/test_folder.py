@@ -5,8 +5,8 @@ import json
 import pytest
 
 from kd_bench.errors import UserError
-from kd_bench.runner.folder import TrialFolder, check_all
 from kd_bench.recipe import Planned
+from kd_bench.runner.folder import TrialFolder, check_all
 from tests.training.parts import trial
 
 

@@ -18,7 +18,12 @@ RECIPE = {
     "teacher_training": {"epochs": 200, "optimizer": {"lr": 0.1}, "seed": 7},
     "pairs": [
         {"teacher": "resnet32x4", "student": "resnet8x4"},
-        {"teacher": "wrn_40_2", "student": "resnet8x4", "training": {"optimizer": {"lr": 0.01}}, "methods": {"dkd": {"beta": 6}}},
+        {
+            "teacher": "wrn_40_2",
+            "student": "resnet8x4",
+            "training": {"optimizer": {"lr": 0.01}},
+            "methods": {"dkd": {"beta": 6}},
+        },
     ],
     "methods": ["none", "kd", "dkd"],
 }
@@ -72,7 +77,10 @@ def test_pairs_have_settings_of_their_own():
 
 def test_one_teacher_can_be_trained_in_its_own_way():
     trials = [cell.trial for cell in planned(teachers={"wrn_40_2": {"epochs": 10}}) if cell.label == "kd"]
-    assert {(one.teacher.model, one.teacher.epochs) for one in trials} == {("cifar_resnet32x4", 200), ("cifar_wrn_40_2", 10)}
+    assert {(one.teacher.model, one.teacher.epochs) for one in trials} == {
+        ("cifar_resnet32x4", 200),
+        ("cifar_wrn_40_2", 10),
+    }
 
 
 def test_identity_depends_on_settings_and_on_nothing_else():
@@ -138,7 +146,11 @@ def test_cohorts_share_stream_and_teacher(tmp_path):
         ([], {"dataset": {"name": "cifar100", "labels": "fin"}}, "fin"),
         ([], {"dataset": {"name": "cifar100", "classes": 101}}, "101"),
         ([], {"methods": ["kdd"]}, "no method is called 'kdd'; did you mean 'kd'?"),
-        ([], {"methods": {"kd": {"temprature": 3}}}, "kd has no hyper-parameter 'temprature'; did you mean 'temperature'?"),
+        (
+            [],
+            {"methods": {"kd": {"temprature": 3}}},
+            "kd has no hyper-parameter 'temprature'; did you mean 'temperature'?",
+        ),
         ([], {"methods": {"kd": {"temperature": 0}}}, "temperature = 0"),
         ([], {"methods": {"kd": {"temperature": "hot"}}}, "temperature = 'hot'"),
         ([], {"methods": {"ikl_kd": {"weights": "clas"}}}, "weights = 'clas'"),
