@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 setup: $(STAMP)  ## install into .venv
 	@echo "setup: ready; try: make demo, or $(KD) --help"
 
-demo: $(STAMP)  ## train a teacher and five methods on a small set of real images, and print the table
-	@echo "demo: recipes/demo.yaml, three trials of each method on scikit-learn's digits; results in $(OUT)/demo"
+demo: $(STAMP)  ## train a teacher and four methods on a small set of real images, and print the table
+	@echo "demo: recipes/demo.yaml, three trials of each method on scikit-learn's digits; results go to $(OUT)/demo"
 	@$(KD) run recipes/demo.yaml --out $(OUT) $(RUN_FLAGS)
 
 test: $(STAMP)  ## run the tests

@@ -165,8 +165,9 @@ def teacher_train(
     from kd_bench.runner.run import Options, Runner, prepare
 
     _locate(trial.dataset.name, data)
-    prepare(out)
-    runner = Runner("teachers", Options(out=out, data=data, threads=threads, device=device), Display(where))
+    options = Options(out=out, data=data, threads=threads, device=device)
+    prepare(options)
+    runner = Runner("teachers", options, Display(where))
     outcome = runner.run([], extra_teachers=[trial])
     if outcome.failed:
         raise RunFailed(f"{trial.model}: {'; '.join(outcome.failed.values())}")
@@ -209,7 +210,14 @@ def main() -> None:
         # typer's own complaints about the command line; anything else is a fault of ours and keeps its traceback.
         if not hasattr(error, "format_message"):
             raise
-        _leave(error.format_message(), getattr(error, "exit_code", 2))
+        _leave(f"{error.format_message()}{_given(error)}", getattr(error, "exit_code", 2))
+
+
+def _given(error: Any) -> str:
+    """The value that a complaint about an option is about, which typer leaves out."""
+    options = getattr(getattr(error, "param", None), "opts", ())
+    values = [value for option, value in zip(sys.argv, sys.argv[1:], strict=False) if option in options]
+    return f" (it is {values[-1]!r})" if values else ""
 
 
 def _leave(message: str, code: int) -> None:
@@ -280,7 +288,7 @@ def _run(recipe: Recipe, where: str, planned: list[Planned], options: Options, f
 
     _check_format(format_)
     _locate(recipe.dataset.name, options.data)
-    prepare(options.out)
+    prepare(options)
     outcome = Runner(recipe.name, options, Display(recipe.name)).run(planned)
     _print_table(recipe, planned, options.out, format_)
     if outcome.failed:
@@ -320,7 +328,12 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     def dataset_names() -> dict[str, str]:
         from kd_bench.data import registry
 
-        return {name: registry.spec(name).title for name in registry.names()}
+        specs = (registry.spec(name) for name in registry.names())
+        return {
+            spec.name: f"{spec.title}: {spec.num_classes} classes, {spec.train_size:,} training and {spec.test_size:,} test "
+            "images"
+            for spec in specs
+        }
 
     def recipe_names() -> dict[str, str]:
         from kd_bench.reading import packaged_recipes, recipe_description

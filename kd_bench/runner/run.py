@@ -77,12 +77,15 @@ class Outcome:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def prepare(out: Path) -> None:
-    """Makes sure that results can be written.
+def prepare(options: Options) -> None:
+    """Makes sure that the device exists and that results can be written, before anything is.
 
     Raises:
-        UserError: Where they cannot.
+        UserError: Where it does not, or they cannot.
     """
+    out = options.out
+    if options.device != "auto":
+        local.devices(options.device)
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".writable.{os.getpid()}"
