@@ -330,8 +330,8 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
 
         specs = (registry.spec(name) for name in registry.names())
         return {
-            spec.name: f"{spec.title}: {spec.num_classes} classes, {spec.train_size:,} training and {spec.test_size:,} test "
-            "images"
+            spec.name: f"{spec.title}: {spec.num_classes} classes, "
+            f"{spec.train_size:,} training and {spec.test_size:,} test images"
             for spec in specs
         }
 

@@ -37,7 +37,12 @@ def describe(name: str) -> str:
 
 def _method(name: str) -> str:
     info = methods.describe(name)
-    lines = [f"{name} ({info.family}{'' if info.needs_teacher else ', needs no teacher'})", "", info.doc.partition("\nArgs:\n")[0].strip(), ""]
+    lines = [
+        f"{name} ({info.family}{'' if info.needs_teacher else ', needs no teacher'})",
+        "",
+        info.doc.partition("\nArgs:\n")[0].strip(),
+        "",
+    ]
     lines.append("Hyper-parameters:" if info.parameters else "It has no hyper-parameters.")
     for parameter in info.parameters:
         about = f"  {' '.join(parameter.text.split())}" if parameter.text else ""
