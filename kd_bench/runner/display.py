@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -163,15 +163,16 @@ class Display:
         seconds = (self._units - self._units_done) * elapsed / self._units_done
         return f", about {_duration(seconds)} left" if seconds >= 1 else ""
 
-    def _render(self) -> Table:
-        table = Table.grid(padding=(0, 2))
+    def _render(self) -> Group:
         trainings = sum(left == 0 for left in self._work.values())
-        table.add_row(f"[bold]{self.name}[/bold]", f"{trainings} of {len(self._work)} trainings done{self._left()}")
+        table = Table.grid(padding=(0, 2))
+        for _ in range(5):
+            table.add_column(no_wrap=True)
         for row in {id(one): one for one in self._rows.values()}.values():
             bar = ProgressBar(total=row.trials[0].epochs, completed=row.done, width=16)
             rate = f"{row.rate:.0f} images/s" if row.rate else "starting"
             table.add_row(row.name, bar, row.epochs, rate, row.accuracies)
-        return table
+        return Group(f"{self.name}: {trainings} of {len(self._work)} trainings done{self._left()}", table)
 
     def _plain(self, text: str) -> None:
         if not self._live:

@@ -127,7 +127,7 @@ class Runner:
             UserError: Where a trial's folder was changed by hand, or is damaged.
         """
         missing = self._missing({one.trial_id: one.trial for one in planned}, self.folder)
-        wanted = [one.taught_by for one in planned if one.taught_by is not None] + list(extra_teachers)
+        wanted = [trial.teacher for trial in missing if trial.teacher is not None] + list(extra_teachers)
         teachers = self._missing({trial.id: trial for trial in wanted}, self.teachers)
         waiting = cohorts(teachers, self.teachers, self.options.cohort_size)
         waiting += cohorts(missing, self.folder, self.options.cohort_size)

@@ -27,7 +27,9 @@ def same_state(one: nn.Module, other: nn.Module) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize("needs", [LOGITS, {"stages"}, {"preacts"}, {"pooled"}, ALL], ids=str)
+@pytest.mark.parametrize(
+    "needs", [LOGITS, {"stages"}, {"preacts"}, {"pooled"}, ALL], ids=lambda needs: "+".join(sorted(needs))
+)
 @pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_wrn_16_1"])
 def test_one_training_pass_whatever_is_asked_for(name: str, needs: frozenset[Output]) -> None:
     plain, observed, x = network(name).train(), network(name).train(), images()

@@ -135,6 +135,14 @@ def test_killed_three_times_it_ends_with_the_same_bytes(recipe, undisturbed, tmp
         assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
 
 
+def test_students_alone_need_no_teacher(recipe, tmp_path):
+    arguments = ("run", str(recipe), "--out", str(tmp_path), "--only", "method=none", "--set", "epochs=1")
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(weights(tmp_path)) == 1
+    assert not (tmp_path / "teachers").exists()
+
+
 def test_alone_and_in_company_the_bytes_are_the_same(recipe, undisturbed, tmp_path):
     done = run("run", str(recipe), "--out", str(tmp_path), "--cohort-size", "1", "--jobs", "1")
     assert done.returncode == 0, done.stderr
@@ -220,7 +228,6 @@ def test_a_worker_that_is_killed_is_told(recipe, tmp_path):
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("small/*/metrics.csv")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    # The teacher that this pair has is being trained beside it: its worker goes too.
     for worker in psutil.Process(runner.pid).children(recursive=True):
         worker.kill()
     _, errors = runner.communicate(timeout=120)
