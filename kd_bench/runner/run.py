@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -78,12 +79,14 @@ class Outcome:
 
 
 def prepare(options: Options) -> None:
-    """Makes sure that the device exists and that results can be written, before anything is.
+    """Makes sure, before anything is written, that the device exists and that results can be written.
 
     Raises:
         UserError: Where it does not, or they cannot.
     """
     out = options.out
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs a package more; get it with: pip install 'kd-bench[tensorboard]'")
     if options.device != "auto":
         local.devices(options.device)
     try:
