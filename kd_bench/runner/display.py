@@ -24,9 +24,9 @@ class _Row:
 
     trials: Sequence[Trial]
     labels: dict[str, str]
+    told: float
     done: float = 0.0
     rate: float | None = None
-    told: float = field(default_factory=time.monotonic)
     top1: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -87,7 +87,7 @@ class Display:
     def started(self, trials: Sequence[Trial]) -> None:
         """A worker has begun with these trials."""
         if trials:
-            row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials})
+            row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic())
             for trial in trials:
                 self._rows[trial.id] = row
             self._plain(f"{row.name}: {', '.join(row.labels.values())}: started")
