@@ -169,22 +169,21 @@ class Runner:
 
     def _consider(self, cohort: Cohort) -> bool:
         """Starts a cohort if its time has come; whether it still waits."""
-        if time.monotonic() < cohort.not_before:
+        if not self._places or time.monotonic() < cohort.not_before:
             return True
         cohort.trials = [trial for trial in cohort.trials if self._open(cohort, trial)]
         if not cohort.trials:
             return False
-        if not self._places:
-            return True
         teacher = cohort.teacher
         if teacher is not None and self.teacher_folder(teacher).status() != "done":
             if teacher.id not in self.outcome.failed:
+                cohort.not_before = time.monotonic() + 0.5
                 return True
             for trial in cohort.trials:
                 self._give_up(trial, f"its teacher {teacher.model} could not be trained")
             return False
-        free = [trial for trial in cohort.trials if not self._held_elsewhere(cohort.folder / trial.id)]
-        if not free or self._begun_just_now(cohort):
+        free = self._free(cohort)
+        if not free:
             cohort.not_before = time.monotonic() + 1.0
             return True
         self._start(Cohort(cohort.folder, free, cohort.attempts))
@@ -205,16 +204,14 @@ class Runner:
             self.display.finished_elsewhere(trial, result.get("top1_last"))
         return False
 
-    def _held_elsewhere(self, folder: Path) -> bool:
-        holder = self._watch.holder(folder)
-        if holder is not None:
-            self._first_seen.setdefault(holder.token, time.monotonic())
-        return holder is not None
-
-    def _begun_just_now(self, cohort: Cohort) -> bool:
-        holders = (self._watch.holder(cohort.folder / trial.id) for trial in cohort.trials)
-        seen = [self._first_seen[holder.token] for holder in holders if holder and holder.token in self._first_seen]
-        return bool(seen) and time.monotonic() - max(seen) < GRACE
+    def _free(self, cohort: Cohort) -> list[Trial]:
+        """The trials that nobody works on; none while somebody else has just begun to claim the cohort."""
+        holders = [self._watch.holder(cohort.folder / trial.id) for trial in cohort.trials]
+        now = time.monotonic()
+        seen = [self._first_seen.setdefault(holder.token, now) for holder in holders if holder]
+        if seen and now - max(seen) < GRACE:
+            return []
+        return [trial for trial, holder in zip(cohort.trials, holders, strict=True) if holder is None]
 
     def _start(self, cohort: Cohort) -> None:
         place = self._places.pop(0)

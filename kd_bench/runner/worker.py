@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import threading
-import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -170,13 +169,9 @@ def _train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice)
         members.append(member)
     if not members:
         return
-    began = time.monotonic()
 
     def progress(epoch: int, step: int, steps: int, rate: float) -> None:
-        voice.tell(
-            "progress", epoch=epoch, step=step, steps=steps, rate=rate, seconds=time.monotonic() - began,
-            start=cohort.start_epoch,
-        )  # fmt: skip
+        voice.tell("progress", epoch=epoch, step=step, steps=steps, rate=rate)
 
     cohort = Distillation(members, teacher, progress) if teacher is not None else Supervised(members, progress)
     train, test = training.loaders(first, splits, device)
