@@ -40,7 +40,7 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
         needs: As for ``observe``.
 
     Raises:
-        UserError: Where the network cannot give what is asked for.
+        UserError: Where the network cannot give what is asked for, or cannot take images of this size.
     """
     modes = {module: module.training for module in model.modules()}
     like = next(model.parameters())
@@ -48,6 +48,10 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
         model.eval()
         with torch.no_grad():
             outputs = observe(model, torch.zeros(1, *image, device=like.device, dtype=like.dtype), needs)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        why = str(error).strip().splitlines()
+        size = "x".join(map(str, image))
+        raise UserError(f"model {_name(model)}: cannot take images of {size}{f' ({why[0]})' if why else ''}") from None
     finally:
         for module, training in modes.items():
             module.training = training
@@ -126,5 +130,8 @@ def _vectors(pooled: Tensor) -> Tensor | None:
 
 
 def _cannot(network: nn.Module, output: Output, why: str) -> UserError:
-    name = getattr(network, "pretrained_cfg", {}).get("architecture") or type(network).__name__
-    return UserError(f"model {name}: cannot give the output {output!r}: {why}")
+    return UserError(f"model {_name(network)}: cannot give the output {output!r}: {why}")
+
+
+def _name(network: nn.Module) -> str:
+    return getattr(network, "pretrained_cfg", {}).get("architecture") or type(network).__name__

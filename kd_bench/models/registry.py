@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 #: What the names of our networks begin with, so that they never hide one of timm's.
 PREFIX = "cifar_"
 
+#: What the distillation literature's code and checkpoints call our networks, where that is not our name without prefix.
+PUBLISHED_NAMES = {
+    "ResNet18": "cifar_resnet18",
+    "ResNet50": "cifar_resnet50",
+    "MobileNetV2": "cifar_mobilenet_v2",
+    "ShuffleV1": "cifar_shufflenet_v1",
+    "ShuffleV2": "cifar_shufflenet_v2",
+}
+
 
 def own_models() -> dict[str, str]:
     """Name and first docstring line of every network of ours, in the order of the sources."""
@@ -35,8 +44,8 @@ def register() -> None:
 def resolve(name: str, where: str = "", *, prefix: str = PREFIX) -> str:
     """The name under which timm knows the network that a user calls ``name``.
 
-    One of ours goes first, with or without ``prefix``: "resnet20" and "cifar_resnet20" are the same network. Then
-    timm's names count, with a pretrained tag or without.
+    One of ours goes first, with or without ``prefix`` or by its published name: "resnet20" and "cifar_resnet20" are the
+    same network. Then timm's names count, with a pretrained tag or without.
 
     Args:
         name: As the user wrote it.
@@ -47,7 +56,7 @@ def resolve(name: str, where: str = "", *, prefix: str = PREFIX) -> str:
         UserError: For a name that nobody knows.
     """
     own = own_models()
-    for candidate in (prefix + name, name):
+    for candidate in (prefix + name, name, PUBLISHED_NAMES.get(name) if prefix else None):
         if candidate in own:
             return candidate
     import timm
@@ -59,12 +68,14 @@ def resolve(name: str, where: str = "", *, prefix: str = PREFIX) -> str:
     raise unknown("model", name, every if nearest(name, every) else short, where)
 
 
-def create(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
+def create(name: str, num_classes: int, image_size: int | None = None, **kwargs: Any) -> nn.Module:
     """Builds a network, ours or timm's, with weights drawn from torch's global generator.
 
     Args:
         name: As timm knows it (see ``resolve``).
         num_classes: Width of the classifier.
+        image_size: Height and width of its images, for networks that are built for one size (transformers); None for
+            the network's own.
         **kwargs: As for ``timm.create_model``, e.g. ``in_chans``, ``pretrained``, ``checkpoint_path``.
 
     Raises:
@@ -74,6 +85,9 @@ def create(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     register()
     import timm
 
+    cfg = timm.get_pretrained_cfg(name)
+    if image_size is not None and cfg is not None and cfg.fixed_input_size and image_size != cfg.input_size[-1]:
+        kwargs["img_size"] = image_size
     try:
         network: nn.Module = timm.create_model(name, num_classes=num_classes, **kwargs)
     except TypeError as error:

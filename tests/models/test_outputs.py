@@ -155,7 +155,7 @@ def test_finding_the_shapes_changes_nothing() -> None:
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(one.grad is None for one in model.parameters())
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError):
         shapes(model, (5, 32, 32), ALL)
     assert [module.training for module in model.modules()] == modes
 

@@ -1,0 +1,169 @@
+"""Wide residual networks with Swish that normalise their images themselves, for adversarial robustness.
+
+Gowal et al., "Uncovering the Limits of Adversarial Training", 2020; used with generated data by Wang et al., "Better
+Diffusion Models Further Improve Adversarial Training", 2023. State-dict keys, shapes and outputs are those of their
+published checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from timm.models import generate_default_cfgs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kd_bench.models.base import CifarNet, Walk, build, cifar_cfg, feature_info, register_model
+from kd_bench.models.wide_resnet import CifarWideResNet
+
+#: Mean and std of the channels that the published networks have inside.
+CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+#: Of the batch norms' running statistics, as Wang et al. train; torch's default is ten times that.
+MOMENTUM = 0.01
+
+
+class SwishBlock(nn.Module):
+    """Batch norm, Swish and a 3x3 convolution, twice, and a shortcut.
+
+    Where the width changes the shortcut is a 1x1 convolution of the activated input, otherwise the input itself. A
+    convolution of stride 2 pads below and on the right only, as TensorFlow's "SAME" does.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:
+        super().__init__()
+        self.padding = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+        self.batchnorm_0 = nn.BatchNorm2d(in_chs, momentum=MOMENTUM)
+        self.conv_0 = nn.Conv2d(in_chs, out_chs, 3, stride, bias=False)
+        self.batchnorm_1 = nn.BatchNorm2d(out_chs, momentum=MOMENTUM)
+        self.conv_1 = nn.Conv2d(out_chs, out_chs, 3, padding=1, bias=False)
+        self.shortcut: nn.Conv2d | None = None
+        if in_chs != out_chs:
+            self.shortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
+        """The block's output; ``normalised`` is ``batchnorm_0(x)`` where the caller has it already."""
+        active = F.silu(self.batchnorm_0(x) if normalised is None else normalised)
+        out = F.silu(self.batchnorm_1(self.conv_0(F.pad(active, self.padding))))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return torch.add(shortcut, self.conv_1(out))
+
+
+class SwishStage(nn.Module):
+    """Blocks one after another."""
+
+    def __init__(self, in_chs: int, out_chs: int, blocks: int, stride: int) -> None:
+        super().__init__()
+        first = SwishBlock(in_chs, out_chs, stride)
+        self.block = nn.Sequential(first, *(SwishBlock(out_chs, out_chs, 1) for _ in range(blocks - 1)))
+
+    @property
+    def first(self) -> SwishBlock:
+        """The block whose batch norm reads the stage's input."""
+        return cast(SwishBlock, self.block[0])
+
+    def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
+        """The last block's output; ``normalised`` is the first block's ``batchnorm_0(x)`` where it is known already."""
+        for block in self.block:
+            x, normalised = block(x, normalised), None
+        return x
+
+
+class CifarSwishWideResNet(CifarNet):
+    """WRN with Swish for 32x32 images in [0, 1]: a 3x3 stem and three stages at full, half and quarter size.
+
+    Stages, pre-activations and the pooled embedding are as those of ``CifarWideResNet``, with Swish instead of ReLU.
+    The mean and std that images are normalised by are no part of the state dict, as with Wang et al.; a state dict that
+    has them, as RobustBench's do, loads strictly too and sets them.
+
+    Args:
+        depth: 6 n + 4 for n blocks a stage.
+        width: Multiple of the stages' 16, 32 and 64 channels.
+        mean: Of the channels, for images scaled to 0..1. None for that of the published networks: CIFAR-10's for ten
+            classes and CIFAR-100's for any other number, and the channels' average where they are not three.
+        std: As ``mean``.
+        num_classes: Width of the classifier; 0 for none.
+        in_chans: Channels of the images.
+        global_pool: timm's name of a pooling.
+    """
+
+    classifier_name: ClassVar[str] = "logits"
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__(num_classes, in_chans)
+        blocks = (depth - 4) // 6
+        widths = (16, 16 * width, 32 * width, 64 * width)
+        self.mean: Tensor
+        self.std: Tensor
+        published = CIFAR10 if num_classes == 10 else CIFAR100
+        for name, given, own in zip(("mean", "std"), (mean, std), published, strict=True):
+            average = sum(own) / len(own)
+            default: Sequence[float] = own if in_chans == len(own) else [average] * in_chans
+            values = default if given is None else given
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        self.init_conv = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
+        stages = zip(widths[:-1], widths[1:], (1, 2, 2), strict=True)
+        self.layer = nn.Sequential(*(SwishStage(before, after, blocks, stride) for before, after, stride in stages))
+        self.batchnorm = nn.BatchNorm2d(widths[3], momentum=MOMENTUM)
+        self.feature_info = feature_info(widths, (1, 1, 2, 4), ("init_conv", "layer.0", "layer.1", "layer.2"))
+        self.logits = self.make_classifier(widths[3], global_pool)
+        self.apply(self.initialise)
+        self.register_load_state_dict_pre_hook(_take_normalisation)
+
+    @staticmethod
+    def initialise(layer: nn.Module) -> None:
+        """As ``CifarWideResNet.initialise``."""
+        CifarWideResNet.initialise(layer)
+
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> Walk:
+        """See ``CifarNet.forward_stages``."""
+        x = self.init_conv((x - self.mean) / self.std)
+        walk = Walk(x, [x], [x] if preacts else [])
+        _, second, third = (cast(SwishStage, stage) for stage in self.layer)
+        norms = (second.first.batchnorm_0, third.first.batchnorm_0, self.batchnorm)
+        normalised = None
+        for stage, norm in list(zip(self.layer, norms, strict=True))[:last]:
+            x = stage(x, normalised)
+            walk.stages.append(x)
+            if preacts:
+                normalised = norm(x)
+                walk.preacts.append(normalised)
+        if last is None or last == len(norms):
+            x = F.silu(self.batchnorm(x) if normalised is None else normalised)
+        return walk._replace(features=x)
+
+
+def _take_normalisation(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in ("mean", "std"):
+        if (value := state.pop(prefix + name, None)) is not None:
+            buffer = network.get_buffer(name)
+            buffer.copy_(value.reshape(buffer.shape))
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "cifar_wrn_28_10_swish": cifar_cfg(
+            mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), first_conv="init_conv", classifier="logits"
+        )
+    }
+)
+
+
+@register_model
+def cifar_wrn_28_10_swish(pretrained: bool = False, **kwargs: Any) -> CifarNet:
+    """WRN-28-10 with Swish for 32x32 images in [0, 1], which it normalises itself, 36.54 M parameters."""
+    # timm would by default run the modules one after another, and so without normalising the images.
+    kwargs.setdefault("feature_cfg", {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"})
+    return build(CifarSwishWideResNet, "cifar_wrn_28_10_swish", pretrained, **{"depth": 28, "width": 10} | kwargs)
