@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from kd_bench.errors import RunFailed, UserError, unknown
 
 if TYPE_CHECKING:
-    from kd_bench.recipe import Planned, Recipe, Trial
+    from kd_bench.recipe import Dataset, Planned, Recipe
     from kd_bench.runner.run import Options
 
 app = typer.Typer(
@@ -23,8 +23,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-teacher_app = typer.Typer(help="Train and verify teachers.", no_args_is_help=True, rich_markup_mode=None)
+teacher_app = typer.Typer(help="Teachers: train, fetch, verify, convert.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(teacher_app, name="teacher")
+data_app = typer.Typer(help="Fetch data sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 Only = Annotated[list[str] | None, typer.Option("--only", help="KEY=VALUE[,VALUE]: method, student, teacher or seed.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe, e.g. epochs=2.")]
@@ -39,6 +41,10 @@ RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Train again w
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")]
 Format = Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex or csv.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's file, or the name of one that comes with kd-bench.")]
+
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="The teacher's weights: a file, or: published (see teacher fetch).")
+]
 
 OUT = Path("runs")
 
@@ -71,6 +77,7 @@ def compare(
     teacher: Annotated[str, typer.Option("--teacher", help="The network that teaches.")],
     student: Annotated[str, typer.Option("--student", help="The network that learns.")],
     methods: Annotated[str, typer.Option("--methods", help="Names, with commas between.")] = "kd,dkd,ikl_kd",
+    weights: Weights = None,
     trials: Trials = 3,
     set_: Set = None,
     out: Out = OUT,
@@ -93,6 +100,8 @@ def compare(
         "pairs": [{"teacher": teacher, "student": student}],
         "methods": list(dict.fromkeys(["none", *rows])),
     }
+    if weights is not None:
+        content["teachers"] = {teacher: {"weights": weights}}
     read = read_recipe(content, set_ or (), trials)
     options = _options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard)
     _run(read, "compare", plan(read, "compare"), options, format_)
@@ -117,7 +126,9 @@ def table(
 
 
 @app.command("list")
-def list_(kind: Annotated[str, typer.Argument(help="methods, teachers, students, datasets or recipes")]) -> None:
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, networks, teachers, students, datasets or recipes")],
+) -> None:
     """List what there is."""
     entries = _kinds()
     if kind not in entries:
@@ -129,8 +140,8 @@ def list_(kind: Annotated[str, typer.Argument(help="methods, teachers, students,
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A method, network, data set or recipe.")]) -> None:
-    """Show what is known of a method, network, data set or recipe."""
+def show(name: Annotated[str, typer.Argument(help="A method, network, teacher, student, data set or recipe.")]) -> None:
+    """Show what is known of a method, network, teacher, student, data set or recipe."""
     from kd_bench.runner.describe import describe
 
     typer.echo(describe(name))
@@ -151,47 +162,111 @@ def doctor(out: Out = OUT, data: Data = None) -> None:
 
 @teacher_app.command("train")
 def teacher_train(
-    name: Annotated[str, typer.Argument(help="The network.")],
-    dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")],
+    name: Annotated[str | None, typer.Argument(help="The network; all that have a card where it is left out.")] = None,
+    dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")] = "cifar100",
+    trials: Trials = None,
     set_: Set = None,
     out: Out = OUT,
     data: Data = None,
+    jobs: Jobs = None,
     threads: Threads = 1,
     device: Device = "auto",
+    retry_failed: RetryFailed = False,
 ) -> None:
     """Train a teacher, as the data set's recipes do; they then find it in the results folder."""
-    trial, where = _teacher(name, dataset, set_)
-    from kd_bench.runner.display import Display
-    from kd_bench.runner.run import Options, Runner, prepare
+    from kd_bench.reading import packaged_recipes
 
-    _locate(trial.dataset.name, data)
-    options = Options(out=out, data=data, threads=threads, device=device)
+    if name is None:
+        recipe = f"{dataset}/teachers"
+        if recipe not in packaged_recipes():
+            raise UserError(f"there is no recipe {recipe}; name the network: kd-bench teacher train NETWORK")
+        read, where, planned = _plan(recipe, None, trials, set_)
+        options = _options(out, data, jobs, threads, device, 8, retry_failed, False)
+        _run(read, where, planned, options, "terminal")
+        return
+    from kd_bench.runner.display import Display
+    from kd_bench.runner.plan import teachers
+    from kd_bench.runner.run import Runner, prepare
+
+    read, model, where = _teacher(name, dataset, trials or 1, set_)
+    planned = teachers(read, model, where)
+    _locate(read.dataset, data)
+    options = _options(out, data, jobs, threads, device, 8, retry_failed, False)
     prepare(options)
-    runner = Runner("teachers", options, Display(where))
-    outcome = runner.run([], extra_teachers=[trial])
+    runner = Runner(read.name, options, Display(where))
+    outcome = runner.run(planned)
+    for one in planned:
+        if one.trial_id not in outcome.failed:
+            folder = runner.teacher_folder(one.trial)
+            top1 = (folder.result() or {})["top1_last"]
+            typer.echo(f"{one.student} on {one.dataset}, seed {one.seed}: {top1:.2f} %, {folder.path}")
     if outcome.failed:
-        raise RunFailed(f"{trial.model}: {'; '.join(outcome.failed.values())}")
-    result = runner.teacher_folder(trial).result() or {}
-    typer.echo(
-        f"{trial.model} on {trial.dataset.title}: {result['top1_last']:.2f} %, {runner.teacher_folder(trial).path}"
-    )
+        raise RunFailed(f"{where}: {_reasons(outcome.failed)}")
+
+
+@teacher_app.command("fetch")
+def teacher_fetch(
+    name: Annotated[str, typer.Argument(help="The teacher, as its card calls it.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")] = "cifar100",
+) -> None:
+    """Download a teacher's published weights: resumed if interrupted, checksummed, kept for all runs."""
+    from kd_bench.models import zoo
+    from kd_bench.runner import published
+    from kd_bench.runner.display import download_bar
+
+    card = zoo.card("teachers", dataset, name, "teacher fetch")
+    with download_bar(card.name) as progress:
+        found = published.fetch(card, progress)
+    pinned = "; no checksum is published, so this one is from now on expected" if found.pinned else ""
+    typer.echo(f"{card.name}: {found.path} from {found.url}, sha256 {found.sha256}{pinned}")
+    typer.echo(f"verify it with: kd-bench teacher verify {card.name} --dataset {dataset} --weights published")
 
 
 @teacher_app.command("verify")
 def teacher_verify(
     name: Annotated[str, typer.Argument(help="The network.")],
-    dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")],
+    dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")] = "cifar100",
+    weights: Weights = None,
     set_: Set = None,
     out: Out = OUT,
     data: Data = None,
     device: Device = "cpu",
 ) -> None:
-    """Measure a trained teacher again on the test set, and compare with what its training recorded."""
-    trial, _ = _teacher(name, dataset, set_)
+    """Measure a teacher on the test set, class by class, and compare with what was recorded or published."""
+    from kd_bench.runner.plan import teacher_of
     from kd_bench.runner.verify import verify
 
-    _locate(trial.dataset.name, data)
-    typer.echo(verify(trial, out, data, device))
+    read, model, where = _teacher(name, dataset, 1, set_, weights)
+    taught, file = teacher_of(read, model, where)
+    _locate(taught.dataset, data)
+    typer.echo(verify(taught, file, out, data, device))
+
+
+@teacher_app.command("convert")
+def teacher_convert(
+    source: Annotated[Path, typer.Argument(help="A file of weights, in any layout.")],
+    target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    model: Annotated[str | None, typer.Option("--model", help="The network, to check that the weights fit.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Where in the file the weights are, e.g. ema.model.")] = None,
+) -> None:
+    """Convert weights of any layout to safetensors, strictly checked against the network if one is named."""
+    from kd_bench.runner.convert import convert
+
+    typer.echo(convert(source, target, model, key))
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="See: kd-bench list datasets.")],
+    data: Data = None,
+) -> None:
+    """Download a data set into the data folder, with its checksum."""
+    from kd_bench.data import registry as datasets
+    from kd_bench.recipe import Dataset
+
+    where = datasets.data_dir(data)
+    datasets.download(Dataset(name=name), where)
+    typer.echo(f"{name}: {datasets.locate(Dataset(name=name), where)}")
 
 
 def main() -> None:
@@ -246,22 +321,27 @@ def _base(dataset: str) -> dict[str, Any]:
     return {"extends": name} if share("recipes", name).is_file() else {"dataset": {"name": dataset}}
 
 
-def _teacher(name: str, dataset: str, overrides: list[str] | None) -> tuple[Trial, str]:
-    from kd_bench.models.registry import resolve
+def _teacher(
+    name: str, dataset: str, trials: int, overrides: list[str] | None, weights: str | None = None
+) -> tuple[Recipe, str, str]:
+    """A recipe with a teacher as the data set's recipes train it, the network's name, and what errors call it."""
     from kd_bench.reading import read_recipe
-    from kd_bench.runner.plan import plan, teacher_trial
+    from kd_bench.runner.folder import TEACHERS
+    from kd_bench.runner.plan import network
 
     content = _base(dataset) | {
-        "name": f"teacher {name}".replace(" ", "-").replace("/", "-"),
+        "name": TEACHERS,
         "pairs": [{"teacher": name, "student": name}],
         "methods": ["none"],
+        "trials": trials,
     }
+    if weights is not None:
+        content["teachers"] = {name: {"weights": weights}}
     recipe = read_recipe(content, overrides or ())
-    plan(recipe, "teacher")
-    return teacher_trial(recipe, resolve(name, "teacher"), "teacher"), f"teacher {name}"
+    return recipe, network(recipe, name, f"teacher {name}"), f"teacher {name}"
 
 
-def _locate(dataset: str, data: Path | None) -> None:
+def _locate(dataset: Dataset, data: Path | None) -> None:
     from kd_bench.data import registry as datasets
 
     datasets.locate(dataset, datasets.data_dir(data))
@@ -287,7 +367,7 @@ def _run(recipe: Recipe, where: str, planned: list[Planned], options: Options, f
     from kd_bench.runner.run import Runner, prepare
 
     _check_format(format_)
-    _locate(recipe.dataset.name, options.data)
+    _locate(recipe.dataset, options.data)
     prepare(options)
     outcome = Runner(recipe.name, options, Display(recipe.name)).run(planned)
     _print_table(recipe, planned, options.out, format_)
@@ -320,6 +400,11 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
 
         return {name: registry.describe(name).summary for name in registry.names()}
 
+    def carded(role: Literal["teachers", "students"]) -> dict[str, str]:
+        from kd_bench.models import zoo
+
+        return {f"{one.dataset}/{one.name}": zoo.summary(one) for one in zoo.cards(role)}
+
     def networks() -> dict[str, str]:
         from kd_bench.models import registry
 
@@ -329,11 +414,7 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
         from kd_bench.data import registry
 
         specs = (registry.spec(name) for name in registry.names())
-        return {
-            spec.name: f"{spec.title}: {spec.num_classes} classes, "
-            f"{spec.train_size:,} training and {spec.test_size:,} test images"
-            for spec in specs
-        }
+        return {spec.name: spec.summary for spec in specs}
 
     def recipe_names() -> dict[str, str]:
         from kd_bench.reading import packaged_recipes, recipe_description
@@ -342,8 +423,9 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
 
     return {
         "methods": method_names,
-        "teachers": networks,
-        "students": networks,
+        "networks": networks,
+        "teachers": lambda: carded("teachers"),
+        "students": lambda: carded("students"),
         "datasets": dataset_names,
         "recipes": recipe_names,
     }

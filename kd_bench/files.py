@@ -1,5 +1,6 @@
 """Files are written whole and renamed into place, so that nobody ever reads half of one."""
 
+import hashlib
 import json
 import os
 import secrets
@@ -33,3 +34,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

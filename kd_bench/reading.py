@@ -186,9 +186,16 @@ def _models_in(field: Any) -> list[type[BaseModel]]:
     return found
 
 
-def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise UserError(f"{path}: extends itself, by way of {' and '.join(str(one) for one in seen)}")
+def read_mapping(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: The file.
+        kind: What it should be, for the error: "recipe".
+
+    Raises:
+        UserError: For a file that cannot be read, is no YAML, or holds no mapping of words.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
@@ -198,9 +205,16 @@ def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{path}: is no YAML{place}: {getattr(error, 'problem', None) or error}") from None
     except RecursionError:
-        raise UserError(f"{path}: is nested too deeply to be a recipe") from None
+        raise UserError(f"{path}: is nested too deeply to be a {kind}") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path}: is no recipe: it should be a mapping of keys to values")
+        raise UserError(f"{path}: is no {kind}: it should be a mapping of keys to values")
+    return content
+
+
+def _read_file(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: extends itself, by way of {' and '.join(str(one) for one in seen)}")
+    content = read_mapping(path, "recipe")
     return _extended(content, path.parent, str(path), (*seen, path.resolve()))
 
 

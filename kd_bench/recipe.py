@@ -11,6 +11,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,38 +31,104 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def later(default: Any = None) -> Any:
+    """A field that came after the first release: where it has its default it is left out of what is hashed.
+
+    So trials from before it keep their identity. The default must mean what was done before the field came.
+    """
+    return Field(default=default, exclude_if=lambda value: value == default)
+
+
 class Dataset(Settings):
     """Which images.
 
     Attributes:
         name: Name of the set, see ``kd-bench list datasets``.
-        labels: Which labels, where the set has several (CIFAR-100: fine or coarse); None takes the set's first.
+        labels: Which labels, where the set has several (CIFAR-100: fine or coarse; the columns of parquet files); None
+            takes the set's first.
         classes: Only the first so many classes; None takes all.
+        path: Folder of a set that is not known by name (``folder``, ``parquet``), below the data folder or absolute.
+        size: Height and width in pixels that images are brought to, where the set leaves a choice; a recipe's None
+            takes the set's own.
     """
 
     name: str
     labels: str | None = None
     classes: Annotated[int, Field(ge=2)] | None = None
+    path: str | None = later()
+    size: Annotated[int, Field(ge=8)] | None = later()
 
     @property
     def title(self) -> str:
         """For people: ``cifar100 (first 20 fine classes)``."""
+        of = self.name if self.path is None else f"{self.name} {self.path}"
         if self.classes is None:
-            return self.name if self.labels is None else f"{self.name} ({self.labels} labels)"
-        return f"{self.name} (first {self.classes} {self.labels + ' ' if self.labels else ''}classes)"
+            return of if self.labels is None else f"{of} ({self.labels} labels)"
+        return f"{of} (first {self.classes} {self.labels + ' ' if self.labels else ''}classes)"
+
+
+class RandAugment(Settings):
+    """RandAugment (Cubuk et al., 2020) as torchvision draws it.
+
+    Attributes:
+        operations: Operations an image, one after the other.
+        magnitude: Their strength, an index into ``bins`` strengths from none to the strongest.
+        bins: How many strengths there are.
+    """
+
+    operations: PositiveInt = 2
+    magnitude: Annotated[int, Field(ge=0)] = 9
+    bins: Annotated[int, Field(ge=2)] = 31
+
+    @model_validator(mode="after")
+    def _magnitude_is_a_bin(self) -> RandAugment:
+        if self.magnitude >= self.bins:
+            raise ValueError(f"magnitude must be below bins, which is {self.bins}")
+        return self
 
 
 class Augment(Settings):
-    """What happens to a training image.
+    """What happens to a training image, in this order: crop, flip, policy, normalisation, cutout or erasing, mixing.
 
     Attributes:
         crop: Zero padding in pixels before the random crop back to the image's size; 0 for none. A recipe's None takes
             what the set allows (4 for CIFAR).
         flip: Whether to mirror every other image. A recipe's None takes what the set allows.
+        autoaugment: Whether to apply AutoAugment's CIFAR-10 policy (Cubuk et al., 2019).
+        randaugment: RandAugment; None for none.
+        cutout: Side in pixels of the square that is set to the mean colour (DeVries and Taylor, 2017); None for none.
+        erase: Probability that a random rectangle is set to the mean colour (Zhong et al., 2020); None for none.
+        mixup: Parameter of the Beta distribution that weighs an image against another (Zhang et al., 2018).
+        cutmix: The same for the area that is cut from another image (Yun et al., 2019). With ``mixup`` as well, each
+            image gets one of the two.
     """
 
     crop: Annotated[int, Field(ge=0)] | None = None
     flip: bool | None = None
+    autoaugment: bool = later(False)
+    randaugment: RandAugment | None = later()
+    cutout: PositiveInt | None = later()
+    erase: Annotated[float, Field(gt=0, le=1)] | None = later()
+    mixup: Positive | None = later()
+    cutmix: Positive | None = later()
+
+    @model_validator(mode="after")
+    def _one_policy(self) -> Augment:
+        if self.autoaugment and self.randaugment:
+            raise ValueError("autoaugment and randaugment exclude each other")
+        return self
+
+
+class Input(Settings):
+    """How a network sees the images, which come in the data set's size and normalisation.
+
+    Attributes:
+        size: Height and width in pixels; None for the data set's.
+        normalise: ``dataset`` for the data set's mean and std, ``network`` for those that timm knows the network by.
+    """
+
+    size: PositiveInt | None = None
+    normalise: Literal["dataset", "network"] = "dataset"
 
 
 class SGD(Settings):
@@ -136,6 +203,7 @@ class Training(Settings):
         schedule: Learning rate over the epochs.
         clip_norm: Largest norm of a student's gradient (all its parameters and its method's together); None: no limit.
         augment: What happens to the training images.
+        input: How the network sees images.
     """
 
     epochs: PositiveInt = 240
@@ -144,6 +212,7 @@ class Training(Settings):
     schedule: Schedule = StepSchedule()
     clip_norm: Positive | None = None
     augment: Augment = Augment()
+    input: Input = later(Input())
 
 
 class MethodSettings(Settings):
@@ -154,6 +223,46 @@ class MethodSettings(Settings):
     source: str | None = None
 
 
+class Given(Settings):
+    """A teacher that is not trained here: its weights come in a file. Written as its folder's ``trial.json``.
+
+    Attributes:
+        dataset: The images it was trained on.
+        model: The network, by timm's name.
+        weights: SHA-256 of the file; where it lies does not matter.
+        input: How the network sees images.
+    """
+
+    dataset: Dataset
+    model: str
+    weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    input: Input = later(Input())
+
+    def settings(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def id(self) -> str:
+        """The identity of these weights on this data set, as a trial's."""
+        return identity(self.settings())
+
+    @property
+    def stream(self) -> tuple[str, str | None]:
+        """As a trial's: it has nothing in common with anything."""
+        return self.id, None
+
+    @property
+    def teacher(self) -> None:
+        """As a trial's: who taught it is not known."""
+        return
+
+    @property
+    def epochs(self) -> int:
+        """As a trial's: what there is to do is one pass, over the test set."""
+        return 1
+
+
 class Trial(Training):
     """One training: everything that its result depends on, and nothing else. Written as ``trial.json``."""
 
@@ -161,7 +270,7 @@ class Trial(Training):
     dataset: Dataset
     model: str
     method: MethodSettings
-    teacher: Trial | None = None
+    teacher: Trial | Given | None = None
     seed: Seed
 
     model_config = ConfigDict(validate_by_alias=True, validate_by_name=True, serialize_by_alias=True)
@@ -227,7 +336,8 @@ class Recipe(Training):
         trials: How many seeds, from 0; ``seeds`` names them instead.
         baseline: Label of the row that the others are compared with.
         teacher_training: Settings of the recipe that differ for training its teachers (and ``seed``, by default 0).
-        teachers: The same for one teacher, by the network's name.
+        teachers: The same for one teacher, by the network's name; with ``weights`` it is not trained, but read from
+            that file, or from the file that its card names where ``weights`` is ``published``.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -257,12 +367,14 @@ class Planned:
     Attributes:
         trial: What is trained.
         label: The table's row.
-        taught_by: The training of the pair's teacher, also where the trial itself has none.
+        taught_by: The pair's teacher, trained or given, also where the trial itself has none.
+        weights: The file of a given teacher.
     """
 
     trial: Trial
     label: str
-    taught_by: Trial | None
+    taught_by: Trial | Given | None
+    weights: Path | None = None
 
     @property
     def trial_id(self) -> str:

@@ -1,5 +1,6 @@
 """Where the suite's own recipes, cards and published results lie: in the wheel, or beside the package in a checkout."""
 
+import os
 from pathlib import Path
 
 
@@ -8,3 +9,10 @@ def share(*parts: str) -> Path:
     package = Path(__file__).parent
     root = package / "_share"
     return (root if root.is_dir() else package.parent).joinpath(*parts)
+
+
+def cache_folder() -> Path:
+    """What can be made or fetched again: ``KD_BENCH_CACHE``, else ``kd-bench`` in the user's cache folder."""
+    if given := os.environ.get("KD_BENCH_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kd-bench"

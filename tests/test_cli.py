@@ -123,8 +123,9 @@ def test_table_of_a_recipe_that_never_ran(recipe, tmp_path):
     ("kind", "expected"),
     [
         ("methods", "ikl_kd"),
-        ("teachers", "cifar_resnet32x4"),
-        ("students", "cifar_wrn_16_2"),
+        ("networks", "cifar_mobilenet_v2"),
+        ("teachers", "cifar100/resnet32x4"),
+        ("students", "cifar100/wrn_16_2"),
         ("datasets", "cifar100"),
         ("recipes", "demo"),
     ],

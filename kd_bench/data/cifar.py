@@ -1,156 +1,213 @@
-"""CIFAR-100, from the public hub's parquet files or from those of the authors that torchvision reads."""
+"""CIFAR-10 and CIFAR-100, from the public hub's parquet files or from those of the authors that torchvision reads."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kd_bench.data import layout
+from kd_bench.data.layout import Layout
 from kd_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from kd_bench.data.cache import Decoded
-    from kd_bench.data.registry import DatasetSpec
+    from kd_bench.data.cache import Allocate, Decoded
+    from kd_bench.data.specs import DatasetSpec
     from kd_bench.data.splits import Splits
-
-#: The folder in the authors' archive.
-BASE = "cifar-100-python"
-ARCHIVE = f"https://www.cs.toronto.edu/~kriz/{BASE}.tar.gz"
-HUB = "uoft-cs/cifar100"
-
-_SHARD = re.compile(r"-(\d+)-of-(\d+)")
+    from kd_bench.recipe import Dataset
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The files that were found."""
+class _Original:
+    """The authors' files, and what they and the hub call things in them."""
 
-    kind: str
-    """"parquet" or "torchvision files"."""
-    folder: Path
-    train: tuple[Path, ...]
-    """What the training set is read from, in order."""
-    test: tuple[Path, ...]
+    folder: str
+    hub: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    keys: tuple[str, ...]
+    """Of the labels, a kind each."""
+    names: tuple[str, ...]
+    """Of the classes' names, a kind each."""
+    columns: tuple[str, ...]
+    """Of the labels in the hub's files, a kind each."""
+
+    @property
+    def archive(self) -> str:
+        return f"https://www.cs.toronto.edu/~kriz/{self.folder.replace('batches-py', 'python')}.tar.gz"
 
 
-def locate(spec: DatasetSpec, data_dir: Path) -> str:
+_ORIGINALS = {
+    "cifar10": _Original(
+        folder="cifar-10-batches-py",
+        hub="uoft-cs/cifar10",
+        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+        test=("test_batch",),
+        meta="batches.meta",
+        keys=("labels",),
+        names=("label_names",),
+        columns=("label",),
+    ),
+    "cifar100": _Original(
+        folder="cifar-100-python",
+        hub="uoft-cs/cifar100",
+        train=("train",),
+        test=("test",),
+        meta="meta",
+        keys=("fine_labels", "coarse_labels"),
+        names=("fine_label_names", "coarse_label_names"),
+        columns=("fine_label", "coarse_label"),
+    ),
+}
+
+
+def locate(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str:
     """Where the images are.
 
     Raises:
         UserError: They are not there, or some files are missing.
     """
-    layout = _find(spec, data_dir)
-    return f"{layout.kind} in {layout.folder}"
+    return str(_find(spec, data_dir))
 
 
-def load(spec: DatasetSpec, data_dir: Path, labels: str | None) -> Splits:
+def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits:
     """Both splits, in the order of the files; decoded once and then taken from the cache.
 
     Raises:
         UserError: The files are not there, or damaged.
     """
-    import torch
-
     from kd_bench.data import cache
     from kd_bench.data.splits import Splits
 
-    layout = _find(spec, data_dir)
-    kind = spec.labels.index(labels) if labels else 0
+    found = _find(spec, data_dir)
+    kind = spec.labels.index(dataset.labels) if dataset.labels else 0
     train, test = (
-        cache.load(f"{spec.name}-{split}", sources, partial(_decode, spec, layout, split))
-        for split, sources in (("train", layout.train), ("test", layout.test))
+        cache.load(f"{spec.name}-{split}", cache.facts(sources), partial(_decode, spec, found, sources))
+        for split, sources in (("train", found.train), ("test", found.test))
     )
     if train.class_names != test.class_names:
-        raise UserError(f"{layout.folder}: training and test files do not name the same classes; get them again")
-    return Splits(
-        train_images=torch.from_numpy(train.images),
-        train_labels=torch.from_numpy(train.labels[:, kind].copy()),
-        test_images=torch.from_numpy(test.images),
-        test_labels=torch.from_numpy(test.labels[:, kind].copy()),
-        class_names=train.class_names[kind],
-        mean=spec.mean,
-        std=spec.std,
-    )
+        raise UserError(f"{found.folder}: training and test files do not name the same classes; get them again")
+    return Splits.of(spec, train, test, train.class_names[kind], kind)
+
+
+def download(spec: DatasetSpec, data_dir: Path) -> None:
+    """Gets the authors' files by torchvision, unless they or the hub's are there; damaged ones are replaced.
+
+    Raises:
+        UserError: The folder cannot be written, or the hub's files are there in part.
+        RunFailed: They cannot be reached, or their checksum is not the published one.
+    """
+    from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
+    from kd_bench.data.download import sentences
+
+    found = _search(spec, data_dir)
+    if found is not None and found.kind == "parquet":
+        return
+    folder = found.folder if found else data_dir / spec.name / _ORIGINALS[spec.name].folder
+    if all(check_integrity(folder / name, md5) for name, md5 in _checksums(spec).items()):
+        return
+    known = _torchvisions(spec)
+    with sentences(known.url, folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        download_and_extract_archive(known.url, folder.parent, filename=known.filename, md5=known.tgz_md5)
 
 
 def _find(spec: DatasetSpec, data_dir: Path) -> Layout:
-    named = data_dir / spec.name
-    parquet = (named, named / spec.name, named / "data", data_dir)
-    for folder in parquet:
-        train, test = (tuple(sorted(folder.glob(f"{split}-*.parquet"))) for split in ("train", "test"))
-        if train or test:
-            for split, files in (("train", train), ("test", test)):
-                _check_whole(folder, split, files)
-            return Layout("parquet", folder, train, test)
-    pickles = [named / BASE, data_dir / BASE, *([data_dir] if data_dir.name == BASE else [])]
-    for folder in pickles:
+    original = _ORIGINALS[spec.name]
+    found = _search(spec, data_dir)
+    if found is None:
+        raise UserError(
+            f"{spec.name} is not there: looked for train-*.parquet in "
+            f"{', '.join(map(str, _parquet_folders(spec, data_dir)))} and for "
+            f"{' and '.join(map(str, _pickle_folders(spec, data_dir)))}; get it with "
+            f"`kd-bench data fetch {spec.name}` or "
+            f"`hf download {original.hub} --repo-type dataset --local-dir {data_dir / spec.name}` or unpack "
+            f"{original.archive} in {data_dir}, or say with --data or KD_BENCH_DATA where it is"
+        )
+    if found.kind != "parquet":
+        for file in (*found.train, *found.test):
+            if not file.is_file():
+                raise UserError(f"{found.folder}: has no file {file.name!r}; unpack {original.archive} again")
+    return found
+
+
+def _search(spec: DatasetSpec, data_dir: Path) -> Layout | None:
+    if found := layout.parquet(_parquet_folders(spec, data_dir)):
+        return found
+    original = _ORIGINALS[spec.name]
+    for folder in _pickle_folders(spec, data_dir):
         if folder.is_dir():
-            for name in ("train", "test", "meta"):
-                if not (folder / name).is_file():
-                    raise UserError(f"{folder}: has no file {name!r}; unpack {ARCHIVE} again")
-            meta = folder / "meta"
-            return Layout("torchvision files", folder, (folder / "train", meta), (folder / "test", meta))
-    raise UserError(
-        f"{spec.name} is not there: looked for train-*.parquet in {', '.join(map(str, parquet))} and for "
-        f"{' and '.join(map(str, pickles))}; get it with `hf download {HUB} --repo-type dataset --local-dir {named}` "
-        f"or unpack {ARCHIVE} in {data_dir}, or say with --data or KD_BENCH_DATA where it is"
-    )
+            train, test = (
+                tuple(folder / name for name in (*names, original.meta)) for names in (original.train, original.test)
+            )
+            return Layout("torchvision files", folder, train, test)
+    return None
 
 
-def _check_whole(folder: Path, split: str, files: tuple[Path, ...]) -> None:
-    """A download that stopped between two files must not become a smaller data set."""
-    if not files:
-        raise UserError(f"{folder}: has no {split}-*.parquet; get the missing files too")
-    numbers = [(int(found[1]), int(found[2])) for file in files if (found := _SHARD.search(file.stem))]
-    if not numbers:
-        return
-    count = numbers[0][1]
-    if sorted(numbers) != [(number, count) for number in range(count)] or len(numbers) != len(files):
-        there = ", ".join(file.name for file in files)
-        raise UserError(f"{folder}: the files {there} are not the {count} parts of one {split} split; get it again")
+def _parquet_folders(spec: DatasetSpec, data_dir: Path) -> tuple[Path, ...]:
+    # "plain_text" is the folder that the hub's copy of CIFAR-10 has them in.
+    return layout.parquet_folders(spec, data_dir, inner=("plain_text",))
 
 
-def _decode(spec: DatasetSpec, layout: Layout, split: str) -> Decoded:
-    if layout.kind != "parquet":
-        return _read_pickles(layout.folder, train=split == "train")
-    from kd_bench.data import parquet
-
-    columns = {f"{kind}_label": count for kind, count in zip(spec.labels, spec.label_classes, strict=True)}
-    return parquet.read(layout.train if split == "train" else layout.test, columns, spec.image_size)
+def _pickle_folders(spec: DatasetSpec, data_dir: Path) -> list[Path]:
+    name = _ORIGINALS[spec.name].folder
+    return [data_dir / spec.name / name, data_dir / name, *([data_dir] if data_dir.name == name else [])]
 
 
-def _read_pickles(folder: Path, train: bool) -> Decoded:
-    """Reads the authors' files by torchvision, which unpickles nothing whose checksum is not the published one."""
-    import pickle
+def _decode(spec: DatasetSpec, found: Layout, sources: tuple[Path, ...], allocate: Allocate) -> Decoded:
+    if found.kind != "parquet":
+        return _read_pickles(spec, sources, allocate)
+    from kd_bench.data import parquet_reader
 
+    classes = spec.label_classes or (spec.num_classes,)
+    columns = dict(zip(_ORIGINALS[spec.name].columns, classes, strict=True))
+    return parquet_reader.read(sources, columns, allocate, spec.image_size, native=spec.image_size)
+
+
+def _torchvisions(spec: DatasetSpec) -> Any:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    return {"cifar10": CIFAR10, "cifar100": CIFAR100}[spec.name]
+
+
+def _checksums(spec: DatasetSpec) -> dict[str, str]:
+    """The published MD5 of every file, as torchvision has them."""
+    known = _torchvisions(spec)
+    return dict([*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])])
+
+
+def _read_pickles(spec: DatasetSpec, sources: tuple[Path, ...], allocate: Allocate) -> Decoded:
+    """Unpickles the authors' files; none whose checksum is not the published one.
+
+    Not by torchvision's own class, because that keeps one kind of label only and all images several times in memory.
+    """
     import numpy as np
-    from torchvision.datasets import CIFAR100
 
     from kd_bench.data.cache import Decoded
 
-    try:
-        dataset = CIFAR100(folder.parent, train=train, download=False)
-        # torchvision keeps the fine labels only; the others are in the same files, whose checksums it has just checked.
-        split, meta = (
-            pickle.loads((folder / name).read_bytes(), encoding="latin1")
-            for name in ("train" if train else "test", "meta")
-        )
-    except RuntimeError as error:
-        raise UserError(f"{_damaged(folder)}: its checksum is not the published one; unpack {ARCHIVE} again") from error
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
-    images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
-    labels = np.array([dataset.targets, split["coarse_labels"]], np.int64).T.copy()
-    return Decoded(images, labels, (tuple(dataset.classes), tuple(meta["coarse_label_names"])))
+    original, md5 = _ORIGINALS[spec.name], _checksums(spec)
+    *batches, meta = sources
+    names = _unpickle(meta, md5, original)
+    labels, parts = [], []
+    for batch in batches:
+        content = _unpickle(batch, md5, original)
+        parts.append(content["data"])
+        labels.append(np.array([content[key] for key in original.keys], np.int64).T)
+        del content
+    side = spec.image_size
+    images = allocate((sum(map(len, parts)), spec.channels, side, side))
+    np.concatenate(parts, out=images.reshape(len(images), -1))
+    return Decoded(images, np.concatenate(labels), tuple(tuple(names[key]) for key in original.names))
 
 
-def _damaged(folder: Path) -> Path:
-    """The file that torchvision, which does not say, refused."""
-    from torchvision.datasets import CIFAR100
-    from torchvision.datasets.utils import check_integrity
+def _unpickle(file: Path, md5: dict[str, str], original: _Original) -> Any:
+    import hashlib
+    import pickle
 
-    checksums = [*CIFAR100.train_list, *CIFAR100.test_list, (CIFAR100.meta["filename"], CIFAR100.meta["md5"])]
-    bad = (folder / name for name, md5 in checksums if not check_integrity(folder / name, md5))
-    return next(bad, folder)
+    content = layout.read(file)
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5[file.name]:
+        raise UserError(f"{file}: its checksum is not the published one; unpack {original.archive} again")
+    return pickle.loads(content, encoding="latin1")

@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 from kd_bench import seeding
 
 if TYPE_CHECKING:
-    from kd_bench.data.registry import DatasetSpec
+    from kd_bench.data.specs import DatasetSpec
     from kd_bench.data.splits import Splits
+    from kd_bench.recipe import Dataset
 
 #: Few, so that a student alone stays well short of what a good teacher can tell it.
 TRAIN_PER_CLASS = 20
 
 
-def locate(spec: DatasetSpec, data_dir: Path) -> str:
+def locate(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str:
     """Where the images are; they are always there."""
     return "files packaged with scikit-learn"
 
 
-def load(spec: DatasetSpec, data_dir: Path, labels: str | None) -> Splits:
+def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits:
     """The digits as 3x32x32, 20 training images a class and all others for the test, both in scikit-learn's order.
 
     The 8x8 pixels of 0..16 become 0..255, each a block of 4x4: enlarging by repetition keeps exactly the 64 values that
@@ -40,7 +41,7 @@ def load(spec: DatasetSpec, data_dir: Path, labels: str | None) -> Splits:
     images = large[:, None].expand(-1, spec.channels, -1, -1).contiguous()
 
     training = torch.zeros(len(target), dtype=torch.bool)
-    for label in range(spec.num_classes):
+    for label in range(len(digits.target_names)):
         members = (target == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=seeding.generator(0, seeding.SPLIT, step=label))
         training[members[order[:TRAIN_PER_CLASS]]] = True

@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kd_bench import seeding
-from kd_bench.data.augment import Draws, Normalise, crop_and_flip, draw
+from kd_bench.data import mixing, policies
+from kd_bench.data.augment import Draws, Normalise, blank, crop_and_flip, draw, draw_cutout, draw_erasing
+from kd_bench.recipe import Augment
 from kd_bench.types import Batch
+
+#: Pixel values (4 MiB, 1,365 images of CIFAR) that a policy changes at once where batches are smaller: operations that
+#: one image in twenty has in common are not worth starting for 64 images.
+_AHEAD = 2**22
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What an epoch's augmentation does with every sample, in the set's order."""
+
+    moved: Draws | None
+    choices: policies.Choices | None
+    blanks: tuple[Tensor, ...]
+    mix: mixing.Mix | None
 
 
 class InMemoryLoader:
     """Gives the batches of one epoch each time it is iterated over.
 
     An epoch is a function of (seed, epoch) alone: iterating twice gives the same batches twice, and ``set_epoch``
-    moves on. What a sample looks like in an epoch does not depend on the batch it falls into. All draws are made on
-    the CPU, so that they are the same for every device.
+    moves on. What a sample looks like in an epoch does not depend on the batch it falls into; one that it is mixed with
+    looks there as it does by itself. All draws are made on the CPU, so that they are the same for every device, and
+    each kind of augmentation has draws of its own, so that switching one on does not change another.
 
     The last batch may be smaller. When shuffling, a last batch of one single image is left out, because batch
     normalisation cannot train on it; which image that is changes from epoch to epoch. (A batch size of one is the
     user's own choice and keeps all.)
 
     Args:
-        images: (N, C, H, W) uint8. Moved to the device once; on the CPU they are not copied.
+        images: (N, C, H, W) uint8; a policy needs three channels. Moved to the device once; on the CPU they are not
+            copied.
         labels: (N,) int64.
         batch_size: B.
         mean: Of the channels, for images scaled to 0..1.
         std: Of the channels, for images scaled to 0..1.
         device: Where the batches are made.
-        crop: Pixels of black padding on each side of a random crop; 0 for none.
-        flip: Mirrors every image with probability 1/2.
+        augment: What happens to the images, where its None is none; None to leave them as they are.
+        num_classes: K of the (B, K) labels of mixed images; needed where ``augment`` mixes.
         shuffle: A new order every epoch; otherwise the set's.
         seed: The trial's seed.
 
     Raises:
-        ValueError: Sizes do not fit together.
+        ValueError: Sizes do not fit together, or ``num_classes`` is missing.
     """
 
     def __init__(
@@ -48,21 +67,24 @@ class InMemoryLoader:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | str = "cpu",
-        crop: int = 0,
-        flip: bool = False,
+        augment: Augment | None = None,
+        num_classes: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(f"{images.dtype} images {tuple(images.shape)} do not fit labels {tuple(labels.shape)}")
-        if batch_size < 1 or crop < 0:
-            raise ValueError(f"batch_size {batch_size} must be positive and crop {crop} not negative")
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} must be positive")
+        self.augment = augment or Augment()
+        self.mixes = self.augment.mixup is not None or self.augment.cutmix is not None
+        if self.mixes and num_classes is None:
+            raise ValueError("mixed labels need num_classes")
         self.device = torch.device(device)
         self.images = images.to(self.device)
         self.labels = labels.to(self.device)
         self.batch_size = batch_size
-        self.crop = crop
-        self.flip = flip
+        self.num_classes = num_classes
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
@@ -83,18 +105,57 @@ class InMemoryLoader:
             order = torch.randperm(size, generator=seeding.generator(self.seed, seeding.ORDER, self.epoch))
         else:
             order = torch.arange(size)
-        draws = None
-        if self.crop or self.flip:
-            draws = draw(self.seed, self.epoch, size, self.crop)
-            if not self.flip:
-                draws = Draws(draws.offsets, torch.zeros_like(draws.flips))
-            draws = draws.to(self.device)
-        return self._batches(self.epoch, order.to(self.device), draws)
+        return self._batches(self.epoch, order[: len(self) * self.batch_size], self._draw(self.epoch))
 
-    def _batches(self, epoch: int, order: Tensor, draws: Draws | None) -> Iterator[Batch]:
+    def _draw(self, epoch: int) -> _Epoch:
+        augment, seed, device = self.augment, self.seed, self.device
+        size, _, height, width = self.images.shape
+        moved, mix, blanks = None, None, []
+        if augment.crop or augment.flip:
+            moved = draw(seed, epoch, size, augment.crop or 0)
+            if not augment.flip:
+                moved = Draws(moved.offsets, torch.zeros_like(moved.flips))
+            moved = moved.to(device)
+        if augment.cutout:
+            blanks.append(draw_cutout(seed, epoch, size, augment.cutout, height, width).to(device))
+        if augment.erase:
+            blanks.append(draw_erasing(seed, epoch, size, augment.erase, height, width).to(device))
+        if self.mixes:
+            mix = mixing.draw(seed, epoch, size, height, width, mixup=augment.mixup, cutmix=augment.cutmix)
+        return _Epoch(moved, policies.draw(augment, seed, epoch, size, height, width), tuple(blanks), mix)
+
+    def _batches(self, epoch: int, order: Tensor, drawn: _Epoch) -> Iterator[Batch]:
+        views = self._views(order, drawn)
+        mix = partners = None
+        if drawn.mix is not None:
+            partners = self._views(drawn.mix.partner[order], drawn)
+            mix = drawn.mix.to(self.device)
+        order = order.to(self.device)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = self.images[index]
-            if draws is not None:
-                images = crop_and_flip(images, draws.of(index), self.crop)
-            yield Batch(self._normalise(images), self.labels[index], index, epoch, step)
+            images, labels = next(views), self.labels[index]
+            if mix is not None and partners is not None and self.num_classes is not None:
+                here = mix.of(index)
+                images = mixing.mix_images(images, next(partners), here)
+                labels = mixing.mix_labels(labels, self.labels[here.partner], here, self.num_classes)
+            yield Batch(images, labels, index, epoch, step)
+
+    def _views(self, order: Tensor, drawn: _Epoch) -> Iterator[Tensor]:
+        """What these samples look like before they are mixed, a batch at a time: (B, C, H, W) float."""
+        there = order.to(self.device)
+        at_once = self.batch_size
+        if drawn.choices is not None:
+            at_once *= max(1, _AHEAD // (self.batch_size * self.images.shape[1:].numel()))
+        for start in range(0, len(order), at_once):
+            part = there[start : start + at_once]
+            pictures = self.images.index_select(0, part)  # copies image by image; indexing copies pixel by pixel
+            if drawn.moved is not None:
+                pictures = crop_and_flip(pictures, drawn.moved.of(part), self.augment.crop or 0)
+            if drawn.choices is not None:
+                steps = drawn.choices.steps[order[start : start + at_once]]
+                pictures = policies.apply(pictures, steps, drawn.choices.operations)
+            for index, few in zip(part.split(self.batch_size), pictures.split(self.batch_size), strict=True):
+                images = self._normalise(few)
+                for boxes in drawn.blanks:
+                    images = blank(images, boxes[index])
+                yield images

@@ -1,116 +1,108 @@
-"""Images in parquet files as the public hub keeps them: a column of encoded images, and columns of labels."""
+"""Any parquet files of images: those of a set that is on the public hub, or the user's own."""
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
-
-from kd_bench.data.cache import Decoded
+from kd_bench.data import layout
+from kd_bench.data.layout import Layout
 from kd_bench.errors import UserError
 
-#: What the hub's sets call the column of images.
-IMAGE_COLUMNS = ("img", "image")
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kd_bench.data.cache import Allocate, Decoded
+    from kd_bench.data.specs import DatasetSpec
+    from kd_bench.data.splits import Splits
+    from kd_bench.recipe import Dataset
 
 
-def read(files: Sequence[Path], labels: Mapping[str, int], size: int) -> Decoded:
-    """Decodes all images of these files, in order.
-
-    Args:
-        files: The files of one split, in order.
-        labels: The label columns and how many classes each has.
-        size: Height and width that every image must have, in pixels.
+def locate(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str:
+    """Where the images are.
 
     Raises:
-        UserError: A file is damaged, or holds something else; says which.
+        UserError: They are not there, or some files are missing.
     """
-    opened = [_open(file) for file in files]
-    total = sum(table.metadata.num_rows for table in opened)
-    if not total:
-        raise UserError(f"{files[0]}: has no rows; get it again")
-    images = np.empty((total, 3, size, size), np.uint8)
-    targets = np.empty((total, len(labels)), np.int64)
-    at = 0
-    for file, table in zip(files, opened, strict=True):
-        columns = [_image_column(file, table.schema_arrow), *labels]
-        if missing := [column for column in labels if column not in table.schema_arrow.names]:
-            raise UserError(f"{file}: has no column {missing[0]!r}, only {', '.join(table.schema_arrow.names)}")
-        first = at
-        for batch in _batches(file, table, columns):
-            for kind, (column, classes) in enumerate(labels.items()):
-                targets[at : at + len(batch), kind] = _targets(file, batch.column(column), column, classes)
-            for encoded in batch.column(columns[0]).field("bytes").to_pylist():
-                images[at] = _image(file, at - first, encoded, size)
-                at += 1
-    names = tuple(_class_names(files[0], opened[0].schema_arrow, column, count) for column, count in labels.items())
-    return Decoded(images, targets, names)
+    found = _find(dataset, data_dir)
+    return f"{found}, tested on {found.test[0].name}{' and others' * (len(found.test) > 1)}"
 
 
-def _damaged(file: Path, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()
-    return UserError(f"{file}: not a whole parquet file ({reason[0] if reason else error!r}); get it again")
+def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits:
+    """Both splits, in the order of the files; decoded once and then taken from the cache.
+
+    Raises:
+        UserError: The files are not there, or damaged; or their labels do not make classes.
+    """
+    return load_files(spec, dataset, _find(dataset, data_dir), native=None)
 
 
-def _open(file: Path) -> Any:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from error
+def load_files(spec: DatasetSpec, dataset: Dataset, found: Layout, native: int | None) -> Splits:
+    """The same for files that have been found.
+
+    Args:
+        spec: The set.
+        dataset: Which of it, resolved.
+        found: Its files.
+        native: Height and width that every image must have, in pixels; None allows any.
+
+    Raises:
+        UserError: As ``load``.
+    """
+    from kd_bench.data import cache
+    from kd_bench.data.splits import Splits
+
+    size = dataset.size or spec.image_size
+    train, test = (
+        cache.load(
+            f"{spec.name}-{size}-{split}",
+            [dataset.labels, cache.facts([found.train[0], *files])],
+            partial(_decode, dataset, found, files, size, native),
+        )
+        for split, files in (("train", found.train), ("test", found.test))
+    )
+    names = train.class_names[0] or test.class_names[0]
+    if test.class_names[0] and names != test.class_names[0]:
+        raise UserError(f"{found.folder}: training and test files do not name the same classes")
+    if not names:
+        names = _numbered(found, train.labels[:, 0], test.labels[:, 0])
+    for files, labels in ((found.train, train.labels), (found.test, test.labels)):
+        if labels.max() >= len(names):
+            raise UserError(f"{files[0]}: there is a label {labels.max()}, but only {len(names)} classes")
+    return Splits.of(spec, train, test, names)
 
 
-def _batches(file: Path, table: Any, columns: list[str]) -> Any:
-    try:
-        yield from table.iter_batches(batch_size=1024, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from error
+def _find(dataset: Dataset, data_dir: Path) -> Layout:
+    folder = data_dir / Path(dataset.path or "").expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; path must be that of the parquet files, below the data's")
+    if found := layout.parquet((folder, folder / "data")):
+        return found
+    raise UserError(f"{folder}: has no train*.parquet, and neither has its folder data, if any")
 
 
-def _image_column(file: Path, schema: Any) -> str:
-    for column in IMAGE_COLUMNS:
-        if column in schema.names:
-            kind = schema.field(column).type
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                return column
-            raise UserError(f"{file}: column {column!r} is {kind}, not a struct with the encoded image in 'bytes'")
-    raise UserError(f"{file}: has no column {' or '.join(map(repr, IMAGE_COLUMNS))}, only {', '.join(schema.names)}")
+def _decode(
+    dataset: Dataset, found: Layout, files: tuple[Path, ...], size: int, native: int | None, allocate: Allocate
+) -> Decoded:
+    from kd_bench.data import parquet_reader
+
+    # Of the training files for both splits, lest they be of different kinds.
+    column = parquet_reader.label_column(found.train[0], dataset.labels)
+    return parquet_reader.read(files, {column: None}, allocate, size, native)
 
 
-def _targets(file: Path, values: Any, column: str, classes: int) -> np.ndarray:
-    if not pa.types.is_integer(values.type) or values.null_count:
-        raise UserError(f"{file}: column {column!r} must hold a whole number in every row")
-    targets: np.ndarray = values.to_numpy(zero_copy_only=False).astype(np.int64)
-    if len(targets) and not 0 <= targets.min() <= targets.max() < classes:
-        wrong = targets.min() if targets.min() < 0 else targets.max()
-        raise UserError(f"{file}: column {column!r} must be from 0 to {classes - 1}, but a row has {wrong}")
-    return targets
+def _numbered(found: Layout, train: np.ndarray, test: np.ndarray) -> tuple[str, ...]:
+    """The names of classes that are numbers only: they must leave none out, or they are not numbers of classes."""
+    import numpy as np
 
-
-def _image(file: Path, row: int, encoded: bytes | None, size: int) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(encoded or b"")) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # what Pillow raises for garbage depends on the garbage
-        raise UserError(f"{file}: the image in row {row} cannot be decoded; get the file again") from error
-    if pixels.shape[:2] != (size, size):
-        height, width = pixels.shape[:2]
-        raise UserError(f"{file}: the image in row {row} is {height}x{width}, not {size}x{size}")
-    return pixels.transpose(2, 0, 1)
-
-
-def _class_names(file: Path, schema: Any, column: str, count: int) -> tuple[str, ...]:
-    """From the metadata that the hub's library writes; numbers where there are none."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = tuple(str(name) for name in features[column]["names"])
-    except (LookupError, TypeError, ValueError):
-        return tuple(map(str, range(count)))
-    if len(names) != count:
-        raise UserError(f"{file}: column {column!r} has {len(names)} classes, not {count}")
-    return names
+    there = np.unique(train)
+    gap = np.flatnonzero(there != np.arange(len(there)))
+    if len(gap):
+        raise UserError(
+            f"{found.train[0]}: the labels must be 0, 1, 2 and so on, but no training image has {gap[0]}, and one "
+            f"has {there[-1]}"
+        )
+    if test.max() >= len(there):
+        raise UserError(f"{found.test[0]}: a test image has the label {test.max()}, and no training image has")
+    return tuple(map(str, range(len(there))))

@@ -1,4 +1,4 @@
-"""The data sets by name: what is known of each without reading it, where its files are, and loading it.
+"""The data sets by name: checking a choice, saying where its files are, getting them, and loading them.
 
 Importing this module costs next to nothing, so that the command line can list and check names at once.
 """
@@ -6,97 +6,40 @@ Importing this module costs next to nothing, so that the command line can list a
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from kd_bench.data.specs import SPECS, DatasetSpec
 from kd_bench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from kd_bench.data.splits import Splits
+    from kd_bench.recipe import Dataset
 
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """What is known of a data set before it is read."""
-
-    name: str
-    title: str
-    num_classes: int
-    """Of the default label kind."""
-    image_size: int
-    """Height and width in pixels."""
-    channels: int
-    mean: tuple[float, float, float]
-    """Of the channels, for images scaled to 0..1."""
-    std: tuple[float, float, float]
-    """Of the channels, for images scaled to 0..1."""
-    crop: int
-    """Padding, in pixels, of the random crop that the set's recipes use and allow at most; 0 where none is allowed."""
-    flip: bool
-    """Whether a mirrored image keeps its label."""
-    labels: tuple[str, ...]
-    """The kinds of label to choose from, the first being the default; empty where there is no choice."""
-    train_size: int
-    test_size: int
-    source: str
-    """Citation, and where to get it."""
-    label_classes: tuple[int, ...] = ()
-    """Number of classes of each of ``labels``."""
-
-
-# CIFAR-100's mean and std are those that the published teachers were trained with; they differ from the exact ones in
-# the fourth digit. The digits' are those of their 200 training images.
-_SPECS = (
-    DatasetSpec(
-        name="cifar100",
-        title="CIFAR-100",
-        num_classes=100,
-        image_size=32,
-        channels=3,
-        mean=(0.5071, 0.4867, 0.4408),
-        std=(0.2675, 0.2565, 0.2761),
-        crop=4,
-        flip=True,
-        labels=("fine", "coarse"),
-        label_classes=(100, 20),
-        train_size=50_000,
-        test_size=10_000,
-        source="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; "
-        "https://www.cs.toronto.edu/~kriz/cifar.html",
-    ),
-    DatasetSpec(
-        name="digits",
-        title="Handwritten digits of scikit-learn",
-        num_classes=10,
-        image_size=32,
-        channels=3,
-        mean=(0.3048, 0.3048, 0.3048),
-        std=(0.3752, 0.3752, 0.3752),
-        crop=2,
-        flip=False,
-        labels=(),
-        train_size=200,
-        test_size=1_597,
-        source="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part); "
-        "comes with scikit-learn",
-    ),
-)
-_BY_NAME = {spec.name: spec for spec in _SPECS}
+_BY_NAME = {spec.name: spec for spec in SPECS}
 
 
 class _Source(Protocol):
-    """What a source's module offers."""
+    """What a source's module offers; the data set comes checked and resolved."""
 
-    def locate(self, spec: DatasetSpec, data_dir: Path) -> str: ...
+    def locate(self, spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str: ...
 
-    def load(self, spec: DatasetSpec, data_dir: Path, labels: str | None) -> Splits: ...
+    def load(self, spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits: ...
 
 
 def _source(name: str) -> _Source:
-    from kd_bench.data import cifar, digits
+    from kd_bench.data import cifar, digits, folder, parquet, tiny_imagenet
 
-    sources: dict[str, _Source] = {"cifar100": cifar, "digits": digits}
+    sources: dict[str, _Source] = {
+        "cifar10": cifar,
+        "cifar100": cifar,
+        "digits": digits,
+        "folder": folder,
+        "imagenet": folder,
+        "parquet": parquet,
+        "tiny_imagenet": tiny_imagenet,
+    }
     return sources[name]
 
 
@@ -120,42 +63,75 @@ def spec(name: str, where: str = "") -> DatasetSpec:
     return _BY_NAME[name]
 
 
-def check(name: str, *, labels: str | None = None, classes: int | None = None, where: str = "") -> None:
-    """Checks a choice of data set, label kind and number of classes without reading anything.
+def check(dataset: Dataset, where: str = "") -> None:
+    """Checks a choice of data set, path, size, label kind and number of classes without reading anything.
 
     Args:
-        name: The data set's name.
-        labels: The kind of label; None for the default.
-        classes: How many classes are kept, from the first on; None for all.
-        where: Where they were written, for the error.
+        dataset: The choice.
+        where: Where it was written, for the error.
 
     Raises:
-        UserError: One of them does not exist, or the number is out of range.
+        UserError: One of them does not exist, is missing or out of range, or the set leaves no such choice.
     """
+    name, labels, classes, size = dataset.name, dataset.labels, dataset.classes, dataset.size
     found = spec(name, where)
     at = f"{where}: " if where else ""
-    if labels is not None and not found.labels:
+    if "path" not in found.takes and dataset.path is not None:
+        raise UserError(f"{at}{name} is known by its name, so path: {dataset.path!r} must be left out")
+    if "path" in found.takes and not dataset.path:
+        raise UserError(f"{at}{name} needs a path: {found.source}")
+    if size is not None and "size" not in found.takes and size != found.image_size:
+        raise UserError(f"{at}{name} has images of {found.image_size} pixels only, so size: {size} must be left out")
+    if size is not None and found.sizes and size not in found.sizes:
+        choices = " or ".join(map(str, found.sizes))
+        raise UserError(f"{at}size must be {choices} for {name}, not {size}")
+    if labels is not None and "labels" not in found.takes:
         raise UserError(f"{at}{name} has one kind of label only, so labels: {labels!r} must be left out")
-    if labels is not None and labels not in found.labels:
+    if labels is not None and found.labels and labels not in found.labels:
         raise unknown(f"kind of label of {name}", labels, found.labels, where)
     most = _all_classes(found, labels)
-    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int) or not 2 <= classes <= most):
-        of = f"{name} with {labels} labels" if labels else name
-        raise UserError(f"{at}classes must be a whole number from 2 to {most} for {of}, not {classes!r}")
+    if classes is not None and most is not None and classes > most:
+        raise UserError(f"{at}{_too_many(dataset, most)}")
 
 
-def num_classes_of(name: str, labels: str | None = None, classes: int | None = None) -> int:
-    """K for such a choice, as ``check`` takes it.
+def _all_classes(found: DatasetSpec, labels: str | None) -> int | None:
+    return found.label_classes[found.labels.index(labels)] if labels and found.labels else found.num_classes
+
+
+def _too_many(dataset: Dataset, most: int) -> str:
+    of = f"{dataset.name} with {dataset.labels} labels" if dataset.labels else dataset.name
+    return f"classes must be a whole number from 2 to {most} for {of}, not {dataset.classes}"
+
+
+def resolved(dataset: Dataset) -> Dataset:
+    """The same images with every choice written out: the kind of label, and the size.
+
+    What the set leaves no choice of becomes None, so that the same images are not written in two ways.
+
+    Raises:
+        UserError: There is no such data set.
+    """
+    found = spec(dataset.name)
+    size = dataset.size or found.image_size if "size" in found.takes else None
+    labels = dataset.labels or (found.labels[0] if found.labels else None)
+    return dataset.model_copy(update={"labels": labels, "size": size})
+
+
+def chosen(dataset: Dataset) -> DatasetSpec:
+    """What is known of the images so chosen: their number of classes, their size, and a crop that goes with it.
 
     Raises:
         UserError: As ``check``.
     """
-    check(name, labels=labels, classes=classes)
-    return _all_classes(spec(name), labels) if classes is None else classes
-
-
-def _all_classes(found: DatasetSpec, labels: str | None) -> int:
-    return found.num_classes if labels is None else found.label_classes[found.labels.index(labels)]
+    check(dataset)
+    found = spec(dataset.name)
+    size = dataset.size or found.image_size
+    return replace(
+        found,
+        num_classes=dataset.classes or _all_classes(found, dataset.labels),
+        image_size=size,
+        crop=found.crop * size // found.image_size,
+    )
 
 
 def data_dir(given: Path | None = None) -> Path:
@@ -166,27 +142,45 @@ def data_dir(given: Path | None = None) -> Path:
 _resolve = data_dir  # below, the function's name is that of a parameter
 
 
-def locate(name: str, data_dir: Path | None = None) -> str:
+def locate(dataset: Dataset, data_dir: Path | None = None) -> str:
     """Says where a data set's files are, e.g. "parquet in /x/cifar100", without reading them.
 
     Raises:
-        UserError: They are not there, or some are missing: says where it looked and how to get them.
+        UserError: As ``check``; or they are not there, or some are missing: says where it looked and how to get them.
     """
-    return _source(spec(name).name).locate(spec(name), _resolve(data_dir))
+    check(dataset)
+    return _source(dataset.name).locate(spec(dataset.name), resolved(dataset), _resolve(data_dir))
 
 
-def load(name: str, data_dir: Path | None = None, *, labels: str | None = None, classes: int | None = None) -> Splits:
+def download(dataset: Dataset, data_dir: Path | None = None) -> None:
+    """Downloads a data set from its authors into the data folder, unless it is there.
+
+    Raises:
+        UserError: It cannot be had this way: says where to get it; or the folder cannot be written.
+        RunFailed: It cannot be reached, or what came is not what was published.
+    """
+    found, place = spec(dataset.name), _resolve(data_dir)
+    if not found.fetched:
+        raise UserError(f"{found.name} cannot be downloaded by kd-bench: {found.source}")
+    from kd_bench.data import cifar, tiny_imagenet
+
+    (tiny_imagenet if found.name == "tiny_imagenet" else cifar).download(found, place)
+
+
+def load(dataset: Dataset, data_dir: Path | None = None) -> Splits:
     """Loads a data set.
 
     Args:
-        name: The data set's name.
+        dataset: Which; with ``classes``, only the images of the first so many, in the order they had.
         data_dir: As ``data_dir()`` takes it.
-        labels: The kind of label; None for the default.
-        classes: Keeps the first so many classes of training and test set; the order of the images stays.
 
     Raises:
-        UserError: As ``check`` and ``locate``, or a file is damaged.
+        UserError: As ``check`` and ``locate``; or a file is damaged, or there are fewer classes than asked for.
     """
-    check(name, labels=labels, classes=classes)
-    splits = _source(name).load(spec(name), _resolve(data_dir), labels)
-    return splits if classes is None else splits.first(classes)
+    check(dataset)
+    splits = _source(dataset.name).load(spec(dataset.name), resolved(dataset), _resolve(data_dir))
+    if dataset.classes is None:
+        return splits
+    if dataset.classes > splits.num_classes:
+        raise UserError(_too_many(dataset, splits.num_classes))
+    return splits.first(dataset.classes)

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kd_bench.data.cache import Decoded
+    from kd_bench.data.specs import DatasetSpec
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -31,6 +34,21 @@ class Splits:
     """Of the channels, for images scaled to 0..1."""
     std: tuple[float, float, float]
     """Of the channels, for images scaled to 0..1."""
+
+    @staticmethod
+    def of(spec: DatasetSpec, train: Decoded, test: Decoded, class_names: tuple[str, ...], kind: int = 0) -> Splits:
+        """What was decoded, with its labels of one kind; the images are not copied."""
+        import torch
+
+        return Splits(
+            train_images=torch.from_numpy(train.images),
+            train_labels=torch.from_numpy(train.labels[:, kind].copy()),
+            test_images=torch.from_numpy(test.images),
+            test_labels=torch.from_numpy(test.labels[:, kind].copy()),
+            class_names=class_names,
+            mean=spec.mean,
+            std=spec.std,
+        )
 
     @property
     def num_classes(self) -> int:

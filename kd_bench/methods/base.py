@@ -24,6 +24,9 @@ class Method(nn.Module):
     What a method trains are its parameters, what it remembers are its buffers; both are checkpointed and resumed with
     it, and nothing else is. Its parameters are optimised with the student's.
 
+    Labels of mixed images are (B, K) shares: the cross-entropy reads them as they are, and where a method needs one
+    class of an image, ``hard_labels`` gives it.
+
     Random draws, here and in ``forward``, come from torch's global generators: immediately before each call the trainer
     seeds them by (seed, stream, epoch, step), so a draw never depends on what ran before. A method must not keep a
     generator of its own, and must not change in place what it is given: other students read the same teacher's outputs.

@@ -8,11 +8,14 @@ from kd_bench.data import registry as datasets
 from kd_bench.errors import UserError, unknown
 from kd_bench.methods import registry as methods
 from kd_bench.models import registry as models
+from kd_bench.models import zoo
 from kd_bench.reading import find_recipe, packaged_recipes
+
+ROLES: tuple[zoo.Role, ...] = ("teachers", "students")
 
 
 def describe(name: str) -> str:
-    """The text for a method, network, data set or recipe.
+    """The text for a method, network, teacher, student, data set or recipe.
 
     Raises:
         UserError: For a name that is none of them.
@@ -23,16 +26,29 @@ def describe(name: str) -> str:
         spec = datasets.spec(name)
         rows = ((field.name, getattr(spec, field.name)) for field in fields(spec))
         return "\n".join(f"{key}: {value}" for key, value in rows if value not in ((), None))
-    networks = models.own_models()
-    for candidate in (f"cifar_{name}", name):
-        if candidate in networks:
-            return f"{candidate}: {networks[candidate]}"
+    if found := _network(name):
+        return found
     try:
         path = find_recipe(name)
     except UserError:
-        names = [*methods.names(), *datasets.names(), *networks, *packaged_recipes()]
-        raise unknown("method, network, data set or recipe", name, names) from None
+        cards = [card.name for role in ROLES for card in zoo.cards(role)]
+        names = [*methods.names(), *datasets.names(), *models.own_models(), *cards, *packaged_recipes()]
+        raise unknown("method, network, data set or recipe", name, dict.fromkeys(names)) from None
     return f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}"
+
+
+def _network(name: str) -> str | None:
+    """A network of ours, and every card that it, or a network of timm's, has; ``dataset/name`` takes one card."""
+    dataset, _, short = name.rpartition("/")
+    own = models.own_models()
+    model = next((one for one in (f"cifar_{short}", short, models.PUBLISHED_NAMES.get(short)) if one in own), None)
+    lines = [f"{model}: {own[model]}"] if model and not dataset else []
+    for role in ROLES:
+        for one in sorted({card.dataset for card in zoo.cards(role)}):
+            found = zoo.find(role, one, short) if dataset in ("", one) else None
+            if found:
+                lines += ["", zoo.describe(found)] if lines else [zoo.describe(found)]
+    return "\n".join(lines) or None
 
 
 def _method(name: str) -> str:

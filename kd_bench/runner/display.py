@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from kd_bench.recipe import Trial
+from kd_bench.recipe import Given, Trial
 
 #: Seconds between two plain lines about the same cohort.
 PLAIN_EVERY = 15.0
@@ -22,7 +24,7 @@ PLAIN_EVERY = 15.0
 class _Row:
     """A cohort under way."""
 
-    trials: Sequence[Trial]
+    trials: Sequence[Trial | Given]
     labels: dict[str, str]
     told: float
     done: float = 0.0
@@ -34,7 +36,7 @@ class _Row:
         first = self.trials[0]
         networks = sorted({trial.model for trial in self.trials})
         pair = f"{first.teacher.model} -> " if first.teacher else ""
-        return f"{pair}{', '.join(networks)}, seed {first.seed}"
+        return f"{pair}{', '.join(networks)}{_seed(first)}"
 
     @property
     def epochs(self) -> str:
@@ -65,12 +67,14 @@ class Display:
         self._units = self._units_done = 0.0
         self._began = time.monotonic()
 
-    def begin(self, labels: dict[str, str], teachers: Sequence[Trial], missing: Sequence[Trial]) -> None:
+    def begin(
+        self, labels: dict[str, str], teachers: Sequence[Trial | Given], missing: Sequence[Trial | Given]
+    ) -> None:
         """Says what there is to do.
 
         Args:
             labels: The table's row of each trial of the recipe, by the trial's identity.
-            teachers: Teachers that have to be trained.
+            teachers: Teachers that have to be trained, or read from their files.
             missing: Trials that have to be trained.
         """
         self._labels = labels | {trial.id: "teacher" for trial in teachers}
@@ -79,12 +83,14 @@ class Display:
         if not self._work:
             self._say(f"{self.name}: all is done ({_count(len(labels), 'trial')}); nothing to train")
             return
-        self._say(f"{self.name}: to train: {_count(len(missing), 'trial')} and {_count(len(teachers), 'teacher')}")
+        trained = sum(isinstance(teacher, Trial) for teacher in teachers)
+        given = f", to read: {_count(len(teachers) - trained, 'teacher')}" if trained < len(teachers) else ""
+        self._say(f"{self.name}: to train: {_count(len(missing), 'trial')} and {_count(trained, 'teacher')}{given}")
         if self.console.is_terminal:
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
-    def started(self, trials: Sequence[Trial]) -> None:
+    def started(self, trials: Sequence[Trial | Given]) -> None:
         """A worker has begun with these trials."""
         if trials:
             row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic())
@@ -92,14 +98,14 @@ class Display:
                 self._rows[trial.id] = row
             self._plain(f"{row.name}: {', '.join(row.labels.values())}: started")
 
-    def progress(self, trials: Sequence[Trial], event: dict[str, Any]) -> None:
+    def progress(self, trials: Sequence[Trial | Given], event: dict[str, Any]) -> None:
         """How far a cohort is in its epoch."""
         row = self._row(trials)
         if row is not None:
             row.done = event["epoch"] + event["step"] / event["steps"]
             row.rate = event["rate"]
 
-    def epoch(self, trial: Trial, epoch: int, top1: float) -> None:
+    def epoch(self, trial: Trial | Given, epoch: int, top1: float) -> None:
         """A trial has finished an epoch."""
         row = self._rows.get(trial.id)
         if row is None:
@@ -115,21 +121,21 @@ class Display:
             rate = f", {row.rate:.0f} images/s" if row.rate else ""
             self._plain(f"{row.name}: {row.epochs}, {row.accuracies}{rate}{self._left()}")
 
-    def finished(self, trial: Trial, top1: float | None, reason: str | None) -> None:
+    def finished(self, trial: Trial | Given, top1: float | None, reason: str | None) -> None:
         """A trial is done, or failed for a reason."""
         if reason is None:
             self._plain(f"{self._about(trial)}: done, {top1:.2f} %{self._left()}")
         else:
             self._say(f"{self._about(trial)}: failed: {reason}")
 
-    def finished_elsewhere(self, trial: Trial, top1: float | None) -> None:
+    def finished_elsewhere(self, trial: Trial | Given, top1: float | None) -> None:
         """Another process finished a trial that this run wanted."""
         if trial.id in self._work:
             self._units -= self._work.pop(trial.id)
             outcome = "failed" if top1 is None else f"done, {top1:.2f} %"
             self._plain(f"{self._about(trial)}: {outcome} (by another process)")
 
-    def ended(self, trials: Sequence[Trial]) -> None:
+    def ended(self, trials: Sequence[Trial | Given]) -> None:
         """A worker has ended."""
         for trial in trials:
             self._rows.pop(trial.id, None)
@@ -149,11 +155,11 @@ class Display:
             self._live.stop()
             self._live = None
 
-    def _about(self, trial: Trial) -> str:
+    def _about(self, trial: Trial | Given) -> str:
         pair = f"{trial.teacher.model} -> " if trial.teacher else ""
-        return f"{pair}{trial.model}, {self._labels[trial.id]}, seed {trial.seed}"
+        return f"{pair}{trial.model}, {self._labels[trial.id]}{_seed(trial)}"
 
-    def _row(self, trials: Sequence[Trial]) -> _Row | None:
+    def _row(self, trials: Sequence[Trial | Given]) -> _Row | None:
         return next((self._rows[trial.id] for trial in trials if trial.id in self._rows), None)
 
     def _left(self) -> str:
@@ -170,7 +176,7 @@ class Display:
             table.add_column(no_wrap=True)
         for row in {id(one): one for one in self._rows.values()}.values():
             bar = ProgressBar(total=row.trials[0].epochs, completed=row.done, width=16)
-            rate = f"{row.rate:.0f} images/s" if row.rate else "starting"
+            rate = f"{row.rate:.0f} images/s" if row.rate else ""
             table.add_row(row.name, bar, row.epochs, rate, row.accuracies)
         return Group(f"{self.name}: {trainings} of {len(self._work)} trainings done{self._left()}", table)
 
@@ -182,6 +188,10 @@ class Display:
         self.console.print(text, markup=False)
 
 
+def _seed(trial: Trial | Given) -> str:
+    return f", seed {trial.seed}" if isinstance(trial, Trial) else ", given weights"
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -190,3 +200,12 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error for the bytes of a download; what it gives is told the bytes so far and all."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -15,6 +15,7 @@ import psutil
 
 from kd_bench.data import registry as datasets
 from kd_bench.errors import UserError
+from kd_bench.recipe import Dataset
 
 _MODULES = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy", "pandas", "scikit-learn", "safetensors")
 
@@ -86,8 +87,10 @@ def _devices() -> Iterator[Finding]:
 def _data(data: Path | None) -> Iterator[Finding]:
     where = datasets.data_dir(data)
     for name in datasets.names():
+        if "path" in datasets.spec(name).takes:
+            continue  # the user's own images, wherever they are
         try:
-            yield Finding("ok", f"{name}: {datasets.locate(name, where)}")
+            yield Finding("ok", f"{name}: {datasets.locate(Dataset(name=name), where)}")
         except UserError as error:
             yield Finding("note", str(error))
 

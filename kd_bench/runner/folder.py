@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from kd_bench.errors import UserError
 from kd_bench.files import read_json, write_atomic, write_json
-from kd_bench.recipe import Planned, Trial, identity
+from kd_bench.recipe import Given, Planned, Trial, identity
 
 Status = Literal["done", "failed", "missing"]
 
@@ -57,7 +57,7 @@ class TrialFolder:
                 f"restore it, or remove the folder to train this trial anew"
             )
 
-    def begin(self, trial: Trial) -> None:
+    def begin(self, trial: Trial | Given) -> None:
         """Makes the folder and writes the settings."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "trial.json").exists():

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from kd_bench.data import registry as datasets
 from kd_bench.errors import UserError, unknown
+from kd_bench.files import sha256
 from kd_bench.methods import registry as methods
 from kd_bench.models import registry as models
+from kd_bench.models import zoo
 from kd_bench.reading import merge, parse
 from kd_bench.recipe import (
     Dataset,
+    Given,
+    Input,
     MethodSettings,
     PairEntry,
     Planned,
@@ -21,6 +26,7 @@ from kd_bench.recipe import (
     Training,
     Trial,
 )
+from kd_bench.runner import published
 
 #: What ``--only`` can select by, and how a planned trial answers.
 SELECTORS: dict[str, Callable[[Planned], set[str]]] = {
@@ -42,10 +48,10 @@ def plan(recipe: Recipe, where: str, only: Iterable[str] = ()) -> list[Planned]:
     Raises:
         UserError: For a data set, network, method or hyper-parameter that does not exist or is out of range.
     """
-    _check_dataset(recipe.dataset, where)
+    datasets.check(recipe.dataset, f"{where}: dataset")
     if recipe.baseline not in recipe.methods and recipe.baseline != "kd":
         raise unknown("row", recipe.baseline, recipe.methods, f"{where}: baseline")
-    known = {pair.teacher: models.resolve(pair.teacher, f"{where}: pairs") for pair in recipe.pairs if pair.teacher}
+    known = {pair.teacher: network(recipe, pair.teacher, f"{where}: pairs") for pair in recipe.pairs if pair.teacher}
     for name in recipe.teachers:
         if name not in known and name not in known.values():
             raise unknown("teacher of this recipe", name, known, f"{where}: teachers")
@@ -55,15 +61,79 @@ def plan(recipe: Recipe, where: str, only: Iterable[str] = ()) -> list[Planned]:
     return select(planned, only)
 
 
-def teacher_trial(recipe: Recipe, name: str, where: str) -> Trial:
-    """The training that makes the teacher ``name`` (a network's name) under this recipe."""
+def network(recipe: Recipe, name: str, where: str) -> str:
+    """The network that a recipe calls ``name``: on small images ours go before timm's of the same name.
+
+    Raises:
+        UserError: For a name that nobody knows.
+    """
+    small = datasets.chosen(recipe.dataset).image_size <= 64
+    return models.resolve(name, where, prefix=models.PREFIX if small else "")
+
+
+def teacher_of(recipe: Recipe, name: str, where: str) -> tuple[Trial | Given, Path | None]:
+    """What makes the teacher ``name`` (a network's name) under this recipe, and the file of its weights if given.
+
+    Raises:
+        UserError: For settings that are no teacher's, and weights that are not there.
+    """
     own: dict[str, Any] = {}
     for key, settings in recipe.teachers.items():
-        if models.resolve(key, f"{where}: teachers") == name:
+        if network(recipe, key, f"{where}: teachers") == name:
             own = merge(own, settings)
     overrides = merge(recipe.teacher_training, own)
+    weights = overrides.pop("weights", None)
     seed = overrides.pop("seed", 0)
-    return _trial(recipe, overrides, f"{where}: teacher_training", model=name, method=_alone(where), seed=seed)
+    trial = _trial(recipe, overrides, f"{where}: teacher_training", model=name, method=_alone(where), seed=seed)
+    if weights is None:
+        return trial, None
+    place = f"{where}: teachers.{name}.weights"
+    given, file = given_teacher(trial.dataset, name, weights, place)
+    return given if trial.input == Input() else given.model_copy(update={"input": trial.input}), file
+
+
+def teachers(recipe: Recipe, name: str, where: str) -> list[Planned]:
+    """The trainings of the teacher ``name`` (a network's name) under this recipe, one a seed of the recipe.
+
+    The first seed's is, unless the recipe names another, the one that pairs with this teacher use.
+
+    Raises:
+        UserError: As ``teacher_of``.
+    """
+    found = []
+    for seed in recipe.all_seeds():
+        seeded = recipe.model_copy(update={"teacher_training": merge(recipe.teacher_training, {"seed": seed})})
+        trial, _ = teacher_of(seeded, name, where)
+        assert isinstance(trial, Trial)
+        found.append(Planned(trial, "teacher", None))
+    return found
+
+
+def given_teacher(dataset: Dataset, name: str, weights: Any, where: str) -> tuple[Given, Path]:
+    """A teacher whose weights come in a file, and that file.
+
+    Args:
+        dataset: What it was trained on.
+        name: The network's name.
+        weights: A path, or ``published`` for the file that its card names.
+        where: Where it was written, for error messages.
+
+    Raises:
+        UserError: For a file that is not there, and published weights that were not fetched or do not exist.
+    """
+    if not isinstance(weights, str):
+        raise UserError(f"{where}: should be a file, or: published (it is {weights!r})")
+    dataset = datasets.resolved(dataset)
+    card = zoo.find("teachers", dataset.name, name)
+    if weights == "published":
+        file = published.fetched(card, name, dataset.name, where)
+    else:
+        file = Path(weights).expanduser()
+        card = None
+    if not file.is_file():
+        raise UserError(f"{where}: there is no file {file}")
+    given = Given(dataset=dataset, model=name, weights=sha256(file), input=card.input if card else Input())
+    return given, file
 
 
 def select(planned: list[Planned], only: Iterable[str]) -> list[Planned]:
@@ -91,8 +161,8 @@ def _names(network: str) -> set[str]:
 
 
 def _pair(recipe: Recipe, pair: PairEntry, where: str, known: Mapping[str, str]) -> Iterable[Planned]:
-    student = models.resolve(pair.student, where)
-    teacher = teacher_trial(recipe, known[pair.teacher], where) if pair.teacher else None
+    student = network(recipe, pair.student, where)
+    teacher, file = teacher_of(recipe, known[pair.teacher], where) if pair.teacher else (None, None)
     for label in pair.methods:
         if label not in recipe.methods:
             raise unknown("row", label, recipe.methods, f"{where}.methods")
@@ -111,7 +181,7 @@ def _pair(recipe: Recipe, pair: PairEntry, where: str, known: Mapping[str, str])
         taught = teacher if info.needs_teacher else None
         for seed in recipe.all_seeds():
             trial = _trial(recipe, pair.training, f"{where}.training", model=student, method=method, seed=seed)
-            yield Planned(trial.model_copy(update={"teacher": taught}), label, teacher)
+            yield Planned(trial.model_copy(update={"teacher": taught}), label, teacher, file)
 
 
 def _alone(where: str) -> MethodSettings:
@@ -120,18 +190,17 @@ def _alone(where: str) -> MethodSettings:
 
 def _trial(recipe: Recipe, overrides: Mapping[str, Any], where: str, **fields: Any) -> Trial:
     training = parse(Training, merge(recipe.shared_training(), overrides), where)
-    spec = datasets.spec(recipe.dataset.name)
-    crop, flip = training.augment.crop, training.augment.flip
-    if crop is not None and crop > spec.crop:
-        raise UserError(f"{where}: augment.crop: {crop} is more than {spec.name} allows, {spec.crop}")
+    spec = datasets.chosen(recipe.dataset)
+    crop, flip, most = training.augment.crop, training.augment.flip, spec.crop
+    flips = spec.flip if flip is None else flip
+    if crop is not None and crop > most:
+        raise UserError(f"{where}: augment.crop: {crop} is more than {spec.name} allows, {most}")
     if flip and not spec.flip:
         raise UserError(f"{where}: augment.flip: a mirrored image of {spec.name} no longer has its label")
     settings = training.model_dump(mode="json") | {
-        "augment": {"crop": spec.crop if crop is None else crop, "flip": spec.flip if flip is None else flip},
+        "augment": training.augment.model_dump(mode="json") | {"crop": most if crop is None else crop, "flip": flips},
         "schedule": _in_epochs(training.schedule, training.epochs).model_dump(mode="json"),
-        "dataset": recipe.dataset.model_copy(
-            update={"labels": recipe.dataset.labels or (spec.labels[0] if spec.labels else None)}
-        ).model_dump(),
+        "dataset": datasets.resolved(recipe.dataset).model_dump(),
     }
     others = {
         key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in fields.items()
@@ -145,8 +214,3 @@ def _in_epochs(schedule: Schedule, epochs: int) -> Schedule:
         return schedule
     at = (value if isinstance(value, int) else max(1, round(value * epochs)) for value in schedule.milestones)
     return schedule.model_copy(update={"milestones": tuple(sorted(set(at)))})
-
-
-def _check_dataset(dataset: Dataset, where: str) -> None:
-    datasets.spec(dataset.name, f"{where}: dataset")
-    datasets.check(dataset.name, labels=dataset.labels, classes=dataset.classes, where=f"{where}: dataset")

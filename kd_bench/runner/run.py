@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kd_bench.errors import UserError
-from kd_bench.recipe import Planned, Trial
+from kd_bench.recipe import Given, Planned, Trial
 from kd_bench.runner import local
 from kd_bench.runner.display import Display
 from kd_bench.runner.folder import TEACHERS, TrialFolder
 from kd_bench.runner.lease import Watch
 from kd_bench.runner.worker import BUSY, Job
+
+One = TypeVar("One", bound=Trial | Given)
 
 #: How often a cohort is started before it is given up although nobody says what is wrong with it.
 ATTEMPTS = 3
@@ -55,13 +57,15 @@ class Cohort:
     """Trials that are trained side by side, and what became of that."""
 
     folder: Path
-    trials: list[Trial]
+    trials: list[Trial | Given]
     attempts: int = 0
     not_before: float = 0.0
+    weights: Path | None = None
+    error: str | None = None
 
     @property
-    def teacher(self) -> Trial | None:
-        """The training that makes their teacher."""
+    def teacher(self) -> Trial | Given | None:
+        """What makes their teacher."""
         return self.trials[0].teacher
 
 
@@ -98,9 +102,9 @@ def prepare(options: Options) -> None:
         raise UserError(f"{out}: results cannot be written there: {error.strerror or error}") from None
 
 
-def cohorts(trials: Iterable[Trial], folder: Path, size: int) -> list[Cohort]:
+def cohorts(trials: Iterable[Trial | Given], folder: Path, size: int) -> list[Cohort]:
     """Groups trials by stream and teacher, at most ``size`` to a group."""
-    groups: dict[tuple[str, str | None], list[Trial]] = {}
+    groups: dict[tuple[str, str | None], list[Trial | Given]] = {}
     for trial in {trial.id: trial for trial in trials}.values():
         groups.setdefault(trial.stream, []).append(trial)
     return [
@@ -123,16 +127,19 @@ class Runner:
         self._first_seen: dict[str, float] = {}
         self._running: list[tuple[Cohort, local.Process, str]] = []
 
-    def run(self, planned: Sequence[Planned], extra_teachers: Sequence[Trial] = ()) -> Outcome:
+    def run(self, planned: Sequence[Planned]) -> Outcome:
         """Trains whatever is missing of the planned trials, and returns when nothing more can be done.
 
         Raises:
             UserError: Where a trial's folder was changed by hand, or is damaged.
         """
         missing = self._missing({one.trial_id: one.trial for one in planned}, self.folder)
-        wanted = [trial.teacher for trial in missing if trial.teacher is not None] + list(extra_teachers)
+        wanted = [trial.teacher for trial in missing if trial.teacher is not None]
         teachers = self._missing({trial.id: trial for trial in wanted}, self.teachers)
         waiting = cohorts(teachers, self.teachers, self.options.cohort_size)
+        files = {one.teacher_id: one.weights for one in planned}
+        for cohort in waiting:
+            cohort.weights = files.get(cohort.trials[0].id)
         waiting += cohorts(missing, self.folder, self.options.cohort_size)
         self.display.begin({one.trial_id: one.label for one in planned}, teachers, missing)
         self._places = _places(self.options) if waiting else []
@@ -148,11 +155,11 @@ class Runner:
             self.display.end()
         return self.outcome
 
-    def teacher_folder(self, trial: Trial) -> TrialFolder:
+    def teacher_folder(self, trial: Trial | Given) -> TrialFolder:
         """Where a teacher's training lies."""
         return TrialFolder(self.teachers / trial.id)
 
-    def _missing(self, trials: dict[str, Trial], folder: Path) -> list[Trial]:
+    def _missing(self, trials: Mapping[str, One], folder: Path) -> list[One]:
         found = []
         for trial in trials.values():
             place = TrialFolder(folder / trial.id)
@@ -186,11 +193,11 @@ class Runner:
         if not free:
             cohort.not_before = time.monotonic() + 1.0
             return True
-        self._start(Cohort(cohort.folder, free, cohort.attempts))
+        self._start(replace(cohort, trials=free))
         cohort.trials = [trial for trial in cohort.trials if trial not in free]
         return bool(cohort.trials)
 
-    def _open(self, cohort: Cohort, trial: Trial) -> bool:
+    def _open(self, cohort: Cohort, trial: Trial | Given) -> bool:
         if trial.id in self.outcome.failed:
             return False
         folder = TrialFolder(cohort.folder / trial.id)
@@ -204,7 +211,7 @@ class Runner:
             self.display.finished_elsewhere(trial, result.get("top1_last"))
         return False
 
-    def _free(self, cohort: Cohort) -> list[Trial]:
+    def _free(self, cohort: Cohort) -> list[Trial | Given]:
         """The trials that nobody works on; none while somebody else has just begun to claim the cohort."""
         holders = [self._watch.holder(cohort.folder / trial.id) for trial in cohort.trials]
         now = time.monotonic()
@@ -219,6 +226,7 @@ class Runner:
         job = Job(
             folder=str(cohort.folder),
             trials=[trial.settings() for trial in cohort.trials],
+            weights=str(cohort.weights) if cohort.weights else None,
             teacher=str(self.teachers / cohort.teacher.id) if cohort.teacher else None,
             data=str(self.options.data) if self.options.data else None,
             device=place,
@@ -234,7 +242,8 @@ class Runner:
         for entry in list(self._running):
             cohort, process, place = entry
             events, code = process.poll()
-            errors = [self._hear(cohort, event) for event in events]
+            for event in events:
+                self._hear(cohort, event)
             if code is None:
                 continue
             self._running.remove(entry)
@@ -247,13 +256,13 @@ class Runner:
             elif code == 0 and cohort.attempts < ATTEMPTS:
                 again.append(cohort)
             else:
-                reason = next((one for one in errors if one), None) or _death(code, process)
+                reason = cohort.error or _death(code, process)
                 for trial in cohort.trials:
                     if TrialFolder(cohort.folder / trial.id).status() == "missing":
                         self._give_up(trial, f"{reason} (log: {process.log})")
         return again
 
-    def _hear(self, cohort: Cohort, event: dict[str, Any]) -> str | None:
+    def _hear(self, cohort: Cohort, event: dict[str, Any]) -> None:
         trials = {trial.id: trial for trial in cohort.trials}
         match event["event"]:
             case "claimed":
@@ -274,10 +283,9 @@ class Runner:
             case "note":
                 self.display.note(event["text"])
             case "error":
-                return str(event["reason"])
-        return None
+                cohort.error = str(event["reason"])
 
-    def _give_up(self, trial: Trial, reason: str) -> None:
+    def _give_up(self, trial: Trial | Given, reason: str) -> None:
         if trial.id not in self.outcome.failed:
             self.outcome.failed[trial.id] = reason
             self.display.finished(trial, None, reason)

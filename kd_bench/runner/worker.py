@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kd_bench.errors import UserError
-from kd_bench.recipe import Trial
+from kd_bench.recipe import Given, Trial
 from kd_bench.runner.folder import TrialFolder
 from kd_bench.runner.lease import Heartbeat, Lease, Watch, claim
 
@@ -30,7 +30,8 @@ class Job:
 
     Attributes:
         folder: ``OUT/<recipe>``.
-        trials: Settings of the trials.
+        trials: Settings of the trials; or those of one given teacher.
+        weights: The file of the given teacher; None where there is something to train.
         teacher: Folder of the finished trial whose network teaches; None where nothing does.
         data: Where data sets are; None for the default.
         device: ``cpu``, or ``cuda:<n>``.
@@ -40,6 +41,7 @@ class Job:
 
     folder: str
     trials: list[dict[str, Any]]
+    weights: str | None
     teacher: str | None
     data: str | None
     device: str
@@ -94,13 +96,11 @@ def main() -> int:
     voice = Voice(events)
     job = Job(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_die_with_the_runner, daemon=True).start()
-    folders: list[TrialFolder] = []
-    trials: dict[str, Trial] = {}
-    for settings in job.trials:
-        trial = Trial.model_validate_json(json.dumps(settings))
-        trials[trial.id] = trial
-        folders.append(TrialFolder(Path(job.folder) / trial.id))
-        folders[-1].begin(trial)
+    kind = Trial if job.weights is None else Given
+    trials = {trial.id: trial for trial in (kind.model_validate_json(json.dumps(one)) for one in job.trials)}
+    folders = [TrialFolder(Path(job.folder) / trial) for trial in trials]
+    for folder in folders:
+        folder.begin(trials[folder.id])
     held = claim_all(folders)
     if held is None:
         return BUSY
@@ -108,7 +108,7 @@ def main() -> int:
     voice.tell("claimed", trials=[folder.id for folder, _ in held])
     try:
         if held:
-            _train(job, [(trials[folder.id], folder, lease) for folder, lease in held], voice)
+            _work(job, [(trials[folder.id], folder, lease) for folder, lease in held], voice)
     except UserError as error:
         voice.tell("error", reason=str(error))
         return 1
@@ -130,6 +130,17 @@ def _die_with_the_runner() -> None:
     os._exit(1)
 
 
+def _work(job: Job, held: list[tuple[Trial | Given, TrialFolder, Lease]], voice: Voice) -> None:
+    given, folder, lease = held[0]
+    if isinstance(given, Given) and job.weights is not None:
+        from kd_bench.runner.adopt import adopt
+
+        data = Path(job.data) if job.data else None
+        adopt(given, Path(job.weights), data, job.device, job.threads, folder, lease, voice.tell)
+    else:
+        _train(job, [(trial, *rest) for trial, *rest in held if isinstance(trial, Trial)], voice)  # type: ignore[misc]
+
+
 def _train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice) -> None:
     import torch
 
@@ -143,11 +154,11 @@ def _train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice)
     device = torch.device(job.device)
     first = held[0][0]
     where = datasets.data_dir(Path(job.data) if job.data else None)
-    splits = datasets.load(first.dataset.name, where, labels=first.dataset.labels, classes=first.dataset.classes)
-    teacher, teacher_top1 = None, None
+    splits = datasets.load(first.dataset, where)
+    teacher = view = teacher_top1 = None
     if job.teacher is not None and first.teacher is not None:
         taught_by = TrialFolder(Path(job.teacher))
-        teacher = training.load_network(first.teacher, taught_by.weights, splits.num_classes)
+        teacher, view = training.load_network(first.teacher, taught_by.weights, splits)
         teacher_top1 = (taught_by.result() or {}).get("top1_last")
     environment = describe(job.device, job.threads)
     members = []
@@ -173,7 +184,7 @@ def _train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice)
     def progress(epoch: int, step: int, steps: int, rate: float) -> None:
         voice.tell("progress", epoch=epoch, step=step, steps=steps, rate=rate)
 
-    cohort = Distillation(members, teacher, progress) if teacher is not None else Supervised(members, progress)
+    cohort = Distillation(members, teacher, view, progress) if teacher is not None else Supervised(members, progress)
     train, test = training.loaders(first, splits, device)
     training.fit(cohort, train, test, device)
 

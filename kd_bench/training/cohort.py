@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from kd_bench.models.outputs import observe
+from kd_bench.models.view import View
 from kd_bench.training.member import Member
 from kd_bench.types import Batch, Output, Outputs
 
@@ -122,11 +123,19 @@ class Distillation(Cohort):
     Args:
         members: The students; all of them name the same teacher in their trials.
         teacher: The trained network; kept in evaluation mode and never changed.
+        view: How it sees the images; as they are by default.
         progress: Told now and then how far the cohort is.
     """
 
-    def __init__(self, members: Sequence[Member], teacher: nn.Module, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        teacher: nn.Module,
+        view: View | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         super().__init__(members, progress)
+        self.view = view or nn.Identity()
         self.teacher = teacher.eval().requires_grad_(False)
         self._needs = frozenset[Output]().union(*(member.method.needs.teacher for member in members))
 
@@ -138,4 +147,4 @@ class Distillation(Cohort):
 
     def teach(self, batch: Batch) -> Outputs:
         """The teacher's one pass over the batch, for all that some member's method needs."""
-        return observe(self.teacher, batch.images, self._needs)
+        return observe(self.teacher, self.view(batch.images), self._needs)

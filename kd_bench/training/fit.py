@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from kd_bench import seeding
 from kd_bench.data.loader import InMemoryLoader
@@ -17,8 +18,10 @@ from kd_bench.data.splits import Splits
 from kd_bench.errors import UserError
 from kd_bench.methods import registry as methods
 from kd_bench.models import registry as models
+from kd_bench.models import weights
 from kd_bench.models.outputs import shapes
-from kd_bench.recipe import Trial
+from kd_bench.models.view import View
+from kd_bench.recipe import Given, Trial
 from kd_bench.training.cohort import Cohort
 from kd_bench.training.member import Member, Sink
 from kd_bench.types import Pair
@@ -27,26 +30,33 @@ from kd_bench.types import Pair
 EVALUATION_BATCH = 256
 
 
-def build_network(trial: Trial, num_classes: int) -> nn.Module:
+def build_network(trial: Trial, splits: Splits) -> tuple[nn.Module, View]:
     """The trial's student with the initial weights that belong to its seed and network, whatever the method."""
     seeding.seed_global(trial.seed, f"{seeding.WEIGHTS}/{trial.model}")
-    return models.create(trial.model, num_classes=num_classes)
+    return _build(trial, splits)
 
 
-def load_network(trial: Trial, weights: Path, num_classes: int) -> nn.Module:
-    """The trained network of a finished trial, in evaluation mode.
+def load_network(trained: Trial | Given, file: Path, splits: Splits) -> tuple[nn.Module, View]:
+    """A trained network in evaluation mode, and how it sees the images.
+
+    Args:
+        trained: What the weights are of.
+        file: The weights, in any layout that ``kd_bench.models.weights`` reads.
+        splits: The data set.
 
     Raises:
         UserError: For a file that does not hold this network's weights.
     """
-    network = models.create(trial.model, num_classes=num_classes)
-    try:
-        network.load_state_dict(load_file(weights))
-    except Exception as error:
-        raise UserError(
-            f"{weights}: does not hold the weights of {trial.model}: {str(error).splitlines()[0]}"
-        ) from None
-    return network.eval()
+    loaded = weights.read(file)
+    network, view = _build(trained, splits)
+    weights.load_into(network, loaded.state, file, trained.model)
+    return network.eval(), view
+
+
+def _build(trial: Trial | Given, splits: Splits) -> tuple[nn.Module, View]:
+    image_size = splits.train_images.shape[-1]
+    network = models.create(trial.model, splits.num_classes, trial.input.size or image_size)
+    return network, View(network, trial.input, image_size, splits.mean, splits.std)
 
 
 def build_member(trial: Trial, splits: Splits, teacher: nn.Module | None, sink: Sink) -> Member:
@@ -57,20 +67,24 @@ def build_member(trial: Trial, splits: Splits, teacher: nn.Module | None, sink: 
     """
     if methods.source_hash(trial.method.name) != trial.method.source:
         raise UserError(f"{trial.method.name}: the file was changed since this trial was planned; run the recipe again")
-    network = build_network(trial, splits.num_classes)
+    network, view = build_network(trial, splits)
     needs = methods.load(trial.method.name).needs
-    images = tuple(splits.train_images.shape[1:])
     pair = Pair(
         num_classes=splits.num_classes,
         train_size=len(splits.train_images),
-        student=shapes(network, images, needs.student),
-        teacher=shapes(teacher, images, needs.teacher) if teacher is not None else None,
+        student=shapes(network, _image(trial, splits), needs.student),
+        teacher=shapes(teacher, _image(trial.teacher, splits), needs.teacher) if teacher and trial.teacher else None,
         student_name=trial.model,
         teacher_name=trial.teacher.model if trial.teacher else "none",
     )
     seeding.seed_global(trial.seed, seeding.METHOD_WEIGHTS)
     method = methods.build(trial.method.name, pair, trial.method.hyperparameters)
-    return Member(trial, network, method, sink)
+    return Member(trial, network, view, method, sink)
+
+
+def _image(trial: Trial | Given, splits: Splits) -> tuple[int, ...]:
+    channels, *size = splits.train_images.shape[1:]
+    return (channels, *([trial.input.size] * 2 if trial.input.size else size))
 
 
 def loaders(trial: Trial, splits: Splits, device: torch.device) -> tuple[InMemoryLoader, InMemoryLoader]:
@@ -82,8 +96,8 @@ def loaders(trial: Trial, splits: Splits, device: torch.device) -> tuple[InMemor
         mean=splits.mean,
         std=splits.std,
         device=device,
-        crop=trial.augment.crop or 0,
-        flip=bool(trial.augment.flip),
+        augment=trial.augment,
+        num_classes=splits.num_classes,
         shuffle=True,
         seed=trial.seed,
     )
@@ -131,9 +145,49 @@ def _trainer(device: torch.device, max_epochs: int) -> pl.Trainer:
     )
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """How a network does on the test set; all in percent."""
+
+    top1: float
+    top5: float
+    classes: tuple[float, ...]
+    """Top-1 accuracy on the images of each class; NaN for a class without test images."""
+
+
 @torch.no_grad()
-def accuracy(network: nn.Module, splits: Splits, device: torch.device) -> float:
-    """Top-1 accuracy of a network on the test set, in percent."""
-    network = network.to(device).eval()
-    hits = sum((network(batch.images).argmax(-1) == batch.labels).sum() for batch in evaluation_loader(splits, device))
-    return 100 * float(hits) / len(splits.test_images)
+def accuracy(
+    network: nn.Module,
+    view: View,
+    splits: Splits,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None = None,
+) -> Accuracy:
+    """Evaluates a network on the test set.
+
+    Args:
+        network: Is moved to the device, and into evaluation mode.
+        view: How it sees the images.
+        splits: The data set.
+        device: Where to evaluate.
+        progress: Told after each batch: batches done, and all of them.
+    """
+    network, view = network.to(device).eval(), view.to(device)
+    loader = evaluation_loader(splits, device)
+    first: list[Tensor] = []
+    fifth = torch.zeros((), dtype=torch.int64, device=device)
+    for batch in loader:
+        logits = network(view(batch.images))
+        hits = logits.topk(min(5, logits.shape[-1])).indices == batch.labels[:, None]
+        first.append(hits[:, 0])
+        fifth += hits.sum()
+        if progress:
+            progress(batch.step + 1, len(loader))
+    labels, right = splits.test_labels, torch.cat(first).cpu()
+    images = torch.bincount(labels, minlength=splits.num_classes)
+    rights = torch.bincount(labels[right], minlength=splits.num_classes)
+    return Accuracy(
+        top1=100 * float(right.sum()) / len(labels),
+        top5=100 * float(fifth) / len(labels),
+        classes=tuple((100 * rights.double() / images).tolist()),
+    )

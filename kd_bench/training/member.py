@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd_bench import seeding
 from kd_bench.methods.base import Method
 from kd_bench.models.outputs import observe
+from kd_bench.models.view import View
 from kd_bench.recipe import Trial
 from kd_bench.training.optimisers import build_optimizer, learning_rate
 from kd_bench.training.stopwatch import Stopwatch
@@ -40,13 +41,14 @@ class Member(nn.Module):
     Attributes:
         trial: Its settings.
         network: The student.
+        view: How it sees the images.
         method: What it is trained with; trained, checkpointed and resumed with it.
         history: A row of metrics for each finished epoch.
     """
 
-    def __init__(self, trial: Trial, network: nn.Module, method: Method, sink: Sink) -> None:
+    def __init__(self, trial: Trial, network: nn.Module, view: View, method: Method, sink: Sink) -> None:
         super().__init__()
-        self.trial, self.network, self.method, self.sink = trial, network, method, sink
+        self.trial, self.network, self.view, self.method, self.sink = trial, network, view, method, sink
         self.history: list[dict[str, Any]] = []
         self.stopped = False
         self.watch = Stopwatch()
@@ -84,7 +86,7 @@ class Member(nn.Module):
 
     def _step(self, teacher: Outputs | None, batch: Batch, backward: Callable[[Tensor], None]) -> None:
         seeding.seed_global(self.trial.seed, seeding.STUDENT, batch.epoch, batch.step)
-        student = observe(self.network, batch.images, self.method.needs.student)
+        student = observe(self.network, self.view(batch.images), self.method.needs.student)
         seeding.seed_global(self.trial.seed, seeding.METHOD, batch.epoch, batch.step)
         terms = self.method(student, teacher, batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -106,7 +108,7 @@ class Member(nn.Module):
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> None:
         """Counts the student's hits on a test batch; the network is in evaluation mode."""
-        logits = self.network(batch.images)
+        logits = self.network(self.view(batch.images))
         self._test.add({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
 
     def end_epoch(self, epoch: int, own_seconds: float, shared_seconds: float, members: int) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,83 @@ def pickle_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """12 training (seed 0) and 5 test images (seed 2) in the authors' layout; torchvision is told their md5."""
     from torchvision.datasets import CIFAR100
 
-    folder.mkdir(parents=True)
     content: dict[str, dict[str, Any]] = {"meta": {"fine_label_names": FINE, "coarse_label_names": COARSE}}
     for name, count, seed in (("train", 12, 0), ("test", 5, 2)):
-        flat = pixels(count, seed).transpose(0, 3, 1, 2).reshape(count, -1)
         fine, coarse = labels(count, seed).T.tolist()
-        content[name] = {"data": flat, "fine_labels": fine, "coarse_labels": coarse}
+        content[name] = {"data": flat(count, seed), "fine_labels": fine, "coarse_labels": coarse}
+    md5 = _pickle(folder, content)
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5["meta"]})
+
+
+TEN = tuple(f"ten{number}" for number in range(10))
+
+
+def pickle_set_of_ten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10's: five batches of 3 training images (seeds 1 to 5) and 5 test images (seed 6), with label = place."""
+    from torchvision.datasets import CIFAR10
+
+    train, test = [f"data_batch_{number}" for number in range(1, 6)], "test_batch"
+    content: dict[str, dict[str, Any]] = {"batches.meta": {"label_names": TEN}}
+    for seed, name in enumerate([*train, test], 1):
+        count = 5 if name == test else 3
+        content[name] = {"data": flat(count, seed), "labels": list(range(count))}
+    md5 = _pickle(folder, content)
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5[name]] for name in train])
+    monkeypatch.setattr(CIFAR10, "test_list", [[test, md5[test]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["batches.meta"]})
+
+
+def flat(count: int, seed: int) -> np.ndarray:
+    """(N, 3072): as CIFAR's authors keep images."""
+    return pixels(count, seed).transpose(0, 3, 1, 2).reshape(count, -1)
+
+
+def _pickle(folder: Path, content: dict[str, dict[str, Any]]) -> dict[str, str]:
+    folder.mkdir(parents=True)
     md5 = {}
     for name, value in content.items():
         data = pickle.dumps(value)
         (folder / name).write_bytes(data)
         md5[name] = hashlib.md5(data).hexdigest()
-    monkeypatch.setattr(CIFAR100, "train_list", [["train", md5["train"]]])
-    monkeypatch.setattr(CIFAR100, "test_list", [["test", md5["test"]]])
-    monkeypatch.setattr(CIFAR100, "meta", {**CIFAR100.meta, "md5": md5["meta"]})
+    return md5
+
+
+def table(
+    file: Path,
+    encoded: list[bytes | None],
+    targets: Sequence[int | None],
+    *,
+    names: Sequence[str] | None = None,
+    column: str = "label",
+    plain: bool = False,
+) -> Path:
+    """A parquet file with one kind of label, named in the metadata if ``names`` is given."""
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array(encoded, pa.binary()) if plain else pa.array([{"bytes": one} for one in encoded], struct)
+    content = pa.table({"image": images, column: pa.array(targets, pa.int64())})
+    if names is not None:
+        features = {column: {"names": names, "_type": "ClassLabel"}}
+        content = content.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(content, file)
+    return file
+
+
+def image(seed: int, height: int = 64, width: int = 64) -> Image.Image:
+    """Random colours."""
+    shape = (height, width, 3)
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def save(path: Path, picture: Image.Image) -> Path:
+    """In the format that the suffix says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **({"format": "PNG"} if path.suffix == ".JPEG" else {}))  # lossless, whatever it is called
+    return path
+
+
+def as_array(picture: Image.Image) -> np.ndarray:
+    """(3, H, W)."""
+    return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)

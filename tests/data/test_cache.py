@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kd_bench.data import cache
-from kd_bench.data.cache import Decoded
+from kd_bench.data.cache import Allocate, Decoded
 from kd_bench.errors import UserError
 
 IMAGES = np.arange(4 * 3 * 8 * 8, dtype=np.uint8).reshape(4, 3, 8, 8)
@@ -23,9 +23,15 @@ class Decoder:
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self) -> Decoded:
+    def __call__(self, allocate: Allocate) -> Decoded:
         self.calls += 1
-        return Decoded(IMAGES.copy(), LABELS.copy(), NAMES)
+        images = allocate(IMAGES.shape)
+        images[:] = IMAGES
+        return Decoded(images, LABELS.copy(), NAMES)
+
+
+def load(source: Path, decode: Decoder, name: str = "set") -> Decoded:
+    return cache.load(name, cache.facts([source]), decode)
 
 
 @pytest.fixture
@@ -48,7 +54,7 @@ def entry(suffix: str) -> Path:
 def test_decodes_once_and_maps_the_file(source: Path) -> None:
     decode = Decoder()
     for _ in range(3):
-        found = cache.load("set", [source], decode)
+        found = load(source, decode)
         assert same(found)
         assert isinstance(found.images, np.memmap)
     assert decode.calls == 1
@@ -56,15 +62,15 @@ def test_decodes_once_and_maps_the_file(source: Path) -> None:
 
 def test_writing_into_the_images_changes_nobody_elses(source: Path) -> None:
     decode = Decoder()
-    torch.from_numpy(cache.load("set", [source], decode).images).zero_()
-    assert same(cache.load("set", [source], decode))
+    torch.from_numpy(load(source, decode).images).zero_()
+    assert same(load(source, decode))
     assert decode.calls == 1
 
 
 @pytest.mark.parametrize("change", ["size", "mtime", "name", "set"])
 def test_another_source_is_another_entry(source: Path, change: str) -> None:
     decode, name = Decoder(), "set"
-    cache.load(name, [source], decode)
+    load(source, decode, name)
     if change == "size":
         stat = source.stat()
         source.write_bytes(b"encoded!")
@@ -75,7 +81,7 @@ def test_another_source_is_another_entry(source: Path, change: str) -> None:
         source = source.rename(source.with_name("other"))
     else:
         name = "other-set"
-    assert same(cache.load(name, [source], decode))
+    assert same(load(source, decode, name))
     assert decode.calls == 2
 
 
@@ -101,13 +107,13 @@ def turn_into_something_else(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, empty, turn_into_something_else, Path.unlink])
 def test_damaged_entry_is_built_again(source: Path, suffix: str, damage: Callable[[Path], None]) -> None:
     decode = Decoder()
-    cache.load("set", [source], decode)
+    load(source, decode)
     if suffix == ".json" and damage is truncate:
         damage(entry(suffix))  # the last byte is a line's end: take one that matters too
     damage(entry(suffix))
-    assert same(cache.load("set", [source], decode))
+    assert same(load(source, decode))
     assert decode.calls == 2
-    assert same(cache.load("set", [source], decode))
+    assert same(load(source, decode))
     assert decode.calls == 2
 
 
@@ -117,36 +123,71 @@ def test_folder_that_cannot_be_written_is_no_error(
     (tmp_path / "file").touch()
     monkeypatch.setenv("KD_BENCH_CACHE", str(tmp_path / "file" / "cache"))
     decode = Decoder()
-    assert same(cache.load("set", [source], decode))
+    assert same(load(source, decode))
     assert decode.calls == 1
 
 
-def test_full_disk_is_no_error_and_leaves_nothing(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", ["images", "labels"])
+def test_full_disk_is_no_error_and_leaves_nothing(source: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
     def full(*_args: object, **_kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    assert same(cache.load("set", [source], Decoder()))
+    monkeypatch.setattr(*((os, "posix_fallocate") if at == "images" else (np, "save")), full)
+    assert same(load(source, Decoder()))
     assert [path.suffix for path in cache.folder().iterdir()] == [".lock"]
+
+
+def test_images_that_fit_nowhere_are_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KD_BENCH_CACHE", str(source / "cache"))
+    with pytest.raises(
+        UserError, match=r"^.*: 931322\.6 GiB of decoded images fit neither there .* in KD_BENCH_CACHE$"
+    ):
+        cache.load("set", [], lambda allocate: Decoded(allocate((10**6, 10**9)), LABELS, NAMES))
+
+
+def test_the_decoder_writes_into_the_file_itself(source: Path) -> None:
+    def decode(allocate: Allocate) -> Decoded:
+        images = allocate(IMAGES.shape)
+        assert isinstance(images, np.memmap)
+        assert not images.any()
+        images[:] = IMAGES
+        return Decoded(images, LABELS, NAMES)
+
+    assert same(cache.load("set", [], decode))
+
+
+def test_a_large_file_is_checked_in_blocks(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_BLOCK", 64)
+    monkeypatch.setattr(cache, "_MOST_BLOCKS", 4)
+    decode = Decoder()
+    assert same(load(source, decode))
+    assert same(load(source, decode))
+    path = entry("-images.npy")
+    content = path.read_bytes()
+    for damage, times in ((content[:-1], 2), (bytes(len(content)), 3), (content[:-64] + bytes(64), 4)):
+        path.write_bytes(damage)
+        assert same(load(source, decode))
+        assert decode.calls == times
 
 
 def test_decoding_errors_pass_and_leave_nothing(source: Path) -> None:
-    def fail() -> Decoded:
+    def fail(allocate: Allocate) -> Decoded:
+        allocate(IMAGES.shape)
         raise UserError("damaged")
 
     with pytest.raises(UserError, match=r"^damaged$"):
-        cache.load("set", [source], fail)
+        cache.load("set", cache.facts([source]), fail)
     assert [path.suffix for path in cache.folder().iterdir()] == [".lock"]
-    assert same(cache.load("set", [source], Decoder()))
+    assert same(load(source, Decoder()))
 
 
 def test_leftovers_of_a_killed_process_are_removed(source: Path) -> None:
-    cache.load("set", [source], Decoder())
+    load(source, Decoder())
     path = entry("-images.npy")
     left = path.with_name(f".{path.name}.0123456789ab.tmp")
     left.write_bytes(b"half")
     empty(path)
-    cache.load("set", [source], Decoder())
+    load(source, Decoder())
     assert not left.exists()
 
 
@@ -170,16 +211,17 @@ source, log, locked = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "lock
 if not locked:
     sys.modules["fcntl"] = None  # as on a system without it
 
-def decode():
+def decode(allocate):
     with open(log, "a") as file:
         file.write("decoded\\n")
     time.sleep(0.5)
-    images = np.random.default_rng(0).integers(0, 256, (20_000, 3, 16, 16), dtype=np.uint8)
+    images = allocate((20_000, 3, 16, 16))
+    images[:] = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     return cache.Decoded(images, np.zeros((20_000, 1), np.int64), (("a",),))
 
 print("ready", flush=True)
 sys.stdin.readline()
-found = cache.load("set", [source], decode)
+found = cache.load("set", cache.facts([source]), decode)
 print(zlib.crc32(found.images), isinstance(found.images, np.memmap))
 """
 

@@ -7,11 +7,12 @@ from sklearn.datasets import load_digits
 
 from kd_bench.data import registry
 from kd_bench.data.splits import Splits
+from kd_bench.recipe import Dataset
 
 
 @pytest.fixture(scope="module")
 def digits() -> Splits:
-    return registry.load("digits")
+    return registry.load(Dataset(name="digits"))
 
 
 def test_shapes_and_types(digits: Splits) -> None:
@@ -49,7 +50,7 @@ def test_enlarging_repeats_pixels(digits: Splits) -> None:
 
 def test_split_is_the_same_everywhere_and_always(digits: Splits) -> None:
     torch.manual_seed(7)
-    again = registry.load("digits")
+    again = registry.load(Dataset(name="digits"))
     assert torch.equal(again.train_images, digits.train_images)
     digest = hashlib.blake2b(digits.train_images.numpy().tobytes() + digits.train_labels.numpy().tobytes())
     assert digest.hexdigest()[:16] == "5be19b4eec6008cd"
@@ -62,11 +63,11 @@ def test_mean_and_std_are_those_of_the_training_images(digits: Splits) -> None:
 
 
 def test_first_classes_keep_their_order(digits: Splits) -> None:
-    few = registry.load("digits", classes=3)
+    few = registry.load(Dataset(name="digits", classes=3))
     kept = digits.train_labels < 3
     assert torch.equal(few.train_images, digits.train_images[kept])
     assert torch.equal(few.train_labels, digits.train_labels[kept])
     assert torch.equal(few.test_labels, digits.test_labels[digits.test_labels < 3])
     assert len(few.test_images) == len(few.test_labels)
     assert few.class_names == ("0", "1", "2")
-    assert torch.equal(registry.load("digits", classes=10).train_images, digits.train_images)
+    assert torch.equal(registry.load(Dataset(name="digits", classes=10)).train_images, digits.train_images)

@@ -1,70 +1,136 @@
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kd_bench.data import registry
 from kd_bench.errors import UserError
+from kd_bench.recipe import Dataset
+
+ALL = ["cifar10", "cifar100", "digits", "folder", "imagenet", "parquet", "tiny_imagenet"]
 
 
 def test_specs_are_whole() -> None:
-    assert registry.names() == ["cifar100", "digits"]
+    assert registry.names() == ALL
     for name in registry.names():
         spec = registry.spec(name)
         assert spec.name == name
         assert len(spec.mean) == len(spec.std) == spec.channels == 3
         assert len(spec.labels) == len(spec.label_classes)
-        assert registry.num_classes_of(name) == spec.num_classes
+        assert not spec.labels or spec.label_classes[0] == spec.num_classes
+        assert not spec.sizes or spec.image_size in spec.sizes
+        assert set(spec.takes) <= set(Dataset.model_fields)
+        assert spec.crop <= spec.image_size // 8
+
+
+def test_summaries() -> None:
+    expected = "Tiny-ImageNet: 200 classes, 100,000 training and 10,000 test images"
+    assert registry.spec("tiny_imagenet").summary == expected
+    expected = "Folder of images: as many classes and images as are there, at 224 or other pixels"
+    assert registry.spec("folder").summary == expected
 
 
 def test_unknown_dataset_names_the_nearest() -> None:
-    with pytest.raises(
-        UserError, match=r"^demo\.yaml: dataset: no dataset is called 'cifar10'; did you mean 'cifar100'\?$"
-    ):
-        registry.spec("cifar10", "demo.yaml: dataset")
-    for call in (registry.check, registry.load, registry.locate, registry.num_classes_of):
-        with pytest.raises(UserError, match="did you mean 'digits'"):
-            call("digit")
+    message = r"^demo\.yaml: dataset: no dataset is called 'cifar1000'; did you mean 'cifar100'\?$"
+    with pytest.raises(UserError, match=message):
+        registry.spec("cifar1000", "demo.yaml: dataset")
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "classes", "expected"),
-    [
-        ("cifar100", None, None, 100),
-        ("cifar100", "fine", None, 100),
-        ("cifar100", "coarse", None, 20),
-        ("cifar100", "coarse", 20, 20),
-        ("cifar100", None, 20, 20),
-        ("digits", None, 2, 2),
-    ],
+    "call",
+    [registry.check, registry.load, registry.locate, registry.resolved, registry.chosen, registry.download],
 )
-def test_num_classes(name: str, labels: str | None, classes: int | None, expected: int) -> None:
-    assert registry.num_classes_of(name, labels, classes) == expected
+def test_every_call_refuses_an_unknown_dataset(call: Callable[[Dataset], object]) -> None:
+    with pytest.raises(UserError, match="did you mean 'digits'"):
+        call(Dataset(name="digit"))
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "classes", "message"),
+    ("dataset", "classes", "size", "crop"),
     [
-        ("cifar100", "corse", None, "no kind of label of cifar100 is called 'corse'; did you mean 'coarse'?"),
-        ("digits", "fine", None, "digits has one kind of label only, so labels: 'fine' must be left out"),
-        ("cifar100", None, 1, "classes must be a whole number from 2 to 100 for cifar100, not 1"),
-        ("cifar100", None, 101, "classes must be a whole number from 2 to 100 for cifar100, not 101"),
+        (Dataset(name="cifar100"), 100, 32, 4),
+        (Dataset(name="cifar100", labels="fine", size=32), 100, 32, 4),
+        (Dataset(name="cifar100", labels="coarse"), 20, 32, 4),
+        (Dataset(name="cifar100", labels="coarse", classes=20), 20, 32, 4),
+        (Dataset(name="cifar100", classes=20), 20, 32, 4),
+        (Dataset(name="cifar10"), 10, 32, 4),
+        (Dataset(name="digits", classes=2), 2, 32, 2),
+        (Dataset(name="tiny_imagenet"), 200, 64, 8),
+        (Dataset(name="tiny_imagenet", size=32), 200, 32, 4),
+        (Dataset(name="imagenet"), None, 224, 28),
+        (Dataset(name="folder", path="x", size=64, classes=7), 7, 64, 8),
+        (Dataset(name="parquet", path="x", labels="kind"), None, 224, 28),
+    ],
+    ids=lambda value: value.title if isinstance(value, Dataset) else str(value),
+)
+def test_what_is_known_of_a_choice(dataset: Dataset, classes: int | None, size: int, crop: int) -> None:
+    registry.check(dataset)
+    chosen = registry.chosen(dataset)
+    assert (chosen.num_classes, chosen.image_size, chosen.crop) == (classes, size, crop)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (Dataset(name="cifar100"), Dataset(name="cifar100", labels="fine")),
+        (Dataset(name="cifar100", labels="coarse", size=32), Dataset(name="cifar100", labels="coarse")),
+        (Dataset(name="digits", classes=3), Dataset(name="digits", classes=3)),
+        (Dataset(name="tiny_imagenet"), Dataset(name="tiny_imagenet", size=64)),
+        (Dataset(name="tiny_imagenet", size=32), Dataset(name="tiny_imagenet", size=32)),
+        (Dataset(name="imagenet"), Dataset(name="imagenet", size=224)),
+        (Dataset(name="folder", path="x"), Dataset(name="folder", path="x", size=224)),
+        (Dataset(name="parquet", path="x"), Dataset(name="parquet", path="x", size=224)),
+    ],
+    ids=lambda value: value.title,
+)
+def test_resolving_writes_every_choice_out(dataset: Dataset, expected: Dataset) -> None:
+    assert registry.resolved(dataset) == expected
+    assert registry.resolved(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
         (
-            "cifar100",
-            "coarse",
-            21,
+            Dataset(name="cifar100", labels="corse"),
+            "no kind of label of cifar100 is called 'corse'; did you mean 'coarse'?",
+        ),
+        (
+            Dataset(name="digits", labels="fine"),
+            "digits has one kind of label only, so labels: 'fine' must be left out",
+        ),
+        (
+            Dataset(name="cifar100", classes=101),
+            "classes must be a whole number from 2 to 100 for cifar100, not 101",
+        ),
+        (
+            Dataset(name="cifar100", labels="coarse", classes=21),
             "classes must be a whole number from 2 to 20 for cifar100 with coarse labels, not 21",
         ),
-        ("digits", None, True, "classes must be a whole number from 2 to 10 for digits, not True"),
+        (
+            Dataset(name="cifar100", path="here"),
+            "cifar100 is known by its name, so path: 'here' must be left out",
+        ),
+        (Dataset(name="cifar10", size=48), "cifar10 has images of 32 pixels only, so size: 48 must be left out"),
+        (Dataset(name="tiny_imagenet", size=48), "size must be 32 or 64 for tiny_imagenet, not 48"),
+        (
+            Dataset(name="folder"),
+            "folder needs a path: the folder named by path, with a folder of images a class in train and in "
+            "test, val, valid or validation",
+        ),
     ],
+    ids=lambda value: value.title if isinstance(value, Dataset) else "",
 )
-def test_wrong_choice_is_one_sentence(name: str, labels: str | None, classes: int | None, message: str) -> None:
+def test_wrong_choice_is_one_sentence(dataset: Dataset, message: str) -> None:
     with pytest.raises(UserError) as error:
-        registry.check(name, labels=labels, classes=classes, where="a.yaml")
+        registry.check(dataset, "a.yaml")
     assert str(error.value) == f"a.yaml: {message}"
-    with pytest.raises(UserError):
-        registry.load(name, labels=labels, classes=classes)
+    for call in (registry.load, registry.locate, registry.chosen):
+        with pytest.raises(UserError) as error:
+            call(dataset)
+        assert str(error.value) == message
 
 
 def test_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,14 +146,17 @@ import sys
 from pathlib import Path
 from kd_bench.data import registry
 from kd_bench.errors import UserError
-registry.check("cifar100", labels="coarse", classes=5)
-print(registry.locate("digits"))
-try:
-    registry.locate("cifar100", Path({str(tmp_path)!r}))
-except UserError:
-    print("missing")
+from kd_bench.recipe import Dataset
+registry.check(Dataset(name="cifar100", labels="coarse", classes=5))
+print(registry.locate(Dataset(name="digits")))
+for name in registry.names():
+    path = "mine" if "path" in registry.spec(name).takes else None
+    try:
+        registry.locate(Dataset(name=name, path=path), Path({str(tmp_path)!r}))
+    except UserError:
+        print("missing")
 heavy = ("torch", "numpy", "sklearn", "pandas", "pyarrow", "PIL", "torchvision")
 print([name for name in heavy if name in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines() == ["files packaged with scikit-learn", "missing", "[]"]
+    assert out.splitlines() == ["files packaged with scikit-learn", *["missing"] * 6, "[]"]

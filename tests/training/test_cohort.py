@@ -145,7 +145,7 @@ def test_the_teacher_is_never_changed(data):
     from tests.training.parts import CPU
 
     one = trial("kd")
-    teacher = build_network(one.teacher, data.num_classes).eval()
+    teacher = build_network(one.teacher, data)[0].eval()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     members = [build_member(one, data, teacher, MemorySink())]
     fit(Distillation(members, teacher), *loaders(one, data, CPU), CPU)

@@ -1,0 +1,166 @@
+"""Folders of images, a folder a class: ImageNet, and any set of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kd_bench.data import layout
+from kd_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_bench.data.cache import Allocate, Decoded
+    from kd_bench.data.specs import DatasetSpec
+    from kd_bench.data.splits import Splits
+    from kd_bench.recipe import Dataset
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the images of a split are."""
+
+    source: object
+    """What the cache knows them by."""
+    images: Callable[[], list[tuple[Path, int]]]
+    """Lists the files and their labels; only called when they are to be decoded."""
+
+
+def locate(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str:
+    """Where the images are.
+
+    Raises:
+        UserError: They are not there, or not in folders.
+    """
+    train, test = _find(spec, dataset, data_dir)
+    return f"folders of images in {train.parent}, tested on {test.name}"
+
+
+def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits:
+    """Both splits, by class and file name; decoded once and then taken from the cache.
+
+    The classes are the sorted names of their folders. Other files than images, and what is hidden, is left out.
+
+    Raises:
+        UserError: The images are not there or damaged, or the splits have not the same classes.
+    """
+    train, test = _find(spec, dataset, data_dir)
+    classes = {folder: layout.class_folders(folder) for folder in (train, test)}
+    layout.check_same_classes(train, test, classes[train], classes[test])
+    splits = of_classes(train, classes[train]), of_classes(test, classes[test])
+    return load_splits(spec, dataset, splits, tuple(classes[train]), native=None)
+
+
+def of_classes(folder: Path, classes: dict[str, Path]) -> Split:
+    """The split whose images are in these folders, by class, of which ``folder`` is the parent."""
+    return Split(layout.facts([folder, *classes.values()]), partial(_list, list(classes.values())))
+
+
+def load_splits(
+    spec: DatasetSpec,
+    dataset: Dataset,
+    splits: tuple[Split, Split],
+    class_names: tuple[str, ...],
+    native: int | None,
+) -> Splits:
+    """Decodes both splits, or takes them from the cache.
+
+    Args:
+        spec: The set.
+        dataset: Which of it, resolved.
+        splits: The training images and the test images.
+        class_names: In the labels' order.
+        native: Height and width that every image must have, in pixels; None allows any.
+
+    Raises:
+        UserError: An image is damaged, or a class has none.
+    """
+    from kd_bench.data import cache
+    from kd_bench.data.splits import Splits
+
+    size = dataset.size or spec.image_size
+    train, test = (
+        cache.load(
+            f"{spec.name}-{size}-{name}",
+            [split.source, class_names],
+            partial(_decode, split, class_names, size, native),
+        )
+        for name, split in zip(("train", "test"), splits, strict=True)
+    )
+    return Splits.of(spec, train, test, class_names)
+
+
+def _find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> tuple[Path, Path]:
+    """The folders of the two splits."""
+    if spec.name == "imagenet":
+        return _imagenet(spec, data_dir)
+    folder = data_dir / Path(dataset.path or "").expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder; path must be that of the images, below the data's")
+    if not (folder / "train").is_dir():
+        raise UserError(f"{folder}: has no folder 'train', with a folder of images a class")
+    _need_classes(folder / "train")
+    tests = [folder / name for name in layout.TEST if (folder / name).is_dir()]
+    if not tests:
+        raise UserError(f"{folder}: has none of the folders {', '.join(layout.TEST)}, to test on")
+    for test in tests:
+        if layout.class_folders(test):  # a test folder whose labels were kept secret has none
+            return folder / "train", test
+    raise UserError(f"{tests[0]}: has no folders, one a class, so the labels of its images are not known")
+
+
+def _imagenet(spec: DatasetSpec, data_dir: Path) -> tuple[Path, Path]:
+    named = data_dir / spec.name
+    roots = [named, named / "ILSVRC" / "Data" / "CLS-LOC", data_dir / "ILSVRC2012"]
+    roots += [data_dir] if data_dir.name in ("imagenet", "ILSVRC2012", "CLS-LOC") else []
+    for root in roots:
+        train, test = root / "train", root / "val"
+        if train.is_dir() or test.is_dir():
+            for split in (train, test):
+                if not split.is_dir():
+                    raise UserError(f"{root}: has no folder {split.name!r}; unpack the images of ILSVRC 2012 there")
+            _need_classes(train)
+            if not layout.class_folders(test):
+                raise UserError(
+                    f"{test}: its images are not sorted into folders, one a class; let torchvision.datasets.ImageNet("
+                    f"{str(root)!r}, split='val') do it, with ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz "
+                    "in that folder"
+                )
+            return train, test
+    raise UserError(
+        f"imagenet is not there: looked for train and val in {', '.join(map(str, roots))}; get it from "
+        f"{spec.source.rpartition('; ')[2]}, "
+        "or say with --data or KD_BENCH_DATA where it is"
+    )
+
+
+def _need_classes(folder: Path) -> None:
+    if not layout.class_folders(folder):
+        raise UserError(f"{folder}: has no folders, one a class, with images")
+
+
+def _list(folders: list[Path]) -> list[tuple[Path, int]]:
+    found = []
+    for label, folder in enumerate(folders):
+        images = layout.images(folder)
+        if not images:
+            raise UserError(f"{folder}: has no images ({', '.join(sorted(layout.SUFFIXES))}), so the class is empty")
+        found += [(image, label) for image in images]
+    return found
+
+
+def _decode(split: Split, class_names: tuple[str, ...], size: int, native: int | None, allocate: Allocate) -> Decoded:
+    import numpy as np
+
+    from kd_bench.data.cache import Decoded
+    from kd_bench.data.images import Decoder
+
+    found = split.images()
+    images = allocate((len(found), 3, size, size))
+    with Decoder(size, native) as decoder:
+        decoder.fill(
+            images, lambda number: layout.read(found[number][0]), lambda number: f"{found[number][0]}: the image"
+        )
+    return Decoded(images, np.array([[label] for _, label in found], np.int64), (class_names,))

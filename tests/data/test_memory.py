@@ -1,0 +1,106 @@
+"""Processes that train on the same images have them in memory once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data import make
+
+BYTES = 8000 * 3 * 32 * 32
+
+HOLDER = """
+import sys
+from pathlib import Path
+import torch
+from kd_bench.data import cache, registry
+from kd_bench.recipe import Dataset
+
+def measure():
+    rows = [line.split() for line in open("/proc/self/smaps_rollup")]
+    size = {row[0]: int(row[1]) * 1024 for row in rows if row[-1] == "kB"}
+    return size["Private_Clean:"] + size["Private_Dirty:"], size["Rss:"]
+
+def load_and_touch():
+    splits = registry.load(Dataset(name="cifar100"), Path(sys.argv[1]))
+    return splits, int(splits.train_images.sum())
+
+load_and_touch()  # decodes, with all that this needs
+print("ready", flush=True)
+sys.stdin.readline()
+before = measure()
+splits, total = load_and_touch()
+print("touched", flush=True)
+sys.stdin.readline()
+after = measure()
+print(after[0] - before[0], after[1] - before[1], total, flush=True)
+sys.stdin.readline()
+"""
+
+BUILDER = """
+import sys
+import numpy as np
+from kd_bench.data import cache
+
+def peak():
+    rows = (line.split() for line in open("/proc/self/status"))
+    return sum(int(row[1]) for row in rows if row[0] == "VmHWM:")
+
+def decode(allocate):
+    images = allocate((16_000, 3, 32, 32))
+    for start in range(0, len(images), 100):
+        images[start : start + 100] = start % 251
+    return cache.Decoded(images, np.zeros((len(images), 1), np.int64), (("a",),))
+
+before = peak()
+found = cache.load("set", [], decode)
+total = int(found.images.sum())
+print((peak() - before) * 1024, found.images.nbytes)
+"""
+
+linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells private memory")
+
+
+@linux
+def test_two_processes_share_the_images(tmp_path: Path) -> None:
+    flat = make.encode_all(make.pixels(16, 0), "BMP")
+    for split, count in (("train", 8000), ("test", 16)):
+        make.parquet(tmp_path / f"{split}.parquet", flat * (count // 16), make.labels(count, 0))
+    holders = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
+
+    def answers() -> list[list[str]]:
+        """What both say; then both may go on."""
+        said = [holder.stdout.readline().split() if holder.stdout else [] for holder in holders]
+        for holder in holders:
+            if holder.stdin:
+                holder.stdin.write("go on\n")
+                holder.stdin.flush()
+        return said
+
+    assert answers() == [["ready"]] * 2
+    assert answers() == [["touched"]] * 2
+    measured = answers()
+    for holder in holders:
+        holder.communicate(timeout=60)
+    for private, mapped, total in measured:
+        assert int(private) < 0.1 * BYTES
+        assert int(mapped) > 0.9 * BYTES
+        assert total == measured[0][2]
+
+
+@linux
+def test_decoding_has_the_images_in_memory_once() -> None:
+    out = subprocess.run([sys.executable, "-c", BUILDER], capture_output=True, text=True, check=True).stdout
+    peak, size = map(int, out.split())
+    assert size <= peak < 1.1 * size

@@ -1,0 +1,79 @@
+"""timm's networks on either side, with an input size and a normalisation of their own."""
+
+import pytest
+import torch
+
+from kd_bench.errors import UserError
+from kd_bench.models import create
+from kd_bench.models.registry import resolve
+from kd_bench.models.view import View
+from kd_bench.recipe import Input
+from kd_bench.training.cohort import Distillation
+from kd_bench.training.fit import accuracy, build_member, build_network, fit, loaders
+from kd_bench.types import Batch
+from tests.training.parts import CPU, MemorySink, same, splits, trial
+
+
+@pytest.fixture(scope="module")
+def data():
+    return splits(train=32, test=16)
+
+
+def test_a_vit_teaches_timms_cnn_in_its_own_size_and_normalisation(data):
+    vit = {"size": 64, "normalise": "network"}
+    one = trial("kd", model="resnet10t", epochs=1, taught=False)
+    taught_by = trial("none", model="vit_tiny_patch16_224", input=vit, seed=0)
+    one = one.model_copy(update={"teacher": taught_by})
+    teacher, view = build_network(taught_by, data)
+    sink, alone = MemorySink(), MemorySink()
+    for keep in (sink, alone):
+        member = build_member(one, data, teacher.eval(), keep)
+        fit(Distillation([member], teacher, view), *loaders(one, data, CPU), CPU)
+    assert len(sink.states) == 1
+    assert same(sink.states, alone.states)
+
+    batch = next(iter(loaders(one, data, CPU)[1]))
+    seen = Distillation([member], teacher, view).teach(batch)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+    images = (batch.images * std + mean - 0.5) / 0.5
+    images = torch.nn.functional.interpolate(images, (64, 64), mode="bicubic", antialias=True)
+    torch.testing.assert_close(seen.logits, teacher(images), atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_may_see_larger_images_than_its_teacher(data):
+    one = trial("kd", model="mobilenetv3_small_050", epochs=1, input={"size": 48})
+    teacher, view = build_network(one.teacher, data)
+    sizes = []
+    member = build_member(one, data, teacher.eval(), MemorySink())
+    member.network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
+    teacher.register_forward_pre_hook(lambda _, inputs: sizes.append(-inputs[0].shape[-1]))
+    fit(Distillation([member], teacher, view), *loaders(one, data, CPU), CPU)
+    assert set(sizes) == {48, -32}
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto", "vit_tiny_patch16_224"]
+)
+def test_networks_of_every_kind_take_small_images(name):
+    with torch.device("meta"):
+        network = create(resolve(name), num_classes=7, image_size=32)
+    assert network(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 7)
+
+
+def test_a_size_that_a_network_cannot_have_is_a_sentence(data):
+    one = trial("none", model="vit_tiny_patch16_224", input={"size": 8})
+    with pytest.raises(UserError, match=r"^model vit_tiny_patch16_224: cannot take images of 3x8x8 \("):
+        build_member(one, data, None, MemorySink())
+
+
+def test_accuracy_by_class(data):
+    # A network that always says "2".
+    network = torch.nn.Module()
+    network.forward = lambda images: torch.eye(4)[2].expand(len(images), 4)
+    steps = []
+    found = accuracy(
+        network, View(network, Input(), 32, data.mean, data.std), data, CPU, lambda *step: steps.append(step)
+    )
+    assert (found.top1, found.top5, found.classes) == (25.0, 100.0, (0.0, 0.0, 100.0, 0.0))
+    assert steps == [(1, 1)]
+    assert isinstance(next(iter(loaders(trial("none"), data, CPU)[1])), Batch)
