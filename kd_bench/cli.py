@@ -217,8 +217,9 @@ def teacher_fetch(
     card = zoo.card("teachers", dataset, name, "teacher fetch")
     with download_bar(card.name) as progress:
         found = published.fetch(card, progress)
-    pinned = "; no checksum is published, so this one is from now on expected" if found.pinned else ""
-    typer.echo(f"{card.name}: {found.path} from {found.url}, sha256 {found.sha256}{pinned}")
+    origin = f"from {found.url}" if found.url else "was there already"
+    pinned = " (of the first download; none is published)" if found.pinned else ""
+    typer.echo(f"{card.name}: {found.path}, {origin}, sha256 {found.sha256}{pinned}")
     typer.echo(f"verify it with: kd-bench teacher verify {card.name} --dataset {dataset} --weights published")
 
 

@@ -263,7 +263,7 @@ def _footnotes(frame: pd.DataFrame, pairs: tuple[PairTable, ...], baseline: str,
             facts.append(f"{_count(usual, 'epoch')} a trial")
         taught = {n for p in pairs if p.dataset == dataset for r in p.rows if r.kind == "teacher" for n in r.epochs}
         if taught:
-            facts.append(f"teachers {' or '.join(map(str, sorted(taught)))}")
+            facts.append(f"teachers {' or '.join(str(epochs) if epochs else 'given' for epochs in sorted(taught))}")
         notes.append(f"{', '.join(facts)}.")
     return notes
 

@@ -1,6 +1,5 @@
 """What sets the mobile networks apart: shuffled channels, linear bottlenecks, a head behind the stages."""
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -218,36 +217,3 @@ def test_timm_loads_a_file_for_other_channels_and_classes(name: str, tmp_path: P
     same = [key for key in theirs if key != first and not key.startswith(classifier)]
     assert len(same) == len(theirs) - 3
     assert all(torch.equal(ours[key], theirs[key]) for key in same)
-
-
-@ALL_THREE
-@torch.no_grad()
-def test_channels_last_and_bfloat16_autocast(name: str) -> None:
-    built, x = trained(name), images()
-    expected = built(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = built(x)
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
-    built = built.to(memory_format=torch.channels_last)
-    outputs = observe(built, x.to(memory_format=torch.channels_last), OUTPUTS)
-    for output in itertools.chain(outputs.stages, outputs.preacts):
-        assert output.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(outputs.logits, expected, atol=1e-4, rtol=1e-4)
-
-
-@ALL_THREE
-@torch.no_grad()
-def test_compiles_to_one_graph(name: str) -> None:
-    built, x = trained(name), images()
-    compiled = torch.compile(built, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(x), built(x), atol=1e-5, rtol=1e-5)
-
-
-@ALL_THREE
-@torch.no_grad()
-def test_exports_for_any_batch_size(name: str) -> None:
-    built, x = trained(name), images()
-    exported = torch.export.export(built, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
-    for batch in (x, torch.cat([x, x[:1]])):
-        torch.testing.assert_close(exported(batch), built(batch), atol=1e-5, rtol=1e-5)

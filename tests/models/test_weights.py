@@ -1,4 +1,4 @@
-"""Files of weights as people have them, and files that are none."""
+"""Files of weights as people have them, and loading them into networks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import collections
 import json
 import os
-import pickle
+import pathlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.utilities.parsing import AttributeDict
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kd_bench.errors import UserError
+from kd_bench.files import sha256
 from kd_bench.models import create, weights
 from kd_bench.models.weights import load_into, read
 
@@ -42,6 +44,20 @@ LAYOUTS: dict[str, tuple[Callable[[State], Any], str]] = {
     "model_state_dict": (lambda state: {"model_state_dict": state}, "'model_state_dict' in a torch file"),
     "net": (lambda state: {"net": state, "acc": 70.0}, "'net' in a torch file"),
     "parallel": (lambda state: {"model": prefixed(state, "module.")}, "without the prefix 'module.'"),
+    "under another key": (lambda state: {"teacher": state, "args": {"lr": 0.1}}, "'teacher' in a torch file"),
+    "beside a mapping of that name": (
+        lambda state: {"model": {"name": "a"}, "state_dict": state},
+        "'state_dict' in a torch file",
+    ),
+    "deep": (lambda state: {"last": {"model": state, "epoch": 3}}, "'last.model' in a torch file"),
+    "ours": (
+        lambda state: {"network": state, "method": {"a.weight": torch.ones(2)}, "optimizer": {}, "history": []},
+        "'network' in a torch file",
+    ),
+    "compiled in part": (
+        lambda state: {key.replace("layer1.", "layer1._orig_mod."): value for key, value in state.items()},
+        "a torch file, without '_orig_mod.'",
+    ),
     "compiled": (lambda state: prefixed(state, "_orig_mod."), "without the prefix '_orig_mod.'"),
     "both": (lambda state: prefixed(state, "module._orig_mod."), "'module.', without the prefix '_orig_mod.'"),
     "lightning": (
@@ -50,7 +66,8 @@ LAYOUTS: dict[str, tuple[Callable[[State], Any], str]] = {
             "pytorch-lightning_version": "2.6.0",
             "state_dict": prefixed(state, "model."),
             "optimizer_states": [{"state": {}, "param_groups": [{"lr": 0.1}]}],
-            "callbacks": {},
+            "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(0.7)}},
+            "hyper_parameters": AttributeDict(lr=0.1, out=pathlib.Path("runs")),
         },
         "'state_dict' in a torch file, without the prefix 'model.'",
     ),
@@ -59,7 +76,7 @@ LAYOUTS: dict[str, tuple[Callable[[State], Any], str]] = {
         "'model' in a torch file",
     ),
     "numpy": (
-        lambda state: {"model": state, "best": np.float64(70.5), "curve": np.arange(3.0)},
+        lambda state: {"model": state, "all": [np.int64(3), np.bool_(True), np.str_("a"), np.arange(3.0)]},
         "'model' in a torch file",
     ),
 }
@@ -79,9 +96,16 @@ def test_layouts(state: State, tmp_path: Path, layout: str, old: bool) -> None:
 
 
 def test_facts_are_what_stands_beside_the_weights(state: State, tmp_path: Path) -> None:
-    content = {"model": state, "epoch": 240, "accuracy": torch.tensor(70.5), "best": np.float64(71), "name": "a"}
-    torch.save({**content, "opt": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
-    assert read(tmp_path / "a.pth").facts == {"epoch": 240, "accuracy": 70.5, "best": 71.0, "name": "a"}
+    content = {"model": state, "epoch": 240, "accuracy": torch.tensor(70.5), "best": np.float32(71), "name": "a"}
+    other = {"opt": argparse.Namespace(lr=1), "done": True, "loss": float("nan"), "log": "a" * 1000, "ansi": "\x1b[31m"}
+    torch.save({**content, **other}, tmp_path / "a.pth")
+    expected = {"epoch": 240, "accuracy": 70.5, "best": 71.0, "name": "a"}
+    assert read(tmp_path / "a.pth").facts == expected
+    torch.save({"seed": 1, "last": content, "first": {"epoch": 1}}, tmp_path / "b.pth")
+    assert read(tmp_path / "b.pth").facts == expected | {"seed": 1}
+    assert read(tmp_path / "b.pth", "last.model").facts == expected | {"seed": 1}
+    torch.save(state, tmp_path / "c.pth")
+    assert read(tmp_path / "c.pth").facts == {}
 
 
 def test_a_key_that_is_named(state: State, tmp_path: Path) -> None:
@@ -90,6 +114,24 @@ def test_a_key_that_is_named(state: State, tmp_path: Path) -> None:
     assert read(path, "ema.student").state.keys() == state.keys()
     with pytest.raises(UserError, match="has no key 'studnt'; did you mean 'student'"):
         read(path, "ema.studnt")
+    with pytest.raises(UserError, match="has no key 'further'"):
+        read(path, "model.a.further")
+
+
+def test_a_part_of_a_state_dict(state: State, tmp_path: Path) -> None:
+    both = prefixed(state, "student.") | {f"teacher.net.{key}": value.clone() for key, value in state.items()}
+    torch.save({"state_dict": both, "a.b": {"c": state}}, tmp_path / "a.pth")
+    for key in ("state_dict.student", "state_dict.teacher", "a.b", "a.b.c"):
+        assert read(tmp_path / "a.pth", key).state.keys() == state.keys()
+    save_file(both, tmp_path / "a.safetensors")
+    found = read(tmp_path / "a.safetensors", "student")
+    assert (found.state.keys(), found.layout) == (state.keys(), "'student' in safetensors")
+
+
+def test_several_weights_of_which_none_is_usual(state: State, tmp_path: Path) -> None:
+    torch.save({"teacher": state, "best": {"model": state.copy()}}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth: holds weights under several keys, 'teacher', 'best\.model'; choose"):
+        read(tmp_path / "a.pth")
 
 
 def test_safetensors_by_its_content(state: State, tmp_path: Path) -> None:
@@ -100,83 +142,45 @@ def test_safetensors_by_its_content(state: State, tmp_path: Path) -> None:
 
 def test_what_is_written_is_read_and_always_the_same(state: State, tmp_path: Path) -> None:
     metadata = {"model": "cifar_resnet8", "accuracy": 70.5}
-    digests = {weights.write(tmp_path / f"{name}.safetensors", state, metadata) for name in "ab"}
-    assert len(digests) == 1
+    backwards = dict(reversed(state.items()))
+    one = torch.rand(2, 3)
+    shared = {"whole": one, "again": one, "part": one[1], "turned": one.T}
+    digests = {
+        weights.write(tmp_path / f"{name}.safetensors", each, metadata)
+        for name, each in zip("ab", (state, backwards), strict=True)
+    }
+    assert digests == {sha256(tmp_path / "a.safetensors")}
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert weights.about(tmp_path / "a.safetensors") == metadata
+    weights.write(tmp_path / "shared.safetensors", shared, {})
+    assert all(torch.equal(read(tmp_path / "shared.safetensors").state[key], shared[key]) for key in shared)
     found = read(tmp_path / "a.safetensors")
     assert found.facts == metadata
     assert all(torch.equal(found.state[key], value) for key, value in state.items())
 
 
-def test_weights_take_the_networks_type(state: State, tmp_path: Path) -> None:
-    torch.save(
-        {key: value.half() if value.is_floating_point() else value for key, value in state.items()}, tmp_path / "a"
-    )
+def test_only_what_is_written_here_has_metadata(state: State, tmp_path: Path) -> None:
+    save_file(state, tmp_path / "a.safetensors", metadata={"format": "pt"})
+    save_file(state, tmp_path / "b.safetensors", metadata={"kd_bench": "[" * 100_000})
+    assert [weights.about(tmp_path / f"{name}.safetensors") for name in "abc"] == [None] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_take_the_networks_type(state: State, dtype: torch.dtype) -> None:
+    given = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     network = create("cifar_resnet8", 7)
-    load_into(network, read(tmp_path / "a").state, tmp_path / "a", "cifar_resnet8")
-    assert network.fc.weight.dtype == torch.float32  # type: ignore[union-attr]
+    load_into(network, given, Path("a.pth"), "cifar_resnet8")
+    for key, value in network.state_dict().items():
+        assert value.dtype == state[key].dtype
+        torch.testing.assert_close(value, given[key].to(value.dtype), rtol=0, atol=0)
 
 
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.marker),)
-
-
-@pytest.mark.parametrize("old", [False, True], ids=["zip", "before zip"])
-def test_a_malicious_pickle_does_not_run(state: State, tmp_path: Path, old: bool) -> None:
-    path = tmp_path / "a.pth"
-    content = {"model": state, "opt": Malicious(tmp_path / "ran")}
-    torch.save(content, path, _use_new_zipfile_serialization=not old)
-    with pytest.raises(
-        UserError, match=r"a\.pth: was not read, because it wants to call \w+\.mkdir, which is not data"
-    ):
-        read(path)
-    path.write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError):
-        read(path)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "is empty"),
-        (b"<!DOCTYPE html><html></html>", "is a web page"),
-        (b"hello", "is no file of weights"),
-        (b"PK\x03\x04 and no more", "is no file of weights"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{ and no JSON ..", "is a damaged safetensors file"),
-    ],
-)
-def test_files_that_are_no_weights(tmp_path: Path, content: bytes, said: str) -> None:
-    (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        read(tmp_path / "a.pth")
-    assert str(caught.value).startswith(f"{tmp_path / 'a.pth'}: {said}")
-    assert "\n" not in str(caught.value)
-
-
-def test_truncated_missing_and_odd_files(state: State, tmp_path: Path) -> None:
-    whole = tmp_path / "whole.pth"
-    torch.save({"model": state}, whole)
-    (tmp_path / "half.pth").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    torch.save({"loss": [1.0], "names": "a"}, tmp_path / "none.pth")
-    torch.save({**state, "fc.bias": state["fc.bias"] * torch.nan}, tmp_path / "nan.pth")
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pth"))
-    expected = {
-        "half.pth": "is no file of weights, or a damaged one",
-        "nothing.pth": "cannot be read: No such file",
-        ".": "cannot be read: Is a directory",
-        "none.pth": "holds no weights that could be recognised, but 'loss', 'names'",
-        "nan.pth": "'fc.bias' holds numbers that are not finite",
-        "script.pth": "TorchScript",
-    }
-    for name, said in expected.items():
-        with pytest.raises(UserError, match=said):
-            read(tmp_path / name)
+def test_files_of_before_batch_norms_counted(state: State) -> None:
+    old = {key: value for key, value in state.items() if "num_batches_tracked" not in key}
+    load_into(create("cifar_resnet8", 7), old, Path("a.pth"), "cifar_resnet8")
+    with pytest.raises(UserError, match="holds cifar_resnet8 for 7 classes, and 5 are wanted"):
+        load_into(create("cifar_resnet8", 5), old, Path("a.pth"), "cifar_resnet8")
+    assert weights.likeliest(old) == "cifar_resnet8"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +191,8 @@ def test_truncated_missing_and_odd_files(state: State, tmp_path: Path) -> None:
         (
             "cifar_wrn_16_1",
             7,
-            "it lacks 'block1.layer.0.bn1.weight' and 'layer1.0.conv1.weight' is not the network's; ",
+            "it lacks 'block1.layer.0.bn1.weight', 'layer1.0.conv1.weight' is not the network's, "
+            "'bn1.weight' is (16,) and should be (64,); these look like the weights of cifar_resnet8",
         ),
         ("resnet10t", 7, "these look like the weights of cifar_resnet8"),
     ],
@@ -197,6 +202,22 @@ def test_weights_of_another_network(state: State, name: str, classes: int, said:
         load_into(create(name, classes), state, Path("a.pth"), name)
     assert said in str(caught.value)
     assert str(caught.value).startswith("a.pth: ")
+
+
+def test_two_classifiers() -> None:
+    given = create("deit_tiny_distilled_patch16_224", 3).state_dict()
+    with pytest.raises(UserError, match="holds deit for 3 classes, and 4 are wanted"):
+        load_into(create("deit_tiny_distilled_patch16_224", 4), given, Path("a.pth"), "deit")
+
+
+def test_what_a_network_leaves_out_is_not_complained_of() -> None:
+    given = create("cifar_wrn_16_1", 7).state_dict()
+    given |= {f"sub_{key}": value for key, value in given.items() if key.startswith("block1.")}
+    load_into(create("cifar_wrn_16_1", 7), given, Path("a.pth"), "cifar_wrn_16_1")
+    del given["conv1.weight"]
+    with pytest.raises(UserError) as caught:
+        load_into(create("cifar_wrn_16_1", 7), given, Path("a.pth"), "cifar_wrn_16_1")
+    assert str(caught.value) == "a.pth: does not hold the weights of cifar_wrn_16_1: it lacks 'conv1.weight'"
 
 
 def test_other_widths_are_told_by_shape(state: State) -> None:
@@ -211,6 +232,12 @@ def test_the_likeliest_network() -> None:
     assert weights.likeliest({"a": torch.zeros(2)}) is None
 
 
+def test_the_number_of_classes() -> None:
+    state = create("cifar_vgg8", 10).state_dict()
+    assert weights.classes_of(state, create("cifar_vgg8", 1)) == 10
+    assert weights.classes_of({"a": torch.zeros(2)}, create("cifar_vgg8", 1)) is None
+
+
 def test_a_real_file() -> None:
     path = Path(os.environ.get("KD_BENCH_DATA", "nowhere")) / "teachers" / "wrn_16_2.pth"
     if not path.is_file():
@@ -218,4 +245,5 @@ def test_a_real_file() -> None:
     found = read(path)
     load_into(create("cifar_wrn_16_2", 100), found.state, path, "cifar_wrn_16_2")
     assert json.dumps(found.facts)
+    assert found.layout == "'model' in a torch file"
     assert found.facts["accuracy"] == pytest.approx(70.81)

@@ -1,9 +1,12 @@
 """Teachers whose weights come in a file, from the command line to the table."""
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,35 @@ def test_published_weights_that_were_not_fetched(tmp_path, monkeypatch):
     assert "get them with: kd-bench teacher fetch resnet32x4 --dataset cifar100" in published.stderr
     unknown = run("teacher", "verify", "resnet14", "--dataset", "digits", "--weights", "published")
     assert "no published weights of cifar_resnet14 for digits are known" in unknown.stderr
+
+
+def test_published_weights_from_fetching_to_the_table(file, tmp_path, monkeypatch):
+    """By a card of the user's own, from a server on this machine."""
+    monkeypatch.setenv("KD_BENCH_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(file.parent))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    card = {
+        "model": "cifar_resnet14",
+        "published_name": "ResNet14",
+        "weights": [{"url": f"http://127.0.0.1:{server.server_port}/{name}"} for name in ("none.pth", file.name)],
+        "top1": [{"value": 99.0, "source": "nobody"}],
+    }
+    folder = tmp_path / "teachers" / "digits"
+    folder.mkdir(parents=True)
+    (folder / "resnet14.yaml").write_text(json.dumps(card))
+    fetched = run("teacher", "fetch", "resnet14", "--dataset", "digits")
+    assert fetched.returncode == 0, fetched.stderr
+    assert "of the first download; none is published" in fetched.stdout
+    server.shutdown()
+    server.server_close()
+    assert "was there already" in run("teacher", "fetch", "resnet14", "--dataset", "digits").stdout
+    done = run("teacher", "verify", "resnet14", "--dataset", "digits", "--weights", "published")
+    assert done.returncode == 1
+    assert "% here, 99.00 % published" in done.stderr
+    done = run(*COMPARE, "--weights", "published", *QUICK, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
 
 
 def test_convert(file, tmp_path):
