@@ -73,6 +73,9 @@ class Pair:
         student: Shapes of the student's outputs.
         teacher: Shapes of the teacher's outputs; None for a student that trains alone.
         student_name, teacher_name: For error messages.
+        train_labels: (N,) int64, the class of every training image, on the CPU.
+        teacher_norms: Scale and shift, (C,) each, of the batch norm that puts out each of the teacher's
+            pre-activations; None where no batch norm does. Empty unless pre-activations are asked for.
     """
 
     num_classes: int
@@ -81,3 +84,5 @@ class Pair:
     teacher: Shapes | None = None
     student_name: str = field(default="student", compare=False)
     teacher_name: str = field(default="teacher", compare=False)
+    train_labels: Tensor | None = field(default=None, compare=False, repr=False)
+    teacher_norms: tuple[tuple[Tensor, Tensor] | None, ...] = field(default=(), compare=False, repr=False)

@@ -1,21 +1,33 @@
 """Losses of knowledge distillation: pure functions of tensors that import nothing but torch.
 
-All return a scalar, the mean over the batch, in float32 (float64 for float64 inputs) whatever the precision around.
+All return scalars, means over the batch, in float32 (float64 for float64 inputs) whatever the precision around.
 """
 
+from kd_bench.losses.crd import contrast, log_normaliser
+from kd_bench.losses.dist import dist_terms
 from kd_bench.losses.dkd import dkd, dkd_terms
+from kd_bench.losses.features import hierarchical_context, ofd_margin, partial_l2
 from kd_bench.losses.ikl import dkl, ikl, pairwise_mse
 from kd_bench.losses.kl import cross_entropy, kd, soft_cross_entropy
 from kd_bench.losses.precision import at_least_single
+from kd_bench.losses.rkd import rkd_angle, rkd_distance
 
 __all__ = [
     "at_least_single",
+    "contrast",
     "cross_entropy",
+    "dist_terms",
     "dkd",
     "dkd_terms",
     "dkl",
+    "hierarchical_context",
     "ikl",
     "kd",
+    "log_normaliser",
+    "ofd_margin",
     "pairwise_mse",
+    "partial_l2",
+    "rkd_angle",
+    "rkd_distance",
     "soft_cross_entropy",
 ]

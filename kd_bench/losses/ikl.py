@@ -6,7 +6,11 @@ al., "Decoupled Kullback-Leibler Divergence Loss", appendix eq. 12 to 15); the a
 letters the other way round.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kd_bench.losses.kl import soft_cross_entropy
 from kd_bench.losses.precision import at_least_single
@@ -18,7 +22,7 @@ def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor
     With d = t - s, S = sum w and mu = sum(w d) / S the sum over pairs equals 1/2 S sum_j w_j (d_j - mu)^2: half the
     weighted variance of d where the weights sum to one. Centring before squaring keeps the precision when teacher and
     student differ by a large constant. The gradient goes to everything that requires one, the weights included: detach
-    what shall have none.
+    what shall have none. It cannot be differentiated twice.
 
     Args:
         student_logits: (B, C), s.
@@ -31,9 +35,8 @@ def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor
     3.0
     """
     difference, weights = at_least_single(teacher_logits) - at_least_single(student_logits), at_least_single(weights)
-    total = weights.sum(-1, keepdim=True)
-    mean = (weights * difference).sum(-1, keepdim=True) / total
-    return 0.5 * (total * weights * (difference - mean).square()).sum(-1).mean()
+    loss: Tensor = _PairwiseMSE.apply(difference, weights)
+    return loss
 
 
 def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
@@ -94,3 +97,27 @@ def ikl(
     return alpha * pairwise_mse(student_logits, teacher_logits, weights) + beta * soft_cross_entropy(
         student_logits, teacher_logits.detach(), temperature
     )
+
+
+class _PairwiseMSE(torch.autograd.Function):
+    """Of d and w. That mu has no part in the gradient, autograd would find out at half of the time of it all."""
+
+    @staticmethod
+    def forward(ctx: Any, difference: Tensor, weights: Tensor) -> Tensor:
+        total = weights.sum(-1)
+        centred = difference - ((weights * difference).sum(-1) / total)[:, None]
+        weighted = weights * centred
+        ctx.save_for_backward(total, weighted, centred if ctx.needs_input_grad[1] else None)
+        return 0.5 * (total * (weighted * centred).sum(-1)).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        total, weighted, centred = ctx.saved_tensors
+        scale = grads[0] / len(weighted)
+        to_difference = weighted * (scale * total)[..., None]
+        if centred is None:
+            return to_difference, None
+        rows = (weighted * centred).sum(-1, keepdim=True)
+        to_weights = 0.5 * scale * (rows + total[..., None] * centred.square())
+        return to_difference, to_weights if total.ndim else to_weights.sum(0)

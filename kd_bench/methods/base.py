@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -10,6 +11,9 @@ from kd_bench.types import Batch, Needs, Outputs, Pair
 
 #: What a method distils; a baseline distils nothing.
 Family = Literal["logits", "features", "baseline"]
+
+#: What the batch norms of a teacher go by: their running statistics, as in evaluation, or those of the batch.
+TeacherBatchNorm = Literal["running", "batch"]
 
 
 class Method(nn.Module):
@@ -38,12 +42,24 @@ class Method(nn.Module):
         family: What is distilled.
         needs_teacher: Whether there is a teacher at all.
         needs: Outputs of student and teacher that ``forward`` reads, known of the class before ``pair`` is.
+        teacher_batch_norm: "batch" for a teacher that normalises by the batch's own statistics, as some published code
+            lets it; its buffers stay as they are. Another than the default costs a forward pass of its own.
         pair: As given.
     """
 
     family: ClassVar[Family] = "logits"
     needs_teacher: ClassVar[bool] = True
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
+    teacher_batch_norm: TeacherBatchNorm = "running"
+
+    @classmethod
+    def needs_with(cls, hyperparameters: Mapping[str, Any]) -> Needs:
+        """What ``needs`` will be of an instance, for the methods whose needs depend on a hyper-parameter.
+
+        Args:
+            hyperparameters: All of them.
+        """
+        return cls.needs
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()

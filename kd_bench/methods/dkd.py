@@ -41,7 +41,8 @@ class DKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce", "tckd" and "nckd"."""
-        tckd, nckd = losses.dkd_terms(student.logits, taught_by(teacher).logits, hard_labels(batch), self.temperature)
+        logits = taught_by(teacher).logits.detach()
+        tckd, nckd = losses.dkd_terms(student.logits, logits, hard_labels(batch), self.temperature)
         factor = warm_up(batch.epoch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),

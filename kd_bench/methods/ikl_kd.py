@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods.base import Method, hard_labels, taught_by, warm_up
+from kd_bench.methods.distributed import summed
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -27,8 +28,8 @@ class IKLKD(Method):
     ShuffleNet-V1, 12/4 for VGG13 and 12/1 for ResNet50 to MobileNet-V2, 12/3 for ResNet32x4 to ShuffleNet-V2.
 
     Class weights begin uniform, 1 / K, and are rebuilt at the end of each epoch from the teacher's probabilities for
-    that epoch's images; a class that was not seen keeps its row. The class of a mixed label is the one with the largest
-    share.
+    that epoch's images, over all processes; a class that was not seen keeps its row. The class of a mixed label is the
+    one with the largest share.
 
     Args:
         alpha: Weight of the pairwise term.
@@ -97,8 +98,8 @@ class IKLKD(Method):
     def on_epoch_end(self) -> None:
         """Rebuilds the class weights from the epoch that ends."""
         if self.weights == "class":
-            seen = (self.counts > 0)[:, None]
-            self.prior.copy_(torch.where(seen, self.sums / self.counts.clamp(min=1)[:, None], self.prior))
+            sums, counts = summed(self.sums), summed(self.counts)[:, None]
+            self.prior.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self.prior))
             self.sums.zero_()
             self.counts.zero_()
 

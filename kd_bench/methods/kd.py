@@ -35,7 +35,7 @@ class KD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce" and "kd"."""
-        divergence = losses.kd(student.logits, taught_by(teacher).logits, self.temperature)
+        divergence = losses.kd(student.logits, taught_by(teacher).logits.detach(), self.temperature)
         return {
             "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
             "kd": self.kd_weight * divergence,

@@ -35,6 +35,10 @@ class CifarNet(nn.Module, ABC):
     stages in ``feature_info`` and takes its classifier from ``make_classifier``. The global pooling is adaptive, so
     every input size that the strides divide works.
 
+    The batch norms behind the pre-activations are found by ``outputs.preact_norms``. A network of which a single
+    pre-activation is put together from the outputs of several has a method ``preact_norms`` that gives their scales and
+    shifts, as ``CifarShuffleNetV2`` has.
+
     Args:
         num_classes: Width of the classifier; 0 for none.
         in_chans: Channels of the images.

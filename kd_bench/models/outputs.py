@@ -1,4 +1,4 @@
-"""What a network puts out for a batch, whatever the network: ours and timm's answer to the same two functions."""
+"""What a network puts out for a batch, whatever the network: ours and timm's answer to the same functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_bench.errors import UserError
+from kd_bench.models.interface import cannot, dry_run, intermediates
+from kd_bench.models.preactivations import affine, keeping, noting_norms, sources
 from kd_bench.types import LOGITS, Output, Outputs, Shapes
 
 
@@ -15,7 +16,9 @@ def observe(model: nn.Module, images: Tensor, needs: frozenset[Output]) -> Outpu
     """One forward pass that keeps what is asked for. Logits and buffers end up as after ``model(images)``.
 
     Args:
-        model: A network with timm's interface; one with our ``forward_stages`` gives pre-activations too.
+        model: A network with timm's interface. One with our ``forward_stages`` says itself what its pre-activations
+            are; of others they are what the activations read that put out the stages, and the stages themselves where
+            a network of convolutions and batch norms ends a stage without activation.
         images: (B, C, H, W).
         needs: What to give beside the logits.
 
@@ -42,19 +45,8 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
     Raises:
         UserError: Where the network cannot give what is asked for, or cannot take images of this size.
     """
-    modes = {module: module.training for module in model.modules()}
-    like = next(model.parameters())
-    try:
-        model.eval()
-        with torch.no_grad():
-            outputs = observe(model, torch.zeros(1, *image, device=like.device, dtype=like.dtype), needs)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        why = str(error).strip().splitlines()
-        size = "x".join(map(str, image))
-        raise UserError(f"model {_name(model)}: cannot take images of {size}{f' ({why[0]})' if why else ''}") from None
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with dry_run(model, image) as black, torch.no_grad():
+        outputs = observe(model, black, needs)
     return Shapes(
         logits=tuple(outputs.logits.shape[1:]),
         stages=tuple(tuple(stage.shape[1:]) for stage in outputs.stages),
@@ -63,10 +55,37 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
     )
 
 
+def preact_norms(model: nn.Module, image: tuple[int, ...]) -> tuple[tuple[Tensor, Tensor] | None, ...]:
+    """Scale and shift of the batch norm that puts out each pre-activation, as the network has them now.
+
+    Found by one forward pass as by ``shapes``. A pre-activation that is a sum has the batch norm at the end of its
+    residual branch.
+
+    Args:
+        model: As for ``observe``.
+        image: (C, H, W) of the images.
+
+    Returns:
+        One entry for each of what ``observe`` gives as ``preacts``: copies of scale and shift, (C,) each; None where no
+        single batch norm stands at the end of what computes the pre-activation, e.g. a bare convolution does.
+
+    Raises:
+        UserError: Where the network cannot give pre-activations, or cannot take images of this size.
+    """
+    norms: Any = getattr(model, "preact_norms", None)
+    if norms is not None:
+        found = norms()
+    else:
+        with dry_run(model, image) as black, noting_norms(model) as noted:
+            preacts = observe(model, black, frozenset({"preacts"})).preacts
+        found = [affine(preact, noted) for preact in preacts]
+    return tuple(None if one is None else (one[0].detach().clone(), one[1].detach().clone()) for one in found)
+
+
 def _observe_own(network: Any, images: Tensor, needs: frozenset[Output]) -> Outputs:
     features, stages, preacts = network.forward_stages(images, preacts="preacts" in needs)
     if "preacts" in needs and not preacts:
-        raise _cannot(network, "preacts", "its forward_stages returns none")
+        raise cannot(network, "preacts", "its forward_stages returns none")
     pooled = network.forward_head(features, pre_logits=True)
     return Outputs(
         logits=network.get_classifier()(pooled),
@@ -77,26 +96,18 @@ def _observe_own(network: Any, images: Tensor, needs: frozenset[Output]) -> Outp
 
 
 def _observe_timm(network: Any, images: Tensor, needs: frozenset[Output]) -> Outputs:
-    if "preacts" in needs:
-        raise _cannot(network, "preacts", "among those known here only the cifar_ networks can")
     stages: list[Tensor] = []
-    if "stages" in needs:
-        features, stages = _intermediates(network, images)
+    preacts: list[Tensor] = []
+    if "preacts" in needs:
+        with keeping(network, sources(network, tuple(images.shape[1:]))) as kept:
+            features, stages = intermediates(network, images, "preacts")
+        preacts = kept(stages)
+    elif "stages" in needs:
+        features, stages = intermediates(network, images, "stages")
     else:
         features = network.forward_features(images)
-    if "pooled" in needs:
-        logits, pooled = _head(network, features)
-        return Outputs(logits, tuple(stages), pooled=pooled)
-    return Outputs(network.forward_head(features), tuple(stages))
-
-
-def _intermediates(network: Any, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    if not hasattr(network, "forward_intermediates"):
-        raise _cannot(network, "stages", "it has no forward_intermediates")
-    features, stages = network.forward_intermediates(images, output_fmt="NCHW")
-    if not all(isinstance(stage, Tensor) and stage.ndim == 4 for stage in stages):
-        raise _cannot(network, "stages", "its intermediates are no (B, C, H, W) maps")
-    return features, stages
+    logits, pooled = _head(network, features) if "pooled" in needs else (network.forward_head(features), None)
+    return Outputs(logits, tuple(stages) if "stages" in needs else (), tuple(preacts), pooled)
 
 
 def _head(network: Any, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +130,7 @@ def _head(network: Any, features: Tensor) -> tuple[Tensor, Tensor]:
     if pooled is None:
         pooled = _vectors(network.forward_head(features, pre_logits=True))
     if pooled is None:
-        raise _cannot(network, "pooled", "its head does not pool to one vector an image")
+        raise cannot(network, "pooled", "its head does not pool to one vector an image")
     return logits, pooled
 
 
@@ -127,11 +138,3 @@ def _vectors(pooled: Tensor) -> Tensor | None:
     if pooled.ndim == 4 and pooled.shape[2:] == (1, 1):
         return pooled.flatten(1)
     return pooled if pooled.ndim == 2 else None
-
-
-def _cannot(network: nn.Module, output: Output, why: str) -> UserError:
-    return UserError(f"model {_name(network)}: cannot give the output {output!r}: {why}")
-
-
-def _name(network: nn.Module) -> str:
-    return getattr(network, "pretrained_cfg", {}).get("architecture") or type(network).__name__

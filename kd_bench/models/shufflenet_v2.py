@@ -8,7 +8,7 @@ Representation Distillation", 2020), whose state-dict keys, shapes and outputs i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.models import generate_default_cfgs
@@ -50,7 +50,11 @@ class DownUnit(nn.Module):
         short = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         long = self.bn4(self.conv4(F.relu(self.bn3(self.conv3(x)))))
         long = self.bn5(self.conv5(long))
-        return channel_shuffle(torch.cat([short, long], 1), 2)
+        return _join(short, long)
+
+    def affine(self) -> Tensor:
+        """(2, out_chs, 1, 1): scale and shift of each channel of the output."""
+        return _join(_affine(self.bn2), _affine(self.bn5))
 
 
 class BasicUnit(nn.Module):
@@ -75,7 +79,12 @@ class BasicUnit(nn.Module):
         kept, read = x.chunk(2, 1)
         out = F.relu(self.bn1(self.conv1(F.relu(read))))
         out = self.bn3(self.conv3(self.bn2(self.conv2(out))))
-        return channel_shuffle(torch.cat([kept, out], 1), 2)
+        return _join(kept, out)
+
+    def affine(self, before: Tensor) -> Tensor:
+        """(2, chs, 1, 1): scale and shift of each channel of the output, given those of the input, of that shape."""
+        kept, _ = before.chunk(2, 1)
+        return _join(kept, _affine(self.bn3))
 
 
 class ShuffleStage(nn.Sequential):
@@ -86,6 +95,23 @@ class ShuffleStage(nn.Sequential):
         for unit in self:
             x = unit(x)
         return F.relu(x) if activate else x
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift, (out_chs,) each, of the channels that ReLU takes."""
+        down, *others = self
+        both = cast(DownUnit, down).affine()
+        for unit in others:
+            both = cast(BasicUnit, unit).affine(both)
+        scale, shift = both.flatten(1)
+        return scale, shift
+
+
+def _join(kept: Tensor, out: Tensor) -> Tensor:
+    return channel_shuffle(torch.cat([kept, out], 1), 2)
+
+
+def _affine(norm: nn.BatchNorm2d) -> Tensor:
+    return torch.stack([norm.weight, norm.bias])[:, :, None, None]
 
 
 class CifarShuffleNetV2(CifarShuffleNet):
@@ -127,6 +153,11 @@ class CifarShuffleNetV2(CifarShuffleNet):
         if len(walk.stages) < len(self.feature_info):
             return walk
         return walk._replace(features=F.relu(self.bn2(self.conv2(walk.features))))
+
+    def preact_norms(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Scale and shift of each pre-activation's channels, (C,) each, stem first."""
+        layers = (cast(ShuffleStage, layer) for layer in (self.layer1, self.layer2, self.layer3))
+        return ((self.bn1.weight, self.bn1.bias), *(layer.affine() for layer in layers))
 
 
 def _stage(in_chs: int, out_chs: int, depth: int) -> ShuffleStage:

@@ -8,12 +8,15 @@ activations are in memory at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.models.outputs import observe
 from kd_bench.models.view import View
 from kd_bench.training.member import Member
@@ -49,8 +52,8 @@ class Cohort(pl.LightningModule):
         """The epoch in hand, from 0, over all processes that worked on these trials."""
         return self.start_epoch + self.current_epoch
 
-    def teach(self, batch: Batch) -> Outputs | None:
-        """What the teacher puts out for a batch; None where nothing teaches."""
+    def teach(self, batch: Batch) -> Mapping[TeacherBatchNorm, Outputs]:
+        """What the teacher puts out for a batch, by what its batch norms go by; nothing where nothing teaches."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -77,7 +80,7 @@ class Cohort(pl.LightningModule):
             teacher = self.teach(batch)
         for member in self._active:
             if not member.stopped:
-                member.step(teacher, batch, self.manual_backward)
+                member.step(teacher.get(member.method.teacher_batch_norm), batch, self.manual_backward)
         self._images += len(batch.images)
         now = time.perf_counter()
         if self._progress and now - self._told > 0.5:
@@ -112,9 +115,9 @@ class Cohort(pl.LightningModule):
 class Supervised(Cohort):
     """Networks that learn from the labels alone: teachers, and students without distillation."""
 
-    def teach(self, batch: Batch) -> None:
+    def teach(self, batch: Batch) -> Mapping[TeacherBatchNorm, Outputs]:
         """Nobody teaches."""
-        return
+        return {}
 
 
 class Distillation(Cohort):
@@ -137,7 +140,13 @@ class Distillation(Cohort):
         super().__init__(members, progress)
         self.view = view or nn.Identity()
         self.teacher = teacher.eval().requires_grad_(False)
-        self._needs = frozenset[Output]().union(*(member.method.needs.teacher for member in members))
+        self._needs: dict[TeacherBatchNorm, frozenset[Output]] = {}
+        for method in (member.method for member in members):
+            kind = method.teacher_batch_norm
+            self._needs[kind] = self._needs.get(kind, frozenset()) | method.needs.teacher
+        self._norms = [
+            module for module in teacher.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
 
     def train(self, mode: bool = True) -> Distillation:
         """As usual, except that the teacher stays in evaluation mode."""
@@ -145,6 +154,26 @@ class Distillation(Cohort):
         self.teacher.eval()
         return self
 
-    def teach(self, batch: Batch) -> Outputs:
-        """The teacher's one pass over the batch, for all that some member's method needs."""
-        return observe(self.teacher, self.view(batch.images), self._needs)
+    def teach(self, batch: Batch) -> Mapping[TeacherBatchNorm, Outputs]:
+        """The teacher's one pass over the batch, for all that some member's method needs.
+
+        Methods that want batch norms to go by the batch's statistics have a second pass, with the buffers untouched.
+        """
+        images = self.view(batch.images)
+        found: dict[TeacherBatchNorm, Outputs] = {}
+        for kind, wanted in self._needs.items():
+            with _batch_statistics(self._norms) if kind == "batch" else nullcontext():
+                found[kind] = observe(self.teacher, images, wanted)
+        return found
+
+
+@contextmanager
+def _batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Inside, these batch norms normalise by the batch and neither read nor change what they remember."""
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training, norm.track_running_stats = False, True

@@ -19,7 +19,7 @@ from kd_bench.errors import UserError
 from kd_bench.methods import registry as methods
 from kd_bench.models import registry as models
 from kd_bench.models import weights
-from kd_bench.models.outputs import shapes
+from kd_bench.models.outputs import preact_norms, shapes
 from kd_bench.models.view import View
 from kd_bench.recipe import Given, Trial
 from kd_bench.training.cohort import Cohort
@@ -68,7 +68,10 @@ def build_member(trial: Trial, splits: Splits, teacher: nn.Module | None, sink: 
     if methods.source_hash(trial.method.name) != trial.method.source:
         raise UserError(f"{trial.method.name}: the file was changed since this trial was planned; run the recipe again")
     network, view = build_network(trial, splits)
-    needs = methods.load(trial.method.name).needs
+    needs = methods.load(trial.method.name).needs_with(trial.method.hyperparameters)
+    norms: tuple[tuple[Tensor, Tensor] | None, ...] = ()
+    if teacher and trial.teacher and "preacts" in needs.teacher:
+        norms = preact_norms(teacher, _image(trial.teacher, splits))
     pair = Pair(
         num_classes=splits.num_classes,
         train_size=len(splits.train_images),
@@ -76,6 +79,8 @@ def build_member(trial: Trial, splits: Splits, teacher: nn.Module | None, sink: 
         teacher=shapes(teacher, _image(trial.teacher, splits), needs.teacher) if teacher and trial.teacher else None,
         student_name=trial.model,
         teacher_name=trial.teacher.model if trial.teacher else "none",
+        train_labels=splits.train_labels,
+        teacher_norms=norms,
     )
     seeding.seed_global(trial.seed, seeding.METHOD_WEIGHTS)
     method = methods.build(trial.method.name, pair, trial.method.hyperparameters)

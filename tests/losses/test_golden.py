@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kd_bench import losses
@@ -42,12 +43,49 @@ def _ikl_adversarial(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | N
     return losses.ikl(adversarial, natural, weights, p["wmse_weight"], p["soft_ce_weight"])
 
 
+def _dist(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    inter, intra = losses.dist_terms(*inputs, p["tau"])
+    return p["tau"] ** 2 * (p["beta"] * inter + p["gamma"] * intra)
+
+
+def _rkd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    distance = losses.rkd_distance(*inputs, p["squared"], p["eps"])
+    return p["distance_weight"] * distance + p["angle_weight"] * losses.rkd_angle(*inputs)
+
+
+def _hcl(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    return losses.hierarchical_context(*inputs)
+
+
+def _partial_l2(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    student, teacher, third = inputs
+    return losses.partial_l2(student, teacher, -third.detach().abs())
+
+
+def _crd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
+    ours, theirs = (F.normalize(embedding) for embedding in inputs[:2])
+    student_bank, teacher_bank = (memory.detach() for memory in inputs[2:])
+    index = 3 * torch.arange(8)
+    index = (index[:, None] + 7 * torch.arange(51)) % 200
+    sides = [(ours, teacher_bank), (theirs, student_bank)]
+    z = [losses.log_normaliser(*side, index, p["T"]) for side in sides]
+    return torch.stack(
+        [losses.contrast(*side, index, log_z, p["T"]) for side, log_z in zip(sides, z, strict=True)]
+    ).sum()
+
+
 OURS: dict[str, Callable[[dict[str, Any], list[Tensor], Tensor | None], Tensor]] = {
     "kd": _kd,
     "dkd": _dkd,
     "ikl_kd sample-wise weights": _ikl_sample,
     "ikl_kd class-wise weights": _ikl_class,
     "ikl adversarial": _ikl_adversarial,
+    "dist": _dist,
+    "rkd": _rkd,
+    "reviewkd hcl": _hcl,
+    "reviewkd hcl 32x32": _hcl,
+    "ofd partial l2": _partial_l2,
+    "crd first step": _crd,
 }
 
 

@@ -1,12 +1,20 @@
 """A small pair of networks for the methods, and their batches."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from kd_bench.types import Batch, Outputs, Pair, Shapes
+from kd_bench.methods import registry
+from kd_bench.methods.base import Method
+from kd_bench.models.base import Walk
+from kd_bench.models.outputs import observe, preact_norms, shapes
+from kd_bench.types import Batch, Output, Outputs, Pair, Shapes
 
 CLASSES = 5
-PAIR = Pair(num_classes=CLASSES, train_size=32, student=Shapes(logits=(CLASSES,)), teacher=Shapes(logits=(CLASSES,)))
+IMAGES = 32
+EVERYTHING: frozenset[Output] = frozenset({"logits", "stages", "preacts", "pooled"})
 ALONE = Pair(num_classes=CLASSES, train_size=32, student=Shapes(logits=(CLASSES,)), student_name="cifar_resnet8x4")
 
 
@@ -14,9 +22,86 @@ def draw(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def batch(seed: int = 0, size: int = 32, epoch: int = 0, step: int = 0, mixed: bool = False) -> Batch:
+class Tiny(nn.Module):
+    """The interface of our networks in four small layers: a stem and three stages, the last two at half the size."""
+
+    def __init__(self, widths: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        before, layers = 3, []
+        for index, width in enumerate(widths):
+            layers.append(
+                nn.Sequential(
+                    nn.Conv2d(before, width, 3, 1 + (index > 1), padding=1, bias=False), nn.BatchNorm2d(width)
+                )
+            )
+            before = width
+        self.layers = nn.ModuleList(layers)
+        self.fc = nn.Linear(before, CLASSES)
+
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> Walk:
+        walk = Walk(x, [], [])
+        for layer in self.layers[: None if last is None else last + 1]:
+            before = layer(x)
+            x = before.relu()
+            walk.stages.append(x)
+            if preacts:
+                walk.preacts.append(before)
+        return walk._replace(features=x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        pooled = x.mean((2, 3))
+        out: Tensor = pooled if pre_logits else self.fc(pooled)
+        return out
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_stages(x).features)
+
+
+def network(seed: int, widths: tuple[int, int, int, int] = (4, 6, 8, 10)) -> nn.Module:
+    torch.manual_seed(seed)
+    return Tiny(widths)
+
+
+def pair(student: nn.Module, teacher: nn.Module, image: tuple[int, ...], images: int = IMAGES) -> Pair:
+    """What a method may know of these two."""
+    ours = shapes(student, image, EVERYTHING)
+    classes = ours.logits[0]
+    return Pair(
+        num_classes=classes,
+        train_size=images,
+        student=ours,
+        teacher=shapes(teacher, image, EVERYTHING),
+        train_labels=torch.arange(images) % classes,
+        teacher_norms=preact_norms(teacher, image),
+    )
+
+
+PAIR = pair(network(0), network(0, (4, 8, 12, 16)), (3, 8, 8))
+
+
+def make(name: str, **hyperparameters: object) -> Method:
+    """A built-in method for ``PAIR``, with the same initial weights every time; "ikl_kd class" for class weights."""
+    name, _, weights = name.partition(" ")
+    if weights:
+        hyperparameters["weights"] = weights
+    if name == "crd":
+        hyperparameters.setdefault("negatives", 16)
+    torch.manual_seed(5)
+    return registry.build(name, PAIR, hyperparameters)
+
+
+def call(method: Method, student: Outputs, teacher: Outputs | None, samples: Batch) -> dict[str, Tensor]:
+    """The method's terms, its draws being the same every time."""
+    torch.manual_seed(7)
+    return method(student, teacher, samples)
+
+
+def batch(seed: int = 0, size: int = IMAGES, epoch: int = 0, step: int = 0, mixed: bool = False) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(size, 3, 4, 4, generator=generator)
+    images = torch.randn(size, 3, 8, 8, generator=generator)
     labels = torch.randint(CLASSES, (size,), generator=generator)
     if mixed:
         one_hot = nn.functional.one_hot(labels, CLASSES).float()
@@ -24,10 +109,41 @@ def batch(seed: int = 0, size: int = 32, epoch: int = 0, step: int = 0, mixed: b
     return Batch(images, labels, torch.arange(size), epoch, step)
 
 
-def outputs(seed: int, size: int = 32, scale: float = 2.0) -> Outputs:
-    return Outputs(draw(seed, size, CLASSES, scale=scale))
+def outputs(seed: int, size: int = IMAGES, scale: float = 2.0, of: Shapes = PAIR.student) -> Outputs:
+    """Random outputs of the shapes of ``PAIR``'s student, or of other shapes."""
+    assert of.pooled is not None
+    return Outputs(
+        logits=draw(seed, size, *of.logits, scale=scale),
+        stages=tuple(draw(seed + 10 + i, size, *one).relu() for i, one in enumerate(of.stages)),
+        preacts=tuple(draw(seed + 20 + i, size, *one) for i, one in enumerate(of.preacts)),
+        pooled=draw(seed + 30, size, *of.pooled).relu(),
+    )
 
 
-def network(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+def teacher_outputs(seed: int, size: int = IMAGES, scale: float = 2.0) -> Outputs:
+    """Random outputs of the shapes of ``PAIR``'s teacher."""
+    assert PAIR.teacher is not None
+    return outputs(seed, size, scale, PAIR.teacher)
+
+
+def tensors(found: Outputs) -> list[Tensor]:
+    """All of them, in one order."""
+    assert found.pooled is not None
+    return [found.logits, *found.stages, *found.preacts, found.pooled]
+
+
+def mapped(found: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    """The same outputs with each tensor changed."""
+    assert found.pooled is not None
+    return replace(
+        found,
+        logits=change(found.logits),
+        stages=tuple(map(change, found.stages)),
+        preacts=tuple(map(change, found.preacts)),
+        pooled=change(found.pooled),
+    )
+
+
+def seen(student: nn.Module, images: Tensor) -> Outputs:
+    """Everything that a network puts out."""
+    return observe(student, images, EVERYTHING)

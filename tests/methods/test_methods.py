@@ -7,32 +7,40 @@ import torch
 
 from kd_bench import losses
 from kd_bench.methods import registry
-from kd_bench.methods.base import Method, hard_labels, taught_by, warm_up
-from kd_bench.types import Outputs
-from tests.methods.cases import PAIR, batch, network, outputs
+from kd_bench.methods.base import hard_labels, taught_by, warm_up
+from tests.methods.cases import (
+    batch,
+    call,
+    make,
+    mapped,
+    network,
+    outputs,
+    seen,
+    teacher_outputs,
+    tensors,
+)
 from tests.training.parts import splits, train, trial
 
 EVERY = [*registry.names(), "ikl_kd class"]
 
-
-def make(name: str, **hyperparameters: object) -> Method:
-    name, _, weights = name.partition(" ")
-    return registry.build(name, PAIR, hyperparameters | ({"weights": weights} if weights else {}))
+#: Terms that have no gradient to the student, and are meant to have none.
+UNTRAINED = {("dkl_kd", "pairwise")}
 
 
 def descend(name: str, mixed: bool, terms: set[str]) -> tuple[float, float]:
     """The sum of these terms before and after twenty steps that reduce it, warm-up being over."""
     method, student, samples = make(name), network(0), batch(mixed=mixed, epoch=20)
-    teacher = outputs(1) if method.needs.teacher else None
-    optimizer = torch.optim.SGD([*student.parameters(), *method.parameters()], lr=0.05)
+    teacher = teacher_outputs(1)
+    optimizer = torch.optim.SGD([*student.parameters(), *method.parameters()], lr=0.01)
     history = []
     for _ in range(21):
-        found = method(Outputs(student(samples.images)), teacher, samples)
+        found = call(method, seen(student, samples.images), teacher, samples)
         loss = torch.stack([found[key] for key in sorted(terms)]).sum()
         assert loss.dtype == torch.float32
         history.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_([*student.parameters(), *method.parameters()], 5.0)
         optimizer.step()
     return history[0], history[-1]
 
@@ -40,33 +48,70 @@ def descend(name: str, mixed: bool, terms: set[str]) -> tuple[float, float]:
 @pytest.mark.parametrize("mixed", [False, True], ids=["labels", "mixed"])
 @pytest.mark.parametrize("name", EVERY)
 def test_the_loss_and_each_of_its_terms_fall_in_twenty_steps(name: str, mixed: bool) -> None:
-    terms = set(make(name)(outputs(0), outputs(1), batch()))
+    terms = set(call(make(name), outputs(0), teacher_outputs(1), batch()))
     assert "ce" in terms
-    for chosen in [terms, *({term} for term in terms)]:
+    for chosen in [terms, *({term} for term in terms if (name, term) not in UNTRAINED)]:
         before, after = descend(name, mixed, chosen)
         assert after < before
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_half_precision_logits(name: str) -> None:
+def test_half_precision_outputs(name: str) -> None:
     method, samples = make(name), batch()
-    student, teacher = Outputs(outputs(1).logits.bfloat16().requires_grad_()), Outputs(outputs(2).logits.bfloat16())
-    loss = torch.stack(list(method(student, teacher, samples).values())).sum()
+    student = mapped(outputs(1), lambda values: values.bfloat16().requires_grad_())
+    teacher = mapped(teacher_outputs(2), lambda values: values.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.stack(list(call(method, student, teacher, samples).values())).sum()
     loss.backward()
     assert loss.dtype == torch.float32
-    assert student.logits.grad is not None
-    assert torch.isfinite(student.logits.grad).all()
+    reached = [values.grad for values in tensors(student) if values.grad is not None]
+    assert reached
+    assert all(torch.isfinite(gradient).all() for gradient in reached)
+    assert all(torch.isfinite(one.grad).all() for one in method.parameters() if one.grad is not None)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_huge_outputs_give_finite_losses_and_gradients(name: str) -> None:
+    method, samples = make(name), batch()
+    student = mapped(outputs(1), lambda values: (1e4 * values).requires_grad_())
+    teacher = mapped(teacher_outputs(2), lambda values: 1e4 * values)
+    loss = torch.stack(list(call(method, student, teacher, samples).values())).sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+    for values in [*tensors(student), *method.parameters()]:
+        assert values.grad is None or torch.isfinite(values.grad).all()
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_nothing_given_is_changed_and_no_gradient_reaches_the_teacher(name: str) -> None:
     method, samples = make(name), batch()
-    student, teacher = Outputs(outputs(1).logits.requires_grad_()), outputs(2)
-    before = [student.logits.clone(), teacher.logits.clone(), samples.labels.clone()]
-    torch.stack(list(method(student, teacher, samples).values())).sum().backward()
-    assert teacher.logits.grad is None
-    for now, then in zip([student.logits, teacher.logits, samples.labels], before, strict=True):
+    student = mapped(outputs(1), lambda values: values.requires_grad_())
+    teacher = mapped(teacher_outputs(2), lambda values: values.requires_grad_())
+    given = [*tensors(student), *tensors(teacher), samples.labels, samples.index]
+    before = [values.detach().clone() for values in given]
+    torch.stack(list(call(method, student, teacher, samples).values())).sum().backward()
+    assert all(values.grad is None for values in tensors(teacher))
+    assert student.logits.grad is not None
+    for now, then in zip(given, before, strict=True):
         assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_method_goes_on_from_its_state(name: str) -> None:
+    first, again, samples = make(name), make(name), batch()
+    for step in range(2):
+        call(first, outputs(1 + step), teacher_outputs(2 + step), samples)
+    first.on_epoch_end()
+    torch.manual_seed(99)
+    other = make(name)
+    for values in [*again.parameters(), *again.buffers()]:
+        if values.is_floating_point() and values.requires_grad:
+            torch.nn.init.uniform_(values)
+    again.load_state_dict(first.state_dict())
+    expected = call(first, outputs(8), teacher_outputs(9), samples)
+    assert call(again, outputs(8), teacher_outputs(9), samples) == expected
+    if first.state_dict():
+        assert first.state_dict().keys() == other.state_dict().keys()
 
 
 def test_none_is_the_cross_entropy() -> None:
@@ -77,7 +122,7 @@ def test_none_is_the_cross_entropy() -> None:
 
 
 def test_kd_terms() -> None:
-    method, student, teacher, samples = make("kd", temperature=3), outputs(1), outputs(2), batch()
+    method, student, teacher, samples = make("kd", temperature=3), outputs(1), teacher_outputs(2), batch()
     assert method(student, teacher, samples) == {
         "ce": 0.1 * losses.cross_entropy(student.logits, samples.labels),
         "kd": 0.9 * losses.kd(student.logits, teacher.logits, 3.0),
@@ -86,7 +131,7 @@ def test_kd_terms() -> None:
 
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)])
 def test_dkd_terms_warm_up_and_the_cross_entropy_does_not(epoch: int, factor: float) -> None:
-    method, student, teacher, samples = make("dkd", warmup_epochs=4), outputs(1), outputs(2), batch(epoch=epoch)
+    method, student, teacher, samples = make("dkd", warmup_epochs=4), outputs(1), teacher_outputs(2), batch(epoch=epoch)
     tckd, nckd = losses.dkd_terms(student.logits, teacher.logits, samples.labels, 4.0)
     terms = method(student, teacher, samples)
     assert terms["ce"] == losses.cross_entropy(student.logits, samples.labels)
@@ -97,7 +142,7 @@ def test_dkd_terms_warm_up_and_the_cross_entropy_does_not(epoch: int, factor: fl
 @pytest.mark.parametrize(("epoch", "factor"), [(0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)])
 def test_ikl_terms_warm_up_and_the_cross_entropy_does_not(epoch: int, factor: float) -> None:
     method = make("ikl_kd", warmup_epochs=4, alpha=12, beta=3, tau=50)
-    student, teacher, samples = outputs(1), outputs(2), batch(epoch=epoch)
+    student, teacher, samples = outputs(1), teacher_outputs(2), batch(epoch=epoch)
     weights = (teacher.logits / 50).softmax(-1)
     terms = method(student, teacher, samples)
     assert terms["ce"] == losses.cross_entropy(student.logits, samples.labels)
@@ -113,24 +158,25 @@ def test_a_mixed_label_counts_as_its_largest_share_everywhere_but_in_the_cross_e
     mixed, plain = batch(mixed=True), batch()
     assert torch.equal(hard_labels(mixed), plain.labels)
     assert hard_labels(plain) is plain.labels
-    student, teacher = outputs(1), outputs(2)
+    student, teacher = outputs(1), teacher_outputs(2)
     method, same = make(name), make(name)
-    first, expected = method(student, teacher, plain), same(student, teacher, mixed)
+    first, expected = call(method, student, teacher, plain), call(same, student, teacher, mixed)
     assert {**expected, "ce": first["ce"]} == first
-    other = method(student, teacher, replace(plain, labels=plain.labels.roll(1)))
+    other = call(method, student, teacher, replace(plain, labels=plain.labels.roll(1)))
     torch.testing.assert_close(expected["ce"], 0.6 * first["ce"] + 0.4 * other["ce"])
 
 
 def test_mixed_images_train_with_every_method() -> None:
     trials = [
         trial(name, epochs=2, augment={"crop": 2, "flip": True, "mixup": 0.8, "cutmix": 1.0})
-        for name in ("kd", "dkd", "ikl_kd")
+        for name in registry.names()
+        if name != "none"
     ]
     for sinks in (train(trials, splits()), train([trial("none", augment={"mixup": 1.0})], splits())):
         for sink in sinks:
             assert sink.crash is sink.divergence is None
             for row in sink.states[-1]["history"]:
-                assert 0 < row["train_loss"] < 100
+                assert 0 < row["train_loss"] < 1000
                 assert 0 <= row["train_top1"] <= 100
 
 

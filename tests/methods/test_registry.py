@@ -133,7 +133,11 @@ def test_equal_settings_have_one_form() -> None:
     ("name", "given", "message"),
     [
         ("ikl_dk", {}, "r.yaml: no method is called 'ikl_dk'; did you mean 'ikl_kd'?"),
-        ("zzz", {}, "r.yaml: no method is called 'zzz'; there are: dkd, ikl_kd, kd, none"),
+        (
+            "zzz",
+            {},
+            "r.yaml: no method is called 'zzz'; there are: crd, dist, dkd, dkl_kd, fitnet, ikl_kd, ",
+        ),
         ("ikl_kd", {"alfa": 1}, "r.yaml: ikl_kd has no hyper-parameter 'alfa'; did you mean 'alpha'?"),
         ("kd", {"zzz": 1}, "kd has no hyper-parameter 'zzz'; there are: ce_weight, kd_weight, temperature"),
         ("none", {"zzz": 1}, "none has no hyper-parameter 'zzz'; it has none"),

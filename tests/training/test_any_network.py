@@ -33,7 +33,7 @@ def test_a_vit_teaches_timms_cnn_in_its_own_size_and_normalisation(data):
     assert same(sink.states, alone.states)
 
     batch = next(iter(loaders(one, data, CPU)[1]))
-    seen = Distillation([member], teacher, view).teach(batch)
+    seen = Distillation([member], teacher, view).teach(batch)["running"]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     images = (batch.images * std + mean - 0.5) / 0.5
     images = torch.nn.functional.interpolate(images, (64, 64), mode="bicubic", antialias=True)

@@ -1,5 +1,8 @@
 """A cohort's results are those of its members alone, to the last bit, whatever happens to the others."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 
@@ -9,6 +12,13 @@ from kd_bench.training.fit import build_member
 from tests.training.parts import MemorySink, same, splits, train, trial
 
 CLASS = {"weights": "class", "tau": 4.0, "warmup_epochs": 2}
+HYPERPARAMETERS = {
+    "crd": {"negatives": 20},
+    "dkl_kd": {"warmup_epochs": 2},
+    "ikl_kd": CLASS,
+    "reviewkd": {"warmup_epochs": 2, "first_epoch": 1},
+}
+TAUGHT = [name for name in registry.names() if registry.describe(name).needs_teacher]
 
 BROKEN = '''
 import torch
@@ -48,25 +58,25 @@ def data():
 @pytest.fixture(scope="module")
 def alone(data):
     """Each method trained by itself."""
-    return {
-        "kd": train([trial("kd")], data)[0],
-        "dkd": train([trial("dkd")], data)[0],
-        "ikl_kd": train([trial("ikl_kd", hyperparameters=CLASS)], data)[0],
-    }
+    return {name: train([of(name)], data)[0] for name in TAUGHT}
+
+
+def of(name):
+    """A trial of a built-in method."""
+    return trial(name, hyperparameters=HYPERPARAMETERS.get(name, {}))
 
 
 def test_every_method_alone_together_and_in_another_order(data, alone):
-    orders = (["kd", "dkd", "ikl_kd"], ["ikl_kd", "kd", "dkd"])
-    for order in orders:
-        trials = [trial(name, hyperparameters=CLASS if name == "ikl_kd" else {}) for name in order]
-        for name, sink in zip(order, train(trials, data), strict=True):
+    for order in (TAUGHT, TAUGHT[::-1]):
+        for name, sink in zip(order, train([of(name) for name in order], data), strict=True):
+            assert sink.crash is sink.divergence is None
             assert same(sink.states, alone[name].states), name
 
 
 def test_methods_do_differ(alone):
     # The test above would prove nothing if all methods gave the same weights.
-    kd, dkd = alone["kd"].states[-1], alone["dkd"].states[-1]
-    assert not same(kd["network"], dkd["network"])
+    for one, other in itertools.combinations(TAUGHT, 2):
+        assert not same(alone[one].states[-1]["network"], alone[other].states[-1]["network"]), (one, other)
 
 
 def test_supervised_students_side_by_side(data):
@@ -85,11 +95,9 @@ def test_same_seed_gives_the_same_initial_weights_to_every_method(data):
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_resuming_is_exact(data, alone, epoch):
-    trials = [trial("kd"), trial("ikl_kd", hyperparameters=CLASS)]
-    states = [alone["kd"].states[epoch - 1], alone["ikl_kd"].states[epoch - 1]]
-    resumed = train(trials, data, states=states)
-    assert same(resumed[0].states[-1], alone["kd"].states[-1])
-    assert same(resumed[1].states[-1], alone["ikl_kd"].states[-1])
+    states = [alone[name].states[epoch - 1] for name in TAUGHT]
+    for name, sink in zip(TAUGHT, train([of(name) for name in TAUGHT], data, states=states), strict=True):
+        assert same(sink.states[-1], alone[name].states[-1]), name
 
 
 def test_members_of_different_progress_go_on_together(data, alone):
@@ -147,10 +155,31 @@ def test_the_teacher_is_never_changed(data):
     one = trial("kd")
     teacher = build_network(one.teacher, data)[0].eval()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    members = [build_member(one, data, teacher, MemorySink())]
+    # OFD's teacher normalises by the batch
+    members = [build_member(each, data, teacher, MemorySink()) for each in (one, trial("ofd"))]
     fit(Distillation(members, teacher), *loaders(one, data, CPU), CPU)
     assert same(before, dict(teacher.state_dict()))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not any(module.training for module in teacher.modules())
+
+
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_the_statistics_that_ofds_teacher_goes_by(data, statistics):
+    from kd_bench.training.cohort import Distillation
+    from kd_bench.training.fit import build_network, loaders
+    from tests.training.parts import CPU
+
+    one = trial("ofd", hyperparameters={"teacher_batch_norm": statistics})
+    teacher = build_network(one.teacher, data)[0].eval()
+    members = [build_member(each, data, teacher, MemorySink()) for each in (one, trial("kd"))]
+    batch = next(iter(loaders(one, data, CPU)[0]))
+    given = Distillation(members, teacher).teach(batch)
+    assert given.keys() == {statistics, "running"}
+    reference = copy.deepcopy(teacher).train(statistics == "batch")
+    expected = reference.forward_stages(batch.images, preacts=True).preacts
+    for mine, other in zip(given[statistics].preacts, expected, strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal(given["running"].logits, teacher(batch.images))
     assert not any(module.training for module in teacher.modules())
 
 

@@ -1,0 +1,119 @@
+"""Contrastive representation distillation: an image's embedding against a bank with one embedding an image.
+
+The published code gathers a copy of (1 + K) bank rows for each image of a batch. Here one matrix product with the whole
+bank gives all scores, and those that are asked for are picked from it; for banks that are many times larger than 1 + K
+the rows are gathered after all, for a few images at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kd_bench.losses.precision import at_least_single
+
+#: The published code's guard of its logarithms.
+EPS = 1e-7
+
+#: Whole-bank products pay as long as the bank has at most so many times the rows that each image is compared with.
+_DENSE = 8
+
+#: Numbers in the largest copy of bank rows.
+_COPY = 1 << 25
+
+
+def contrast(anchors: Tensor, bank: Tensor, index: Tensor, log_z: Tensor, temperature: float) -> Tensor:
+    """Noise-contrastive loss of one side: each anchor shall know its own row of the bank from noise.
+
+    Tian et al., "Contrastive Representation Distillation" (2020), eq. 17 to 19, as released: with the probability
+    P(a, i) = exp(a . bank_i / T) / Z, N rows in the bank, K negatives and noise K / N,
+
+        - mean over anchors of [ log P+ / (P+ + K/N + eps) + sum over negatives of log (K/N) / (P- + K/N + eps) ].
+
+    The gradient goes to the anchors; the bank may be changed before it is taken. It cannot be differentiated twice.
+
+    Args:
+        anchors: (B, D) embeddings of length 1.
+        bank: (N, D) embeddings of length 1 of the other network.
+        index: (B, 1 + K) int64 rows of the bank, the positive first.
+        log_z: Scalar, the logarithm of Z.
+        temperature: T.
+
+    >>> import torch
+    >>> bank = torch.eye(4)
+    >>> index = torch.tensor([[0, 1, 2, 3]])
+    >>> good, bad = (contrast(bank[i : i + 1], bank, index, torch.tensor(0.0), 0.07) for i in (0, 1))
+    >>> bool(good < bad)
+    True
+    """
+    loss: Tensor = _Contrast.apply(anchors, bank, index, log_z, temperature)
+    return loss
+
+
+def log_normaliser(anchors: Tensor, bank: Tensor, index: Tensor, temperature: float) -> Tensor:
+    """log Z, a scalar: N times the mean of exp(a . bank_i / T) over what the anchors are compared with.
+
+    The released code takes it of the first batch and keeps it. Arguments as for ``contrast``; no gradient.
+
+    >>> import torch
+    >>> log_normaliser(torch.zeros(2, 3), torch.eye(3), torch.tensor([[0, 1], [1, 2]]), 0.07).exp().item()
+    3.0
+    """
+    with torch.no_grad(), torch.autocast(anchors.device.type, enabled=False):
+        scores = _scores(at_least_single(anchors), at_least_single(bank), index) / temperature
+        return scores.flatten().logsumexp(0) - math.log(scores.numel()) + math.log(len(bank))
+
+
+class _Contrast(torch.autograd.Function):
+    """The loss and, in the same pass, its gradient: what autograd would keep for later is larger than both."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, bank: Tensor, index: Tensor, log_z: Tensor, temperature: float) -> Tensor:
+        with torch.autocast(anchors.device.type, enabled=False):
+            given, anchors, bank = anchors, at_least_single(anchors), at_least_single(bank)
+            noise = (index.shape[1] - 1) / len(bank)
+            log_odds = _scores(anchors, bank, index).div_(temperature).sub_(log_z + math.log(noise + EPS))
+            positives = F.softplus(-log_odds[:, 0]).sum()
+            negatives = F.softplus(log_odds[:, 1:]).sum() - log_odds[:, 1:].numel() * math.log(noise / (noise + EPS))
+            if ctx.needs_input_grad[0]:
+                slopes = log_odds.sigmoid_()
+                slopes[:, 0] -= 1
+                gradient = _weighted_rows(slopes, bank, index) / (temperature * len(anchors))
+                ctx.save_for_backward(gradient.to(given.dtype))
+            return (positives + negatives) / len(anchors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0].to(gradient.dtype), None, None, None, None
+
+
+def _dense(bank: Tensor, index: Tensor) -> bool:
+    return len(bank) <= _DENSE * index.shape[1]
+
+
+def _scores(anchors: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    """(B, M) inner products of each anchor with its rows of the bank."""
+    if _dense(bank, index):
+        return (anchors @ bank.T).gather(1, index)
+    parts = [bank[rows] @ anchor[:, :, None] for anchor, rows in _parts(anchors, bank, index)]
+    return torch.cat(parts).squeeze(-1)
+
+
+def _weighted_rows(weights: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    """(B, D) sums of each anchor's rows of the bank, weighted by (B, M)."""
+    if _dense(bank, index):
+        return weights.new_zeros(len(weights), len(bank)).scatter_add_(1, index, weights) @ bank
+    parts = [one[:, None, :] @ bank[rows] for one, rows in _parts(weights, bank, index)]
+    return torch.cat(parts).squeeze(1)
+
+
+def _parts(values: Tensor, bank: Tensor, index: Tensor) -> zip[tuple[Tensor, Tensor]]:
+    at_once = max(1, _COPY // (index.shape[1] * bank.shape[1]))
+    return zip(torch.split(values, at_once), torch.split(index, at_once), strict=True)

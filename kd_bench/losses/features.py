@@ -1,0 +1,91 @@
+"""Losses between feature maps: the partial L2 of OFD with its margins, and ReviewKD's hierarchical context loss."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_bench.losses.precision import at_least_single
+
+#: Edges in pixels of the grids that ReviewKD's loss pools to, the finest first.
+_GRIDS = (4, 2, 1)
+
+
+def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
+    """Squared differences of pre-activations, summed over channels and pixels, mean over the batch.
+
+    Heo et al., "A Comprehensive Overhaul of Feature Distillation" (2019), eq. 2 and 3. The teacher's value is raised to
+    the margin; where it is positive every difference counts, elsewhere only a student that is above it. The gradient
+    goes to both feature maps.
+
+    Args:
+        student: (B, C, H, W) pre-activations, after the connector.
+        teacher: (B, C, H, W) pre-activations.
+        margin: (C,) or (1, C, 1, 1), of each channel, at most 0.
+
+    >>> import torch
+    >>> student, teacher = torch.tensor([[-3.0, 1.0, 1.0]]), torch.tensor([[-2.0, -2.0, 2.0]])
+    >>> partial_l2(student[..., None, None], teacher[..., None, None], torch.full((3,), -1.0)).item()  # 0 + 2^2 + 1^2
+    5.0
+    """
+    student, teacher = at_least_single(student), at_least_single(teacher)
+    target = torch.maximum(teacher, at_least_single(margin).view(1, -1, 1, 1))
+    # What does not count has itself for a target: one pass, where a mask of the squares would be several.
+    target = torch.where((teacher <= 0) & (student <= target), student.detach(), target)
+    return F.mse_loss(student, target, reduction="sum") / len(student)
+
+
+def ofd_margin(scale: Tensor, shift: Tensor) -> Tensor:
+    """(C,) means of the negative part of what a batch norm puts out, if that is normally distributed.
+
+    Heo et al. (2019), section 3.2 and its supplement: of a normal variable with mean m and deviation s, the expectation
+    of its values below 0, m - s phi(m / s) / Phi(-m / s); and -3 s where less than a thousandth of them is below 0.
+
+    Args:
+        scale: (C,) the batch norm's weight, whose magnitude is s; 0 is a constant channel, whose margin is m if that
+            is negative, and else 0.
+        shift: (C,) its bias, m.
+
+    >>> import torch
+    >>> ofd_margin(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 9.0]))
+    tensor([-0.7979, -3.0000])
+    """
+    s, m = scale.double().abs(), shift.double()
+    constant = s == 0
+    ratio = m / torch.where(constant, torch.ones_like(s), s)
+    below = torch.special.ndtr(-ratio)
+    density = (-0.5 * ratio.square()).exp() / math.sqrt(2 * math.pi)
+    margin = torch.where(below > 1e-3, m - s * density / below, -3 * s)
+    return torch.where(constant, m.clamp(max=0), margin).to(scale.dtype)
+
+
+def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
+    """ReviewKD's loss of a stage: mean squared errors at full size and averaged to grids of 4, 2 and 1 pixels.
+
+    Chen et al., "Distilling Knowledge via Knowledge Review" (2021), section 3.3, HCL. Each coarser level weighs half as
+    much as the one before; the weights are divided by their sum. Grids that are not smaller than the maps are left
+    out. The gradient goes to both feature maps.
+
+    Args:
+        student: (B, C, H, W), after the fusion.
+        teacher: (B, C, H, W).
+
+    >>> import torch
+    >>> round(hierarchical_context(torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)).item(), 6)
+    1.0
+    """
+    student, teacher = at_least_single(student), at_least_single(teacher)
+    edges = student.shape[2:]
+    # Grids of equal cells nest in one another, so that each follows from the one before; others overlap.
+    nested = all(edge % _GRIDS[0] == 0 for edge in edges)
+    loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
+    ours, theirs = student, teacher
+    for grid in _GRIDS:
+        if grid >= edges[0]:
+            continue
+        weight /= 2
+        total += weight
+        ours, theirs = (F.adaptive_avg_pool2d(x, grid) for x in ((ours, theirs) if nested else (student, teacher)))
+        loss = loss + weight * F.mse_loss(ours, theirs)
+    return loss / total

@@ -1,0 +1,93 @@
+"""Distillation via knowledge review."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd_bench import losses
+from kd_bench.methods.base import Method, taught_by, warm_up
+from kd_bench.methods.connectors import Fusion, Map, embedding
+from kd_bench.methods.parameters import Count, NonNegative, PositiveCount
+from kd_bench.types import Batch, Needs, Outputs, Pair
+
+
+class ReviewKD(Method):
+    """Knowledge review: each stage of the teacher taught to the student's same stage fused with all its deeper ones.
+
+    ce_weight * CE + warm-up * review_weight * sum over stages of the hierarchical context loss. Chen et al.,
+    "Distilling Knowledge via Knowledge Review" (2021), section 3.2 and 3.3. All stages but the stems take part, and the pooled
+    embeddings as the deepest; the deepest of both networks against one another. Fusions have as many channels inside as
+    the student's embedding, at most ``max_mid_channels``.
+
+    The published code compares the student's stages after the activation with the teacher's before it. It counts
+    epochs from 0 in the warm-up, so that nothing is distilled in the first; other code counts from 1. The published
+    weights of CIFAR-100 depend on the pair, see the recipes.
+
+    Args:
+        review_weight: Weight of the review.
+        warmup_epochs: Epochs over which the review grows linearly to its full weight; 0 for none.
+        first_epoch: The number of the first epoch in the warm-up.
+        teacher_features: What of the teacher's stages is taught: "preacts", as published, or "stages", after the
+            activation, which every network can give.
+        max_mid_channels: Most channels inside the fusions.
+        ce_weight: Weight of the cross-entropy with the labels.
+    """
+
+    family = "features"
+    needs = Needs(student=frozenset({"logits", "stages", "pooled"}), teacher=frozenset({"preacts", "pooled"}))
+
+    @classmethod
+    def needs_with(cls, hyperparameters: Mapping[str, Any]) -> Needs:
+        """Pre-activations of the teacher only where they are taught."""
+        teacher = frozenset({hyperparameters["teacher_features"], "pooled"})
+        return Needs(cls.needs.student, teacher)
+
+    def __init__(
+        self,
+        pair: Pair,
+        *,
+        review_weight: NonNegative = 1.0,
+        warmup_epochs: Count = 20,
+        first_epoch: Literal[0, 1] = 0,
+        teacher_features: Literal["preacts", "stages"] = "preacts",
+        max_mid_channels: PositiveCount = 512,
+        ce_weight: NonNegative = 1.0,
+    ) -> None:
+        super().__init__(pair)
+        self.review_weight, self.ce_weight = review_weight, ce_weight
+        self.warmup_epochs, self.first_epoch = warmup_epochs, first_epoch
+        self.teacher_features = teacher_features
+        self.needs = self.needs_with({"teacher_features": teacher_features})
+        assert pair.teacher is not None
+        ours = _levels(pair.student.stages, pair.student.pooled)
+        theirs = _levels(getattr(pair.teacher, teacher_features), pair.teacher.pooled)
+        self.stages = min(len(ours), len(theirs))
+        middle = min(max_mid_channels, ours[-1][0])
+        self.fusions = nn.ModuleList(
+            Fusion(student[0], middle, teacher[0], (teacher[1], teacher[2]), deepest=index == self.stages - 1)
+            for index, (student, teacher) in enumerate(zip(ours[-self.stages :], theirs[-self.stages :], strict=True))
+        )
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """Terms "ce" and "review"."""
+        teacher = taught_by(teacher)
+        ours = [*student.stages[1:], embedding(student)[:, :, None, None]]
+        theirs = [*getattr(teacher, self.teacher_features)[1:], embedding(teacher)[:, :, None, None]]
+        factor = warm_up(batch.epoch - 1 + self.first_epoch, self.warmup_epochs)
+        terms, deeper = [], None
+        for level in range(1, self.stages + 1):  # from the deepest
+            restored, deeper = self.fusions[-level](ours[-level], deeper)
+            terms.append(losses.hierarchical_context(restored, theirs[-level].detach()))
+        return {
+            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "review": factor * self.review_weight * torch.stack(terms).sum(),
+        }
+
+
+def _levels(stages: tuple[Map, ...], pooled: Map | None) -> list[Map]:
+    assert pooled is not None
+    return [*stages[1:], (*pooled, 1, 1)]

@@ -1,0 +1,116 @@
+"""CRD's negatives, banks and normalisers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kd_bench import losses
+from kd_bench.methods import registry
+from kd_bench.methods.crd import CRD
+from tests.methods.cases import PAIR, batch, call, make, outputs, teacher_outputs
+
+
+def build(labels: torch.Tensor, **hyperparameters: object) -> CRD:
+    pair = replace(PAIR, train_size=len(labels), train_labels=labels, num_classes=int(labels.max()) + 1)
+    method = registry.build("crd", pair, hyperparameters)
+    assert isinstance(method, CRD)
+    return method
+
+
+BALANCED = torch.arange(60) % 4
+SKEWED = torch.tensor([0] * 31 + [1] * 20 + [2] * 8 + [3])[torch.randperm(60, generator=torch.manual_seed(0))]
+
+
+@pytest.mark.parametrize("labels", [BALANCED, SKEWED], ids=["balanced", "skewed"])
+@pytest.mark.parametrize("negatives", [1, 20, 29])
+def test_negatives_are_of_other_classes_and_distinct(labels: torch.Tensor, negatives: int) -> None:
+    method, images = build(labels, negatives=negatives), torch.arange(60)
+    torch.manual_seed(1)
+    found = method._draw(images)
+    assert found.shape == (60, negatives)
+    assert (labels[found] != labels[:, None]).all()
+    assert all(len(row.unique()) == negatives for row in found)
+    torch.manual_seed(1)
+    assert torch.equal(method._draw(images), found)
+    assert not torch.equal(method._draw(images), found)
+
+
+@pytest.mark.parametrize("negatives", [5, 40], ids=["without replacement", "with replacement"])
+def test_negatives_are_uniform(negatives: int) -> None:
+    method, images = build(SKEWED, negatives=negatives), torch.arange(60)
+    torch.manual_seed(0)
+    counts = torch.zeros(60, 60)
+    rounds = 2000
+    for _ in range(rounds):
+        counts.scatter_add_(1, method._draw(images), torch.ones(60, negatives))
+    others = SKEWED[:, None] != SKEWED
+    expected = others * negatives / others.sum(1, keepdim=True)
+    assert counts[~others].sum() == 0
+    spread = (expected / rounds).sqrt() + 1e-9
+    assert ((counts / rounds - expected).abs()[others] / spread[others]).max() < 5.5
+
+
+def test_more_negatives_than_there_are() -> None:
+    method = build(BALANCED, negatives=100)
+    found = method._draw(torch.arange(8))
+    assert found.shape == (8, 100)
+    assert (BALANCED[found] != BALANCED[:8, None]).all()
+
+
+def test_terms_and_what_is_remembered() -> None:
+    method, student, teacher, samples = make("crd", crd_weight=0.3), outputs(1), teacher_outputs(2), batch(size=32)
+    assert isinstance(method, CRD)
+    ours = F.normalize(method.embed_student(student.pooled))
+    theirs = F.normalize(method.embed_teacher(teacher.pooled))
+    banks = method.student_bank.clone(), method.teacher_bank.clone()
+    assert method.log_z.isnan().all()
+
+    terms = call(method, student, teacher, samples)
+    torch.manual_seed(7)
+    index = torch.cat([samples.index[:, None], method._draw(samples.index)], 1)
+    z = [losses.log_normaliser(ours, banks[1], index, 0.07), losses.log_normaliser(theirs, banks[0], index, 0.07)]
+    torch.testing.assert_close(method.log_z, torch.stack(z))
+    expected = losses.contrast(ours, banks[1], index, z[0], 0.07) + losses.contrast(theirs, banks[0], index, z[1], 0.07)
+    torch.testing.assert_close(terms["crd"], 0.3 * expected)
+
+    torch.testing.assert_close(method.student_bank, F.normalize(0.5 * banks[0] + 0.5 * ours))
+    torch.testing.assert_close(method.teacher_bank, F.normalize(0.5 * banks[1] + 0.5 * theirs))
+    first = method.log_z.clone()
+    call(method, outputs(3), teacher_outputs(4), samples)
+    assert torch.equal(method.log_z, first)
+
+
+def test_a_normaliser_of_every_batch() -> None:
+    method, samples = make("crd", normaliser="batch"), batch()
+    assert isinstance(method, CRD)
+    call(method, outputs(1), teacher_outputs(2), samples)
+    first = method.log_z.clone()
+    call(method, outputs(3), teacher_outputs(4), samples)
+    assert not torch.equal(method.log_z, first)
+
+
+def test_only_the_images_of_the_batch_are_remembered_and_none_in_evaluation() -> None:
+    method, samples = make("crd"), batch(size=4)
+    assert isinstance(method, CRD)
+    before = method.student_bank.clone()
+    call(method.eval(), outputs(1, 4), teacher_outputs(2, 4), samples)
+    assert torch.equal(method.student_bank, before)
+    call(method.train(), outputs(1, 4), teacher_outputs(2, 4), samples)
+    assert torch.equal(method.student_bank[4:], before[4:])
+    assert not torch.equal(method.student_bank[:4], before[:4])
+
+
+def test_both_embeddings_are_trained() -> None:
+    method = make("crd")
+    assert isinstance(method, CRD)
+    call(method, outputs(1), teacher_outputs(2), batch())["crd"].backward()
+    for layer in (method.embed_student, method.embed_teacher):
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.abs().sum() > 0
+
+
+def test_the_classes_of_all_images_must_be_known() -> None:
+    with pytest.raises(ValueError, match="the class of every training image"):
+        registry.build("crd", replace(PAIR, train_labels=None), {})

@@ -1,0 +1,176 @@
+"""The methods that compare feature maps: what they build for a pair, and their terms."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kd_bench import losses
+from kd_bench.errors import UserError
+from kd_bench.methods import registry
+from kd_bench.methods.connectors import Connector, Fusion, Regressor
+from kd_bench.methods.fitnet import FitNet
+from kd_bench.methods.ofd import OFD
+from kd_bench.methods.reviewkd import ReviewKD
+from kd_bench.types import Pair, Shapes
+from tests.methods.cases import PAIR, batch, call, make, mapped, outputs, teacher_outputs
+
+TEACHER = PAIR.teacher
+assert TEACHER is not None
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "layer", "kernel", "stride"),
+    [
+        ((4, 8, 8), (6, 8, 8), "Conv2d", (1, 1), (1, 1)),
+        ((4, 16, 16), (6, 8, 8), "Conv2d", (3, 3), (2, 2)),
+        ((4, 8, 8), (6, 16, 16), "ConvTranspose2d", (4, 4), (2, 2)),
+        ((4, 10, 9), (6, 8, 8), "Conv2d", (3, 2), (1, 1)),
+        ((4, 32, 32), (6, 8, 8), "Conv2d", (5, 5), (4, 4)),
+        ((4, 4, 4), (6, 12, 12), "ConvTranspose2d", (5, 5), (3, 3)),
+        ((4, 4, 4), (6, 16, 16), "ConvTranspose2d", (8, 8), (4, 4)),
+        ((4, 14, 14), (6, 16, 16), "Conv2d", (1, 1), (1, 1)),
+        ((4, 14, 14), (6, 4, 4), "Conv2d", (1, 1), (1, 1)),
+        ((4, 8, 16), (6, 4, 4), "Conv2d", (1, 1), (1, 1)),
+    ],
+)
+def test_a_regressor_reaches_the_teachers_shape(student, teacher, layer, kernel, stride) -> None:
+    regressor = Regressor(student, teacher)
+    conv = regressor.conv
+    assert (type(conv).__name__, conv.kernel_size, conv.stride) == (layer, kernel, stride)
+    found = regressor(torch.randn(2, *student))
+    assert found.shape == (2, *teacher)
+    assert (found >= 0).all()
+
+
+def test_fitnet_terms() -> None:
+    method, student, teacher = make("fitnet", hint_stage=1, hint_weight=7), outputs(1), teacher_outputs(2)
+    assert isinstance(method, FitNet)
+    method.eval()  # the regressor's batch norm, called twice
+    terms = call(method, student, teacher, batch())
+    assert set(terms) == {"ce", "hint"}
+    expected = 7 * F.mse_loss(method.regressor(student.stages[1]), teacher.stages[1])
+    torch.testing.assert_close(terms["hint"], expected)
+
+
+def test_a_stage_that_a_network_has_not() -> None:
+    with pytest.raises(UserError, match=r"fitnet: hint_stage = 4, but student has the stages 0 to 3"):
+        make("fitnet", hint_stage=4)
+
+
+def test_ofd_terms_and_margins() -> None:
+    method, student, teacher = make("ofd", feature_weight=0.5), outputs(1), teacher_outputs(2)
+    assert isinstance(method, OFD)
+    method.eval()
+    expected = torch.zeros(())
+    for index in range(3):
+        norm = PAIR.teacher_norms[index + 1]
+        assert norm is not None
+        found = method.connectors[index](student.preacts[index + 1])
+        loss = losses.partial_l2(found, teacher.preacts[index + 1], losses.ofd_margin(*norm))
+        expected = expected + loss / 2 ** (2 - index)
+    terms = call(method, student, teacher, batch())
+    assert set(terms) == {"ce", "feature"}
+    torch.testing.assert_close(terms["feature"], 0.5 * expected)
+    assert method.teacher_batch_norm == "batch"
+    assert make("ofd", teacher_batch_norm="running").teacher_batch_norm == "running"
+    assert "margin0" not in method.state_dict()
+
+
+def test_ofd_pairs_the_deepest_stages_and_their_margins() -> None:
+    student = replace(PAIR.student, preacts=PAIR.student.preacts[-3:])
+    pair = replace(PAIR, student=student)
+    method = registry.build("ofd", pair, {})
+    assert isinstance(method, OFD)
+    assert [connector[0].weight.shape[:2] for connector in method.connectors if isinstance(connector, Connector)] == [
+        (teacher[0], ours[0]) for ours, teacher in zip(student.preacts[1:], TEACHER.preacts[2:], strict=True)
+    ]
+    for index, norm in enumerate(PAIR.teacher_norms[2:]):
+        assert norm is not None
+        assert torch.equal(method.get_buffer(f"margin{index}"), losses.ofd_margin(*norm))
+
+
+def test_ofd_without_a_batch_norm() -> None:
+    with pytest.raises(UserError, match="ofd: the pre-activation of stage 2 of teacher is not put out by a batch norm"):
+        registry.build("ofd", replace(PAIR, teacher_norms=(*PAIR.teacher_norms[:2], None, PAIR.teacher_norms[3])), {})
+    registry.build("ofd", replace(PAIR, teacher_norms=(None, *PAIR.teacher_norms[1:])), {})  # the stem takes no part
+
+
+def test_reviewkd_goes_from_the_deepest_to_the_shallowest() -> None:
+    method, student, teacher = make("reviewkd", review_weight=3, max_mid_channels=7), outputs(1), teacher_outputs(2)
+    assert isinstance(method, ReviewKD)
+    method.eval()
+    assert len(method.fusions) == 4
+    ours = [*student.stages[1:], student.pooled[:, :, None, None]]
+    theirs = [*teacher.preacts[1:], teacher.pooled[:, :, None, None]]
+    deeper, expected = None, torch.zeros(())
+    for fusion, mine, other in list(zip(method.fusions, ours, theirs, strict=True))[::-1]:
+        assert isinstance(fusion, Fusion)
+        assert fusion.reduce[0].weight.shape[:2] == (7, mine.shape[1])
+        restored, deeper = fusion(mine, deeper)
+        assert restored.shape == other.shape
+        expected = expected + losses.hierarchical_context(restored, other)
+    terms = call(method, student, teacher, batch(epoch=20))
+    torch.testing.assert_close(terms["review"], 3 * expected)
+    with pytest.raises(ValueError, match="only the deepest"):
+        method.fusions[0](ours[0], None)
+
+
+@pytest.mark.parametrize(("first", "factors"), [(0, [0, 0.25, 0.5, 0.75, 1, 1]), (1, [0.25, 0.5, 0.75, 1, 1, 1])])
+def test_reviewkds_warm_up_counts_as_the_published_code_or_from_one(first: int, factors: list[float]) -> None:
+    method = make("reviewkd", warmup_epochs=4, first_epoch=first).eval()
+    found = [call(method, outputs(1), teacher_outputs(2), batch(epoch=epoch))["review"] for epoch in range(6)]
+    for one, factor in zip(found, factors, strict=True):
+        torch.testing.assert_close(one, factor * found[-1])
+
+
+def test_reviewkd_may_be_taught_what_every_network_can_give() -> None:
+    method = make("reviewkd", teacher_features="stages").eval()
+    assert method.needs.teacher == {"stages", "pooled"}
+    teacher = teacher_outputs(2)
+    call(method, outputs(1), replace(teacher, preacts=()), batch())
+    assert make("reviewkd").needs.teacher == {"preacts", "pooled"}
+
+
+def test_feature_methods_under_any_shapes() -> None:
+    """Stages of other sizes and numbers, as a transformer's all alike, on either side."""
+    flat = Shapes((5,), stages=((12, 4, 4),) * 6, preacts=((12, 4, 4),) * 6, pooled=(12,))
+    norms = ((torch.ones(12), torch.zeros(12)),) * 6
+    for student, teacher, of in ((PAIR.student, flat, norms), (flat, TEACHER, PAIR.teacher_norms)):
+        pair = Pair(5, 32, student, teacher, train_labels=PAIR.train_labels, teacher_norms=of)
+        for name in ("fitnet", "ofd", "reviewkd", "rkd", "crd"):
+            method = registry.build(name, pair, {"negatives": 8} if name == "crd" else {})
+            given = mapped(outputs(1, of=student), lambda values: values.requires_grad_())
+            terms = call(method, given, outputs(2, of=teacher), batch(epoch=20))
+            torch.stack(list(terms.values())).sum().backward()
+            assert all(torch.isfinite(term) for term in terms.values())
+
+
+def test_rkd_and_dist_and_dkl_terms() -> None:
+    student, teacher, samples = outputs(1), teacher_outputs(2), batch(epoch=1)
+    found = call(make("rkd", distance_weight=2, angle_weight=3), student, teacher, samples)
+    torch.testing.assert_close(found["distance"], 2 * losses.rkd_distance(student.pooled, teacher.pooled))
+    torch.testing.assert_close(found["angle"], 3 * losses.rkd_angle(student.pooled, teacher.pooled))
+
+    inter, intra = losses.dist_terms(student.logits, teacher.logits, 4.0)
+    found = call(make("dist", beta=2, gamma=3), student, teacher, samples)
+    torch.testing.assert_close(found["inter"], 2 * 16 * 2 * inter)
+    torch.testing.assert_close(found["intra"], 2 * 16 * 3 * intra)
+    found = call(make("dist", tau_squared=False), student, teacher, samples)
+    torch.testing.assert_close(found["intra"], 2 * intra)
+
+    found = call(make("dkl_kd", warmup_epochs=4, temperature=3, alpha=5, beta=7), student, teacher, samples)
+    ours, theirs = student.logits / 3, teacher.logits / 3
+    torch.testing.assert_close(found["pairwise"], 0.5 * 9 * losses.dkl(ours, theirs, 5.0, 0.0))
+    torch.testing.assert_close(found["soft_ce"], 0.5 * 9 * losses.dkl(ours, theirs, 0.0, 7.0))
+
+
+def test_dkl_trains_what_classical_distillation_trains() -> None:
+    teacher, samples = teacher_outputs(2), batch(epoch=20)
+    gradients = []
+    for method in (make("dkl_kd", ce_weight=0), make("kd", ce_weight=0, kd_weight=1)):
+        student = mapped(outputs(1), lambda values: values.requires_grad_())
+        torch.stack(list(call(method, student, teacher, samples).values())).sum().backward()
+        gradients.append(student.logits.grad)
+    torch.testing.assert_close(*gradients)
