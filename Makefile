@@ -10,8 +10,10 @@ KD := $(BIN)/kd-bench
 # Where images are found and results go, e.g. `make demo OUT=/scratch/runs`.
 OUT ?= runs
 RUN_FLAGS ?=
+# full, or smoke.
+BUDGET ?= full
 
-.PHONY: help setup demo test lint format bench reproduce-cifar reproduce-imagenet reproduce-robustness report clean
+.PHONY: help setup demo test test-all lint format bench reproduce-cifar reproduce-imagenet reproduce-robustness report clean
 
 help:  ## what one can make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -35,6 +37,10 @@ test: $(STAMP)  ## run the tests
 	@echo "test: pytest on all cores"
 	@$(BIN)/python -m pytest -n auto --dist worksteal
 
+test-all: $(STAMP)  ## run all tests, those that take minutes too
+	@echo "test-all: pytest on all cores, with the slow tests"
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m ""
+
 lint: $(STAMP)  ## check style, types and who imports whom
 	@echo "lint: ruff, mypy, import-linter"
 	@$(BIN)/ruff check .
@@ -48,12 +54,15 @@ format: $(STAMP)  ## format the code
 	@$(BIN)/ruff format .
 
 bench: $(STAMP)  ## measure speed and memory
-	@echo "bench: the loader against PIL with workers, and the memory of a data set; ratios within a run are what counts"
+	@echo "bench: the loader against PIL with workers, the memory of a data set, the losses against their direct forms;"
+	@echo "bench: ratios within a run are what counts"
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/memory.py
+	@$(BIN)/python benchmarks/losses.py
 
-reproduce-cifar: $(STAMP)  ## reproduce the paper's Table 6
-	@echo "reproduce-cifar: the recipe of Table 6 comes with a later release; nothing was run"; exit 1
+reproduce-cifar: $(STAMP)  ## reproduce the paper's Table 6; BUDGET=smoke runs all of it on a few images, in minutes
+	@echo "reproduce-cifar: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"
+	@$(KD) reproduce cifar --budget $(BUDGET) --out $(OUT) $(RUN_FLAGS)
 
 reproduce-imagenet: $(STAMP)  ## reproduce the paper's Table 8
 	@echo "reproduce-imagenet: the recipe of Table 8 comes with a later release; nothing was run"; exit 1

@@ -50,6 +50,8 @@ class Dataset(Settings):
         path: Folder of a set that is not known by name (``folder``, ``parquet``), below the data folder or absolute.
         size: Height and width in pixels that images are brought to, where the set leaves a choice; a recipe's None
             takes the set's own.
+        train_images: Only so many training images, evenly over the classes; None takes all.
+        test_images: The same of the test set.
     """
 
     name: str
@@ -57,14 +59,21 @@ class Dataset(Settings):
     classes: Annotated[int, Field(ge=2)] | None = None
     path: str | None = later()
     size: Annotated[int, Field(ge=8)] | None = later()
+    train_images: Annotated[int, Field(ge=2)] | None = later()
+    test_images: PositiveInt | None = later()
 
     @property
     def title(self) -> str:
         """For people: ``cifar100 (first 20 fine classes)``."""
         of = self.name if self.path is None else f"{self.name} {self.path}"
-        if self.classes is None:
-            return of if self.labels is None else f"{of} ({self.labels} labels)"
-        return f"{of} (first {self.classes} {self.labels + ' ' if self.labels else ''}classes)"
+        about = []
+        if self.classes is not None:
+            about.append(f"first {self.classes} {self.labels + ' ' if self.labels else ''}classes")
+        elif self.labels is not None:
+            about.append(f"{self.labels} labels")
+        about += [f"{self.train_images} training images"] if self.train_images is not None else []
+        about += [f"{self.test_images} test images"] if self.test_images is not None else []
+        return f"{of} ({', '.join(about)})" if about else of
 
 
 class RandAugment(Settings):
@@ -338,6 +347,8 @@ class Recipe(Training):
         teacher_training: Settings of the recipe that differ for training its teachers (and ``seed``, by default 0).
         teachers: The same for one teacher, by the network's name; with ``weights`` it is not trained, but read from
             that file, or from the file that its card names where ``weights`` is ``published``.
+        published: Published numbers that the table shows beside those that were measured by their protocol: the name
+            of a file in ``results/published/``, or a file of that kind; None for none.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -350,6 +361,7 @@ class Recipe(Training):
     baseline: str = "kd"
     teacher_training: dict[str, Any] = {}
     teachers: dict[str, dict[str, Any]] = {}
+    published: Annotated[str, Field(min_length=1)] | None = None
 
     def shared_training(self) -> dict[str, Any]:
         """The part of the recipe that pairs and teachers may override, as plain values."""

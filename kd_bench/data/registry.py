@@ -92,6 +92,12 @@ def check(dataset: Dataset, where: str = "") -> None:
     most = _all_classes(found, labels)
     if classes is not None and most is not None and classes > most:
         raise UserError(f"{at}{_too_many(dataset, most)}")
+    for key, wanted, there in (
+        ("train_images", dataset.train_images, found.train_size),
+        ("test_images", dataset.test_images, found.test_size),
+    ):
+        if wanted is not None and there is not None and wanted > there:
+            raise UserError(f"{at}{_too_few(dataset, key, wanted, there)}")
 
 
 def _all_classes(found: DatasetSpec, labels: str | None) -> int | None:
@@ -101,6 +107,10 @@ def _all_classes(found: DatasetSpec, labels: str | None) -> int | None:
 def _too_many(dataset: Dataset, most: int) -> str:
     of = f"{dataset.name} with {dataset.labels} labels" if dataset.labels else dataset.name
     return f"classes must be a whole number from 2 to {most} for {of}, not {dataset.classes}"
+
+
+def _too_few(dataset: Dataset, key: str, wanted: int, there: int) -> str:
+    return f"{key}: {wanted} is more than {dataset.name} has, {there}"
 
 
 def resolved(dataset: Dataset) -> Dataset:
@@ -171,16 +181,23 @@ def load(dataset: Dataset, data_dir: Path | None = None) -> Splits:
     """Loads a data set.
 
     Args:
-        dataset: Which; with ``classes``, only the images of the first so many, in the order they had.
+        dataset: Which; with ``classes``, only the images of the first so many, in the order they had; with
+            ``train_images`` and ``test_images``, only so many of these.
         data_dir: As ``data_dir()`` takes it.
 
     Raises:
-        UserError: As ``check`` and ``locate``; or a file is damaged, or there are fewer classes than asked for.
+        UserError: As ``check`` and ``locate``; or a file is damaged, or has fewer classes or images than asked for.
     """
     check(dataset)
     splits = _source(dataset.name).load(spec(dataset.name), resolved(dataset), _resolve(data_dir))
-    if dataset.classes is None:
-        return splits
-    if dataset.classes > splits.num_classes:
-        raise UserError(_too_many(dataset, splits.num_classes))
-    return splits.first(dataset.classes)
+    if dataset.classes is not None:
+        if dataset.classes > splits.num_classes:
+            raise UserError(_too_many(dataset, splits.num_classes))
+        splits = splits.first(dataset.classes)
+    for key, wanted, there in (
+        ("train_images", dataset.train_images, len(splits.train_images)),
+        ("test_images", dataset.test_images, len(splits.test_images)),
+    ):
+        if wanted is not None and wanted > there:
+            raise UserError(_too_few(dataset, key, wanted, there))
+    return splits.few(dataset.train_images, dataset.test_images)

@@ -68,3 +68,30 @@ class Splits:
             test_labels=self.test_labels[test],
             class_names=self.class_names[:classes],
         )
+
+    def few(self, train_images: int | None, test_images: int | None) -> Splits:
+        """Only so many images, evenly over the classes and in the order they had; None keeps all. Mean and std stay.
+
+        Of each class those are taken that come first, and where the classes cannot have equally many, the first classes
+        have one more. The choice depends on no seed.
+        """
+        train, test = _evenly(self.train_labels, train_images), _evenly(self.test_labels, test_images)
+        few = self
+        if train is not None:
+            few = replace(few, train_images=self.train_images[train], train_labels=self.train_labels[train])
+        if test is not None:
+            few = replace(few, test_images=self.test_images[test], test_labels=self.test_labels[test])
+        return few
+
+
+def _evenly(labels: Tensor, wanted: int | None) -> Tensor | None:
+    """The places of ``wanted`` images, rising; None where all are kept."""
+    if wanted is None or wanted >= len(labels):
+        return None
+    # An image's place among those of its class; images of the same place are taken class by class.
+    by_class = labels.argsort(stable=True)
+    firsts = labels.bincount().cumsum(0) - labels.bincount()
+    place = labels.new_empty(len(labels))
+    place[by_class] = labels.new_tensor(range(len(labels))) - firsts[labels[by_class]]
+    order = (place * (int(labels.max()) + 1) + labels).argsort(stable=True)
+    return order[:wanted].sort().values

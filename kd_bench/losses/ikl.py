@@ -106,6 +106,8 @@ class _PairwiseMSE(torch.autograd.Function):
     def forward(ctx: Any, difference: Tensor, weights: Tensor) -> Tensor:
         total = weights.sum(-1)
         centred = difference - ((weights * difference).sum(-1) / total)[:, None]
+        # The mean of what has a large constant is rounded; the rest is found when that constant is gone.
+        centred -= ((weights * centred).sum(-1) / total)[:, None]
         weighted = weights * centred
         ctx.save_for_backward(total, weighted, centred if ctx.needs_input_grad[1] else None)
         return 0.5 * (total * (weighted * centred).sum(-1)).mean()

@@ -19,9 +19,9 @@ class ReviewKD(Method):
     """Knowledge review: each stage of the teacher taught to the student's same stage fused with all its deeper ones.
 
     ce_weight * CE + warm-up * review_weight * sum over stages of the hierarchical context loss. Chen et al.,
-    "Distilling Knowledge via Knowledge Review" (2021), section 3.2 and 3.3. All stages but the stems take part, and the pooled
-    embeddings as the deepest; the deepest of both networks against one another. Fusions have as many channels inside as
-    the student's embedding, at most ``max_mid_channels``.
+    "Distilling Knowledge via Knowledge Review" (2021), section 3.2 and 3.3. All stages but the stems take part, and the
+    pooled embeddings as the deepest; the deepest of both networks against one another. Fusions have as many channels
+    inside as the student's embedding, at most ``max_mid_channels``.
 
     The published code compares the student's stages after the activation with the teacher's before it. It counts
     epochs from 0 in the warm-up, so that nothing is distilled in the first; other code counts from 1. The published

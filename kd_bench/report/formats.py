@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 from kd_bench.errors import unknown
+from kd_bench.report.statistics import Estimate
 from kd_bench.report.table import CONFIDENCE, PairTable, Row, Summary
 
 if TYPE_CHECKING:
-    from kd_bench.report.statistics import Difference, Estimate
+    from kd_bench.report.statistics import Difference
 
 FORMATS = ("terminal", "markdown", "plain", "latex", "csv")
 
@@ -105,7 +106,7 @@ def _encodes(stream: TextIO, text: str) -> bool:
 
 
 def _columns(summary: Summary) -> list[_Column]:
-    """The table's columns; the difference only where there is a baseline."""
+    """The table's columns; the difference only where there is a baseline, what is published only where something is."""
     columns = [
         _Column(("method",), _name),
         _Column(("top-1 %", "mean ± std (n)"), _with_count),
@@ -115,6 +116,11 @@ def _columns(summary: Summary) -> list[_Column]:
     if summary.baseline is not None:
         header = (f"difference to {summary.baseline}", f"[{round(100 * CONFIDENCE)} % interval]")
         columns.insert(2, _Column(header, lambda row: _interval(row.difference)))
+    if any(row.published for pair in summary.pairs for row in pair.rows):
+        columns[2:2] = [
+            _Column(("published %", "(source)"), _published),
+            _Column(("minus published", "(inside interval?)"), _minus_published),
+        ]
     return columns
 
 
@@ -142,6 +148,19 @@ def _interval(value: Difference | None) -> str:
         return _NOTHING
     mean = _signed(value.mean)
     return mean if value.low is None or value.high is None else f"{mean} [{_signed(value.low)}, {_signed(value.high)}]"
+
+
+def _published(row: Row) -> str:
+    value = row.published
+    return f"{_spread(Estimate(value.top1, value.std, 1))} ({value.mark})" if value else _NOTHING
+
+
+def _minus_published(row: Row) -> str:
+    value = row.published
+    if value is None or value.difference is None:
+        return _NOTHING
+    inside = "" if value.inside is None else " (inside)" if value.inside else " (outside)"
+    return f"{_signed(value.difference)}{inside}"
 
 
 def _signed(value: float) -> str:
@@ -317,7 +336,7 @@ def _csv(summary: Summary) -> str:
 
 
 def _record(pair: PairTable, row: Row, baseline: str | None) -> dict[str, str | float | None]:
-    top1, best, difference = row.top1, row.best, row.difference
+    top1, best, difference, published = row.top1, row.best, row.difference, row.published
     return {
         "dataset": pair.dataset,
         "teacher": pair.teacher,
@@ -339,6 +358,11 @@ def _record(pair: PairTable, row: Row, baseline: str | None) -> dict[str, str | 
         "difference_high": difference.high if difference else None,
         "difference_n": difference.n if difference else None,
         "difference_coverage": CONFIDENCE if difference and difference.low is not None else None,
+        "published": published.top1 if published else None,
+        "published_std": published.std if published else None,
+        "published_source": published.source if published else None,
+        "minus_published": published.difference if published else None,
+        "published_inside": published.inside if published else None,
         "seconds_per_epoch": row.seconds,
         "epochs": row.epochs[0] if len(row.epochs) == 1 else None,
         "note": row.note,

@@ -59,6 +59,24 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(float(statistics.mean(values)), std, len(values))
 
 
+def mean_interval(value: Estimate, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval of a mean over trials: mean -+ t(n - 1, (1 + confidence) / 2) * std / sqrt(n).
+
+    Args:
+        value: The trials' mean, spread and number.
+        confidence: Coverage of the interval, in (0, 1).
+
+    Returns:
+        Its ends; None for a single trial, which says nothing about spread.
+    """
+    if value.std is None:
+        return None
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(value.n - 1, (1 + confidence) / 2)) * value.std / value.n**0.5
+    return value.mean - half, value.mean + half
+
+
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
 ) -> Difference | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from kd_bench.errors import UserError
@@ -21,6 +21,27 @@ ALONE = "none"
 
 
 @dataclass(frozen=True)
+class Published:
+    """A published accuracy beside a line, in percent. It enters no statistic of the line.
+
+    Attributes:
+        top1: The number.
+        std: Its published spread; None where none is published.
+        source: Key of its source.
+        mark: Letter that stands for the source in this table.
+        difference: What was measured minus what is published, in percentage points; None where nothing is measured yet.
+        inside: Whether it lies in the interval of the measured mean; None where that has no interval.
+    """
+
+    top1: float
+    std: float | None
+    source: str
+    mark: str
+    difference: float | None
+    inside: bool | None
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of a pair's table. Accuracies are top-1 in percent, differences in percentage points.
 
@@ -34,6 +55,7 @@ class Row:
         epochs: The different lengths of the trials that are done.
         planned, done, failed, unreadable, missing: Numbers of trials.
         note: What a reader must know of this line before quoting it; empty where there is nothing.
+        published: What is published of it under the same protocol; None where nothing is.
     """
 
     kind: Literal["teacher", "student", "method"]
@@ -49,6 +71,7 @@ class Row:
     unreadable: int
     missing: int
     note: str
+    published: Published | None = None
 
     @property
     def complete(self) -> bool:
@@ -81,6 +104,11 @@ class Summary:
     baseline: str | None
     footnotes: tuple[str, ...]
     problems: tuple[str, ...]
+
+    def headed(self, remark: str, note: str) -> Summary:
+        """With a remark in the title of every pair, in whatever format, and a note above the others."""
+        pairs = tuple(replace(pair, dataset=f"{pair.dataset}: {remark}") for pair in self.pairs)
+        return replace(self, pairs=pairs, footnotes=(note, *self.footnotes))
 
 
 def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:

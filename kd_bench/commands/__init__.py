@@ -1,0 +1,1 @@
+"""The commands that have sub-commands, and what all commands share."""
