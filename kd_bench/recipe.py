@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 #: Raised whenever the same settings begin to give other numbers, so that old and new results are never mixed.
 SCHEMA = 1
@@ -23,6 +24,9 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+#: What the "ce" term of the methods is.
+LabelLoss = Literal["cross_entropy", "binary_cross_entropy"]
 
 
 class Settings(BaseModel):
@@ -128,6 +132,104 @@ class Augment(Settings):
         return self
 
 
+_ANY, _ABOVE_0 = r"\d+(\.\d+)?", r"[1-9]\d*(\.\d+)?|0\.\d*[1-9]\d*"
+#: The first word of timm's auto-augment strings, and what may follow it, between dashes, with what values. timm leaves
+#: out silently what it does not know.
+_POLICIES = {
+    "rand": {
+        "m": r"\d+",
+        "n": r"[1-9]|1[0-4]",
+        "p": _ANY,
+        "mstd": _ANY,
+        "mmax": r"[1-9]\d*",
+        "inc": r"[01]",
+        "t": r"weights|3a|3aw",
+    },
+    "augmix": {"m": r"\d+", "w": r"[1-9]\d*", "d": r"[1-9]\d*", "a": _ABOVE_0, "b": r"[01]", "mstd": _ANY},
+    **{name: {"mstd": _ANY} for name in ("original", "originalr", "v0", "v0r", "3a")},
+}
+
+
+def _timm_policy(text: str) -> str:
+    first, *rest = text.split("-")
+    if first not in _POLICIES:
+        raise ValueError(f"must begin with one of {', '.join(_POLICIES)}, as in 'rand-m7-mstd0.5'")
+    seen = set()
+    for part in rest:
+        key = next((key for key, value in _POLICIES[first].items() if re.fullmatch(f"{key}({value})", part)), None)
+        if key is None or key in seen:
+            known = ", ".join(_POLICIES[first])
+            fault = "timm does not know" if key is None else "it has twice what is"
+            raise ValueError(f"{fault} {part!r}; after {first!r} come, each once and with its value, {known}")
+        seen.add(key)
+    return text
+
+
+class Pipeline(Settings):
+    """How files of images become batches: by timm's transforms, each image decoded and drawn for when it is needed.
+
+    What happens to a training image, in this order: crop and resize, flip, policy, colours, normalisation, erasing,
+    mixing. Of a test image the middle is taken. Names in brackets are those of timm's training script.
+
+    Attributes:
+        size: Height and width in pixels of training images.
+        scale: Least and greatest area of the crop as a fraction of the image's [scale].
+        ratio: Least and greatest width of the crop by its height [ratio].
+        flip: Probability of mirroring [hflip].
+        auto_augment: A policy as timm writes it, e.g. ``rand-m7-mstd0.5``; None for none [aa].
+        color_jitter: How far brightness, contrast and saturation may change; None for not at all [color-jitter]. With a
+            policy timm has none, except with one of three operations (``3a``).
+        interpolation: With which training images are resized; ``random`` is one of the two [train-interpolation].
+        erase: Probability that a random rectangle is set to the mean colour; None for none [reprob].
+        repeats: Times that each image of an epoch is in it, differently each time; with more than one an epoch has no
+            more images than before, and so only as many different ones as that leaves [aug-repeats].
+        mixup: Parameter of the Beta distribution that weighs images against others; None for none [mixup].
+        cutmix: The same for the area that is cut from others [cutmix]. A batch, or each micro-batch of its own, is
+            mixed with itself in reverse order, by one draw.
+        mixup_prob: Probability that a batch is mixed at all [mixup-prob].
+        switch_prob: Probability of cutmix where there is mixup too [mixup-switch-prob].
+        smoothing: What the labels give away to all classes alike [smoothing].
+        crop_pct: Side of the square that is tested on by the shorter side of the image [crop-pct].
+        test_size: Height and width in pixels of test images; None for ``size``.
+        test_interpolation: With which test images are resized.
+        corrupt: What to do with an image that cannot be decoded: ``refuse`` to go on, or ``skip`` it, which puts the
+            next image of its class in its place in training, and leaves it out of the test.
+    """
+
+    size: Annotated[int, Field(ge=8)] = 224
+    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
+    ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    auto_augment: Annotated[str, AfterValidator(_timm_policy)] | None = None
+    color_jitter: Positive | None = None
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    erase: Annotated[float, Field(gt=0, le=1)] | None = None
+    repeats: PositiveInt = 1
+    mixup: Positive | None = None
+    cutmix: Positive | None = None
+    mixup_prob: Annotated[float, Field(gt=0, le=1)] = 1.0
+    switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
+    test_size: Annotated[int, Field(ge=8)] | None = None
+    test_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    corrupt: Literal["refuse", "skip"] = "refuse"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others."""
+        return self.mixup is not None or self.cutmix is not None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Pipeline:
+        for name, (least, most) in (("scale", self.scale), ("ratio", self.ratio)):
+            if least > most:
+                raise ValueError(f"{name} must have its lesser value first")
+        if self.color_jitter is not None and self.auto_augment is not None and "3a" not in self.auto_augment:
+            raise ValueError(f"color_jitter must be left out: timm has none with auto_augment {self.auto_augment!r}")
+        return self
+
+
 class Input(Settings):
     """How a network sees the images, which come in the data set's size and normalisation.
 
@@ -166,7 +268,21 @@ class AdamW(Settings):
     weight_decay: NonNegative = 0.05
 
 
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
+class Lamb(Settings):
+    """LAMB (You et al., 2020) as timm has it, with the gradient of all parameters clipped to norm 1.
+
+    Biases and the parameters of norms have no weight decay, as in timm's recipes.
+    """
+
+    name: Literal["lamb"]
+    lr: Positive = 5e-3
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eps: Positive = 1e-6
+    weight_decay: NonNegative = 0.02
+
+
+Optimizer = Annotated[SGD | AdamW | Lamb, Field(discriminator="name")]
 
 
 class StepSchedule(Settings):
@@ -185,11 +301,21 @@ class StepSchedule(Settings):
 
 
 class CosineSchedule(Settings):
-    """Half a cosine from the learning rate to ``final`` times it."""
+    """Half a cosine from the learning rate to ``final`` times it.
+
+    Attributes:
+        final: Share of the learning rate that the cosine ends at, one epoch after the last.
+        warmup_epochs: Epochs of linear increase at the start.
+        warmup_lr: Learning rate of the first of them; None for an equal step below that of the second.
+        whole: Whether the cosine is one over all epochs, whose beginning the warm-up hides, as timm's is; otherwise it
+            begins after the warm-up.
+    """
 
     name: Literal["cosine"]
     final: Annotated[float, Field(ge=0, lt=1)] = 0.0
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_lr: NonNegative | None = later()
+    whole: bool = later(False)
 
 
 class ConstantSchedule(Settings):
@@ -211,7 +337,17 @@ class Training(Settings):
         optimizer: Optimiser and learning rate.
         schedule: Learning rate over the epochs.
         clip_norm: Largest norm of a student's gradient (all its parameters and its method's together); None: no limit.
+        label_loss: What the methods' "ce" term is: the cross-entropy, or the binary cross-entropy of each class by
+            itself, its mean over images and classes.
+        precision: What students and teacher compute in; losses are always in float32.
+        micro_batch: Images that batch norms and losses see at once, a divisor of ``batch_size``, whose gradients are
+            added up; None for the whole batch.
+        drop_path: Rate of stochastic depth in the student.
+        ema: Share of its former value that the moving average of the student's weights keeps at each step, which is
+            evaluated beside the student; None for no average.
         augment: What happens to the training images.
+        pipeline: How files of images become batches, instead of ``augment``; None for a set that is decoded once and
+            lies in memory.
         input: How the network sees images.
     """
 
@@ -220,8 +356,31 @@ class Training(Settings):
     optimizer: Optimizer = SGD()
     schedule: Schedule = StepSchedule()
     clip_norm: Positive | None = None
+    label_loss: LabelLoss = later("cross_entropy")
+    precision: Literal["float32", "bfloat16"] = later("float32")
+    micro_batch: Annotated[int, Field(ge=2)] | None = later()
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = later(0.0)
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = later()
     augment: Augment = Augment()
+    pipeline: Pipeline | None = later()
     input: Input = later(Input())
+
+    @model_validator(mode="after")
+    def _micro_batches_make_up_a_batch(self) -> Training:
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch must divide batch_size, which is {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _pipeline_fits(self) -> Training:
+        if self.pipeline is None:
+            return self
+        if self.augment not in (Augment(), Augment(crop=0, flip=False)):
+            raise ValueError("augment must be left out where there is a pipeline, which says what happens to images")
+        if self.pipeline.mixes and (self.micro_batch or self.batch_size) % 2:
+            at_once = "micro_batch" if self.micro_batch else "batch_size"
+            raise ValueError(f"{at_once} must be even for pipeline.mixup and pipeline.cutmix, which pair images")
+        return self
 
 
 class MethodSettings(Settings):
@@ -296,7 +455,7 @@ class Trial(Training):
     @property
     def stream(self) -> tuple[str, str | None]:
         """What trials must have in common to be trained side by side: the stream of batches, and the teacher."""
-        shared = {"dataset", "augment", "batch_size", "epochs", "seed"}
+        shared = {"dataset", "augment", "pipeline", "batch_size", "micro_batch", "precision", "epochs", "seed"}
         return canonical(self.model_dump(mode="json", include=shared)), self.teacher.id if self.teacher else None
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kd_bench.recipe import LabelLoss
+
 #: One kind of output that a network can be asked for.
 Output = Literal["logits", "stages", "preacts", "pooled"]
 
@@ -73,6 +75,7 @@ class Pair:
         student: Shapes of the student's outputs.
         teacher: Shapes of the teacher's outputs; None for a student that trains alone.
         student_name, teacher_name: For error messages.
+        label_loss: What a method's "ce" term is.
         train_labels: (N,) int64, the class of every training image, on the CPU.
         teacher_norms: Scale and shift, (C,) each, of the batch norm that puts out each of the teacher's
             pre-activations; None where no batch norm does. Empty unless pre-activations are asked for.
@@ -85,4 +88,5 @@ class Pair:
     student_name: str = field(default="student", compare=False)
     teacher_name: str = field(default="teacher", compare=False)
     train_labels: Tensor | None = field(default=None, compare=False, repr=False)
+    label_loss: LabelLoss = "cross_entropy"
     teacher_norms: tuple[tuple[Tensor, Tensor] | None, ...] = field(default=(), compare=False, repr=False)

@@ -21,6 +21,24 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels.to(logits.dtype) if labels.ndim == 2 else labels)
 
 
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each class by itself, present or not, mean over the batch and the classes.
+
+    Wightman et al., "ResNet strikes back" (2021), section 3: images that are mixed of two may have two classes.
+
+    Args:
+        logits: (B, C).
+        labels: (B,) int64 class indices, or (B, C) shares.
+
+    >>> import torch
+    >>> round(binary_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # log 2
+    0.6931
+    """
+    logits = at_least_single(logits)
+    shares = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[-1])
+    return F.binary_cross_entropy_with_logits(logits, shares.to(logits.dtype))
+
+
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(softmax(t / T) || softmax(s / T)), summed over the classes, mean over the batch.
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from kd_bench import losses
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 #: What a method distils; a baseline distils nothing.
@@ -66,7 +67,7 @@ class Method(nn.Module):
         self.pair = pair
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the loss, already weighted, the cross-entropy with the labels among them as "ce".
+        """The terms of the loss, already weighted, ``label_loss`` among them as "ce".
 
         Args:
             student: What ``needs`` asks of the student.
@@ -77,6 +78,11 @@ class Method(nn.Module):
             Scalars by name. Their sum is the loss, which is logged as "loss"; each is logged under its own name.
         """
         raise NotImplementedError
+
+    def label_loss(self, student: Outputs, batch: Batch) -> Tensor:
+        """The loss of the student's logits with the labels, a scalar: what the trial's settings say that it is."""
+        loss = losses.cross_entropy if self.pair.label_loss == "cross_entropy" else losses.binary_cross_entropy
+        return loss(student.logits, batch.labels)
 
     def on_epoch_end(self) -> None:
         """Called after the last step of every epoch, before the checkpoint is written."""

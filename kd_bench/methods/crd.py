@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_bench import losses
+from kd_bench.distributed import gathered
 from kd_bench.methods.base import Method, taught_by
 from kd_bench.methods.connectors import embedding
-from kd_bench.methods.distributed import gathered
 from kd_bench.methods.parameters import Fraction, NonNegative, Positive, PositiveCount
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
@@ -96,7 +96,7 @@ class CRD(Method):
             self._remember(self.student_bank, images, gathered(ours))
             self._remember(self.teacher_bank, images, gathered(theirs))
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "crd": self.crd_weight * contrast,
         }
 

@@ -49,7 +49,7 @@ class DIST(Method):
         inter, intra = losses.dist_terms(student.logits, logits, self.temperature)
         factor = self.dist_weight * (self.temperature**2 if self.tau_squared else 1.0)
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "inter": factor * self.beta * inter,
             "intra": factor * self.gamma * intra,
         }

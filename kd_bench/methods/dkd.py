@@ -45,7 +45,7 @@ class DKD(Method):
         tckd, nckd = losses.dkd_terms(student.logits, logits, hard_labels(batch), self.temperature)
         factor = warm_up(batch.epoch, self.warmup_epochs)
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "tckd": factor * self.alpha * tckd,
             "nckd": factor * self.beta * nckd,
         }

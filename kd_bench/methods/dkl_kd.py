@@ -52,7 +52,7 @@ class DKLKD(Method):
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature) * self.temperature**2
         factor = warm_up(batch.epoch, self.warmup_epochs)
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "pairwise": factor * self.alpha * pairwise,
             "soft_ce": factor * self.beta * soft,
         }

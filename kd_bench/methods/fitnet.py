@@ -54,6 +54,6 @@ class FitNet(Method):
         hint = losses.at_least_single(taught_by(teacher).stages[self.hint_stage].detach())
         guess = losses.at_least_single(self.regressor(student.stages[self.hint_stage]))
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "hint": self.hint_weight * F.mse_loss(guess, hint),
         }

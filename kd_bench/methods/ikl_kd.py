@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from kd_bench import losses
+from kd_bench.distributed import summed
 from kd_bench.methods.base import Method, hard_labels, taught_by, warm_up
-from kd_bench.methods.distributed import summed
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -78,7 +78,7 @@ class IKLKD(Method):
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature)
         factor = warm_up(batch.epoch, self.warmup_epochs)
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "pairwise": factor * self.alpha * pairwise,
             "soft_ce": factor * self.beta * soft,
         }

@@ -37,6 +37,6 @@ class KD(Method):
         """Terms "ce" and "kd"."""
         divergence = losses.kd(student.logits, taught_by(teacher).logits.detach(), self.temperature)
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "kd": self.kd_weight * divergence,
         }

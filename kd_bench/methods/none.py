@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kd_bench import losses
 from kd_bench.methods.base import Method
 from kd_bench.types import NOTHING, Batch, Needs, Outputs, Pair
 
@@ -21,4 +20,4 @@ class Alone(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """The cross-entropy."""
-        return {"ce": losses.cross_entropy(student.logits, batch.labels)}
+        return {"ce": self.label_loss(student, batch)}

@@ -76,6 +76,6 @@ class OFD(Method):
             loss = losses.partial_l2(self.connectors[index](ours), wanted, self.get_buffer(f"margin{index}"))
             terms.append(loss / 2 ** (self.stages - 1 - index))
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "feature": self.feature_weight * torch.stack(terms).sum(),
         }

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 GROUP = "kd_bench.methods"
 _FOLDER = Path(__file__).parent
-_NO_METHODS = {"__init__", "base", "connectors", "distributed", "parameters", "registry"}
+_NO_METHODS = {"__init__", "base", "connectors", "parameters", "registry"}
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class ReviewKD(Method):
             restored, deeper = self.fusions[-level](ours[-level], deeper)
             terms.append(losses.hierarchical_context(restored, theirs[-level].detach()))
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "review": factor * self.review_weight * torch.stack(terms).sum(),
         }
 

@@ -46,7 +46,7 @@ class RKD(Method):
         """Terms "ce", "distance" and "angle"."""
         ours, theirs = embedding(student), embedding(taught_by(teacher)).detach()
         return {
-            "ce": self.ce_weight * losses.cross_entropy(student.logits, batch.labels),
+            "ce": self.ce_weight * self.label_loss(student, batch),
             "distance": self.distance_weight * losses.rkd_distance(ours, theirs, self.squared, self.eps),
             "angle": self.angle_weight * losses.rkd_angle(ours, theirs),
         }

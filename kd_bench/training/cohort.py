@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.models.outputs import observe
 from kd_bench.models.view import View
-from kd_bench.training.member import Member
+from kd_bench.training.member import Member, computing, parts
 from kd_bench.types import Batch, Output, Outputs
 
 #: Told now and then how far a cohort is: (epoch from 0, steps done in it, steps of an epoch, images a second).
@@ -42,6 +42,7 @@ class Cohort(pl.LightningModule):
             raise ValueError("members of a cohort must share the stream of batches and the teacher")
         self.members: Sequence[Member] = nn.ModuleList(members)  # type: ignore[assignment]
         self.start_epoch = min(member.epochs_done for member in members)
+        self._settings = members[0].trial
         self._progress = progress
         self._active: list[Member] = []
         self._epoch_began = self._told = self._training_seconds = 0.0
@@ -73,14 +74,15 @@ class Cohort(pl.LightningModule):
         self._images = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One batch: the teacher once, then each student by itself."""
+        """One batch, or one micro-batch after another: the teacher once, then each student by itself."""
         if batch.epoch != self.epoch:
             raise RuntimeError(f"the loader is in epoch {batch.epoch}, the training in {self.epoch}")
-        with torch.no_grad():
-            teacher = self.teach(batch)
-        for member in self._active:
-            if not member.stopped:
-                member.step(teacher.get(member.method.teacher_batch_norm), batch, self.manual_backward)
+        for part in parts(batch, self._settings.micro_batch):
+            with torch.no_grad(), computing(self._settings.precision, part.batch.images.device):
+                teacher = self.teach(part.batch)
+            for member in self._active:
+                if not member.stopped:
+                    member.step(teacher.get(member.method.teacher_batch_norm), part, self.manual_backward)
         self._images += len(batch.images)
         now = time.perf_counter()
         if self._progress and now - self._told > 0.5:
@@ -90,6 +92,9 @@ class Cohort(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Training ends here for this epoch, as far as its cost goes."""
+        for member in self._active:
+            if not member.stopped:
+                member.before_evaluation()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         self._training_seconds = time.perf_counter() - self._epoch_began

@@ -55,7 +55,8 @@ def load_network(trained: Trial | Given, file: Path, splits: Splits) -> tuple[nn
 
 def _build(trial: Trial | Given, splits: Splits) -> tuple[nn.Module, View]:
     image_size = splits.train_images.shape[-1]
-    network = models.create(trial.model, splits.num_classes, trial.input.size or image_size)
+    options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
+    network = models.create(trial.model, splits.num_classes, trial.input.size or image_size, **options)
     return network, View(network, trial.input, image_size, splits.mean, splits.std)
 
 
@@ -80,6 +81,7 @@ def build_member(trial: Trial, splits: Splits, teacher: nn.Module | None, sink: 
         student_name=trial.model,
         teacher_name=trial.teacher.model if trial.teacher else "none",
         train_labels=splits.train_labels,
+        label_loss=trial.label_loss,
         teacher_norms=norms,
     )
     seeding.seed_global(trial.seed, seeding.METHOD_WEIGHTS)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd_bench import seeding
+from kd_bench.distributed import average_buffers, average_gradients, gathered, rank, several, summed
 from kd_bench.methods.base import Method
 from kd_bench.models.outputs import observe
 from kd_bench.models.view import View
@@ -35,6 +39,52 @@ class Sink(Protocol):
         """The method raised an error."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a process computes at once of a step: the whole batch, or a micro-batch of it."""
+
+    batch: Batch
+    index: int = 0
+    """Its place among all micro-batches of the step, over all processes."""
+    share: float = 1.0
+    """Of the process's part of the batch."""
+    first: bool = True
+    """Whether it is the process's first of the step."""
+    last: bool = True
+
+
+def parts(batch: Batch, micro_batch: int | None) -> Iterator[Part]:
+    """A process's batch in micro-batches.
+
+    Args:
+        batch: The process's part of the step's batch.
+        micro_batch: Images at once; None for all.
+    """
+    size = len(batch.images)
+    at_once = min(size, micro_batch or size)
+    count = -(-size // at_once)
+    for place in range(count):
+        rows = slice(place * at_once, (place + 1) * at_once)
+        part = batch
+        if count > 1:
+            part = replace(batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows])
+        yield Part(part, rank() * count + place, len(part.images) / size, place == 0, place == count - 1)
+
+
+def computing(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Where networks compute in a trial's precision."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def _of_part(stream: str, place: int) -> str:
+    return f"{stream}/{place}" if place else stream
+
+
+def _average(network: nn.Module, decay: float) -> AveragedModel:
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return average.requires_grad_(False)
+
+
 class Member(nn.Module):
     """One trial in training.
 
@@ -43,6 +93,7 @@ class Member(nn.Module):
         network: The student.
         view: How it sees the images.
         method: What it is trained with; trained, checkpointed and resumed with it.
+        average: The moving average of its weights, batch norms' statistics included; None where none is kept.
         history: A row of metrics for each finished epoch.
     """
 
@@ -52,9 +103,10 @@ class Member(nn.Module):
         self.history: list[dict[str, Any]] = []
         self.stopped = False
         self.watch = Stopwatch()
-        self.optimizer = build_optimizer(trial.optimizer, self.parameters())
-        self._train = _Sums()
-        self._test = _Sums()
+        self._trained = [*network.parameters(), *method.parameters()]
+        self.optimizer = build_optimizer(trial.optimizer, self._trained)
+        self.average = None if trial.ema is None else _average(network, trial.ema)
+        self._train, self._test, self._test_average = _Sums(), _Sums(), _Sums()
         self._first_bad: Tensor | None = None
 
     @property
@@ -72,32 +124,47 @@ class Member(nn.Module):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
-    def step(self, teacher: Outputs | None, batch: Batch, backward: Callable[[Tensor], None]) -> None:
-        """One step of optimisation. An error of the method stops this member and no other."""
+    def step(self, teacher: Outputs | None, part: Part, backward: Callable[[Tensor], None]) -> None:
+        """A part of a step of optimisation, and with its last part the step.
+
+        An error of the method stops this member and no other; of several processes that train together, all.
+        """
         try:
-            with self.watch.running(batch.images.device):
-                self._step(teacher, batch, backward)
+            with self.watch.running(part.batch.images.device):
+                self._accumulate(teacher, part, backward)
+                if part.last:
+                    self._update()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
+            if several():  # the others wait for this one's gradients
+                raise
             log.exception("%s of trial %s failed", self.trial.method.name, self.trial.id)
             self.stopped = True
             self.sink.crashed(self, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
-    def _step(self, teacher: Outputs | None, batch: Batch, backward: Callable[[Tensor], None]) -> None:
-        seeding.seed_global(self.trial.seed, seeding.STUDENT, batch.epoch, batch.step)
-        student = observe(self.network, self.view(batch.images), self.method.needs.student)
-        seeding.seed_global(self.trial.seed, seeding.METHOD, batch.epoch, batch.step)
-        terms = self.method(student, teacher, batch)
-        loss = torch.stack(list(terms.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        backward(loss)
-        if self.trial.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters(), self.trial.clip_norm)
-        self.optimizer.step()
+    def _accumulate(self, teacher: Outputs | None, part: Part, backward: Callable[[Tensor], None]) -> None:
+        batch, place = part.batch, part.index
+        seeding.seed_global(self.trial.seed, _of_part(seeding.STUDENT, place), batch.epoch, batch.step)
+        with computing(self.trial.precision, batch.images.device):
+            student = observe(self.network, self.view(batch.images), self.method.needs.student)
+            seeding.seed_global(self.trial.seed, _of_part(seeding.METHOD, place), batch.epoch, batch.step)
+            terms = self.method(student, teacher, batch)
+            loss = torch.stack(list(terms.values())).sum()
+        if part.first:
+            self.optimizer.zero_grad(set_to_none=True)
+        backward(loss if part.share == 1 else loss * part.share)
         with torch.no_grad():
             self._note_divergence(loss, batch.step)
             self._train.add({**terms, "loss": loss}, student.logits, batch.labels)
+
+    def _update(self) -> None:
+        average_gradients(self._trained)
+        if self.trial.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self.trial.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
 
     def _note_divergence(self, loss: Tensor, step: int) -> None:
         # Kept on the device and read once an epoch: asking a GPU at every step would make it wait.
@@ -105,11 +172,20 @@ class Member(nn.Module):
         before = self._first_bad
         self._first_bad = here if before is None else torch.where(before >= 0, before, here)
 
+    def before_evaluation(self) -> None:
+        """Gives all processes the same running statistics."""
+        for module in (self.network, self.method):
+            average_buffers(module)
+
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> None:
         """Counts the student's hits on a test batch; the network is in evaluation mode."""
-        logits = self.network(self.view(batch.images))
-        self._test.add({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
+        images = self.view(batch.images)
+        for network, sums in ((self.network, self._test), (self.average, self._test_average)):
+            if network is not None:
+                with computing(self.trial.precision, images.device):
+                    logits = network(images)
+                sums.add({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
 
     def end_epoch(self, epoch: int, own_seconds: float, shared_seconds: float, members: int) -> None:
         """Closes an epoch it took part in: metrics, the method's bookkeeping, and the checkpoint by way of the sink.
@@ -121,13 +197,16 @@ class Member(nn.Module):
             members: How many shared them.
         """
         train, test = self._train.read(), self._test.read()
-        bad = -1 if self._first_bad is None else int(self._first_bad)
+        bad = -1 if self._first_bad is None else int(gathered(self._first_bad[None]).max())
         self._first_bad = None
         if bad >= 0:
             self.stopped = True
             self.sink.diverged(self, f"the loss was no longer finite in epoch {epoch + 1}, step {bad + 1}")
             return
         self.method.on_epoch_end()
+        average = {}
+        if self.average is not None:
+            average = {f"average_{name}": value for name, value in self._test_average.read().items() if name != "loss"}
         row = {
             "epoch": epoch + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -137,6 +216,7 @@ class Member(nn.Module):
             "train_top1": train.pop("top1"),
             "train_loss": train.pop("loss"),
             **{f"train_{name}": value for name, value in train.items() if name != "top5"},
+            **average,
             "seconds": own_seconds + shared_seconds,
             "own_seconds": own_seconds,
             "members": members,
@@ -146,18 +226,21 @@ class Member(nn.Module):
 
     def state(self) -> dict[str, Any]:
         """Everything that training on from here depends on."""
-        return {
+        state = {
             "network": self.network.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
         }
+        return state if self.average is None else state | {"average": self.average.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a ``state()``."""
         self.network.load_state_dict(state["network"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.history = list(state["history"])
 
 
@@ -179,7 +262,11 @@ class _Sums:
         self._images += images
 
     def read(self) -> dict[str, float]:
-        means = {name: value.item() / self._images for name, value in self._sums.items()}
+        # One number a value, in one place: a GPU is asked once, and the processes add theirs up once.
+        values = [torch.as_tensor(float(self._images)), *self._sums.values()]
+        device = values[-1].device
+        total = summed(torch.stack([value.to(device, torch.float64) for value in values])).tolist()
+        means = {name: value / total[0] for name, value in zip(self._sums, total[1:], strict=True)}
         means |= {name: 100 * means[name] for name in ("top1", "top5")}
         self._sums, self._images = {}, 0
         return means

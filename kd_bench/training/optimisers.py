@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from kd_bench.recipe import SGD, ConstantSchedule, CosineSchedule, Optimizer, Schedule
+from kd_bench.recipe import SGD, AdamW, ConstantSchedule, CosineSchedule, Optimizer, Schedule
 
 
 def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that ``settings`` describe; weight decay applies to every parameter, as published."""
+    """The optimiser that ``settings`` describe; weight decay applies to every parameter, as published, but LAMB's."""
     if isinstance(settings, SGD):
         return torch.optim.SGD(
             parameters,
@@ -21,9 +21,18 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
         )
-    return torch.optim.AdamW(
-        parameters, lr=settings.lr, betas=(settings.beta1, settings.beta2), weight_decay=settings.weight_decay
-    )
+    betas = (settings.beta1, settings.beta2)
+    if isinstance(settings, AdamW):
+        return torch.optim.AdamW(parameters, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay)
+    from timm.optim import Lamb as TimmLamb
+
+    given = list(parameters)
+    groups = [
+        {"params": [one for one in given if one.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [one for one in given if one.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer = TimmLamb(groups, lr=settings.lr, betas=betas, eps=settings.eps)
+    return optimizer
 
 
 def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> float:
@@ -36,10 +45,14 @@ def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> f
         epochs: All epochs.
     """
     if epoch < schedule.warmup_epochs:
-        return base * (epoch + 1) / (schedule.warmup_epochs + 1)
+        first = schedule.warmup_lr if isinstance(schedule, CosineSchedule) else None
+        if first is None:
+            return base * (epoch + 1) / (schedule.warmup_epochs + 1)
+        return first + (base - first) * epoch / schedule.warmup_epochs
     if isinstance(schedule, ConstantSchedule):
         return base
     if isinstance(schedule, CosineSchedule):
-        done = (epoch - schedule.warmup_epochs) / max(1, epochs - schedule.warmup_epochs)
+        begin = 0 if schedule.whole else schedule.warmup_epochs
+        done = (epoch - begin) / max(1, epochs - begin)
         return base * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * done)))
     return base * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)

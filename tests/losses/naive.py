@@ -37,6 +37,19 @@ def dkd_terms(student: Tensor, teacher: Tensor, labels: Tensor, temperature: flo
     return temperature**2 * mean(target), temperature**2 * mean(others)
 
 
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).sum() / (x.norm() * y.norm() + 1e-8)
+
+
+def dist_terms(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    q = torch.stack([softmax(row / temperature) for row in student])
+    p = torch.stack([softmax(row / temperature) for row in teacher])
+    images = mean([correlation(x, y) for x, y in zip(q, p, strict=True)])
+    classes = mean([correlation(x, y) for x, y in zip(q.unbind(1), p.unbind(1), strict=True)])
+    return 1 - images, 1 - classes
+
+
 def pairwise_mse(student: Tensor, teacher: Tensor, weights: Tensor) -> Tensor:
     """1/4 sum_jk w_j w_k ((t_j - t_k) - (s_j - s_k))^2 by forming every pair."""
     weights = weights.expand_as(student)

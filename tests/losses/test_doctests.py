@@ -4,7 +4,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["dkd", "ikl", "kl", "precision"])
+@pytest.mark.parametrize("module", ["crd", "dist", "dkd", "features", "ikl", "kl", "precision", "rkd"])
 def test_examples_in_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"kd_bench.losses.{module}"))
     assert result.attempted > 0

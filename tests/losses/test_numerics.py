@@ -7,10 +7,9 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_bench import losses
-from tests.losses.cases import draw, value_and_gradients
+from tests.losses.cases import LargestTensor, draw, value_and_gradients
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
 
@@ -74,6 +73,17 @@ def test_a_common_shift_changes_nothing(name: str, shifted: str) -> None:
         assert difference <= 1e-6 * before.abs().max().item()
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0, 4.0, 5.0])
+@pytest.mark.parametrize("shift", [1e3, 1e4])
+def test_a_common_shift_changes_nothing_at_any_temperature(temperature: float, shift: float) -> None:
+    student, teacher = (draw(8, 2, 8, 10, scale=3) * 16).round().float() / 16
+    for loss in (losses.kd, losses.soft_cross_entropy):
+        before = value_and_gradients(lambda s, t, loss=loss: loss(s, t, temperature), student, teacher)
+        after = value_and_gradients(lambda s, t, loss=loss: loss(s, t, temperature), student + shift, teacher - shift)
+        for mine, other in zip(after, before, strict=True):
+            assert (mine - other).abs().max() <= 1e-6 * other.abs().max()
+
+
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
@@ -100,26 +110,11 @@ def test_double_precision_stays(name: str) -> None:
     assert LOSSES[name](*draw(6, 2, 8, 4)).dtype == torch.float64
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Notes how many elements the largest result of any operation has."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for one in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(one, Tensor):
-                self.elements = max(self.elements, one.numel())
-        return result
-
-
 @every_loss
 def test_nothing_is_larger_than_the_logits(name: str) -> None:
     """With the classes of ImageNet-21k, where the pairs of one batch of 8 would take 15 GB."""
     student, teacher = draw(7, 2, 8, 21_841, scale=3).float()
-    with _LargestTensor() as largest:
+    with LargestTensor() as largest:
         results = value_and_gradients(LOSSES[name], student, teacher)
     assert largest.elements == 8 * 21_841
     assert all(math.isfinite(result.sum().item()) for result in results)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from kd_bench.methods.distributed import gathered, several, summed
+from kd_bench.distributed import gathered, several, summed
 from kd_bench.types import Batch, Outputs
 from tests.methods.cases import batch, call, make, outputs, teacher_outputs
 
