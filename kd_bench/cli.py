@@ -25,6 +25,7 @@ from kd_bench.commands.options import (
     Threads,
     Trials,
     Weights,
+    Workers,
 )
 from kd_bench.commands.reproduce import reproduce_app
 from kd_bench.commands.teacher import teacher_app
@@ -58,13 +59,14 @@ def run(
     cohort_size: CohortSize = 8,
     retry_failed: RetryFailed = False,
     tensorboard: TensorBoard = False,
+    workers: Workers = 2,
     format_: Format = "terminal",
 ) -> None:
     """Train everything that is missing of a recipe, and print its table."""
     from kd_bench.runner.run import Options
 
     read, where, planned = shared.plan(recipe, only, trials, set_)
-    options = Options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard)
+    options = Options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard, workers)
     shared.run(read, where, planned, options, format_)
 
 
@@ -85,6 +87,7 @@ def compare(
     cohort_size: CohortSize = 8,
     retry_failed: RetryFailed = False,
     tensorboard: TensorBoard = False,
+    workers: Workers = 2,
     format_: Format = "terminal",
 ) -> None:
     """Compare methods on a pair of your own, with the published settings of the data set."""
@@ -101,7 +104,7 @@ def compare(
     if weights is not None:
         content["teachers"] = {teacher: {"weights": weights}}
     read = read_recipe(content, set_ or (), trials)
-    options = Options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard)
+    options = Options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard, workers)
     shared.run(read, "compare", plan(read, "compare"), options, format_)
 
 

@@ -111,7 +111,7 @@ def test_every_packaged_recipe_reads():
         ("trials=true", "trials: should be a valid integer (it is True)"),
         ("batch_size=1", "batch_size: should be greater than or equal to 2"),
         ("optimizer.lrr=1", "optimizer.lrr: no such key; did you mean 'lr'?"),
-        ("optimizer.name=sdg", "optimizer: 'sdg' is none of 'sgd', 'adamw'; did you mean 'sgd'?"),
+        ("optimizer.name=sdg", "optimizer: 'sdg' is none of 'sgd', 'adamw', 'lamb'; did you mean 'sgd'?"),
         ("optimizer.lr=.nan", "optimizer.lr: should be a finite number"),
         ("optimizer.lr=-1", "optimizer.lr: should be greater than 0 (it is -1)"),
         ("optimizer={nesterov: true, momentum: 0}", "optimizer: nesterov needs a momentum above 0"),

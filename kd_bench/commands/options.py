@@ -17,6 +17,7 @@ Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of a
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 CohortSize = Annotated[int, typer.Option("--cohort-size", min=1, help="Most students that share one process.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Train again what failed before.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images not held in memory.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")]
 Format = Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex or csv.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's file, or the name of one that comes with kd-bench.")]

@@ -13,9 +13,10 @@ from kd_bench.errors import UserError
 
 if TYPE_CHECKING:
     from kd_bench.data.cache import Allocate, Decoded
+    from kd_bench.data.listed import Listed
     from kd_bench.data.specs import DatasetSpec
     from kd_bench.data.splits import Splits
-    from kd_bench.recipe import Dataset
+    from kd_bench.recipe import Dataset, Pipeline
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,36 @@ def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits:
     Raises:
         UserError: The images are not there or damaged, or the splits have not the same classes.
     """
+    train, test, classes = _classes(spec, dataset, data_dir)
+    splits = of_classes(train, classes[train]), of_classes(test, classes[test])
+    return load_splits(spec, dataset, splits, tuple(classes[train]), native=None)
+
+
+def listed(spec: DatasetSpec, dataset: Dataset, data_dir: Path, pipeline: Pipeline) -> Listed:
+    """Both splits as ``load`` has them, in the same order, but only their names: nothing is decoded.
+
+    Raises:
+        UserError: The images are not there, or the splits have not the same classes.
+    """
+    from kd_bench.data.listed import Files, Listed
+
+    train, test, classes = _classes(spec, dataset, data_dir)
+    return Listed(
+        train=Files.of(list(classes[train].values()), map(_names, classes[train].values())),
+        test=Files.of(list(classes[test].values()), map(_names, classes[test].values())),
+        class_names=tuple(classes[train]),
+        mean=spec.mean,
+        std=spec.std,
+        pipeline=pipeline,
+    )
+
+
+def _classes(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> tuple[Path, Path, dict[Path, dict[str, Path]]]:
+    """The folders of the two splits, and for each the folders in it by class."""
     train, test = _find(spec, dataset, data_dir)
     classes = {folder: layout.class_folders(folder) for folder in (train, test)}
     layout.check_same_classes(train, test, classes[train], classes[test])
-    splits = of_classes(train, classes[train]), of_classes(test, classes[test])
-    return load_splits(spec, dataset, splits, tuple(classes[train]), native=None)
+    return train, test, classes
 
 
 def of_classes(folder: Path, classes: dict[str, Path]) -> Split:
@@ -142,13 +168,14 @@ def _need_classes(folder: Path) -> None:
 
 
 def _list(folders: list[Path]) -> list[tuple[Path, int]]:
-    found = []
-    for label, folder in enumerate(folders):
-        images = layout.images(folder)
-        if not images:
-            raise UserError(f"{folder}: has no images ({', '.join(sorted(layout.SUFFIXES))}), so the class is empty")
-        found += [(image, label) for image in images]
-    return found
+    return [(folder / name, label) for label, folder in enumerate(folders) for name in _names(folder)]
+
+
+def _names(folder: Path) -> list[str]:
+    names = layout.image_names(folder)
+    if not names:
+        raise UserError(f"{folder}: has no images ({', '.join(sorted(layout.SUFFIXES))}), so the class is empty")
+    return names
 
 
 def _decode(split: Split, class_names: tuple[str, ...], size: int, native: int | None, allocate: Allocate) -> Decoded:

@@ -33,6 +33,30 @@ def decode(encoded: bytes, size: int, native: int | None = None) -> np.ndarray:
     Of an image of another size the square in its middle is cut out and resized, bicubically and with antialias: so its
     shorter side becomes ``size``. Training and test images are treated alike.
 
+    Args:
+        encoded: As ``picture`` takes it.
+        size: Height and width wanted, in pixels.
+        native: As ``picture`` takes it.
+
+    Returns:
+        (3, size, size) uint8, maybe not contiguous.
+
+    Raises:
+        BadImage: As ``picture``.
+    """
+    whole = picture(encoded, native)
+    if whole.size != (size, size):
+        width, height = whole.size
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        whole = whole.crop((left, top, left + side, top + side))
+        whole = whole.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(whole).transpose(2, 0, 1)
+
+
+def picture(encoded: bytes, native: int | None = None) -> Image.Image:
+    """Decodes an image.
+
     The colours are those of Pillow's ``convert("RGB")``, as torchvision has them: grey is repeated, transparency left
     out (what is below it shows), a palette looked up, CMYK converted without a colour profile. Of grey with 16 bits the
     upper eight count (Pillow would make all above 255 white). EXIF is ignored, also an orientation; of an animation the
@@ -40,11 +64,10 @@ def decode(encoded: bytes, size: int, native: int | None = None) -> np.ndarray:
 
     Args:
         encoded: JPEG, PNG, WebP, PPM, PGM, BMP or TIFF.
-        size: Height and width wanted, in pixels.
-        native: Height and width that the image must have; None allows any.
+        native: Height and width that the image must have, in pixels; None allows any.
 
     Returns:
-        (3, size, size) uint8, maybe not contiguous.
+        In mode RGB.
 
     Raises:
         BadImage: It is damaged, too large, or something else.
@@ -56,7 +79,7 @@ def decode(encoded: bytes, size: int, native: int | None = None) -> np.ndarray:
                 raise BadImage(f"has {width * height:,} pixels, more than the {MOST_PIXELS:,} that are allowed")
             if native is not None and (width, height) != (native, native):
                 raise BadImage(f"is {height}x{width}, not {native}x{native}")
-            picture = _rgb(image)
+            return _rgb(image)
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
@@ -64,12 +87,6 @@ def decode(encoded: bytes, size: int, native: int | None = None) -> np.ndarray:
     except Exception as error:  # what Pillow raises for garbage depends on the garbage
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})") from error
-    if picture.size != (size, size):
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        picture = picture.crop((left, top, left + side, top + side))
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(picture).transpose(2, 0, 1)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

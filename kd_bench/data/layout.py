@@ -110,16 +110,30 @@ def images(folder: Path) -> list[Path]:
     Raises:
         UserError: It cannot be read.
     """
+    return [folder / name for name in image_names(folder)]
+
+
+def image_names(folder: Path) -> list[str]:
+    """The names alone of ``images``, for folders with a million of them.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
             found = [
                 entry.name
                 for entry in entries
-                if not entry.name.startswith(".") and Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file()
+                if not entry.name.startswith(".") and _suffix(entry.name) in SUFFIXES and entry.is_file()
             ]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
-    return [folder / name for name in sorted(found)]
+    return sorted(found)
+
+
+def _suffix(name: str) -> str:
+    _, dot, end = name.rpartition(".")
+    return (dot + end).lower()
 
 
 def read(path: Path) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -93,6 +94,14 @@ class InMemoryLoader:
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, from 0, that the next iteration gives."""
         self.epoch = epoch
+
+    @property
+    def corrupt(self) -> dict[Path, str]:
+        """Files that could not be decoded, as loaders that decode have them; none here."""
+        return {}
+
+    def close(self) -> None:
+        """Does nothing; a loader with workers ends them."""
 
     def __len__(self) -> int:
         """Number of batches."""

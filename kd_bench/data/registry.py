@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from kd_bench.data.specs import SPECS, DatasetSpec
 from kd_bench.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from kd_bench.data.listed import Listed
     from kd_bench.data.splits import Splits
-    from kd_bench.recipe import Dataset
+    from kd_bench.recipe import Dataset, Pipeline
 
 _BY_NAME = {spec.name: spec for spec in SPECS}
+
+Images = TypeVar("Images", "Splits", "Listed")
 
 
 class _Source(Protocol):
@@ -63,12 +66,13 @@ def spec(name: str, where: str = "") -> DatasetSpec:
     return _BY_NAME[name]
 
 
-def check(dataset: Dataset, where: str = "") -> None:
+def check(dataset: Dataset, where: str = "", pipeline: Pipeline | None = None) -> None:
     """Checks a choice of data set, path, size, label kind and number of classes without reading anything.
 
     Args:
         dataset: The choice.
         where: Where it was written, for the error.
+        pipeline: How its images become batches.
 
     Raises:
         UserError: One of them does not exist, is missing or out of range, or the set leaves no such choice.
@@ -85,6 +89,11 @@ def check(dataset: Dataset, where: str = "") -> None:
     if size is not None and found.sizes and size not in found.sizes:
         choices = " or ".join(map(str, found.sizes))
         raise UserError(f"{at}size must be {choices} for {name}, not {size}")
+    if pipeline is not None and not found.streams:
+        sets = " and ".join(one.name for one in SPECS if one.streams)
+        raise UserError(f"{at}{name} is decoded once, so pipeline must be left out; it is for {sets}")
+    if pipeline is not None and size not in (None, pipeline.size):
+        raise UserError(f"{at}size: {size} must be left out, because pipeline.size says {pipeline.size}")
     if labels is not None and "labels" not in found.takes:
         raise UserError(f"{at}{name} has one kind of label only, so labels: {labels!r} must be left out")
     if labels is not None and found.labels and labels not in found.labels:
@@ -113,16 +122,17 @@ def _too_few(dataset: Dataset, key: str, wanted: int, there: int) -> str:
     return f"{key}: {wanted} is more than {dataset.name} has, {there}"
 
 
-def resolved(dataset: Dataset) -> Dataset:
+def resolved(dataset: Dataset, pipeline: Pipeline | None = None) -> Dataset:
     """The same images with every choice written out: the kind of label, and the size.
 
-    What the set leaves no choice of becomes None, so that the same images are not written in two ways.
+    What the set leaves no choice of becomes None, so that the same images are not written in two ways; so does the size
+    where there is a pipeline, which says it.
 
     Raises:
         UserError: There is no such data set.
     """
     found = spec(dataset.name)
-    size = dataset.size or found.image_size if "size" in found.takes else None
+    size = dataset.size or found.image_size if "size" in found.takes and pipeline is None else None
     labels = dataset.labels or (found.labels[0] if found.labels else None)
     return dataset.model_copy(update={"labels": labels, "size": size})
 
@@ -189,15 +199,40 @@ def load(dataset: Dataset, data_dir: Path | None = None) -> Splits:
         UserError: As ``check`` and ``locate``; or a file is damaged, or has fewer classes or images than asked for.
     """
     check(dataset)
-    splits = _source(dataset.name).load(spec(dataset.name), resolved(dataset), _resolve(data_dir))
+    return _chosen_of(_source(dataset.name).load(spec(dataset.name), resolved(dataset), _resolve(data_dir)), dataset)
+
+
+def listed(dataset: Dataset, pipeline: Pipeline, data_dir: Path | None = None) -> Listed:
+    """Lists the files of a data set whose images are decoded when they are needed.
+
+    Args:
+        dataset: As ``load`` takes it.
+        pipeline: How its images become batches.
+        data_dir: As ``data_dir()`` takes it.
+
+    Raises:
+        UserError: As ``check`` and ``locate``; or there are fewer classes or images than asked for.
+    """
+    from kd_bench.data import folder
+
+    check(dataset, pipeline=pipeline)
+    return _chosen_of(folder.listed(spec(dataset.name), dataset, _resolve(data_dir), pipeline), dataset)
+
+
+def images(dataset: Dataset, pipeline: Pipeline | None, data_dir: Path | None = None) -> Splits | Listed:
+    """The images that a trial asks for: ``load``ed, or ``listed`` where there is a pipeline."""
+    return load(dataset, data_dir) if pipeline is None else listed(dataset, pipeline, data_dir)
+
+
+def _chosen_of(images: Images, dataset: Dataset) -> Images:
     if dataset.classes is not None:
-        if dataset.classes > splits.num_classes:
-            raise UserError(_too_many(dataset, splits.num_classes))
-        splits = splits.first(dataset.classes)
+        if dataset.classes > images.num_classes:
+            raise UserError(_too_many(dataset, images.num_classes))
+        images = images.first(dataset.classes)
     for key, wanted, there in (
-        ("train_images", dataset.train_images, len(splits.train_images)),
-        ("test_images", dataset.test_images, len(splits.test_images)),
+        ("train_images", dataset.train_images, len(images.train_labels)),
+        ("test_images", dataset.test_images, len(images.test_labels)),
     ):
         if wanted is not None and wanted > there:
             raise UserError(_too_few(dataset, key, wanted, there))
-    return splits.few(dataset.train_images, dataset.test_images)
+    return images.few(dataset.train_images, dataset.test_images)

@@ -40,6 +40,8 @@ class DatasetSpec:
     """The sizes to choose from; empty where there is no choice, or any will do."""
     fetched: bool = False
     """Whether ``registry.download`` can get it."""
+    streams: bool = False
+    """Whether its images can be decoded when they are needed, which a recipe's ``pipeline`` asks for."""
 
     @property
     def summary(self) -> str:
@@ -127,6 +129,7 @@ SPECS = (
         source="the folder named by path, with a folder of images a class in train and in test, val, valid or "
         "validation",
         takes=("path", "size"),
+        streams=True,
     ),
     DatasetSpec(
         name="imagenet",
@@ -144,6 +147,7 @@ SPECS = (
         source="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015; "
         "https://image-net.org/challenges/LSVRC/2012/",
         takes=("size",),
+        streams=True,
     ),
     DatasetSpec(
         name="parquet",

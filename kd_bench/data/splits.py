@@ -55,6 +55,11 @@ class Splits:
         """K."""
         return len(self.class_names)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(3, H, W) of the training images."""
+        return tuple(self.train_images.shape[1:])
+
     def first(self, classes: int) -> Splits:
         """Only the images of the first ``classes`` classes, in the order they had. Mean and std stay."""
         if classes == self.num_classes:
@@ -75,7 +80,7 @@ class Splits:
         Of each class those are taken that come first, and where the classes cannot have equally many, the first classes
         have one more. The choice depends on no seed.
         """
-        train, test = _evenly(self.train_labels, train_images), _evenly(self.test_labels, test_images)
+        train, test = evenly(self.train_labels, train_images), evenly(self.test_labels, test_images)
         few = self
         if train is not None:
             few = replace(few, train_images=self.train_images[train], train_labels=self.train_labels[train])
@@ -84,8 +89,8 @@ class Splits:
         return few
 
 
-def _evenly(labels: Tensor, wanted: int | None) -> Tensor | None:
-    """The places of ``wanted`` images, rising; None where all are kept."""
+def evenly(labels: Tensor, wanted: int | None) -> Tensor | None:
+    """The places of ``wanted`` images as ``few`` chooses them, rising; None where all are kept."""
     if wanted is None or wanted >= len(labels):
         return None
     # An image's place among those of its class; images of the same place are taken class by class.

@@ -23,14 +23,15 @@ class ReviewKD(Method):
     pooled embeddings as the deepest; the deepest of both networks against one another. Fusions have as many channels
     inside as the student's embedding, at most ``max_mid_channels``.
 
-    The published code compares the student's stages after the activation with the teacher's before it. It counts
-    epochs from 0 in the warm-up, so that nothing is distilled in the first; other code counts from 1. The published
-    weights of CIFAR-100 depend on the pair, see the recipes.
+    The published code of CIFAR-100 compares the student's stages after the activation with the teacher's before it;
+    that of ImageNet takes both before it. It counts epochs from 0 in the warm-up, so that nothing is distilled in the
+    first; other code counts from 1. The published weights of CIFAR-100 depend on the pair, see the recipes.
 
     Args:
         review_weight: Weight of the review.
         warmup_epochs: Epochs over which the review grows linearly to its full weight; 0 for none.
         first_epoch: The number of the first epoch in the warm-up.
+        student_features: What of the student's stages is fused: "stages", after the activation, or "preacts".
         teacher_features: What of the teacher's stages is taught: "preacts", as published, or "stages", after the
             activation, which every network can give.
         max_mid_channels: Most channels inside the fusions.
@@ -42,9 +43,11 @@ class ReviewKD(Method):
 
     @classmethod
     def needs_with(cls, hyperparameters: Mapping[str, Any]) -> Needs:
-        """Pre-activations of the teacher only where they are taught."""
-        teacher = frozenset({hyperparameters["teacher_features"], "pooled"})
-        return Needs(cls.needs.student, teacher)
+        """Pre-activations only where they are fused or taught."""
+        return Needs(
+            student=frozenset({"logits", hyperparameters["student_features"], "pooled"}),
+            teacher=frozenset({hyperparameters["teacher_features"], "pooled"}),
+        )
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class ReviewKD(Method):
         review_weight: NonNegative = 1.0,
         warmup_epochs: Count = 20,
         first_epoch: Literal[0, 1] = 0,
+        student_features: Literal["stages", "preacts"] = "stages",
         teacher_features: Literal["preacts", "stages"] = "preacts",
         max_mid_channels: PositiveCount = 512,
         ce_weight: NonNegative = 1.0,
@@ -60,10 +64,10 @@ class ReviewKD(Method):
         super().__init__(pair)
         self.review_weight, self.ce_weight = review_weight, ce_weight
         self.warmup_epochs, self.first_epoch = warmup_epochs, first_epoch
-        self.teacher_features = teacher_features
-        self.needs = self.needs_with({"teacher_features": teacher_features})
+        self.student_features, self.teacher_features = student_features, teacher_features
+        self.needs = self.needs_with({"student_features": student_features, "teacher_features": teacher_features})
         assert pair.teacher is not None
-        ours = _levels(pair.student.stages, pair.student.pooled)
+        ours = _levels(getattr(pair.student, student_features), pair.student.pooled)
         theirs = _levels(getattr(pair.teacher, teacher_features), pair.teacher.pooled)
         self.stages = min(len(ours), len(theirs))
         middle = min(max_mid_channels, ours[-1][0])
@@ -75,7 +79,7 @@ class ReviewKD(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce" and "review"."""
         teacher = taught_by(teacher)
-        ours = [*student.stages[1:], embedding(student)[:, :, None, None]]
+        ours = [*getattr(student, self.student_features)[1:], embedding(student)[:, :, None, None]]
         theirs = [*getattr(teacher, self.teacher_features)[1:], embedding(teacher)[:, :, None, None]]
         factor = warm_up(batch.epoch - 1 + self.first_epoch, self.warmup_epochs)
         terms, deeper = [], None

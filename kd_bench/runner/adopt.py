@@ -47,7 +47,7 @@ def adopt(
     if sha256(file) != given.weights:
         raise UserError(f"{file}: was changed since this run was planned; run the recipe again")
     torch.set_num_threads(threads)
-    splits = datasets.load(given.dataset, datasets.data_dir(data))
+    splits = datasets.images(given.dataset, given.pipeline, datasets.data_dir(data))
     network, view = load_network(given, file, splits)
 
     def progress(step: int, steps: int) -> None:

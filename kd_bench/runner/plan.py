@@ -14,11 +14,13 @@ from kd_bench.models import registry as models
 from kd_bench.models import zoo
 from kd_bench.reading import merge, parse
 from kd_bench.recipe import (
+    Augment,
     Dataset,
     Given,
     Input,
     MethodSettings,
     PairEntry,
+    Pipeline,
     Planned,
     Recipe,
     Schedule,
@@ -89,7 +91,16 @@ def teacher_of(recipe: Recipe, name: str, where: str) -> tuple[Trial | Given, Pa
         return trial, None
     place = f"{where}: teachers.{name}.weights"
     given, file = given_teacher(trial.dataset, name, weights, place)
-    return given if trial.input == Input() else given.model_copy(update={"input": trial.input}), file
+    update: dict[str, Any] = {"dataset": trial.dataset, "pipeline": _test_only(trial.pipeline)}
+    return given.model_copy(update=update if trial.input == Input() else update | {"input": trial.input}), file
+
+
+def _test_only(pipeline: Pipeline | None) -> Pipeline | None:
+    """What of a pipeline concerns test images: a given teacher is the same whatever its students train by."""
+    if pipeline is None:
+        return None
+    concerned = {"size", "crop_pct", "test_size", "test_interpolation", "corrupt"}
+    return Pipeline.model_validate(pipeline.model_dump(include=concerned))
 
 
 def teachers(recipe: Recipe, name: str, where: str) -> list[Planned]:
@@ -190,6 +201,22 @@ def _alone(where: str) -> MethodSettings:
 
 def _trial(recipe: Recipe, overrides: Mapping[str, Any], where: str, **fields: Any) -> Trial:
     training = parse(Training, merge(recipe.shared_training(), overrides), where)
+    others = {
+        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in fields.items()
+    }
+    settings = training.model_dump(mode="json") | {
+        "schedule": _in_epochs(training.schedule, training.epochs).model_dump(mode="json"),
+        "augment": _augment(recipe, training, where).model_dump(mode="json"),
+        "dataset": datasets.resolved(recipe.dataset, training.pipeline).model_dump(),
+    }
+    return parse(Trial, settings | others, where)
+
+
+def _augment(recipe: Recipe, training: Training, where: str) -> Augment:
+    """What happens to images in memory, every choice written out; nothing where a pipeline reads them."""
+    if training.pipeline is not None:
+        datasets.check(recipe.dataset, where, training.pipeline)
+        return Augment(crop=0, flip=False)
     spec = datasets.chosen(recipe.dataset)
     crop, flip, most = training.augment.crop, training.augment.flip, spec.crop
     flips = spec.flip if flip is None else flip
@@ -197,15 +224,7 @@ def _trial(recipe: Recipe, overrides: Mapping[str, Any], where: str, **fields: A
         raise UserError(f"{where}: augment.crop: {crop} is more than {spec.name} allows, {most}")
     if flip and not spec.flip:
         raise UserError(f"{where}: augment.flip: a mirrored image of {spec.name} no longer has its label")
-    settings = training.model_dump(mode="json") | {
-        "augment": training.augment.model_dump(mode="json") | {"crop": most if crop is None else crop, "flip": flips},
-        "schedule": _in_epochs(training.schedule, training.epochs).model_dump(mode="json"),
-        "dataset": datasets.resolved(recipe.dataset).model_dump(),
-    }
-    others = {
-        key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in fields.items()
-    }
-    return parse(Trial, settings | others, where)
+    return training.augment.model_copy(update={"crop": most if crop is None else crop, "flip": flips})
 
 
 def _in_epochs(schedule: Schedule, epochs: int) -> Schedule:

@@ -40,6 +40,7 @@ class Options:
         cohort_size: Most students in one process.
         retry_failed: Whether to train trials again that failed before.
         tensorboard: Whether to write TensorBoard events as well.
+        workers: Processes of each cohort that decode images, where these are not held in memory.
     """
 
     out: Path
@@ -50,6 +51,7 @@ class Options:
     cohort_size: int = 8
     retry_failed: bool = False
     tensorboard: bool = False
+    workers: int = 0
 
 
 @dataclass
@@ -232,6 +234,7 @@ class Runner:
             device=place,
             threads=self.options.threads,
             tensorboard=self.options.tensorboard,
+            workers=self.options.workers,
         )
         process = local.start(job, cohort.folder / "logs" / f"{cohort.trials[0].id}.log")
         self._running.append((cohort, process, place))

@@ -52,7 +52,7 @@ def verify(taught: Trial | Given, file: Path | None, out: Path, data: Path | Non
     from kd_bench.models import weights
     from kd_bench.training.fit import accuracy, load_network
 
-    splits = datasets.load(taught.dataset, datasets.data_dir(data))
+    splits = datasets.images(taught.dataset, taught.pipeline, datasets.data_dir(data))
     network, view = load_network(taught, file, splits)
     found = accuracy(network, view, splits, torch.device(device))
     card = zoo.find("teachers", taught.dataset.name, taught.model)

@@ -37,6 +37,7 @@ class Job:
         device: ``cpu``, or ``cuda:<n>``.
         threads: Threads of one operation on the CPU.
         tensorboard: Whether to write TensorBoard events as well.
+        workers: Processes that decode images, where these are not held in memory.
     """
 
     folder: str
@@ -47,6 +48,7 @@ class Job:
     device: str
     threads: int
     tensorboard: bool = False
+    workers: int = 0
 
     def line(self) -> str:
         """As a line of JSON."""
@@ -154,7 +156,7 @@ def _train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice)
     device = torch.device(job.device)
     first = held[0][0]
     where = datasets.data_dir(Path(job.data) if job.data else None)
-    splits = datasets.load(first.dataset, where)
+    splits = datasets.images(first.dataset, first.pipeline, where)
     teacher = view = teacher_top1 = None
     if job.teacher is not None and first.teacher is not None:
         taught_by = TrialFolder(Path(job.teacher))
@@ -163,7 +165,7 @@ def _train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice)
     environment = describe(job.device, job.threads)
     members = []
     for trial, folder, lease in held:
-        sink = FolderSink(folder, lease, voice.tell, teacher_top1, len(splits.train_images), job.tensorboard)
+        sink = FolderSink(folder, lease, voice.tell, teacher_top1, len(splits.train_labels), job.tensorboard)
         try:
             member = training.build_member(trial, splits, teacher, sink)
         except UserError as error:
@@ -185,8 +187,14 @@ def _train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice)
         voice.tell("progress", epoch=epoch, step=step, steps=steps, rate=rate)
 
     cohort = Distillation(members, teacher, view, progress) if teacher is not None else Supervised(members, progress)
-    train, test = training.loaders(first, splits, device)
-    training.fit(cohort, train, test, device)
+    train, test = training.loaders(first, splits, device, job.workers)
+    try:
+        training.fit(cohort, train, test, device)
+    finally:
+        for path, reason in {**train.corrupt, **test.corrupt}.items():
+            voice.tell("note", text=f"{path}: cannot be decoded and was skipped ({reason})")
+        for loader in (train, test):
+            loader.close()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench import seeding
+from kd_bench.data.listed import Listed
 from kd_bench.data.loader import InMemoryLoader
 from kd_bench.data.splits import Splits
+from kd_bench.data.stream import StreamLoader, StreamTestLoader
 from kd_bench.errors import UserError
 from kd_bench.methods import registry as methods
 from kd_bench.models import registry as models
@@ -26,17 +28,22 @@ from kd_bench.training.cohort import Cohort
 from kd_bench.training.member import Member, Sink
 from kd_bench.types import Pair
 
+#: A data set in memory, or the list of its files.
+Images = Splits | Listed
+TrainLoader = InMemoryLoader | StreamLoader
+TestLoader = InMemoryLoader | StreamTestLoader
+
 #: Images a step of evaluation.
 EVALUATION_BATCH = 256
 
 
-def build_network(trial: Trial, splits: Splits) -> tuple[nn.Module, View]:
+def build_network(trial: Trial, splits: Images) -> tuple[nn.Module, View]:
     """The trial's student with the initial weights that belong to its seed and network, whatever the method."""
     seeding.seed_global(trial.seed, f"{seeding.WEIGHTS}/{trial.model}")
     return _build(trial, splits)
 
 
-def load_network(trained: Trial | Given, file: Path, splits: Splits) -> tuple[nn.Module, View]:
+def load_network(trained: Trial | Given, file: Path, splits: Images) -> tuple[nn.Module, View]:
     """A trained network in evaluation mode, and how it sees the images.
 
     Args:
@@ -53,14 +60,14 @@ def load_network(trained: Trial | Given, file: Path, splits: Splits) -> tuple[nn
     return network.eval(), view
 
 
-def _build(trial: Trial | Given, splits: Splits) -> tuple[nn.Module, View]:
-    image_size = splits.train_images.shape[-1]
+def _build(trial: Trial | Given, splits: Images) -> tuple[nn.Module, View]:
+    image_size = splits.image_shape[-1]
     options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
     network = models.create(trial.model, splits.num_classes, trial.input.size or image_size, **options)
     return network, View(network, trial.input, image_size, splits.mean, splits.std)
 
 
-def build_member(trial: Trial, splits: Splits, teacher: nn.Module | None, sink: Sink) -> Member:
+def build_member(trial: Trial, splits: Images, teacher: nn.Module | None, sink: Sink) -> Member:
     """A student and its method, ready to be trained.
 
     Raises:
@@ -75,7 +82,7 @@ def build_member(trial: Trial, splits: Splits, teacher: nn.Module | None, sink: 
         norms = preact_norms(teacher, _image(trial.teacher, splits))
     pair = Pair(
         num_classes=splits.num_classes,
-        train_size=len(splits.train_images),
+        train_size=len(splits.train_labels),
         student=shapes(network, _image(trial, splits), needs.student),
         teacher=shapes(teacher, _image(trial.teacher, splits), needs.teacher) if teacher and trial.teacher else None,
         student_name=trial.model,
@@ -89,13 +96,31 @@ def build_member(trial: Trial, splits: Splits, teacher: nn.Module | None, sink: 
     return Member(trial, network, view, method, sink)
 
 
-def _image(trial: Trial | Given, splits: Splits) -> tuple[int, ...]:
-    channels, *size = splits.train_images.shape[1:]
+def _image(trial: Trial | Given, splits: Images) -> tuple[int, ...]:
+    channels, *size = splits.image_shape
     return (channels, *([trial.input.size] * 2 if trial.input.size else size))
 
 
-def loaders(trial: Trial, splits: Splits, device: torch.device) -> tuple[InMemoryLoader, InMemoryLoader]:
-    """The stream of training batches that belongs to the trial's seed, and the test set."""
+def loaders(trial: Trial, splits: Images, device: torch.device, workers: int = 0) -> tuple[TrainLoader, TestLoader]:
+    """The stream of training batches that belongs to the trial's seed, and the test set.
+
+    Args:
+        trial: Any of those that share the stream.
+        splits: The data set.
+        device: Where the batches are made.
+        workers: Processes that decode images, where these are not held in memory.
+    """
+    test = evaluation_loader(splits, device, workers)
+    if isinstance(splits, Listed):
+        train: TrainLoader = StreamLoader(
+            splits,
+            batch_size=trial.batch_size,
+            micro_batch=trial.micro_batch,
+            seed=trial.seed,
+            device=device,
+            workers=workers,
+        )
+        return train, test
     train = InMemoryLoader(
         splits.train_images,
         splits.train_labels,
@@ -108,11 +133,13 @@ def loaders(trial: Trial, splits: Splits, device: torch.device) -> tuple[InMemor
         shuffle=True,
         seed=trial.seed,
     )
-    return train, evaluation_loader(splits, device)
+    return train, test
 
 
-def evaluation_loader(splits: Splits, device: torch.device) -> InMemoryLoader:
+def evaluation_loader(splits: Images, device: torch.device, workers: int = 0) -> TestLoader:
     """The test set, as it is."""
+    if isinstance(splits, Listed):
+        return StreamTestLoader(splits, batch_size=EVALUATION_BATCH, device=device, workers=workers)
     return InMemoryLoader(
         splits.test_images,
         splits.test_labels,
@@ -123,7 +150,7 @@ def evaluation_loader(splits: Splits, device: torch.device) -> InMemoryLoader:
     )
 
 
-def fit(cohort: Cohort, train: InMemoryLoader, test: InMemoryLoader, device: torch.device) -> None:
+def fit(cohort: Cohort, train: TrainLoader, test: TestLoader, device: torch.device) -> None:
     """Trains all members to their last epoch; results go to their sinks as they come."""
     epochs = cohort.members[0].trial.epochs - cohort.start_epoch
     if epochs <= 0:
@@ -166,7 +193,7 @@ class Accuracy:
 def accuracy(
     network: nn.Module,
     view: View,
-    splits: Splits,
+    splits: Images,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
 ) -> Accuracy:
@@ -182,15 +209,18 @@ def accuracy(
     network, view = network.to(device).eval(), view.to(device)
     loader = evaluation_loader(splits, device)
     first: list[Tensor] = []
+    classes: list[Tensor] = []
     fifth = torch.zeros((), dtype=torch.int64, device=device)
     for batch in loader:
+        classes.append(batch.labels)
         logits = network(view(batch.images))
         hits = logits.topk(min(5, logits.shape[-1])).indices == batch.labels[:, None]
         first.append(hits[:, 0])
         fifth += hits.sum()
         if progress:
             progress(batch.step + 1, len(loader))
-    labels, right = splits.test_labels, torch.cat(first).cpu()
+    loader.close()
+    labels, right = torch.cat(classes).cpu(), torch.cat(first).cpu()  # those that could be decoded
     images = torch.bincount(labels, minlength=splits.num_classes)
     rights = torch.bincount(labels[right], minlength=splits.num_classes)
     return Accuracy(

@@ -73,7 +73,7 @@ def test_a_labelled_test_folder_goes_before_a_validation_folder(tmp_path: Path) 
 def test_a_second_start_lists_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path / "mine")
     first = registry.load(MINE, tmp_path)
-    monkeypatch.delattr(folder.layout, "images")
+    monkeypatch.delattr(folder.layout, "image_names")
     assert torch.equal(registry.load(MINE, tmp_path).train_images, first.train_images)
 
 

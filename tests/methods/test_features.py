@@ -133,6 +133,16 @@ def test_reviewkd_may_be_taught_what_every_network_can_give() -> None:
     assert make("reviewkd").needs.teacher == {"preacts", "pooled"}
 
 
+def test_reviewkd_may_fuse_the_students_pre_activations() -> None:
+    method = make("reviewkd", student_features="preacts").eval()
+    assert method.needs.student == {"logits", "preacts", "pooled"}
+    student, teacher = outputs(1), teacher_outputs(2)
+    found = call(method, replace(student, stages=()), teacher, batch(epoch=20))["review"]
+    swapped = replace(student, stages=student.preacts)
+    plain = make("reviewkd").eval()
+    assert found == call(plain, swapped, teacher, batch(epoch=20))["review"]
+
+
 def test_feature_methods_under_any_shapes() -> None:
     """Stages of other sizes and numbers, as a transformer's all alike, on either side."""
     flat = Shapes((5,), stages=((12, 4, 4),) * 6, preacts=((12, 4, 4),) * 6, pooled=(12,))
