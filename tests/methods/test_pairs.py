@@ -121,7 +121,7 @@ def test_a_transformer_teaches_by_all_methods_that_it_can(transformer: Trained, 
 
 @pytest.fixture(scope="module")
 def transformer() -> Trained:
-    return Trained("test_vit", "cifar_resnet8", (3, 160, 160), 3)
+    return Trained("test_vit", "cifar_resnet8", (3, 160, 160), 8)
 
 
 @pytest.mark.parametrize("name", ["ofd", "reviewkd"])
