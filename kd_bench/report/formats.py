@@ -11,34 +11,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
 
 from kd_bench.errors import unknown
+from kd_bench.report import latex
 from kd_bench.report.statistics import Estimate
 from kd_bench.report.table import CONFIDENCE, PairTable, Row, Summary
 
 if TYPE_CHECKING:
     from kd_bench.report.statistics import Difference
 
-FORMATS = ("terminal", "markdown", "plain", "latex", "csv")
+FORMATS = ("terminal", "markdown", "plain", "latex", "latex-long", "csv")
 
 _NOTHING = "–"
 _ASCII = str.maketrans({"±": "+-", "–": "-", "→": "->", "─": "-"})
-_LATEX = str.maketrans(
-    {
-        **{c: f"\\{c}" for c in "_%&#${}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        # behind the \\ of the line above, these two would be read as its arguments
-        "[": "{[}",
-        "*": "{*}",
-        "<": r"$<$",
-        ">": r"$>$",
-        "|": r"$|$",
-        "±": r"$\pm$",
-        "→": r"$\to$",
-        "–": "--",
-    }
-)
-_LATEX_NUMBER = {**_LATEX, **str.maketrans({"-": "$-$", "+": "$+$"})}
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*`<>"})
 
 
@@ -54,7 +37,8 @@ def render(summary: Summary, format: str, *, width: int = 80, colour: bool = Fal
     """The summary as text that ends with a line break.
 
     "csv" has a row a line of the table, with numbers in full precision and their facts (baseline, coverage, epochs) in
-    columns; the other formats round and add the footnotes.
+    columns; "latex" is laid out as the paper's Table 6, a column a pair, "latex-long" has a row for what "markdown" has
+    one for; all but "csv" round and add the footnotes.
 
     Args:
         summary: From ``summarise``.
@@ -71,7 +55,9 @@ def render(summary: Summary, format: str, *, width: int = 80, colour: bool = Fal
     if format == "csv":
         text = _csv(summary)
     elif format == "latex":
-        text = _latex(summary)
+        text = latex.paper(summary)
+    elif format == "latex-long":
+        text = _latex_long(summary)
     elif format == "terminal":
         text = _terminal(summary, width, colour, ascii_only)
     else:
@@ -105,8 +91,8 @@ def _encodes(stream: TextIO, text: str) -> bool:
 # --- what the cells say ---
 
 
-def _columns(summary: Summary) -> list[_Column]:
-    """The table's columns; the difference only where there is a baseline, what is published only where something is."""
+def _columns(summary: Summary, tests: bool = False) -> list[_Column]:
+    """The table's columns; the difference and its ``tests`` only where there is a baseline, the published likewise."""
     columns = [
         _Column(("method",), _name),
         _Column(("top-1 %", "mean ± std (n)"), _with_count),
@@ -116,6 +102,9 @@ def _columns(summary: Summary) -> list[_Column]:
     if summary.baseline is not None:
         header = (f"difference to {summary.baseline}", f"[{round(100 * CONFIDENCE)} % interval]")
         columns.insert(2, _Column(header, lambda row: _interval(row.difference)))
+        if tests:
+            columns.insert(3, _Column(("p of the paired t test", "(Holm)"), lambda row: _p(row, "t")))
+            columns.insert(4, _Column(("p of the sign-flip test", "(Holm)"), lambda row: _p(row, "flip")))
     if any(row.published for pair in summary.pairs for row in pair.rows):
         columns[2:2] = [
             _Column(("published %", "(source)"), _published),
@@ -148,6 +137,22 @@ def _interval(value: Difference | None) -> str:
         return _NOTHING
     mean = _signed(value.mean)
     return mean if value.low is None or value.high is None else f"{mean} [{_signed(value.low)}, {_signed(value.high)}]"
+
+
+def _p(row: Row, test: Literal["t", "flip"]) -> str:
+    """A p-value, and behind it the one that is corrected for the number of methods, where there is one."""
+    found = row.significance
+    if found is None:
+        return _NOTHING
+    p, corrected = (found.p_t, found.p_t_holm) if test == "t" else (found.p_flip, found.p_flip_holm)
+    if p is None:
+        return _NOTHING
+    return spelt_p(p) if corrected is None else f"{spelt_p(p)} ({spelt_p(corrected)})"
+
+
+def spelt_p(p: float) -> str:
+    """A p-value to three decimals."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _published(row: Row) -> str:
@@ -194,7 +199,7 @@ def _tabulated(summary: Summary, format: str, ascii_only: bool) -> str:
     markdown = format == "markdown"
     # tabulate aligns by length, so "±" is respelt before it sees the cells
     spell = {**(_MARKDOWN if markdown else {}), **(_ASCII if ascii_only else {})}
-    columns = _columns(summary)
+    columns = _columns(summary, tests=True)
     noted = any(row.note for pair in summary.pairs for row in pair.rows)
     blocks = []
     for pair in summary.pairs:
@@ -277,52 +282,36 @@ def _terminal(summary: Summary, width: int, colour: bool, ascii_only: bool) -> s
     return text if colour else "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
-def _latex(summary: Summary) -> str:
-    r"""A ``table`` environment for the package booktabs, with a block a pair."""
-    columns = _columns(summary)
+def _latex_long(summary: Summary) -> str:
+    """A block a pair and a row a line, with the statistics that the other layout has no room for."""
+    columns = _columns(summary, tests=True)
     body = []
     notes = []
     for pair in summary.pairs:
-        body += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{@{{}}l}}{{\textbf{{{_tex(_title(pair))}}}}} \\"]
+        title = latex.tex(_title(pair))
+        body += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{@{{}}l}}{{\textbf{{{title}}}}} \\"]
         for at, row in enumerate(pair.rows):
             if at == 0 or _begins_methods(pair, at):
                 body.append(r"\midrule")
             name, *numbers = (column.show(row) for column in columns)
-            body.append(" & ".join([_tex(name), *(number.translate(_LATEX_NUMBER) for number in numbers)]) + r" \\")
+            body.append(" & ".join([latex.tex(name), *map(latex.number, numbers)]) + r" \\")
             if row.note:
                 notes.append(f"{_name(row)} ({_title(pair)}): {row.note}.")
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            r"\footnotesize",
-            r"\setlength{\tabcolsep}{4pt}",
-            rf"\begin{{tabular}}{{@{{}}{''.join(column.align[0] for column in columns)}@{{}}}}",
-            r"\toprule",
-            " & ".join(map(_tex_header, columns)) + r" \\",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-            r"\smallskip",
-            r"\begin{minipage}{\linewidth}",
-            r"\scriptsize",
-            *(rf"{_tex(note)}\par" for note in (*summary.footnotes, *notes)),
-            r"\end{minipage}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def _tex(text: str) -> str:
-    return text.translate(_LATEX)
+    tabular = [
+        rf"\begin{{tabular}}{{@{{}}{''.join(column.align[0] for column in columns)}@{{}}}}",
+        r"\toprule",
+        " & ".join(map(_tex_header, columns)) + r" \\",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return latex.environment([tabular], (*summary.footnotes, *notes))
 
 
 def _tex_header(column: _Column) -> str:
-    stacked = r" \\ ".join(rf"\strut {_tex(line)}" for line in column.header)
-    return _tex(column.header[0]) if len(column.header) == 1 else rf"\shortstack[{column.align[0]}]{{{stacked}}}"
+    lines = [latex.tex(line) for line in column.header]
+    stacked = r" \\ ".join(rf"\strut {line}" for line in lines)
+    return lines[0] if len(lines) == 1 else rf"\shortstack[{column.align[0]}]{{{stacked}}}"
 
 
 def _csv(summary: Summary) -> str:
@@ -337,17 +326,22 @@ def _csv(summary: Summary) -> str:
 
 def _record(pair: PairTable, row: Row, baseline: str | None) -> dict[str, str | float | None]:
     top1, best, difference, published = row.top1, row.best, row.difference, row.published
+    tested = row.significance
+    bootstrap = tested.bootstrap if tested else None
     return {
         "dataset": pair.dataset,
         "teacher": pair.teacher,
         "student": pair.student,
         "kind": row.kind,
         "label": row.label,
+        "family": row.family,
         "planned": row.planned,
         "done": row.done,
         "failed": row.failed,
         "unreadable": row.unreadable,
         "missing": row.missing,
+        "other_protocol": row.other,
+        "comparable": row.comparable,
         "top1_last_mean": top1.mean if top1 else None,
         "top1_last_std": top1.std if top1 else None,
         "top1_best_mean": best.mean if best else None,
@@ -358,12 +352,19 @@ def _record(pair: PairTable, row: Row, baseline: str | None) -> dict[str, str | 
         "difference_high": difference.high if difference else None,
         "difference_n": difference.n if difference else None,
         "difference_coverage": CONFIDENCE if difference and difference.low is not None else None,
+        "p_paired_t": tested.p_t if tested else None,
+        "p_paired_t_holm": tested.p_t_holm if tested else None,
+        "p_sign_flip": tested.p_flip if tested else None,
+        "p_sign_flip_holm": tested.p_flip_holm if tested else None,
+        "bootstrap_low": bootstrap[0] if bootstrap else None,
+        "bootstrap_high": bootstrap[1] if bootstrap else None,
         "published": published.top1 if published else None,
         "published_std": published.std if published else None,
         "published_source": published.source if published else None,
         "minus_published": published.difference if published else None,
         "published_inside": published.inside if published else None,
         "seconds_per_epoch": row.seconds,
+        "peak_memory_bytes": row.memory,
         "epochs": row.epochs[0] if len(row.epochs) == 1 else None,
         "note": row.note,
     }

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from kd_bench.report.protocol import protocol
+
 if TYPE_CHECKING:
     from kd_bench.recipe import Planned
 
@@ -18,7 +20,7 @@ Status = Literal["done", "failed", "missing", "unreadable"]
 #: Fields of ``result.json``: accuracies in percent, other numbers, and counts.
 PERCENTAGES = ("top1_last", "top1_best", "top5_last", "teacher_top1")
 NUMBERS = ("seconds", "seconds_per_epoch", "images_per_second")
-COUNTS = ("best_epoch", "epochs", "parameters", "cohort")
+COUNTS = ("best_epoch", "epochs", "parameters", "cohort", "peak_memory_bytes")
 
 _TEACHERS_OWN = {
     "teacher_status": "status",
@@ -45,7 +47,8 @@ def read_results(folder: Path, planned: Sequence[Planned], teachers: Path | None
     Returns:
         Columns ``dataset, teacher, student, label, method, seed, trial_id, teacher_id`` (``teacher`` is
         empty for a pair without one); ``status`` (done, failed,
-        missing or unreadable) and ``reason`` (text, absent for done); the fields of ``result.json`` (accuracies in
+        missing or unreadable) and ``reason`` (text, absent for done); ``protocol`` (JSON, equal where trials were
+        trained alike); the fields of ``result.json`` (accuracies in
         percent, times in seconds, NA where a trial has none); and of the teacher ``teacher_status``,
         ``teacher_reason``, ``teacher_top1`` (its own trial's last epoch, else what the student's trial measured),
         ``teacher_top1_best``, ``teacher_epochs``, ``teacher_seconds_per_epoch``.
@@ -68,6 +71,7 @@ def read_results(folder: Path, planned: Sequence[Planned], teachers: Path | None
         of_teacher = read(teachers / cell.teacher_id) if cell.teacher_id else {}
         for column, field in _TEACHERS_OWN.items():
             row[column] = of_teacher.get(field, row.get(column))
+        row["protocol"] = protocol(cell, row.get("epochs") if row["status"] == "done" else None)
         rows.append(row)
     return _typed(rows)
 
@@ -132,7 +136,7 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
     kinds = {
         **dict.fromkeys(("dataset", "teacher", "student", "label", "method"), "string"),
         "seed": "int64",
-        **dict.fromkeys(("trial_id", "teacher_id", "status", "reason", "finished"), "string"),
+        **dict.fromkeys(("trial_id", "teacher_id", "status", "reason", "protocol", "finished"), "string"),
         **dict.fromkeys((*PERCENTAGES, *NUMBERS), "float64"),
         **dict.fromkeys(COUNTS, "Int64"),
         **dict.fromkeys(("teacher_status", "teacher_reason"), "string"),

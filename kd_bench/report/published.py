@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from kd_bench.errors import UserError, unknown
 from kd_bench.reading import parse, read_mapping
 from kd_bench.recipe import Given, NonNegative, Positive, Settings, Trial
+from kd_bench.report.protocol import IDENTITY, NAMED, differences, instead
 from kd_bench.report.statistics import Estimate, mean_interval
 from kd_bench.report.table import ALONE, CONFIDENCE, PairTable, Published, Row, Summary
 from kd_bench.resources import share
@@ -28,11 +29,8 @@ if TYPE_CHECKING:
 #: What the tables call a network that was trained to teach.
 TEACHER = "teacher"
 
-#: Settings of a trial that say what it is rather than how it is trained.
-_IDENTITY = {"schema", "model", "method", "teacher", "seed"}
-
-#: Differences to the protocol that a footnote names.
-_NAMED = 3
+#: What a file of published numbers does not say of a trial.
+_UNSAID = IDENTITY | {"schema"}
 
 _REPORTS = {"last": "last epoch", "best": "best epoch", "unknown": "epoch not said"}
 
@@ -243,9 +241,9 @@ def _beside(row: Row, pair: PairTable, cell: Planned, numbers: Numbers, said: _S
         return row
     reasons = _reasons(row, pair, cell, numbers)
     if reasons:
-        more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+        more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
         name = TEACHER if row.kind == TEACHER else row.label
-        said.refused.setdefault(", ".join(reasons[:_NAMED]) + more, []).append(name)
+        said.refused.setdefault(", ".join(reasons[:NAMED]) + more, []).append(name)
         return row
     primary = found[0]
     said.disagreement(row, pair, found)
@@ -284,12 +282,14 @@ def _reasons(row: Row, pair: PairTable, cell: Planned, numbers: Numbers) -> list
     taught_by = cell.taught_by
     if row.kind == TEACHER:
         return _of_teacher(taught_by, None, numbers)
+    if not row.comparable:
+        return ["results of another protocol than the recipe's"]
     reasons = _of_training(cell.trial, numbers)
     if row.kind == "student":
         return reasons
     wanted = numbers.file.methods.get(cell.method, {}) | _of_pair(cell, numbers)
     given = cell.trial.method.hyperparameters
-    reasons += [_instead(key, given.get(key), value) for key, value in wanted.items() if given.get(key) != value]
+    reasons += [instead(key, given.get(key), value) for key, value in wanted.items() if given.get(key) != value]
     measured = next((one.top1 for one in pair.rows if one.kind == TEACHER), None)
     return reasons + [one for one in _of_teacher(taught_by, measured, numbers) if one not in reasons]
 
@@ -302,12 +302,12 @@ def _of_pair(cell: Planned, numbers: Numbers) -> dict[str, Any]:
 
 def _of_training(trial: Trial, numbers: Numbers) -> list[str]:
     file = numbers.file
-    settings = {key: value for key, value in trial.settings().items() if key not in _IDENTITY}
+    settings = {key: value for key, value in trial.settings().items() if key not in _UNSAID}
     wanted = dict(file.protocol)
     rate = file.learning_rates.get(trial.model.removeprefix(file.prefix))
     if rate is not None:
         wanted["optimizer"] = {**wanted["optimizer"], "lr": rate}
-    return list(_differences(settings, wanted, ""))
+    return list(differences(settings, wanted))
 
 
 def _of_teacher(taught_by: Trial | Given | None, measured: Estimate | None, numbers: Numbers) -> list[str]:
@@ -317,7 +317,7 @@ def _of_teacher(taught_by: Trial | Given | None, measured: Estimate | None, numb
     if isinstance(taught_by, Trial):
         return [f"teacher's {one}" for one in _of_training(taught_by, numbers)]
     settings = taught_by.settings()
-    reasons = list(_differences(settings["dataset"], numbers.file.protocol.get("dataset", {}), "teacher's dataset."))
+    reasons = list(differences(settings["dataset"], numbers.file.protocol.get("dataset", {}), "teacher's dataset."))
     if "input" in settings:
         reasons.append("teacher's input of its own")
     name = taught_by.model.removeprefix(numbers.file.prefix)
@@ -325,25 +325,3 @@ def _of_teacher(taught_by: Trial | Given | None, measured: Estimate | None, numb
     if measured and found and abs(measured.mean - found[0].top1) > numbers.file.teacher_tolerance:
         reasons.append(f"a given teacher of {measured.mean:.2f} % where the published one has {found[0].top1:.2f} %")
     return reasons
-
-
-def _differences(given: Mapping[str, Any], wanted: Mapping[str, Any], path: str) -> Iterator[str]:
-    """A phrase a leaf that is not as wanted, one that is not wanted included."""
-    for key in dict.fromkeys([*wanted, *given]):
-        ours, theirs = given.get(key), wanted.get(key)
-        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            yield from _differences(ours, theirs, f"{path}{key}.")
-        elif ours != theirs:
-            yield _instead(f"{path}{key}", ours, theirs)
-
-
-def _instead(key: str, ours: Any, theirs: Any) -> str:
-    return f"{key} {_spelt(ours)} instead of {_spelt(theirs)}"
-
-
-def _spelt(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, Mapping):
-        return " ".join(f"{key} {_spelt(one)}" for key, one in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from kd_bench.errors import UserError
+from kd_bench.report.notes import commonest, count, footnotes, problems
+from kd_bench.report.protocol import comparable, explain
+from kd_bench.report.ranks import Ranking, ranking
+from kd_bench.report.significance import Significance, correct, significance
 from kd_bench.report.statistics import Difference, Estimate, estimate, paired_difference
 
 if TYPE_CHECKING:
@@ -56,6 +60,14 @@ class Row:
         planned, done, failed, unreadable, missing: Numbers of trials.
         note: What a reader must know of this line before quoting it; empty where there is nothing.
         published: What is published of it under the same protocol; None where nothing is.
+        method: The method's name; empty for a teacher.
+        family: What it distils, "features" or "logits"; empty where that is not known.
+        other: Number of trials that are done and left out, as they were trained otherwise than the line's others.
+        comparable: Whether data, augmentation, length and choice of weights are those of its pair, so that it may be
+            compared with others.
+        significance: What ``difference`` proves; None where there is no difference.
+        trials: Identities of the trials that its means are of; of a teacher, empty.
+        memory: Largest memory in bytes that training took on its device; None where it was not recorded.
     """
 
     kind: Literal["teacher", "student", "method"]
@@ -72,6 +84,18 @@ class Row:
     missing: int
     note: str
     published: Published | None = None
+    method: str = ""
+    family: str = ""
+    other: int = 0
+    comparable: bool = True
+    significance: Significance | None = None
+    trials: tuple[str, ...] = ()
+    memory: int | None = None
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it may be called the best: a method, complete, by the protocol of its pair."""
+        return self.kind == "method" and self.complete and self.comparable and self.top1 is not None
 
     @property
     def complete(self) -> bool:
@@ -98,23 +122,35 @@ class Summary:
         baseline: Label that differences are taken to; None where no pair plans it.
         footnotes: Sentences that define the columns and name what is incomplete.
         problems: A sentence for each trial that failed or cannot be read.
+        rankings: Ranks of the methods over the pairs of a data set, by data set, where at least two are complete.
     """
 
     pairs: tuple[PairTable, ...]
     baseline: str | None
     footnotes: tuple[str, ...]
     problems: tuple[str, ...]
+    rankings: tuple[tuple[str, Ranking], ...] = ()
 
     def headed(self, remark: str, note: str) -> Summary:
         """With a remark in the title of every pair, in whatever format, and a note above the others."""
         pairs = tuple(replace(pair, dataset=f"{pair.dataset}: {remark}") for pair in self.pairs)
         return replace(self, pairs=pairs, footnotes=(note, *self.footnotes))
 
+    def in_families(self, families: Mapping[str, str]) -> Summary:
+        """With the families of the methods, by the methods' names."""
+        pairs = tuple(
+            replace(pair, rows=tuple(replace(row, family=families.get(row.method, "")) for row in pair.rows))
+            for pair in self.pairs
+        )
+        return replace(self, pairs=pairs)
+
 
 def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
     """Per-pair statistics over seeds.
 
-    Trials that failed, are missing or cannot be read are counted and never enter a mean.
+    Trials that failed, are missing or cannot be read are counted and never enter a mean; nor do trials of another
+    protocol (any setting but the seed) than the line's others. A line whose epochs, augmentation or choice of weights
+    are not its pair's is shown, marked, and compared with nothing.
 
     Args:
         frame: From ``read_results``.
@@ -126,18 +162,24 @@ def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
     labels = list(dict.fromkeys(frame["label"]))
     known = baseline in labels
     usual = {
-        str(dataset): _commonest(cells.loc[cells["status"] == "done", "epochs"])
+        str(dataset): commonest(cells.loc[cells["status"] == "done", "epochs"])
         for dataset, cells in frame.groupby("dataset", sort=False)
     }
     pairs = tuple(
         _pair(str(dataset), str(teacher), str(student), cells, baseline, usual[str(dataset)])
         for (dataset, teacher, student), cells in frame.groupby(["dataset", "teacher", "student"], sort=False)
     )
+    rankings = tuple(
+        (dataset, found)
+        for dataset in dict.fromkeys(pair.dataset for pair in pairs)
+        if (found := _ranking([pair for pair in pairs if pair.dataset == dataset])) is not None
+    )
     return Summary(
         pairs,
         baseline if known else None,
-        tuple(_footnotes(frame, pairs, baseline, labels)),
-        tuple(_problems(frame)),
+        tuple(footnotes(frame, pairs, baseline, labels, rankings, CONFIDENCE)),
+        tuple(problems(frame)),
+        rankings,
     )
 
 
@@ -155,32 +197,66 @@ def _pair(
                 "which one table cannot tell apart; make them two recipes or give them two labels"
             )
         of_label[str(label)] = rows
-    compared = _by_seed(of_label[baseline]) if baseline in of_label else None
-    lines = [_student(label, rows, baseline, compared, usual_epochs) for label, rows in of_label.items()]
+    first = of_label.get(baseline)
+    usual = (_usual(first) if first is not None else None) or _usual(cells)
+    of_label = {label: _unmixed(rows, usual) for label, rows in of_label.items()}
+    compared = of_label.get(baseline)
+    if compared is not None and _usual(compared) != usual:
+        compared = compared.iloc[:0]
+    seeds = None if compared is None else _by_seed(compared)
+    lines = [_student(label, rows, baseline, seeds, usual, usual_epochs) for label, rows in of_label.items()]
+    corrected = iter(correct([row.significance for row in lines if row.kind == "method"]))
+    lines = [replace(row, significance=next(corrected)) if row.kind == "method" else row for row in lines]
     lines.sort(key=lambda row: row.kind != "student")  # stable: the recipe's order stays
     if teacher:
         lines.insert(0, _teacher(teacher, cells))
     return PairTable(dataset, teacher, student, tuple(lines))
 
 
+def _usual(rows: pd.DataFrame) -> str | None:
+    """The protocol that most of the trials that are done have."""
+    found = commonest(rows.loc[rows["status"] == "done", "protocol"])
+    return None if found is None else str(found)
+
+
+def _unmixed(rows: pd.DataFrame, usual: str | None) -> pd.DataFrame:
+    """With the status "other" for trials of another protocol than the line's: its pair's if it has any of that."""
+    done = rows["status"] == "done"
+    own = usual if usual in set(rows.loc[done, "protocol"]) else _usual(rows)
+    return rows.assign(status=rows["status"].mask(done & (rows["protocol"] != own), "other"))
+
+
 def _student(
-    label: str, rows: pd.DataFrame, baseline: str, compared: dict[int, float] | None, usual_epochs: int | None
+    label: str,
+    rows: pd.DataFrame,
+    baseline: str,
+    compared: dict[int, float] | None,
+    usual: str | None,
+    usual_epochs: int | None,
 ) -> Row:
     """The line of one method's trials, one a seed."""
     done = rows[rows["status"] == "done"]
-    difference = None
-    notes = []
-    if compared is not None and label != baseline:
+    own = _usual(rows)
+    fits = own is None or usual is None or comparable(own, usual)
+    notes = [f"left out: {explain(one, own)}" for one in _others(rows) if own is not None]
+    epochs = tuple(sorted({int(n) for n in done["epochs"].dropna()}))
+    difference = tested = None
+    if own is not None and usual is not None and own != usual:
+        remark = "trained otherwise" if fits else "another protocol, compared with nothing"
+        notes.append(f"{remark}: {explain(own, usual)}")
+    elif epochs and epochs != (usual_epochs,):
+        notes.append(f"{' and '.join(map(str, epochs))} epochs")
+    if compared is not None and label != baseline and fits:
         difference = paired_difference(_by_seed(rows), compared, CONFIDENCE)
         if difference is None and len(done):
             notes.append(f"no seed in common with {baseline}")
-        elif difference is not None and difference.n != len(done):
-            notes.append(f"difference over {_count(difference.n, 'seed')}")
-    epochs = tuple(sorted({int(n) for n in done["epochs"].dropna()}))
-    if epochs and epochs != (usual_epochs,):
-        notes.append(f"{' and '.join(map(str, epochs))} epochs")
-    seconds = done["seconds_per_epoch"].dropna()
-    return _row(
+        elif difference is not None:
+            values = _by_seed(rows)
+            tested = significance([values[s] - compared[s] for s in sorted(values.keys() & compared)], CONFIDENCE)
+            if difference.n != len(done):
+                notes.append(f"difference over {count(difference.n, 'seed')}")
+    seconds, memory = done["seconds_per_epoch"].dropna(), done["peak_memory_bytes"].dropna()
+    row = _row(
         "student" if rows["method"].iloc[0] == ALONE else "method",
         label,
         rows["status"],
@@ -191,6 +267,18 @@ def _student(
         seconds=float(seconds.mean()) if len(seconds) else None,
         epochs=epochs,
     )
+    return replace(
+        row,
+        method=str(rows["method"].iloc[0]),
+        comparable=fits,
+        significance=tested,
+        trials=tuple(done["trial_id"].tolist()),
+        memory=int(memory.max()) if len(memory) else None,
+    )
+
+
+def _others(rows: pd.DataFrame) -> list[str]:
+    return list(dict.fromkeys(rows.loc[rows["status"] == "other", "protocol"]))
 
 
 def _teacher(name: str, cells: pd.DataFrame) -> Row:
@@ -231,7 +319,8 @@ def _row(
     """Adds the counts, and what they oblige to say."""
     counts = Counter(statuses)
     planned = counts.total()
-    lacking = [f"{counts[status]} {status}" for status in ("failed", "unreadable", "missing") if counts[status]]
+    named = {"failed": "failed", "unreadable": "unreadable", "missing": "missing", "other": "of another protocol"}
+    lacking = [f"{counts[status]} {words}" for status, words in named.items() if counts[status]]
     if lacking:
         notes = [f"{counts['done']} of {planned} ({', '.join(lacking)})", *notes]
     return Row(
@@ -248,96 +337,23 @@ def _row(
         counts["unreadable"],
         counts["missing"],
         "; ".join(notes),
+        other=counts["other"],
     )
 
 
-def _footnotes(frame: pd.DataFrame, pairs: tuple[PairTable, ...], baseline: str, labels: list[str]) -> list[str]:
-    """What the columns mean, and over what they are taken."""
-    if not pairs:
-        return ["No trials are planned."]
-    notes = []
-    trials = Counter(frame.drop_duplicates("trial_id")["status"])
-    if trials["done"] < trials.total():
-        lacking = ", ".join(f"{trials[s]} {s}" for s in ("failed", "unreadable", "missing") if trials[s])
-        notes.append(f"Incomplete: {trials['done']} of {_count(trials.total(), 'planned trial')} done ({lacking}).")
-    notes.append(
-        "Top-1: accuracy on the test set after the last epoch, in percent; mean ± sample standard deviation (ddof = 1) "
-        "over n trials, one a seed (of the teacher: over n teachers); (2/3) stands for 2 of 3 planned trials."
-    )
-    if baseline in labels:
-        percent = round(100 * CONFIDENCE)
-        sizes = sorted({row.difference.n for pair in pairs for row in pair.rows if row.difference})
-        if not sizes:
-            over = "the seeds that both have"
-        elif len(sizes) == 1:
-            over = f"the {_count(sizes[0], 'seed')} that both have"
-        else:
-            over = f"the {sizes[0]} to {sizes[-1]} seeds that both have"
-        notes.append(
-            f"Difference: method minus {baseline} in percentage points, paired by seed: mean over {over}, {percent} % "
-            "interval of the paired t distribution (none for a single seed), not corrected for the number of methods."
-        )
-    else:
-        notes.append(f"No differences: the recipe plans no {baseline!r} to compare with (it has {', '.join(labels)}).")
-    notes.append("Best epoch: selected by its accuracy on the test set itself, therefore optimistic; mean ± std.")
-    notes.append(
-        "Seconds an epoch: mean cost of training when run alone: the trial's own steps plus the shared data and "
-        "teacher pass."
-    )
-    for dataset, cells in frame.groupby("dataset", sort=False):
-        facts = [f"Dataset: {dataset}"]
-        usual = _commonest(cells.loc[cells["status"] == "done", "epochs"])
-        if usual:
-            facts.append(f"{_count(usual, 'epoch')} a trial")
-        taught = {n for p in pairs if p.dataset == dataset for r in p.rows if r.kind == "teacher" for n in r.epochs}
-        if taught:
-            facts.append(f"teachers {' or '.join(str(epochs) if epochs else 'given' for epochs in sorted(taught))}")
-        notes.append(f"{', '.join(facts)}.")
-    return notes
-
-
-def _problems(frame: pd.DataFrame) -> list[str]:
-    """Why trials, and teachers' own trials, are failed or unreadable; each of them once."""
-    sentences = {}
-    texts = [
-        "label",
-        "teacher",
-        "student",
-        "trial_id",
-        "teacher_id",
-        "status",
-        "reason",
-        "teacher_status",
-        "teacher_reason",
+def _ranking(pairs: list[PairTable]) -> Ranking | None:
+    """Ranks of the methods that all pairs plan, over the pairs in which all of those may be compared."""
+    planned = [{row.label for row in pair.rows if row.kind == "method"} for pair in pairs]
+    labels = set.intersection(*planned)
+    blocks = [
+        {row.label: row.top1.mean for row in pair.rows if row.label in labels and row.ranked and row.top1}
+        for pair in pairs
     ]
-    for row in frame[[*texts, "seed"]].fillna(dict.fromkeys(texts, "")).to_dict("records"):
-        if row["status"] in ("failed", "unreadable"):
-            sentences[row["trial_id"]] = (
-                f"{row['label']}, student {row['student']}, seed {row['seed']} ({row['trial_id']}) {row['status']}: "
-                f"{_shortened(row['reason'])}"
-            )
-        if row["teacher_status"] in ("failed", "unreadable"):
-            sentences[row["teacher_id"]] = (
-                f"teacher {row['teacher']} ({row['teacher_id']}) {row['teacher_status']}: "
-                f"{_shortened(row['teacher_reason'])}"
-            )
-    return list(sentences.values())
+    blocks = [block for block in blocks if len(block) == len(labels)]
+    return ranking(blocks) if len(labels) > 1 and len(blocks) > 1 else None
 
 
 def _by_seed(rows: pd.DataFrame) -> dict[int, float]:
     """Last-epoch accuracy of each seed that is done."""
     done = rows[rows["status"] == "done"]
     return dict(zip(done["seed"].tolist(), done["top1_last"].tolist(), strict=True))
-
-
-def _commonest(counts: pd.Series[int]) -> int | None:
-    found = Counter(counts.dropna().tolist()).most_common(1)
-    return found[0][0] if found else None
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' * (n != 1)}"
-
-
-def _shortened(reason: str, limit: int = 200) -> str:
-    return reason if len(reason) <= limit else f"{reason[: limit - 3]}..."

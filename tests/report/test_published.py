@@ -271,7 +271,8 @@ def test_every_format_has_it(tmp_path: Path) -> None:
         (line,) = [line for line in render(summary, format, width=130).splitlines() if line.strip().startswith("kd ")]
         assert line.split()[:10] == "kd 67.20 ± 0.20 (3) 67.35 (a) -0.15 (inside) –".split()  # noqa: SIM905
     assert "| 67.35 (a)" in render(summary, "markdown") and "| -0.15 (inside)" in render(summary, "markdown")
-    assert r"& 67.35 (a) & $-$0.15 (inside) &" in render(summary, "latex")
+    assert r"& 67.35 (a) & $-$0.15 (inside) &" in render(summary, "latex-long")
+    assert r"Published & teacher & 79.34 {\scriptsize (a)} \\" in render(summary, "latex")
     back = pd.read_csv(io.StringIO(render(summary, "csv"))).set_index("label")
     assert back.loc["kd", "published"] == 67.35 and back.loc["kd", "published_source"] == "ikl_table6"
     assert (

@@ -167,8 +167,9 @@ def test_trials_of_another_length_are_marked(tmp_path: Path) -> None:
     assert {label: row.note for label, row in rows(summary).items() if row.kind == "method"} == {
         "kd": "",
         "dkd": "",
-        "long": "60 epochs",
+        "long": "another protocol, compared with nothing: epochs 60 instead of 30",
     }
+    assert rows(summary)["long"].difference is None and rows(summary)["long"].top1 == Estimate(70.0, 0.0, 2)
     assert any(note.startswith("Dataset: digits, 30 epochs a trial") for note in summary.footnotes)
 
 

@@ -1,0 +1,96 @@
+"""``kd-bench report``: one HTML page of what a results folder has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kd_bench.commands import shared
+from kd_bench.commands.options import OUT, Out
+from kd_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kd_bench.report.page import Part
+
+Recipes = Annotated[
+    list[str] | None,
+    typer.Option("--recipe", help="A recipe's file or name, several times if need be; left out: all that OUT has."),
+]
+Output = Annotated[Path, typer.Option("--output", help="The page to write.")]
+
+
+def report(recipe: Recipes = None, out: Out = OUT, output: Output = Path("report.html")) -> None:
+    """Write all results as one HTML page: tables, statistics, curves, cost, and the trials behind every number."""
+    from kd_bench.files import write_atomic
+    from kd_bench.report.page import page
+
+    if not out.is_dir():
+        raise UserError(f"--out: there is no folder {out}; kd-bench run makes one")
+    if output.is_dir():
+        raise UserError(f"--output: {output} is a folder; name a file, such as {output / 'report.html'}")
+    parts = [_of_recipe(name, out) for name in recipe] if recipe else list(_of_folder(out))
+    if not parts:
+        raise UserError(f"--out: there are no trials in {out}; kd-bench run puts some there")
+    text = page(parts)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(output, text)
+    except OSError as error:
+        raise UserError(f"--output: {output} cannot be written: {error.strerror}") from None
+    trials = len({cell.trial_id for part in parts for cell in part.cells})
+    typer.echo(f"report: {trials} trials, {len(text.encode()) / 1e6:.2f} MB: {output}")
+
+
+def _of_recipe(name: str, out: Path) -> Part:
+    """What a recipe plans, and has so far."""
+    from kd_bench.report.frame import read_results
+    from kd_bench.report.page import Part
+    from kd_bench.runner.folder import check_all
+
+    recipe, where, planned = shared.plan(name, None, None, None)
+    folder = out / recipe.name
+    check_all(planned, folder)
+    summary = shared.table([(recipe, where, planned)], out)
+    return Part(recipe.name, recipe.description, summary, read_results(folder, planned), tuple(planned), folder, name)
+
+
+def _of_folder(out: Path) -> Iterator[Part]:
+    """Every folder of trials: by the recipe of its name as far as it has the same trials, else by the trials alone."""
+    from kd_bench.report.found import found, trial_ids
+    from kd_bench.report.page import Part
+    from kd_bench.runner.folder import TEACHERS
+
+    known = _packaged()
+    for folder in sorted(path for path in out.iterdir() if path.is_dir() and path.name != TEACHERS):
+        there = trial_ids(folder)
+        name = next((one for one in known.get(folder.name, ()) if _planned_ids(one) & there), None)
+        if name is not None:
+            part = _of_recipe(name, out)
+            there -= {cell.trial_id for cell in part.cells}
+            yield part
+        rest = found(folder, there)
+        if rest.cells:
+            summary = rest.summary.in_families(shared.families(cell.method for cell in rest.cells))
+            title = f"{folder.name}: trials that the recipe, as it is now, does not plan" if name else folder.name
+            yield Part(title, rest.about, summary, rest.frame, rest.cells, folder, "")
+
+
+def _packaged() -> dict[str, list[str]]:
+    """The recipes that come with kd-bench, by the folder of their results."""
+    from kd_bench.reading import packaged_recipes, read_recipe
+
+    names: dict[str, list[str]] = {}
+    for one in packaged_recipes():
+        names.setdefault(read_recipe(one).name, []).append(one)
+    return names
+
+
+def _planned_ids(name: str) -> set[str]:
+    try:
+        return {cell.trial_id for cell in shared.plan(name, None, None, None)[2]}
+    except UserError:  # e.g. teachers' weights that are not here
+        return set()

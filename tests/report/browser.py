@@ -1,0 +1,131 @@
+"""A headless Chromium, driven over a pipe by its DevTools protocol; needs nothing but the browser."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+#: Chromium is slow to start on a machine that does other things.
+_PATIENCE = 60.0
+
+
+class Page:
+    """A page that is open."""
+
+    def __init__(self, read: int, write: int) -> None:
+        self._read, self._write = read, write
+        self._rest, self._sent, self._session = b"", 0, ""
+        #: What the console and the browser's log said, exceptions included, and every address that was asked for.
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+
+    def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Opens a file in a window of this size."""
+        if not self._session:
+            target = self.send("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.send(f"{domain}.enable")
+        self.send(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
+        self.send("Page.navigate", url=file.as_uri())
+        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+
+    def wait(self, condition: str) -> None:
+        """Until an expression is true."""
+        end = time.monotonic() + _PATIENCE
+        while not self.run(condition):
+            assert time.monotonic() < end, f"never came true: {condition}"
+            time.sleep(0.05)
+
+    def run(self, expression: str) -> Any:
+        """The value of an expression."""
+        found = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def choose(self, select: str, value: str) -> None:
+        """Chooses a value of a ``select`` element."""
+        element = f"document.getElementById({select!r})"
+        self.run(f"{element}.value = {value!r}; {element}.dispatchEvent(new Event('change'))")
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """Presses and lets go of a key."""
+        one = {"key": key, "code": key, "windowsVirtualKeyCode": code, **({"text": text} if text else {})}
+        self.send("Input.dispatchKeyEvent", type="keyDown", **one)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **one)
+
+    def send(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command of the protocol, and its answer."""
+        self._sent += 1
+        message = {"id": self._sent, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self._sent:
+                assert "error" not in answer, answer["error"]
+                result: dict[str, Any] = answer["result"]
+                return result
+            self._note(answer.get("method", ""), answer.get("params", {}))
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            found = os.read(self._read, 1 << 16)
+            assert found, "the browser ended"
+            self._rest += found
+        one, _, self._rest = self._rest.partition(b"\0")
+        answer: dict[str, Any] = json.loads(one)
+        return answer
+
+    def _note(self, event: str, params: dict[str, Any]) -> None:
+        if event == "Runtime.consoleAPICalled":
+            self.messages.append(f"{params['type']}: {[one.get('value') for one in params['args']]}")
+        elif event == "Runtime.exceptionThrown":
+            self.messages.append(json.dumps(params["exceptionDetails"]))
+        elif event == "Log.entryAdded":
+            self.messages.append(f"{params['entry']['level']}: {params['entry']['text']}")
+        elif event == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
+
+
+@contextlib.contextmanager
+def browser(profile: Path) -> Iterator[Page]:
+    """A browser with a profile of its own, ended in any case."""
+    assert CHROMIUM is not None
+    ours, theirs = os.pipe(), os.pipe()
+    # out of the way of 3 and 4, where the browser looks for them
+    there = [fcntl.fcntl(one, fcntl.F_DUPFD, 20) for one in (ours[0], theirs[1])]
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+               "--remote-debugging-pipe", f"--user-data-dir={profile}"]  # fmt: skip
+    wrapped = ["bash", "-c", f'exec "$@" 3<&{there[0]} 4>&{there[1]}', "bash", *command]
+    process = subprocess.Popen(wrapped, pass_fds=there, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for one in (ours[0], theirs[1], *there):
+        os.close(one)
+    try:
+        yield Page(theirs[0], ours[1])
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        os.close(theirs[0])
+        os.close(ours[1])

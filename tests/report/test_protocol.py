@@ -1,0 +1,101 @@
+"""Trials of another protocol: marked, never averaged with others, compared only where that is fair."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kd_bench.reading import read_recipe
+from kd_bench.recipe import Planned, Trial
+from kd_bench.report.frame import read_results
+from kd_bench.report.protocol import comparable, explain, protocol
+from kd_bench.report.statistics import Estimate
+from kd_bench.report.table import Row, summarise
+from kd_bench.runner.plan import plan
+from tests.report.trials import put
+
+RECIPE: dict[str, Any] = {
+    "name": "r",
+    "dataset": "digits",
+    "epochs": 30,
+    "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
+    "methods": ["kd", "dkd", "crd"],
+}
+
+
+def cells() -> list[Planned]:
+    return plan(read_recipe(RECIPE), "r")
+
+
+def otherwise(cell: Planned, **settings: Any) -> Planned:
+    """The same cell with other settings of its trial."""
+    return Planned(Trial.model_validate_json(json.dumps(cell.trial.settings() | settings)), cell.label, cell.taught_by)
+
+
+def table(folder: Path, planned: list[Planned], **accuracies: list[float]) -> dict[str, Row]:
+    for cell in planned:
+        top1 = accuracies[cell.label][cell.seed]
+        put(folder / "r" / cell.trial_id, top1_last=top1, top1_best=top1 + 1, epochs=cell.trial.epochs)
+    return {row.label: row for row in summarise(read_results(folder / "r", planned)).pairs[0].rows}
+
+
+ACCURACIES = {"kd": [60.0, 61.0, 62.0], "dkd": [62.0, 63.0, 90.0], "crd": [70.0, 71.0, 72.0]}
+
+
+def test_a_trial_of_another_protocol_enters_no_mean(tmp_path: Path) -> None:
+    planned = cells()
+    at = next(at for at, cell in enumerate(planned) if (cell.label, cell.seed) == ("dkd", 2))
+    planned[at] = otherwise(planned[at], epochs=60)
+    found = table(tmp_path, planned, **ACCURACIES)
+    dkd = found["dkd"]
+    assert dkd.top1 == Estimate(62.5, 0.5**0.5, 2) and dkd.best == Estimate(63.5, 0.5**0.5, 2)
+    assert (dkd.planned, dkd.done, dkd.other, dkd.complete, dkd.comparable) == (3, 2, 1, False, True)
+    assert dkd.difference is not None and (dkd.difference.mean, dkd.difference.n) == (2.0, 2)
+    assert "2 of 3 (1 of another protocol)" in dkd.note and "left out: epochs 60 instead of 30" in dkd.note
+    assert dkd.trials == tuple(cell.trial_id for cell in planned if cell.label == "dkd" and cell.seed < 2)
+    assert found["kd"].note == ""
+
+
+def test_a_line_with_other_images_is_compared_with_nothing(tmp_path: Path) -> None:
+    planned = [otherwise(c, augment={"crop": 0, "flip": False}) if c.label == "dkd" else c for c in cells()]
+    found = table(tmp_path, planned, **ACCURACIES)
+    dkd = found["dkd"]
+    assert dkd.top1 == Estimate(215 / 3, dkd.top1.std, 3) if dkd.top1 else False
+    assert (dkd.complete, dkd.comparable, dkd.ranked, dkd.difference, dkd.significance) == (
+        True,
+        False,
+        False,
+        None,
+        None,
+    )
+    assert "another protocol, compared with nothing: augment.crop 0 instead of " in dkd.note
+    # of the one comparison that is left, Holm's correction has nothing to correct
+    crd = found["crd"].significance
+    assert crd is not None and crd.p_flip == crd.p_flip_holm
+
+
+def test_a_line_with_a_learning_rate_of_its_own_is_compared_and_says_so(tmp_path: Path) -> None:
+    rate = {"name": "sgd", "lr": 0.5}
+    planned = [otherwise(c, optimizer=rate) if c.label == "crd" else c for c in cells()]
+    crd = table(tmp_path, planned, **ACCURACIES)["crd"]
+    assert crd.comparable and crd.difference is not None and crd.difference.mean == 10.0
+    assert crd.note == "trained otherwise: optimizer.lr 0.5 instead of 0.05"
+
+
+def test_the_baselines_protocol_is_the_pairs(tmp_path: Path) -> None:
+    planned = [c if c.label == "kd" else otherwise(c, epochs=60) for c in cells()]
+    found = table(tmp_path, planned, **ACCURACIES)
+    assert [label for label, row in found.items() if not row.comparable] == ["dkd", "crd"]
+    assert found["kd"].comparable and found["kd"].difference is None
+
+
+def test_moving_averages_and_the_weights_that_are_evaluated_decide() -> None:
+    first = cells()[0]
+    own = protocol(first, None)
+    averaged = protocol(otherwise(first, ema=0.9), None)
+    assert not comparable(averaged, own) and explain(averaged, own) == "ema 0.9 instead of none"
+    assert comparable(protocol(otherwise(first, seed=7), None), own)
+    assert protocol(otherwise(first, seed=7), None) == own
+    many = protocol(otherwise(first, ema=0.9, epochs=3, batch_size=8, clip_norm=1.0, precision="bfloat16"), None)
+    assert (
+        explain(many, own) == "epochs 3 instead of 30, ema 0.9 instead of none, batch_size 8 instead of 64 and 2 more"
+    )

@@ -1,0 +1,175 @@
+"""Tests of differences, their correction, and ranks: against SciPy, hand-enumerated values and printed tables."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from kd_bench.report.ranks import critical_difference, rank, ranking
+from kd_bench.report.significance import (
+    BOOTSTRAP_FROM,
+    EXACT,
+    Significance,
+    bootstrap_interval,
+    correct,
+    holm,
+    paired_t,
+    sign_flip,
+    significance,
+)
+
+points = st.integers(-500, 500).map(lambda value: value / 100)
+
+
+# --- the paired t test ---
+
+
+@given(st.lists(points, min_size=2, max_size=10))
+def test_paired_t_is_scipys(differences: list[float]) -> None:
+    found = paired_t(differences)
+    if len(set(differences)) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(float(stats.ttest_1samp(differences, 0).pvalue), rel=1e-9)
+
+
+def test_paired_t_by_hand() -> None:
+    # 1, 2, 3: mean 2, std 1, t = 2 sqrt(3); with two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
+    assert paired_t([1.0, 2.0, 3.0]) == pytest.approx(1 - math.sqrt(12 / 14), rel=1e-12)
+    assert paired_t([1.0]) is None and paired_t([]) is None
+    assert paired_t([0.1 + 0.2, 0.3]) is None, "equal up to rounding"
+
+
+# --- the sign-flip test ---
+
+
+@given(st.lists(points, min_size=2, max_size=8))
+def test_sign_flip_is_the_enumeration(differences: list[float]) -> None:
+    hundredths = [round(100 * value) for value in differences]
+    far = [
+        abs(sum(sign * value for sign, value in zip(signs, hundredths, strict=True))) >= abs(sum(hundredths))
+        for signs in itertools.product((1, -1), repeat=len(hundredths))
+    ]
+    assert sign_flip(differences) == sum(far) / len(far)
+
+
+def test_sign_flip_by_hand() -> None:
+    assert sign_flip([1.0, 2.0, 3.0]) == 0.25  # only +++ and ---
+    assert sign_flip([-1.0, 2.0, 3.0]) == 0.5  # |4|: as far or farther are 4, 6, -4, -6
+    assert sign_flip([0.0, 0.0]) == 1.0
+    assert sign_flip([0.1, 0.2, 0.3, -0.6]) == 1.0, "a sum that is zero up to rounding"
+    assert sign_flip([5.0]) is None
+
+
+@settings(max_examples=10)
+@given(st.lists(points, min_size=9, max_size=12))
+def test_sign_flip_is_scipys(differences: list[float]) -> None:
+    expected = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, vectorized=True
+    )
+    assert sign_flip(differences) == pytest.approx(float(expected.pvalue), abs=1e-12)
+
+
+def test_sign_flip_of_many_seeds_is_drawn_and_near_the_exact_one() -> None:
+    draw = np.random.default_rng(1)
+    differences = list(draw.normal(0.3, 1.0, EXACT + 5))
+    found = sign_flip(differences)
+    assert found == sign_flip(differences), "the same draws every time"
+    # for so many the sum is normal under the null hypothesis
+    z = abs(sum(differences)) / math.sqrt(sum(value**2 for value in differences))
+    assert found == pytest.approx(2 * stats.norm.sf(z), abs=0.01)
+
+
+# --- the bootstrap ---
+
+
+@pytest.mark.parametrize("kind", ["normal", "exponential"])
+def test_bootstrap_is_scipys_bca(kind: str) -> None:
+    draw = np.random.default_rng(2)
+    values = getattr(draw, kind)(size=15)
+    found = bootstrap_interval(list(values))
+    expected = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=20_000, rng=3).confidence_interval
+    assert found == pytest.approx((expected.low, expected.high), abs=0.05 * float(np.std(values)))
+    assert found == bootstrap_interval(list(values))
+
+
+def test_bootstrap_only_where_n_allows() -> None:
+    values = [0.1 * at for at in range(BOOTSTRAP_FROM)]
+    assert bootstrap_interval(values) is not None
+    assert bootstrap_interval(values[:-1]) is None
+    assert bootstrap_interval([1.0] * 20) is None
+
+
+# --- Holm ---
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+    # the missing comparison was made and counts
+    assert holm([0.01, None, 0.03]) == pytest.approx([0.03, None, 0.06])
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_the_naive_definition(values: list[float]) -> None:
+    order = sorted(range(len(values)), key=lambda at: values[at])
+    for place, at in enumerate(order):
+        naive = max(min(1.0, (len(values) - j) * values[order[j]]) for j in range(place + 1))
+        assert holm(values)[at] == pytest.approx(naive)
+
+
+def test_correct_counts_the_comparisons_that_were_made() -> None:
+    one, two = significance([1.0, 2.0, 3.0]), significance([1.0, 2.0, 9.0])
+    first, nothing, second = correct([one, None, two])
+    assert nothing is None and first is not None and second is not None
+    assert first.p_t is not None and first.p_t_holm == pytest.approx(2 * first.p_t)
+    assert (first.p_flip, first.p_flip_holm) == (0.25, 0.5)
+    assert first.bootstrap is None
+    assert second == Significance((1.0, 2.0, 9.0), two.p_t, 0.25, max(2 * one.p_t, two.p_t), 0.5)
+
+
+# --- ranks ---
+
+
+@given(st.lists(st.integers(0, 5).map(float), min_size=2, max_size=7))
+def test_ranks_are_scipys(values: list[float]) -> None:
+    found = rank({str(at): value for at, value in enumerate(values)})
+    assert list(found.values()) == list(stats.rankdata([-value for value in values]))
+
+
+@given(st.lists(st.lists(st.integers(0, 9).map(float), min_size=4, max_size=4), min_size=3, max_size=8))
+def test_friedman_is_scipys_with_iman_and_davenports_f(blocks: list[list[float]]) -> None:
+    found = ranking([dict(zip("abcd", block, strict=True)) for block in blocks])
+    assert found is not None and found.p is not None
+    if all(len(set(block)) == 1 for block in blocks):
+        assert found.p == 1.0
+        return
+    chi2 = float(stats.friedmanchisquare(*np.array(blocks).T).statistic)
+    n, k = len(blocks), 4
+    left = n * (k - 1) - chi2
+    expected = 0.0 if left < 1e-9 else float(stats.f.sf((n - 1) * chi2 / left, k - 1, (k - 1) * (n - 1)))
+    assert found.p == pytest.approx(expected, abs=1e-9)
+    assert (found.critical is None) == (found.p >= 0.05)
+
+
+def test_average_ranks_by_hand() -> None:
+    found = ranking([{"a": 70.0, "b": 71.0, "c": 72.0}, {"a": 70.0, "b": 70.0, "c": 60.0}])
+    assert found is not None and found.pairs == 2
+    assert found.average == {"b": 1.75, "c": 2.0, "a": 2.25} and list(found.average) == ["b", "c", "a"]
+    single = ranking([{"a": 1.0, "b": 2.0}])
+    assert single is not None and (single.p, single.critical) == (None, None)
+    assert ranking([]) is None
+
+
+def test_critical_differences_are_those_of_the_printed_table() -> None:
+    # Demšar (2006), Table 5(a): q at 0.05 for 2 to 10 methods, by sqrt(k (k + 1) / (6 N))
+    printed = [1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164]
+    for k, q in enumerate(printed, 2):
+        assert critical_difference(k, 10) == pytest.approx(q * math.sqrt(k * (k + 1) / 60), rel=6e-4)
+    exact = stats.studentized_range.ppf(0.9, 6, np.inf) / math.sqrt(2)
+    assert critical_difference(6, 7, 0.1) == pytest.approx(exact * math.sqrt(42 / 42), rel=1e-6)
