@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,57 @@ def gathered(values: Tensor) -> Tensor:
 def rank() -> int:
     """The number of this process, from 0, among those that train together."""
     return dist.get_rank() if several() else 0
+
+
+def size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if several() else 1
+
+
+def join(device: torch.device) -> None:
+    """Waits for the other processes; address, numbers and counts are in the environment, as torchrun has them there.
+
+    Args:
+        device: This process's. What lies on the CPU goes by gloo, what lies on a GPU by NCCL.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
+def from_first(value: Any) -> Any:
+    """What the first process gives, in all of them."""
+    values = [value]
+    if several():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def most(value: int) -> int:
+    """The greatest of what the processes give, in all of them."""
+    if not several():
+        return value
+    greatest = torch.tensor(value)
+    dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    return int(greatest)
+
+
+def at_first(value: Any) -> list[Any]:
+    """What each process gives, in their order, in the first of them; nothing in the others."""
+    if not several():
+        return [value]
+    values: list[Any] | None = [None] * size() if rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []
+
+
+def everybodys(value: Any) -> list[Any]:
+    """What each process gives, in their order, in all of them."""
+    if not several():
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @torch.no_grad()

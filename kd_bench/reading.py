@@ -13,13 +13,20 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from kd_bench.errors import UserError, nearest, unknown
-from kd_bench.recipe import SGD, Recipe, StepSchedule
+from kd_bench.recipe import SGD, Recipe, StepSchedule, Training
 from kd_bench.resources import share
 
 Model = TypeVar("Model", bound=BaseModel)
 
 #: Keys whose mapping is one of several kinds, told apart by its ``name``, and the kind where it gives none.
 _NAMED = {"optimizer": SGD().name, "schedule": StepSchedule().name}
+
+
+#: Keys of a row that are no hyper-parameters.
+_OF_A_ROW = ("method", "training")
+
+#: Keys of a teacher.
+_OF_A_TEACHER = {*Training.model_fields, "seed", "weights"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -255,8 +262,8 @@ def _normalise(content: dict[str, Any], where: str) -> None:
     entries: dict[str, Any] = {}
     for label, settings in methods.items():
         if isinstance(settings, dict) and "hyperparameters" not in settings:
-            rest = {key: value for key, value in settings.items() if key != "method"}
-            named = {"method": settings["method"]} if "method" in settings else {}
+            rest = {key: value for key, value in settings.items() if key not in _OF_A_ROW}
+            named = {key: settings[key] for key in _OF_A_ROW if key in settings}
             entries[label] = {**named, "hyperparameters": rest}
         else:
             entries[label] = settings
@@ -274,8 +281,11 @@ def _override(text: str, content: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"--set {text}: the value {raw!r} is no YAML") from None
     if path[0] not in Recipe.model_fields and path[0] != "extends":
         raise unknown("key of a recipe", path[0], Recipe.model_fields, f"--set {text}")
-    if path[0] == "methods" and len(path) > 2 and path[2] not in {"method", "hyperparameters"}:
+    if path[0] == "methods" and len(path) > 2 and path[2] not in {*_OF_A_ROW, "hyperparameters"}:
         path.insert(2, "hyperparameters")
+    if path[0] == "teachers":  # whose names may have dots, as resnet34.tv_in1k has
+        end = next((place for place in range(2, len(path)) if path[place] in _OF_A_TEACHER), len(path))
+        path[1:end] = [".".join(path[1:end])]
     if path == ["dataset"] and isinstance(value, str):
         value = {"name": value, "labels": None, "classes": None}
     patch: dict[str, Any] = _patch(content, path, value, text)

@@ -16,6 +16,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from kd_bench.adversarial_settings import Adversarial
+from kd_bench.optimisation import (
+    SGD,
+    AdamW,
+    ConstantSchedule,
+    CosineSchedule,
+    Lamb,
+    Optimizer,
+    Schedule,
+    StepSchedule,
+)
 from kd_bench.settings import (
     Augment,
     Dataset,
@@ -33,6 +44,7 @@ __all__ = [
     "SCHEMA",
     "SGD",
     "AdamW",
+    "Adversarial",
     "Augment",
     "ConstantSchedule",
     "CosineSchedule",
@@ -72,92 +84,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 LabelLoss = Literal["cross_entropy", "binary_cross_entropy"]
 
 
-class SGD(Settings):
-    """Stochastic gradient descent (``torch.optim.SGD``), weight decay on all parameters as in the published recipes."""
-
-    name: Literal["sgd"] = "sgd"
-    lr: Positive = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> SGD:
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
-        return self
-
-
-class AdamW(Settings):
-    """``torch.optim.AdamW``."""
-
-    name: Literal["adamw"]
-    lr: Positive = 1e-3
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    weight_decay: NonNegative = 0.05
-
-
-class Lamb(Settings):
-    """LAMB (You et al., 2020) as timm has it, with the gradient of all parameters clipped to norm 1.
-
-    Biases and the parameters of norms have no weight decay, as in timm's recipes.
-    """
-
-    name: Literal["lamb"]
-    lr: Positive = 5e-3
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    eps: Positive = 1e-6
-    weight_decay: NonNegative = 0.02
-
-
-Optimizer = Annotated[SGD | AdamW | Lamb, Field(discriminator="name")]
-
-
-class StepSchedule(Settings):
-    """The learning rate times ``gamma`` after each milestone.
-
-    Attributes:
-        milestones: Epochs after which it drops: whole numbers, or fractions of all epochs (0.625 of 240 is 150).
-        gamma: Factor of each drop.
-        warmup_epochs: Epochs of linear increase at the start.
-    """
-
-    name: Literal["step"] = "step"
-    milestones: tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-
-
-class CosineSchedule(Settings):
-    """Half a cosine from the learning rate to ``final`` times it.
-
-    Attributes:
-        final: Share of the learning rate that the cosine ends at, one epoch after the last.
-        warmup_epochs: Epochs of linear increase at the start.
-        warmup_lr: Learning rate of the first of them; None for an equal step below that of the second.
-        whole: Whether the cosine is one over all epochs, whose beginning the warm-up hides, as timm's is; otherwise it
-            begins after the warm-up.
-    """
-
-    name: Literal["cosine"]
-    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    warmup_lr: NonNegative | None = later()
-    whole: bool = later(False)
-
-
-class ConstantSchedule(Settings):
-    """The learning rate as it is."""
-
-    name: Literal["constant"]
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-
-
-Schedule = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]
-
-
 class Training(Settings):
     """How a network is trained, whatever the method.
 
@@ -175,10 +101,16 @@ class Training(Settings):
         drop_path: Rate of stochastic depth in the student.
         ema: Share of its former value that the moving average of the student's weights keeps at each step, which is
             evaluated beside the student; None for no average.
+        sync_batch_norm: Whether a student's batch norms see the whole batch, of which each process has one micro-batch,
+            rather than a micro-batch; the losses still see one.
+        channels_last: Whether networks keep images with the channels last, which changes the last bits.
+        compile: Whether networks are compiled by ``torch.compile``, which changes the last bits, and the draws of
+            networks with dropout or stochastic depth.
         augment: What happens to the training images.
         pipeline: How files of images become batches, instead of ``augment``; None for a set that is decoded once and
             lies in memory.
         input: How the network sees images.
+        adversarial: How images are perturbed for the methods of adversarial training; other methods do without.
     """
 
     epochs: PositiveInt = 240
@@ -191,9 +123,30 @@ class Training(Settings):
     micro_batch: Annotated[int, Field(ge=2)] | None = later()
     drop_path: Annotated[float, Field(ge=0, lt=1)] = later(0.0)
     ema: Annotated[float, Field(gt=0, lt=1)] | None = later()
+    sync_batch_norm: bool = later(False)
+    channels_last: bool = later(False)
+    compile: bool = later(False)
     augment: Augment = Augment()
     pipeline: Pipeline | None = later()
     input: Input = later(Input())
+    adversarial: Adversarial | None = later()
+
+    @model_validator(mode="after")
+    def _adversarial_fits(self) -> Training:
+        if self.adversarial is None:
+            return self
+        for key in ("micro_batch", "pipeline"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} must be left out where there is adversarial: images are perturbed batch by batch"
+                )
+        average = self.adversarial.average
+        if average is not None and self.ema is not None:
+            raise ValueError("ema must be left out where there is adversarial.average, the one that is evaluated")
+        for key, begins in (("average", average), ("weight_perturbation", self.adversarial.weight_perturbation)):
+            if begins is not None and begins.from_epoch > self.epochs:
+                raise ValueError(f"adversarial.{key}.from_epoch must not be above epochs, which is {self.epochs}")
+        return self
 
     @model_validator(mode="after")
     def _micro_batches_make_up_a_batch(self) -> Training:
@@ -288,7 +241,9 @@ class Trial(Training):
     def stream(self) -> tuple[str, str | None]:
         """What trials must have in common to be trained side by side: the stream of batches, and the teacher."""
         shared = {"dataset", "augment", "pipeline", "batch_size", "micro_batch", "precision", "epochs", "seed"}
-        return canonical(self.model_dump(mode="json", include=shared)), self.teacher.id if self.teacher else None
+        shared |= {"channels_last", "compile"}
+        include: dict[str, Any] = {**dict.fromkeys(shared, True), "adversarial": {"second_view", "generated"}}
+        return canonical(self.model_dump(mode="json", include=include)), self.teacher.id if self.teacher else None
 
 
 def canonical(value: Any) -> str:
@@ -302,10 +257,17 @@ def identity(settings: dict[str, Any]) -> str:
 
 
 class MethodEntry(Settings):
-    """A row of the table: a method, by default the one its label names, with hyper-parameters."""
+    """A row of the table: a method, by default the one its label names.
+
+    Attributes:
+        method: The method's name.
+        hyperparameters: Those that differ from its defaults.
+        training: Settings of the recipe, and of the pair, that differ for this row.
+    """
 
     method: str
     hyperparameters: dict[str, Any] = {}
+    training: dict[str, Any] = later({})
 
 
 class PairEntry(Settings):

@@ -24,8 +24,13 @@ POLICY = "policy"
 CUTOUT = "cutout"
 ERASE = "erase"
 MIX = "mix"
+VIEW = "view"
+GENERATED = "generated"
 STUDENT = "student"
 METHOD = "method"
+PERTURBATION = "perturbation"
+WEIGHT_PERTURBATION = "weight-perturbation"
+ATTACK = "attack"
 
 
 def derive(seed: int, stream: str, epoch: int = 0, step: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Folders of images, a folder a class: ImageNet, and any set of the user's own."""
+"""Folders of images, a folder a class, or of shards with images: ImageNet, and any set of the user's own."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ def locate(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str:
     Raises:
         UserError: They are not there, or not in folders.
     """
+    sharded = _shards(spec, dataset, data_dir)
+    if sharded is not None:
+        return str(sharded)
     train, test = _find(spec, dataset, data_dir)
     return f"folders of images in {train.parent}, tested on {test.name}"
 
@@ -45,8 +48,11 @@ def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits:
     The classes are the sorted names of their folders. Other files than images, and what is hidden, is left out.
 
     Raises:
-        UserError: The images are not there or damaged, or the splits have not the same classes.
+        UserError: The images are not there or damaged, or the splits have not the same classes; or they are in shards.
     """
+    sharded = _shards(spec, dataset, data_dir)
+    if sharded is not None:
+        raise UserError(f"{sharded.folder}: has shards, which are read image by image; give the recipe a pipeline")
     train, test, classes = _classes(spec, dataset, data_dir)
     splits = of_classes(train, classes[train]), of_classes(test, classes[test])
     return load_splits(spec, dataset, splits, tuple(classes[train]), native=None)
@@ -58,8 +64,12 @@ def listed(spec: DatasetSpec, dataset: Dataset, data_dir: Path, pipeline: Pipeli
     Raises:
         UserError: The images are not there, or the splits have not the same classes.
     """
+    from kd_bench.data import shards
     from kd_bench.data.listed import Files, Listed
 
+    sharded = _shards(spec, dataset, data_dir)
+    if sharded is not None:
+        return shards.listed(spec, sharded, pipeline)
     train, test, classes = _classes(spec, dataset, data_dir)
     return Listed(
         train=Files.of(list(classes[train].values()), map(_names, classes[train].values())),
@@ -118,6 +128,20 @@ def load_splits(
     return Splits.of(spec, train, test, class_names)
 
 
+def _shards(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> layout.Shards | None:
+    """The shards that the images are in; None where they are in folders, or not there."""
+    if spec.name == "imagenet":
+        roots = [*_imagenet_roots(spec, data_dir), data_dir / "imagenet-1k-wds"]
+    else:
+        roots = [data_dir / Path(dataset.path or "").expanduser()]
+    for root in roots:
+        if (root / "train").is_dir() and layout.class_folders(root / "train"):
+            return None
+        if root.is_dir() and (found := layout.shards(root)):
+            return found
+    return None
+
+
 def _find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> tuple[Path, Path]:
     """The folders of the two splits."""
     if spec.name == "imagenet":
@@ -126,7 +150,7 @@ def _find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> tuple[Path, Pa
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; path must be that of the images, below the data's")
     if not (folder / "train").is_dir():
-        raise UserError(f"{folder}: has no folder 'train', with a folder of images a class")
+        raise UserError(f"{folder}: has neither a folder 'train', with a folder of images a class, nor shards")
     _need_classes(folder / "train")
     tests = [folder / name for name in layout.TEST if (folder / name).is_dir()]
     if not tests:
@@ -137,10 +161,15 @@ def _find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> tuple[Path, Pa
     raise UserError(f"{tests[0]}: has no folders, one a class, so the labels of its images are not known")
 
 
-def _imagenet(spec: DatasetSpec, data_dir: Path) -> tuple[Path, Path]:
+def _imagenet_roots(spec: DatasetSpec, data_dir: Path) -> list[Path]:
+    """Where ImageNet may have been put."""
     named = data_dir / spec.name
     roots = [named, named / "ILSVRC" / "Data" / "CLS-LOC", data_dir / "ILSVRC2012"]
-    roots += [data_dir] if data_dir.name in ("imagenet", "ILSVRC2012", "CLS-LOC") else []
+    return roots + ([data_dir] if data_dir.name in ("imagenet", "ILSVRC2012", "CLS-LOC") else [])
+
+
+def _imagenet(spec: DatasetSpec, data_dir: Path) -> tuple[Path, Path]:
+    roots = _imagenet_roots(spec, data_dir)
     for root in roots:
         train, test = root / "train", root / "val"
         if train.is_dir() or test.is_dir():

@@ -1,7 +1,8 @@
-"""Finding files: the parquet files of a set, and folders with a folder of images a class. Reads none of them."""
+"""Finding files: the parquet files of a set, its shards, and folders of images, one a class. Reads none of them."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,9 @@ TEST = ("test", "val", "valid", "validation")
 #: Files with other suffixes are no images: torchvision's choice.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp"})
 
+_SPLITS = ("train", *TEST)
+_TAR = re.compile(rf"(?:.*[-_.])?({'|'.join(_SPLITS)})[-_.]?(\d+)\.tar")
+_NUMBERED_TAR = re.compile(r"(?:.*\D)?(\d+)\.tar")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
 _NAMES = {spec.name for spec in SPECS if "path" not in spec.takes}
 
@@ -37,6 +41,18 @@ class Layout:
 
     def __str__(self) -> str:
         return f"{self.kind} in {self.folder}"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of both splits, each in the order of their numbers."""
+
+    folder: Path
+    train: tuple[Path, ...]
+    test: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.train)} shards to train on and {len(self.test)} to test on in {self.folder}"
 
 
 def parquet_folders(
@@ -90,6 +106,66 @@ def _check_whole(folder: Path, split: str, files: tuple[Path, ...]) -> None:
         raise UserError(f"{folder}: the files {there} are not the {count} parts of one {split} split; get it again")
 
 
+def shards(folder: Path) -> Shards | None:
+    """The shards of a WebDataset in a folder; None where there are none.
+
+    They say their split and number, ``train-000000.tar`` and ``val-000000.tar`` or, as timm's copy of ImageNet on the
+    public hub has them, ``imagenet1k-train-0000.tar`` and ``imagenet1k-validation-00.tar``; or they lie in a folder a
+    split, ``train/0.tar``.
+
+    Raises:
+        UserError: A split or a shard is missing.
+    """
+    splits: dict[str, dict[int, Path]] = {}
+    for file in _tars(folder):
+        if name := _TAR.fullmatch(file.name):
+            splits.setdefault(name[1], {})[int(name[2])] = file
+    if not splits:
+        for split in _SPLITS:
+            numbered = ((file, _NUMBERED_TAR.fullmatch(file.name)) for file in _tars(folder / split))
+            if found := {int(name[1]): file for file, name in numbered if name}:
+                splits[split] = found
+    if not splits:
+        return None
+    test = next((split for split in TEST if split in splits), None)
+    if "train" not in splits or test is None:
+        there, lacking = ("train", " or ".join(TEST)) if "train" in splits else (str(test), "train")
+        raise UserError(f"{folder}: has shards of {there}, but none of {lacking}; get the missing files too")
+    for split in ("train", test):
+        _check_numbers(folder, splits[split])
+    _check_announced(folder, [file for split in ("train", test) for file in splits[split].values()])
+    train, tests = (tuple(file for _, file in sorted(splits[split].items())) for split in ("train", test))
+    return Shards(folder, train, tests)
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.tar") if not file.name.startswith("."))
+
+
+def _check_numbers(folder: Path, numbers: dict[int, Path]) -> None:
+    """A download that stopped between two shards must not become a smaller data set."""
+    first, last = min(numbers), max(numbers)
+    missing = sorted(set(range(min(first, 1), last + 1)) - set(numbers))
+    if missing:
+        example = numbers[last].name
+        raise UserError(f"{folder}: shard {missing[0]} is missing of those up to {example}; get the missing files too")
+
+
+def _check_announced(folder: Path, files: list[Path]) -> None:
+    """timm's copies say in a file which shards there are, which tells of those that are missing at the end."""
+    place = folder / "_info.json"
+    try:
+        splits = json.loads(place.read_bytes())["splits"]
+        announced = {split: list(one["filenames"]) for split, one in splits.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # there is none, or one of another kind
+    there = {file.name for file in files}
+    for split, names in announced.items():
+        missing = [name for name in names if isinstance(name, str) and name not in there]
+        if missing and len(missing) < len(names):
+            raise UserError(f"{folder}: {missing[0]} is missing, a shard of {split} by {place.name}; get it too")
+
+
 def class_folders(folder: Path) -> dict[str, Path]:
     """The folders in ``folder`` that are not hidden, by name, sorted.
 
@@ -124,16 +200,17 @@ def image_names(folder: Path) -> list[str]:
             found = [
                 entry.name
                 for entry in entries
-                if not entry.name.startswith(".") and _suffix(entry.name) in SUFFIXES and entry.is_file()
+                if not entry.name.startswith(".") and is_image(entry.name) and entry.is_file()
             ]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
     return sorted(found)
 
 
-def _suffix(name: str) -> str:
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image."""
     _, dot, end = name.rpartition(".")
-    return (dot + end).lower()
+    return (dot + end).lower() in SUFFIXES
 
 
 def read(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""A data set of image files that are decoded when they are needed: only their names are in memory."""
+"""A data set of images that are decoded when they are needed: only their names are in memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_bench.data import layout
 from kd_bench.data.splits import evenly
 from kd_bench.recipe import Pipeline
 
@@ -51,9 +52,25 @@ class Files:
         """(N,) int64."""
         return torch.from_numpy(self.classes)
 
+    def name(self, index: int) -> str:
+        """The file's name."""
+        return os.fsdecode(bytes(self.names[index]))
+
     def path(self, index: int) -> Path:
         """The file."""
-        return self.folders[self.classes[index]] / os.fsdecode(bytes(self.names[index]))
+        return self.folders[self.classes[index]] / self.name(index)
+
+    def home(self, index: int) -> str:
+        """Where the images of its class are, for people."""
+        return str(self.folders[self.classes[index]])
+
+    def read(self, index: int) -> bytes:
+        """What is in the file.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        return layout.read(self.path(index))
 
     def others(self, index: int) -> Iterable[int]:
         """The other images of the same class, from the next one on and round to the first."""

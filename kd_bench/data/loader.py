@@ -54,6 +54,7 @@ class InMemoryLoader:
         num_classes: K of the (B, K) labels of mixed images; needed where ``augment`` mixes.
         shuffle: A new order every epoch; otherwise the set's.
         seed: The trial's seed.
+        view: Which view of the images this is: each has draws of its own, and all have the same order.
 
     Raises:
         ValueError: Sizes do not fit together, or ``num_classes`` is missing.
@@ -72,6 +73,7 @@ class InMemoryLoader:
         num_classes: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        view: int = 0,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(f"{images.dtype} images {tuple(images.shape)} do not fit labels {tuple(labels.shape)}")
@@ -88,6 +90,7 @@ class InMemoryLoader:
         self.num_classes = num_classes
         self.shuffle = shuffle
         self.seed = seed
+        self.view = view
         self.epoch = 0
         self._normalise = Normalise(mean, std, self.device)
 
@@ -109,15 +112,20 @@ class InMemoryLoader:
         return whole + (rest > (1 if self.shuffle else 0))
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._batches(self.epoch, self._order(self.epoch), self._draw(self.epoch))
+
+    def _order(self, epoch: int) -> Tensor:
+        """The places of an epoch's images, (at most ``len(self)`` times the batch size,) int64, batch by batch."""
         size = len(self.images)
         if self.shuffle:
-            order = torch.randperm(size, generator=seeding.generator(self.seed, seeding.ORDER, self.epoch))
+            order = torch.randperm(size, generator=seeding.generator(self.seed, seeding.ORDER, epoch))
         else:
             order = torch.arange(size)
-        return self._batches(self.epoch, order[: len(self) * self.batch_size], self._draw(self.epoch))
+        return order[: len(self) * self.batch_size]
 
     def _draw(self, epoch: int) -> _Epoch:
-        augment, seed, device = self.augment, self.seed, self.device
+        augment, device = self.augment, self.device
+        seed = seeding.derive(self.seed, f"{seeding.VIEW}/{self.view}") if self.view else self.seed
         size, _, height, width = self.images.shape
         moved, mix, blanks = None, None, []
         if augment.crop or augment.flip:

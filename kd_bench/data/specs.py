@@ -127,7 +127,7 @@ SPECS = (
         train_size=None,
         test_size=None,
         source="the folder named by path, with a folder of images a class in train and in test, val, valid or "
-        "validation",
+        "validation, or with shards of a WebDataset, train-000000.tar and val-000000.tar",
         takes=("path", "size"),
         streams=True,
     ),

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
-from kd_bench.data import layout
 from kd_bench.data.augment import Normalise, blank
 from kd_bench.data.images import BadImage
 from kd_bench.data.listed import Files, Listed
@@ -96,15 +95,15 @@ class _Reader(MapDataset[_Read]):
     ) -> tuple[int, Tensor, Tensor] | None:
         """An image, or the one that takes its place but has its draws; None where it is left out."""
         for index in self._candidates(first):
-            path = self.files.path(index)
             try:
-                return index, *self.transform(layout.read(path), epoch, first, repeat)
+                return index, *self.transform(self.files.read(index), epoch, first, repeat)
             except BadImage as error:
                 bad.append((index, str(error)))
                 if not self.skip:
-                    raise UserError(f"{path}: the image {error}; pipeline.corrupt: skip goes on without it") from error
+                    place = self.files.path(index)
+                    raise UserError(f"{place}: the image {error}; pipeline.corrupt: skip goes on without it") from error
         if self.replace:
-            raise UserError(f"{self.files.path(first).parent}: has no image that can be decoded")
+            raise UserError(f"{self.files.home(first)}: has no image that can be decoded")
         return None
 
     def _candidates(self, first: int) -> Iterator[int]:
@@ -238,26 +237,34 @@ class StreamLoader(_Stream):
         reader = _Reader(listed.train, transform, skip=pipeline.corrupt == "skip", replace=pipeline.corrupt == "skip")
         super().__init__(listed, reader, batch_size // world_size, workers, device)
         self.batch_size = batch_size
-        self.epoch = 0
+        self.epoch = self._begin = 0
         self._erases = pipeline.erase is not None
         self._mixing = Mixing(pipeline, listed.num_classes, seed)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, from 0, that the next iteration gives."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, begin: int = 0) -> None:
+        """Chooses the epoch, from 0, that the next iteration gives.
+
+        Args:
+            epoch: From 0.
+            begin: Of so many first steps nothing is decoded; their batches are empty.
+        """
+        self.epoch, self._begin = epoch, begin
 
     def __len__(self) -> int:
         """Number of batches."""
         return len(self._order)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches(self.epoch)
+        return self._batches(self.epoch, self._begin)
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
+    def _batches(self, epoch: int, begin: int) -> Iterator[Batch]:
         order = self._order
         in_batch = order.batch_size // order.group
         steps = list(zip(*order.epoch(epoch), strict=True))
-        for step, (images, boxes, index) in enumerate(self._read(epoch, steps)):
+        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+        for step in range(begin):
+            yield Batch(nothing, nothing, nothing, epoch, step)
+        for step, (images, boxes, index) in enumerate(self._read(epoch, steps[begin:]), begin):
             if self._erases:
                 blank(images, boxes)
             pairs = zip(images.chunk(len(order.groups)), self.labels[index].chunk(len(order.groups)), strict=True)

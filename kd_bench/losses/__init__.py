@@ -3,6 +3,7 @@
 All return scalars, means over the batch, in float32 (float64 for float64 inputs) whatever the precision around.
 """
 
+from kd_bench.losses.adversarial import class_weights, ikl_adversarial, trades
 from kd_bench.losses.crd import contrast, log_normaliser
 from kd_bench.losses.dist import dist_terms
 from kd_bench.losses.dkd import dkd, dkd_terms
@@ -15,6 +16,7 @@ from kd_bench.losses.rkd import rkd_angle, rkd_distance
 __all__ = [
     "at_least_single",
     "binary_cross_entropy",
+    "class_weights",
     "contrast",
     "cross_entropy",
     "dist_terms",
@@ -23,6 +25,7 @@ __all__ = [
     "dkl",
     "hierarchical_context",
     "ikl",
+    "ikl_adversarial",
     "kd",
     "log_normaliser",
     "ofd_margin",
@@ -31,4 +34,5 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "soft_cross_entropy",
+    "trades",
 ]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from kd_bench import losses
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
-#: What a method distils; a baseline distils nothing.
-Family = Literal["logits", "features", "baseline"]
+#: What a method distils; a baseline distils nothing, an adversarial method trains a network on perturbed images.
+Family = Literal["logits", "features", "baseline", "adversarial"]
 
 #: What the batch norms of a teacher go by: their running statistics, as in evaluation, or those of the batch.
 TeacherBatchNorm = Literal["running", "batch"]
@@ -83,6 +83,13 @@ class Method(nn.Module):
         """The loss of the student's logits with the labels, a scalar: what the trial's settings say that it is."""
         loss = losses.cross_entropy if self.pair.label_loss == "cross_entropy" else losses.binary_cross_entropy
         return loss(student.logits, batch.labels)
+
+    def on_step_end(self) -> None:
+        """Called after the last micro-batch of every step, of which ``forward`` saw one at a time.
+
+        What a method remembers from one step to the next it changes here, so that it does not matter which process
+        computed which micro-batch.
+        """
 
     def on_epoch_end(self) -> None:
         """Called after the last step of every epoch, before the checkpoint is written."""

@@ -28,8 +28,8 @@ class CRD(Method):
     The negatives of an image are images of other classes, without replacement as long as every class leaves enough
     others, as published. They are drawn for the batch at once: from one random order of all images each takes the next
     ones of other classes after an offset of its own, which for each by itself is a uniformly random set. The
-    normalisers Z are set once from the first batch, a quirk of the published code that the published numbers come from;
-    ``normaliser`` "batch" takes them anew from every batch.
+    normalisers Z are set once from the first (micro-)batch, a quirk of the published code that the published numbers
+    come from; ``normaliser`` "batch" takes them anew from every batch.
 
     Args:
         crd_weight: Weight of the contrastive loss.
@@ -52,6 +52,10 @@ class CRD(Method):
     """(2,) logarithms of the normalisers of the student's and the teacher's scores; NaN before the first batch."""
     classes: Tensor
     """(N,) int64, the class of each image."""
+    _by_class: Tensor
+    """(N,) int64, the images class by class."""
+    _begins: Tensor
+    """(K + 1,) int64, where in it a class begins."""
 
     def __init__(
         self,
@@ -80,8 +84,12 @@ class CRD(Method):
         self.register_buffer("log_z", torch.full((2,), math.nan))
         # It follows from the data set, so it is not part of what is checkpointed.
         self.register_buffer("classes", pair.train_labels.clone(), persistent=False)
-        self._most = int(pair.train_labels.bincount().max())
+        counts = pair.train_labels.bincount(minlength=pair.num_classes)
+        self.register_buffer("_by_class", pair.train_labels.argsort(stable=True), persistent=False)
+        self.register_buffer("_begins", F.pad(counts.cumsum(0), (1, 0)), persistent=False)
+        self._most = int(counts.max())
         self._normalised = False
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce" and "crd"."""
@@ -92,13 +100,20 @@ class CRD(Method):
         contrast = losses.contrast(ours, self.teacher_bank, index, log_z[0], self.temperature)
         contrast = contrast + losses.contrast(theirs, self.student_bank, index, log_z[1], self.temperature)
         if self.training:
-            images = gathered(batch.index)
-            self._remember(self.student_bank, images, gathered(ours))
-            self._remember(self.teacher_bank, images, gathered(theirs))
+            self._seen.append((batch.index, ours.detach(), theirs.detach()))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "crd": self.crd_weight * contrast,
         }
+
+    def on_step_end(self) -> None:
+        """Moves the banks towards the step's embeddings, of all processes."""
+        if not self._seen:
+            return
+        images, ours, theirs = (gathered(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        self._remember(self.student_bank, images, ours)
+        self._remember(self.teacher_bank, images, theirs)
 
     @staticmethod
     def _embed(layer: nn.Module, pooled: Tensor) -> Tensor:
@@ -110,12 +125,10 @@ class CRD(Method):
         own, device, total = self.classes[images][:, None], images.device, len(self.classes)
         if total - self._most < self.negatives:
             # uniform over the places that are left when an image's class is taken out of the order by class
-            order = self.classes.argsort(stable=True)
-            begins = torch.searchsorted(self.classes[order], own)
-            ends = torch.searchsorted(self.classes[order], own, right=True)
+            begins, ends = self._begins[own], self._begins[own + 1]
             draws = torch.rand(len(images), self.negatives, device=device, dtype=torch.float64)
             places = (draws * (total - ends + begins)).long()
-            return order[(ends + places) % total]
+            return self._by_class[(ends + places) % total]
         reach = self.negatives + self._most  # holds enough of other classes, wherever it begins
         order = torch.randperm(total, device=device)
         order = torch.cat([order, order[: reach - 1]])
@@ -136,8 +149,8 @@ class CRD(Method):
             return self.log_z
         sides = ((ours, self.teacher_bank), (theirs, self.student_bank))
         found = torch.stack([losses.log_normaliser(*side, index, self.temperature) for side in sides])
-        found = gathered(found[None])
-        self.log_z.copy_(found.logsumexp(0) - math.log(len(found)))
+        # Of several processes the first has the step's first micro-batch, as one process with all of them has.
+        self.log_z.copy_(gathered(found[None])[0] if self.normaliser == "first" else found)
         return self.log_z
 
     @torch.no_grad()

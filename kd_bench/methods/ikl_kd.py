@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.distributed import summed
-from kd_bench.methods.base import Method, hard_labels, taught_by, warm_up
+from kd_bench.methods.base import taught_by, warm_up
+from kd_bench.methods.class_prior import ClassPrior
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
 
-class IKLKD(Method):
+class IKLKD(ClassPrior):
     """Improved KL: differences of logits matched pair by pair, plus a soft cross-entropy.
 
     ce_weight * CE + warm-up * (alpha * 1/4 sum_jk w_j w_k ((t_j - t_k) - (s_j - s_k))^2 + beta * soft-CE at T). Cui et
@@ -42,13 +41,6 @@ class IKLKD(Method):
         tau: Temperature of w.
     """
 
-    prior: Tensor
-    """(K, K), row y the weights for class y."""
-    sums: Tensor
-    """(K, K), row y the sum of softmax(t / tau) over the images of class y in the epoch under way."""
-    counts: Tensor
-    """(K,) int64, the number of these images."""
-
     def __init__(
         self,
         pair: Pair,
@@ -66,10 +58,7 @@ class IKLKD(Method):
         self.warmup_epochs, self.ce_weight = warmup_epochs, ce_weight
         self.weights, self.tau = weights, tau
         if weights == "class":
-            classes = pair.num_classes
-            self.register_buffer("prior", torch.full((classes, classes), 1.0 / classes))
-            self.register_buffer("sums", torch.zeros(classes, classes))
-            self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64))
+            self.start_prior()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce", "pairwise" and "soft_ce"."""
@@ -83,35 +72,9 @@ class IKLKD(Method):
             "soft_ce": factor * self.beta * soft,
         }
 
-    @torch.no_grad()
     def _weights(self, teacher_logits: Tensor, batch: Batch) -> Tensor:
-        own = (losses.at_least_single(teacher_logits) / self.tau).softmax(-1)
+        own = losses.class_weights(teacher_logits, self.tau)
         if self.weights == "sample":
             return own
-        labels = hard_labels(batch)
-        if self.training:
-            _add_rows(self.sums, labels, own)
-            _add_rows(self.counts, labels, torch.ones_like(labels))
-        return self.prior[labels]
-
-    @torch.no_grad()
-    def on_epoch_end(self) -> None:
-        """Rebuilds the class weights from the epoch that ends."""
-        if self.weights == "class":
-            sums, counts = summed(self.sums), summed(self.counts)[:, None]
-            self.prior.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self.prior))
-            self.sums.zero_()
-            self.counts.zero_()
-
-
-def _add_rows(sums: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Adds ``values[i]`` to ``sums[rows[i]]``, always in the same order.
-
-    On a CPU that is ``index_add_``, which takes the rows one after another. On a GPU ``index_add_`` adds in no fixed
-    order, and ``index_put_``, which sorts the rows first, is what torch's deterministic mode puts in its place.
-    """
-    values = values.to(sums.dtype)
-    if sums.device.type == "cpu":
-        sums.index_add_(0, rows, values)
-    else:
-        sums.index_put_((rows,), values, accumulate=True)
+        self.count(own, batch)
+        return self.of_classes(batch)

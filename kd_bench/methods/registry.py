@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 GROUP = "kd_bench.methods"
 _FOLDER = Path(__file__).parent
-_NO_METHODS = {"__init__", "base", "connectors", "parameters", "registry"}
+_NO_METHODS = {"__init__", "adversarial", "base", "class_prior", "connectors", "parameters", "registry"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class MethodInfo:
     path: Path
     family: Family
     needs_teacher: bool
+    demands: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def describe(name: str, where: str = "") -> MethodInfo:
         path=location.path,
         family=attributes["family"],
         needs_teacher=attributes["needs_teacher"],
+        demands=attributes.get("demands", ()),
     )
 
 
@@ -262,8 +264,8 @@ def _problem(source: ClassSource) -> str | None:
             resolve(parameter.annotation)
         except ValueError as error:
             return f"the type of hyper-parameter {parameter.name!r}, {parameter.annotation or 'not given'}, {error}"
-    if source.attributes.get("family", "logits") not in ("logits", "features", "baseline"):
-        return f"family = {source.attributes['family']!r} should be 'logits', 'features' or 'baseline'"
+    if source.attributes.get("family", "logits") not in ("logits", "features", "baseline", "adversarial"):
+        return f"family = {source.attributes['family']!r} should be 'logits', 'features', 'baseline' or 'adversarial'"
     if not isinstance(source.attributes.get("needs_teacher", True), bool):
         return f"needs_teacher = {source.attributes['needs_teacher']!r} should be true or false"
     return None

@@ -23,13 +23,21 @@ class View(nn.Module):
         image_size: Height and width of the data set's images.
         mean: The data set's, of the channels, for images scaled to 0..1.
         std: As ``mean``.
+        channels_last: Whether to lay the images out with the channels last.
     """
 
     def __init__(
-        self, network: nn.Module, wanted: Input, image_size: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        network: nn.Module,
+        wanted: Input,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.size = None if wanted.size in (None, image_size) else wanted.size
+        self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.scale: Tensor | None
         self.shift: Tensor | None
         scale = shift = None
@@ -49,4 +57,4 @@ class View(nn.Module):
             images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         if self.scale is not None and self.shift is not None:
             images = torch.addcmul(self.shift, images, self.scale)
-        return images
+        return images.to(memory_format=self.layout)

@@ -98,6 +98,9 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, name:
         {key: value for key, value in state.items() if key not in other}, strict=False
     )
     missing = [key for key in missing if key not in other]
+    # What a network works out for itself (BEiT's tables of relative positions) stands in files of earlier versions.
+    worked_out = {key for key, _ in network.named_buffers()} - own.keys()
+    unexpected = [key for key in unexpected if key not in worked_out]
     if not (missing or unexpected or other):
         return
     of_classifier = [key for key in other if _is_under(_classifier_names(network), key)]

@@ -16,14 +16,22 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_bench.distributed import at_first, everybodys, most, rank
 from kd_bench.methods.base import TeacherBatchNorm
-from kd_bench.models.outputs import observe
 from kd_bench.models.view import View
 from kd_bench.training.member import Member, computing, parts
+from kd_bench.training.observing import Observer
 from kd_bench.types import Batch, Output, Outputs
 
 #: Told now and then how far a cohort is: (epoch from 0, steps done in it, steps of an epoch, images a second).
 Progress = Callable[[int, int, int, float], None]
+
+#: Seconds of training after which members are kept within an epoch, so that a kill loses no more of a long one.
+KEEP_SECONDS = 600.0
+
+
+class Left(Exception):
+    """The cohort was asked to leave, and has kept where it is."""
 
 
 class Cohort(pl.LightningModule):
@@ -32,6 +40,10 @@ class Cohort(pl.LightningModule):
     Attributes:
         members: The trials in training.
         start_epoch: Epoch (from 0) at which this process begins: that of the member that is least far.
+        begin_step: Steps of that epoch that were done before.
+        leaving: Whether to keep everything after the step in hand, and leave; asked after every step.
+        listen: Called when training begins, after Lightning has put handlers of its own in the place of others.
+        keep_seconds: After how many seconds to keep everything within an epoch.
     """
 
     automatic_optimization = False
@@ -45,7 +57,14 @@ class Cohort(pl.LightningModule):
         self._settings = members[0].trial
         self._progress = progress
         self._active: list[Member] = []
-        self._epoch_began = self._told = self._training_seconds = 0.0
+        self.leaving: Callable[[], bool] = lambda: False
+        self.listen: Callable[[], None] = lambda: None
+        self.keep_seconds = KEEP_SECONDS
+        begin = {member.begin_step for member in members if member.epochs_done == self.start_epoch}
+        if len(begin) > 1:
+            raise ValueError("members of a cohort must go on from the same step")
+        self.begin_step = max(begin, default=0)
+        self._epoch_began = self._told = self._kept = self._training_seconds = 0.0
         self._images = 0
 
     @property
@@ -65,18 +84,24 @@ class Cohort(pl.LightningModule):
         """The loader gives batches that are on the device already."""
         return batch
 
+    def on_train_start(self) -> None:
+        """Lets the process listen to signals again."""
+        self.listen()
+
     def on_train_epoch_start(self) -> None:
         """Finds out who takes part, and sets the learning rates."""
         self._active = [member for member in self.members if member.takes_part(self.epoch)]
         for member in self._active:
             member.begin_epoch(self.epoch)
-        self._epoch_began = self._told = time.perf_counter()
+        self._epoch_began = self._told = self._kept = time.perf_counter()
         self._images = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One batch, or one micro-batch after another: the teacher once, then each student by itself."""
         if batch.epoch != self.epoch:
             raise RuntimeError(f"the loader is in epoch {batch.epoch}, the training in {self.epoch}")
+        if batch.step < self.begin_step:  # done before the cohort was resumed
+            return
         for part in parts(batch, self._settings.micro_batch):
             with torch.no_grad(), computing(self._settings.precision, part.batch.images.device):
                 teacher = self.teach(part.batch)
@@ -89,6 +114,21 @@ class Cohort(pl.LightningModule):
             self._told = now
             steps = int(self.trainer.num_training_batches)
             self._progress(self.epoch, batch_idx + 1, steps, self._images / (now - self._epoch_began))
+        self._keep(batch.step + 1)
+
+    def _keep(self, step: int) -> None:
+        """Keeps everything if it is time to, and leaves if it was asked to; of several processes, all or none do."""
+        now = time.perf_counter()
+        due = rank() == 0 and now - self._kept > self.keep_seconds
+        wish = most(2 if self.leaving() else 1 if due else 0)
+        if not wish:
+            return
+        self._kept = now
+        for member in self._active:
+            if not member.stopped:
+                member.sink.within(member, step, at_first(member.within(step)))
+        if wish == 2:
+            raise Left
 
     def on_validation_start(self) -> None:
         """Training ends here for this epoch, as far as its cost goes."""
@@ -110,11 +150,20 @@ class Cohort(pl.LightningModule):
         own = {id(member): member.watch.read() for member in self._active}
         shared = max(0.0, self._training_seconds - sum(own.values()))
         going = [member for member in self._active if not member.stopped]
+        corrupt = self._corrupt()
         for member in going:
+            member.corrupt |= corrupt
             member.end_epoch(self.epoch, own[id(member)], shared, len(going))
+        self.begin_step = 0
         self.trainer.train_dataloader.set_epoch(self.epoch + 1)
         if all(member.stopped for member in self.members):
             self.trainer.should_stop = True
+
+    def _corrupt(self) -> dict[str, str]:
+        """The files that no process could decode, and why."""
+        loaders = (self.trainer.train_dataloader, self.trainer.val_dataloaders)
+        own = {str(path): reason for loader in loaders for path, reason in loader.corrupt.items()}
+        return {path: reason for found in everybodys(own) for path, reason in found.items()}
 
 
 class Supervised(Cohort):
@@ -145,6 +194,7 @@ class Distillation(Cohort):
         super().__init__(members, progress)
         self.view = view or nn.Identity()
         self.teacher = teacher.eval().requires_grad_(False)
+        self._observe = Observer(teacher, self._settings.compile)
         self._needs: dict[TeacherBatchNorm, frozenset[Output]] = {}
         for method in (member.method for member in members):
             kind = method.teacher_batch_norm
@@ -168,7 +218,7 @@ class Distillation(Cohort):
         found: dict[TeacherBatchNorm, Outputs] = {}
         for kind, wanted in self._needs.items():
             with _batch_statistics(self._norms) if kind == "batch" else nullcontext():
-                found[kind] = observe(self.teacher, images, wanted)
+                found[kind] = self._observe(images, wanted)
         return found
 
 

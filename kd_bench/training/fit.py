@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from kd_bench import seeding
@@ -17,20 +21,24 @@ from kd_bench.data.listed import Listed
 from kd_bench.data.loader import InMemoryLoader
 from kd_bench.data.splits import Splits
 from kd_bench.data.stream import StreamLoader, StreamTestLoader
+from kd_bench.data.views import TwoViews
+from kd_bench.distributed import rank, several, size
 from kd_bench.errors import UserError
 from kd_bench.methods import registry as methods
+from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.models import registry as models
 from kd_bench.models import weights
 from kd_bench.models.outputs import preact_norms, shapes
 from kd_bench.models.view import View
 from kd_bench.recipe import Given, Trial
+from kd_bench.training import adversarial
 from kd_bench.training.cohort import Cohort
 from kd_bench.training.member import Member, Sink
 from kd_bench.types import Pair
 
 #: A data set in memory, or the list of its files.
 Images = Splits | Listed
-TrainLoader = InMemoryLoader | StreamLoader
+TrainLoader = InMemoryLoader | StreamLoader | TwoViews
 TestLoader = InMemoryLoader | StreamTestLoader
 
 #: Images a step of evaluation.
@@ -40,31 +48,38 @@ EVALUATION_BATCH = 256
 def build_network(trial: Trial, splits: Images) -> tuple[nn.Module, View]:
     """The trial's student with the initial weights that belong to its seed and network, whatever the method."""
     seeding.seed_global(trial.seed, f"{seeding.WEIGHTS}/{trial.model}")
-    return _build(trial, splits)
+    network, view = _build(trial, splits, trial.channels_last)
+    if trial.sync_batch_norm and several():
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network, view
 
 
-def load_network(trained: Trial | Given, file: Path, splits: Images) -> tuple[nn.Module, View]:
+def load_network(
+    trained: Trial | Given, file: Path, splits: Images, channels_last: bool = False
+) -> tuple[nn.Module, View]:
     """A trained network in evaluation mode, and how it sees the images.
 
     Args:
         trained: What the weights are of.
         file: The weights, in any layout that ``kd_bench.models.weights`` reads.
         splits: The data set.
+        channels_last: Whether it keeps images with the channels last.
 
     Raises:
         UserError: For a file that does not hold this network's weights.
     """
     loaded = weights.read(file)
-    network, view = _build(trained, splits)
+    network, view = _build(trained, splits, channels_last)
     weights.load_into(network, loaded.state, file, trained.model)
     return network.eval(), view
 
 
-def _build(trial: Trial | Given, splits: Images) -> tuple[nn.Module, View]:
+def _build(trial: Trial | Given, splits: Images, channels_last: bool) -> tuple[nn.Module, View]:
     image_size = splits.image_shape[-1]
     options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
     network = models.create(trial.model, splits.num_classes, trial.input.size or image_size, **options)
-    return network, View(network, trial.input, image_size, splits.mean, splits.std)
+    view = View(network, trial.input, image_size, splits.mean, splits.std, channels_last)
+    return network.to(memory_format=torch.channels_last) if channels_last else network, view
 
 
 def build_member(trial: Trial, splits: Images, teacher: nn.Module | None, sink: Sink) -> Member:
@@ -93,6 +108,8 @@ def build_member(trial: Trial, splits: Images, teacher: nn.Module | None, sink: 
     )
     seeding.seed_global(trial.seed, seeding.METHOD_WEIGHTS)
     method = methods.build(trial.method.name, pair, trial.method.hyperparameters)
+    if isinstance(method, AdversarialMethod) and isinstance(splits, Splits):
+        return adversarial.AdversarialMember(trial, network, view, method, sink, splits)
     return Member(trial, network, view, method, sink)
 
 
@@ -101,7 +118,9 @@ def _image(trial: Trial | Given, splits: Images) -> tuple[int, ...]:
     return (channels, *([trial.input.size] * 2 if trial.input.size else size))
 
 
-def loaders(trial: Trial, splits: Images, device: torch.device, workers: int = 0) -> tuple[TrainLoader, TestLoader]:
+def loaders(
+    trial: Trial, splits: Images, device: torch.device, workers: int = 0, data_dir: Path | None = None
+) -> tuple[TrainLoader, TestLoader]:
     """The stream of training batches that belongs to the trial's seed, and the test set.
 
     Args:
@@ -109,16 +128,23 @@ def loaders(trial: Trial, splits: Images, device: torch.device, workers: int = 0
         splits: The data set.
         device: Where the batches are made.
         workers: Processes that decode images, where these are not held in memory.
+        data_dir: Folder of data sets, where generated images are looked for.
     """
+    train: TrainLoader
+    if trial.adversarial is not None and isinstance(splits, Splits):
+        train = adversarial.train_loader(trial, splits, device, data_dir)
+        return train, evaluation_loader(adversarial.in_pixels(splits), device)
     test = evaluation_loader(splits, device, workers)
     if isinstance(splits, Listed):
-        train: TrainLoader = StreamLoader(
+        train = StreamLoader(
             splits,
             batch_size=trial.batch_size,
             micro_batch=trial.micro_batch,
             seed=trial.seed,
             device=device,
             workers=workers,
+            rank=rank(),
+            world_size=size(),
         )
         return train, test
     train = InMemoryLoader(
@@ -137,9 +163,11 @@ def loaders(trial: Trial, splits: Images, device: torch.device, workers: int = 0
 
 
 def evaluation_loader(splits: Images, device: torch.device, workers: int = 0) -> TestLoader:
-    """The test set, as it is."""
+    """The test set, as it is; of several processes each has its share."""
     if isinstance(splits, Listed):
-        return StreamTestLoader(splits, batch_size=EVALUATION_BATCH, device=device, workers=workers)
+        return StreamTestLoader(
+            splits, batch_size=EVALUATION_BATCH, device=device, workers=workers, rank=rank(), world_size=size()
+        )
     return InMemoryLoader(
         splits.test_images,
         splits.test_labels,
@@ -150,24 +178,56 @@ def evaluation_loader(splits: Images, device: torch.device, workers: int = 0) ->
     )
 
 
-def fit(cohort: Cohort, train: TrainLoader, test: TestLoader, device: torch.device) -> None:
-    """Trains all members to their last epoch; results go to their sinks as they come."""
+def fit(cohort: Cohort, train: TrainLoader, test: TestLoader, device: torch.device, processes: int = 1) -> None:
+    """Trains all members to their last epoch; results go to their sinks as they come.
+
+    Args:
+        cohort: What to train.
+        train: The training batches, or this process's part of them.
+        test: The test set, or this process's part of it.
+        device: Where to train.
+        processes: How many processes train together, each in an environment as torchrun makes it.
+    """
     epochs = cohort.members[0].trial.epochs - cohort.start_epoch
     if epochs <= 0:
         return
-    train.set_epoch(cohort.start_epoch)
-    trainer = _trainer(device, max_epochs=epochs)
+    if isinstance(train, StreamLoader):
+        train.set_epoch(cohort.start_epoch, cohort.begin_step)
+    else:  # those make their batches in no time, and the cohort takes no notice of what it has done
+        train.set_epoch(cohort.start_epoch)
+    trainer = _trainer(device, epochs, processes)
+    # Of several processes Lightning asks the device at every step whether the first was told to end, which the cohort
+    # finds out by itself without making the device wait.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     with warnings.catch_warnings():
         # Lightning's advice on data loaders is meant for loaders with workers, and its state is not our checkpoint.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
         trainer.fit(cohort, train_dataloaders=train, val_dataloaders=test)
 
 
-def _trainer(device: torch.device, max_epochs: int) -> pl.Trainer:
+class _Together(DDPStrategy):
+    """Lightning's, without torch's wrapper: that averages the gradients of one network, and here are several, each with
+    a backward pass and steps of its own, which average theirs themselves."""
+
+    def configure_ddp(self) -> None:
+        """Leaves the module as it is."""
+
+
+def _trainer(device: torch.device, max_epochs: int, processes: int) -> pl.Trainer:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    here = 1 if processes == 1 else int(os.environ["LOCAL_WORLD_SIZE"])
+    if device.type == "cpu":
+        devices: Any = here
+    else:
+        first = (device.index or 0) - (0 if here == 1 else int(os.environ["LOCAL_RANK"]))
+        devices = list(range(first, first + here))
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=[device.index or 0] if device.type == "cuda" else 1,
+        devices=devices,
+        num_nodes=processes // here,
+        strategy="auto" if processes == 1 else _Together(),
+        # Ours is what counts, and not what SLURM's variables say of the job that this process happens to be in.
+        plugins=[LightningEnvironment() if processes == 1 else TorchElasticEnvironment()],
         max_epochs=max_epochs,
         logger=False,
         enable_checkpointing=False,
@@ -211,15 +271,17 @@ def accuracy(
     first: list[Tensor] = []
     classes: list[Tensor] = []
     fifth = torch.zeros((), dtype=torch.int64, device=device)
-    for batch in loader:
-        classes.append(batch.labels)
-        logits = network(view(batch.images))
-        hits = logits.topk(min(5, logits.shape[-1])).indices == batch.labels[:, None]
-        first.append(hits[:, 0])
-        fifth += hits.sum()
-        if progress:
-            progress(batch.step + 1, len(loader))
-    loader.close()
+    try:
+        for batch in loader:
+            classes.append(batch.labels)
+            logits = network(view(batch.images))
+            hits = logits.topk(min(5, logits.shape[-1])).indices == batch.labels[:, None]
+            first.append(hits[:, 0])
+            fifth += hits.sum()
+            if progress:
+                progress(batch.step + 1, len(loader))
+    finally:
+        loader.close()
     labels, right = torch.cat(classes).cpu(), torch.cat(first).cpu()  # those that could be decoded
     images = torch.bincount(labels, minlength=splits.num_classes)
     rights = torch.bincount(labels[right], minlength=splits.num_classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,9 +17,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kd_bench import seeding
 from kd_bench.distributed import average_buffers, average_gradients, gathered, rank, several, summed
 from kd_bench.methods.base import Method
-from kd_bench.models.outputs import observe
-from kd_bench.models.view import View
 from kd_bench.recipe import Trial
+from kd_bench.training.observing import Observer
 from kd_bench.training.optimisers import build_optimizer, learning_rate
 from kd_bench.training.stopwatch import Stopwatch
 from kd_bench.types import Batch, Outputs
@@ -32,11 +32,30 @@ class Sink(Protocol):
     def epoch(self, member: Member) -> None:
         """An epoch is over; the member's state and history include it."""
 
+    def within(self, member: Member, step: int, states: list[bytes]) -> None:
+        """So many steps of an epoch are over; ``states`` are each process's ``member.within(step)``."""
+
     def diverged(self, member: Member, reason: str) -> None:
         """The loss is no longer finite, which would be so in every repetition."""
 
     def crashed(self, member: Member, reason: str) -> None:
         """The method raised an error."""
+
+
+class Silent:
+    """The sink of processes that help the first: their members' results are its too."""
+
+    def epoch(self, member: Member) -> None:
+        """The first process writes it."""
+
+    def within(self, member: Member, step: int, states: list[bytes]) -> None:
+        """The first process writes it."""
+
+    def diverged(self, member: Member, reason: str) -> None:
+        """The first process writes it."""
+
+    def crashed(self, member: Member, reason: str) -> None:
+        """The first process says it."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +95,13 @@ def computing(precision: str, device: torch.device) -> AbstractContextManager[An
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def _of_part(stream: str, place: int) -> str:
+def of_part(stream: str, place: int) -> str:
+    """A stream's name for the micro-batch at this place."""
     return f"{stream}/{place}" if place else stream
 
 
-def _average(network: nn.Module, decay: float) -> AveragedModel:
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """An average of a network's weights, statistics included, that keeps a share ``decay`` of its former value."""
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     return average.requires_grad_(False)
 
@@ -95,19 +116,38 @@ class Member(nn.Module):
         method: What it is trained with; trained, checkpointed and resumed with it.
         average: The moving average of its weights, batch norms' statistics included; None where none is kept.
         history: A row of metrics for each finished epoch.
+        corrupt: Files that could not be decoded so far, and why.
+        class_top1: Test accuracy on the images of each class after the last finished epoch, in percent; None for a
+            class without test images. Empty before the first.
+        begin_step: Steps of the epoch in hand that were done before it was resumed within it.
     """
 
-    def __init__(self, trial: Trial, network: nn.Module, view: View, method: Method, sink: Sink) -> None:
+    def __init__(self, trial: Trial, network: nn.Module, view: nn.Module, method: Method, sink: Sink) -> None:
         super().__init__()
         self.trial, self.network, self.view, self.method, self.sink = trial, network, view, method, sink
         self.history: list[dict[str, Any]] = []
+        self.corrupt: dict[str, str] = {}
+        self.begin_step = 0
         self.stopped = False
         self.watch = Stopwatch()
         self._trained = [*network.parameters(), *method.parameters()]
         self.optimizer = build_optimizer(trial.optimizer, self._trained)
-        self.average = None if trial.ema is None else _average(network, trial.ema)
-        self._train, self._test, self._test_average = _Sums(), _Sums(), _Sums()
+        self.average = None if trial.ema is None else moving_average(network, trial.ema)
+        self._observe = Observer(network, trial.compile)
+        self._observe_average = None if self.average is None else Observer(self.average.module, trial.compile)
+        self._train, self._test, self._test_average = Sums(), Sums(by_class=True), Sums()
+        self.class_top1: list[float | None] = []
         self._first_bad: Tensor | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose accuracy is the trial's and whose weights are kept."""
+        return self.network
+
+    @property
+    def evaluated_as(self) -> str | None:
+        """What ``evaluated`` is, for the result of trials where that is a question."""
+        return None
 
     @property
     def epochs_done(self) -> int:
@@ -134,10 +174,9 @@ class Member(nn.Module):
                 self._accumulate(teacher, part, backward)
                 if part.last:
                     self._update()
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
-            if several():  # the others wait for this one's gradients
+            # Of several processes the others wait for this one's gradients; and fewer members may fit into memory.
+            if several() or out_of_memory(error):
                 raise
             log.exception("%s of trial %s failed", self.trial.method.name, self.trial.id)
             self.stopped = True
@@ -145,10 +184,10 @@ class Member(nn.Module):
 
     def _accumulate(self, teacher: Outputs | None, part: Part, backward: Callable[[Tensor], None]) -> None:
         batch, place = part.batch, part.index
-        seeding.seed_global(self.trial.seed, _of_part(seeding.STUDENT, place), batch.epoch, batch.step)
+        seeding.seed_global(self.trial.seed, of_part(seeding.STUDENT, place), batch.epoch, batch.step)
         with computing(self.trial.precision, batch.images.device):
-            student = observe(self.network, self.view(batch.images), self.method.needs.student)
-            seeding.seed_global(self.trial.seed, _of_part(seeding.METHOD, place), batch.epoch, batch.step)
+            student = self._observe(self.view(batch.images), self.method.needs.student)
+            seeding.seed_global(self.trial.seed, of_part(seeding.METHOD, place), batch.epoch, batch.step)
             terms = self.method(student, teacher, batch)
             loss = torch.stack(list(terms.values())).sum()
         if part.first:
@@ -163,6 +202,7 @@ class Member(nn.Module):
         if self.trial.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained, self.trial.clip_norm)
         self.optimizer.step()
+        self.method.on_step_end()
         if self.average is not None:
             self.average.update_parameters(self.network)
 
@@ -170,7 +210,9 @@ class Member(nn.Module):
         # Kept on the device and read once an epoch: asking a GPU at every step would make it wait.
         here = torch.where(torch.isfinite(loss), -1, step)
         before = self._first_bad
-        self._first_bad = here if before is None else torch.where(before >= 0, before, here)
+        self._first_bad = (
+            here if before is None else torch.where(before.to(here.device) >= 0, before.to(here.device), here)
+        )
 
     def before_evaluation(self) -> None:
         """Gives all processes the same running statistics."""
@@ -181,10 +223,10 @@ class Member(nn.Module):
     def evaluate(self, batch: Batch) -> None:
         """Counts the student's hits on a test batch; the network is in evaluation mode."""
         images = self.view(batch.images)
-        for network, sums in ((self.network, self._test), (self.average, self._test_average)):
-            if network is not None:
+        for observe, sums in ((self._observe, self._test), (self._observe_average, self._test_average)):
+            if observe is not None:
                 with computing(self.trial.precision, images.device):
-                    logits = network(images)
+                    logits = observe(images).logits
                 sums.add({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
 
     def end_epoch(self, epoch: int, own_seconds: float, shared_seconds: float, members: int) -> None:
@@ -196,6 +238,7 @@ class Member(nn.Module):
             shared_seconds: Data and teacher, which it would need as much if it were alone.
             members: How many shared them.
         """
+        self.class_top1 = self._test.classes()
         train, test = self._train.read(), self._test.read()
         bad = -1 if self._first_bad is None else int(gathered(self._first_bad[None]).max())
         self._first_bad = None
@@ -204,9 +247,6 @@ class Member(nn.Module):
             self.sink.diverged(self, f"the loss was no longer finite in epoch {epoch + 1}, step {bad + 1}")
             return
         self.method.on_epoch_end()
-        average = {}
-        if self.average is not None:
-            average = {f"average_{name}": value for name, value in self._test_average.read().items() if name != "loss"}
         row = {
             "epoch": epoch + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
@@ -216,13 +256,19 @@ class Member(nn.Module):
             "train_top1": train.pop("top1"),
             "train_loss": train.pop("loss"),
             **{f"train_{name}": value for name, value in train.items() if name != "top5"},
-            **average,
+            **self.beside(),
             "seconds": own_seconds + shared_seconds,
             "own_seconds": own_seconds,
             "members": members,
         }
         self.history.append(row)
         self.sink.epoch(self)
+
+    def beside(self) -> dict[str, float]:
+        """The test accuracies of another state of the network, as columns of the epoch's row."""
+        if self.average is None:
+            return {}
+        return {f"average_{name}": value for name, value in self._test_average.read().items() if name != "loss"}
 
     def state(self) -> dict[str, Any]:
         """Everything that training on from here depends on."""
@@ -232,7 +278,9 @@ class Member(nn.Module):
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
         }
-        return state if self.average is None else state | {"average": self.average.state_dict()}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state | {"corrupt": self.corrupt} if self.corrupt else state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a ``state()``."""
@@ -242,26 +290,83 @@ class Member(nn.Module):
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.history = list(state["history"])
+        self.corrupt = dict(state.get("corrupt", {}))
+
+    def within(self, step: int) -> bytes:
+        """The state after so many steps of an epoch, of this process."""
+        seconds = self.watch.read()
+        self.watch.add(seconds)
+        bad = -1 if self._first_bad is None else int(self._first_bad)
+        return packed(self.state() | {"within": (step, seconds, bad), "sums": self._train.state()})
+
+    def restore_within(self, state: dict[str, Any]) -> None:
+        """Goes back to a ``within()``, once read."""
+        self.restore(state)
+        self.begin_step, seconds, bad = state["within"]
+        self.watch.add(seconds)
+        self._train.restore(state["sums"])
+        self._first_bad = torch.tensor(bad)
 
 
-class _Sums:
-    """Sums over an epoch, kept on the device and read once."""
+def packed(state: Any) -> bytes:
+    """As a file of torch's."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
 
-    def __init__(self) -> None:
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice: a GPU's, or the machine's."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+
+
+class Sums:
+    """Sums over an epoch, kept on the device and read once.
+
+    Args:
+        by_class: Whether to count the hits of each class, too.
+    """
+
+    def __init__(self, by_class: bool = False) -> None:
+        self._by_class = by_class
+        self._classes: Tensor | None = None
         self._sums: dict[str, Tensor] = {}
         self._images = 0
 
     def add(self, means: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+        """Adds a batch's means, and its hits."""
         images = len(logits)
         target = labels if labels.ndim == 1 else labels.argmax(-1)
         hits = logits.topk(min(5, logits.shape[-1])).indices == target[:, None]
         values = {name: value.detach() * images for name, value in means.items()}
         values |= {"top1": hits[:, 0].sum(), "top5": hits.sum()}
+        if self._by_class:
+            if self._classes is None:
+                self._classes = torch.zeros(2, logits.shape[-1], dtype=torch.int64, device=logits.device)
+            self._classes.index_add_(1, target, torch.stack([hits[:, 0].long(), torch.ones_like(target)]))
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
         self._images += images
 
+    def state(self) -> dict[str, Any]:
+        """What was added up so far."""
+        return {"images": self._images, "sums": {name: value.cpu() for name, value in self._sums.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a ``state()``."""
+        self._images = state["images"]
+        self._sums = dict(state["sums"])
+
+    def classes(self) -> list[float | None]:
+        """The share of hits among the images of each class, in percent, over all batches and processes."""
+        if self._classes is None:
+            return []
+        hits, images = summed(self._classes).tolist()
+        self._classes = None
+        return [100 * hit / of if of else None for hit, of in zip(hits, images, strict=True)]
+
     def read(self) -> dict[str, float]:
+        """The means over all batches and processes; what comes next begins at nothing."""
         # One number a value, in one place: a GPU is asked once, and the processes add theirs up once.
         values = [torch.as_tensor(float(self._images)), *self._sums.values()]
         device = values[-1].device

@@ -53,6 +53,6 @@ def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> f
         return base
     if isinstance(schedule, CosineSchedule):
         begin = 0 if schedule.whole else schedule.warmup_epochs
-        done = (epoch - begin) / max(1, epochs - begin)
+        done = (epoch - begin + schedule.inside) / max(1, epochs - begin + schedule.inside)
         return base * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * done)))
     return base * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)

@@ -30,6 +30,10 @@ class Stopwatch:
         yield
         self._seconds += time.perf_counter() - begin
 
+    def add(self, seconds: float) -> None:
+        """Adds what was measured before."""
+        self._seconds += seconds
+
     def read(self) -> float:
         """Seconds since the last reading; waits for the device."""
         if self._events:

@@ -103,7 +103,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     root = tmp_path / "mine"
     assert fails(MINE, tmp_path).startswith(f"{root}: there is no such folder")
     root.mkdir()
-    assert fails(MINE, tmp_path) == f"{root}: has no folder 'train', with a folder of images a class"
+    assert fails(MINE, tmp_path) == f"{root}: has neither a folder 'train', with a folder of images a class, nor shards"
     (root / "train").mkdir()
     assert fails(MINE, tmp_path) == f"{root / 'train'}: has no folders, one a class, with images"
     (root / "train" / "ant").mkdir()

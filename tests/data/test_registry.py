@@ -118,7 +118,7 @@ def test_resolving_writes_every_choice_out(dataset: Dataset, expected: Dataset) 
         (
             Dataset(name="folder"),
             "folder needs a path: the folder named by path, with a folder of images a class in train and in "
-            "test, val, valid or validation",
+            "test, val, valid or validation, or with shards of a WebDataset, train-000000.tar and val-000000.tar",
         ),
     ],
     ids=lambda value: value.title if isinstance(value, Dataset) else "",

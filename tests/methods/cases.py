@@ -94,9 +94,11 @@ def make(name: str, **hyperparameters: object) -> Method:
 
 
 def call(method: Method, student: Outputs, teacher: Outputs | None, samples: Batch) -> dict[str, Tensor]:
-    """The method's terms, its draws being the same every time."""
+    """The method's terms of a step, its draws being the same every time."""
     torch.manual_seed(7)
-    return method(student, teacher, samples)
+    terms = method(student, teacher, samples)
+    method.on_step_end()
+    return terms
 
 
 def batch(seed: int = 0, size: int = IMAGES, epoch: int = 0, step: int = 0, mixed: bool = False) -> Batch:

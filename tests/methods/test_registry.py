@@ -136,7 +136,7 @@ def test_equal_settings_have_one_form() -> None:
         (
             "zzz",
             {},
-            "r.yaml: no method is called 'zzz'; there are: crd, dist, dkd, dkl_kd, fitnet, ikl_kd, ",
+            "r.yaml: no method is called 'zzz'; there are: crd, dist, dkd, dkl_kd, fitnet, ikl_at, ikl_kd, ",
         ),
         ("ikl_kd", {"alfa": 1}, "r.yaml: ikl_kd has no hyper-parameter 'alfa'; did you mean 'alpha'?"),
         ("kd", {"zzz": 1}, "kd has no hyper-parameter 'zzz'; there are: ce_weight, kd_weight, temperature"),

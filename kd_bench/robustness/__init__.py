@@ -1,0 +1,1 @@
+"""Adversarial images: how they are made, and how well a network stands against them."""

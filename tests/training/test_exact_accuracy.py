@@ -1,0 +1,105 @@
+"""Top-1 and top-5 count every test image once, however the batches come out and whoever has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from kd_bench.data import registry
+from kd_bench.data.listed import Listed
+from kd_bench.data.stream import StreamTestLoader
+from kd_bench.models.view import View
+from kd_bench.recipe import Dataset, Input, Pipeline
+from kd_bench.training import fit
+from kd_bench.training.member import Sums
+
+CLASSES, EACH, SIZE = 8, 3, 16
+CPU = torch.device("cpu")
+
+
+class Colours(nn.Module):
+    """Ranks the classes by the colours of the image's four quarters, without regard to the rest of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(12, CLASSES, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        quarters = nn.functional.adaptive_avg_pool2d(images.double(), 2).flatten(1)
+        return (quarters[:, :, None] * self.weight.double()).sum(1)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Listed:
+    root = tmp_path_factory.mktemp("exact") / "mine"
+    draws = np.random.default_rng(0)
+    for split, each in (("train", 1), ("val", EACH)):
+        for label in range(CLASSES):
+            (root / split / f"{label}").mkdir(parents=True)
+            for number in range(each + (split == "val" and label == 0)):
+                pixels = draws.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / f"{label}" / f"{number}.png")
+    return registry.listed(Dataset(name="folder", path="mine"), Pipeline(size=SIZE, crop_pct=1.0), root.parent)
+
+
+def expected(found: Listed) -> tuple[int, int]:
+    """Hits among all images at once."""
+    (batch,) = StreamTestLoader(found, batch_size=100)
+    order = Colours()(batch.images).argsort(1, descending=True)
+    hits = order == batch.labels[:, None]
+    return int(hits[:, 0].sum()), int(hits[:, :5].sum())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 12, 24, 25, 256])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_hits_are_counted_exactly(found: Listed, batch_size: int, world_size: int) -> None:
+    images = len(found.test)
+    assert images == CLASSES * EACH + 1
+    first, five = expected(found)
+    assert 0 < first < five < images
+    sums, network = Sums(), Colours()
+    for rank in range(world_size):
+        for batch in StreamTestLoader(found, batch_size=batch_size, rank=rank, world_size=world_size):
+            sums.add({}, network(batch.images), batch.labels)
+    read = sums.read()
+    assert (read["top1"], read["top5"]) == (100 * (first / images), 100 * (five / images))
+
+
+@pytest.mark.parametrize("batch_size", [7, 24, 256])
+def test_so_they_are_for_a_given_teacher(found: Listed, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "EVALUATION_BATCH", batch_size)
+    network = Colours()
+    accuracy = fit.accuracy(network, View(network, Input(), SIZE, found.mean, found.std), found, CPU)
+    first, five = expected(found)
+    assert (accuracy.top1, accuracy.top5) == (100 * first / len(found.test), 100 * five / len(found.test))
+    by_class = np.array([EACH + 1] + [EACH] * (CLASSES - 1)) @ np.array(accuracy.classes) / 100
+    assert by_class == pytest.approx(first)
+
+
+def test_the_recipes_crop_is_what_is_tested_on(found: Listed, tmp_path: Path) -> None:
+    """The middle 14 of 16 pixels is another image than all of them."""
+    whole, middle = (
+        next(
+            iter(StreamTestLoader(Listed(**vars(found) | {"pipeline": Pipeline(size=14, crop_pct=pct)}), batch_size=2))
+        )
+        for pct in (1.0, 0.875)
+    )
+    raw = np.asarray(Image.open(found.test.path(0)))[1:15, 1:15]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (found.mean, found.std))
+    exact = (torch.from_numpy(raw.copy()).permute(2, 0, 1) / 255 - mean) / std
+    torch.testing.assert_close(middle.images[0], exact)
+    assert not torch.allclose(whole.images[0], exact)
+
+
+def test_hits_are_counted_by_class() -> None:
+    sums = Sums(by_class=True)
+    logits = torch.eye(4)[[0, 1, 1, 2]]
+    sums.add({}, logits[:3], torch.tensor([0, 1, 0]))
+    sums.add({}, logits[3:], torch.tensor([2]))
+    assert sums.classes() == [50.0, 100.0, 100.0, None]
+    assert sums.classes() == []

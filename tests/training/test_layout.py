@@ -1,0 +1,88 @@
+"""Networks with the channels last, and compiled ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_bench.training import observing
+from kd_bench.training.fit import build_network
+from tests.training.parts import MemorySink, splits, train, trial
+
+METHODS = ("none", "kd", "fitnet")
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, MemorySink]:
+    return {name: train([trial(name, epochs=1)], splits())[0] for name in METHODS}
+
+
+def assert_close(sink: MemorySink, other: MemorySink) -> None:
+    """Last bits grow in training: the loss of an epoch is as good as the same, the weights are near."""
+    ours, theirs = sink.states[-1], other.states[-1]
+    assert ours["history"][0]["train_loss"] == pytest.approx(theirs["history"][0]["train_loss"], rel=1e-3)
+    for name, value in ours["network"].items():
+        torch.testing.assert_close(value, theirs["network"][name], rtol=0.02, atol=0.02, msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_channels_last_changes_the_layout_and_only_last_bits(
+    method: str, plain: dict[str, MemorySink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    convolve = nn.Conv2d.forward
+
+    def noting(self: nn.Conv2d, images: Tensor) -> Tensor:
+        if self.weight.requires_grad and len(images) > 1:  # the student's, its dry run with one image aside
+            seen.append(images.is_contiguous(memory_format=torch.channels_last))
+        return convolve(self, images)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", noting)
+    (sink,) = train([trial(method, epochs=1, channels_last=True)], splits())
+    own = sum(name.endswith("weight") and value.ndim == 4 for name, value in sink.states[-1]["network"].items())
+    assert len(seen) >= 5 * own
+    assert sum(seen) == len(seen) or (method == "fitnet" and sum(seen) > 0.9 * len(seen))  # its connector's apart
+    assert_close(sink, plain[method])
+
+
+def test_a_networks_weights_are_laid_out_with_it() -> None:
+    network, view = build_network(trial("none", channels_last=True), splits())
+    assert network.get_submodule("conv1").weight.is_contiguous(memory_format=torch.channels_last)
+    assert view(torch.zeros(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_networks_train_as_others(
+    method: str, plain: dict[str, MemorySink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's tracing without its code generator, which takes minutes on a CPU."""
+    compiled: list[Any] = []
+    real = torch.compile
+
+    def noting(code: Any, **options: Any) -> Any:
+        compiled.append(code)
+        return real(code, backend="aot_eager", **options)
+
+    monkeypatch.setattr(observing.torch, "compile", noting)
+    (sink,) = train([trial(method, epochs=1, compile=True)], splits())
+    assert compiled
+    assert sink.crash is None
+    assert_close(sink, plain[method])
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(plain: dict[str, MemorySink]) -> None:
+    (sink,) = train([trial("kd", epochs=1, compile=True)], splits())
+    assert sink.crash is None
+    assert_close(sink, plain["kd"])
+
+
+def test_they_are_part_of_the_trial() -> None:
+    base = trial("kd")
+    for name in ("channels_last", "compile", "sync_batch_norm"):
+        assert trial("kd", **{name: True}).id != base.id
+        assert name not in base.settings()
+    assert trial("kd", compile=True).stream != base.stream
