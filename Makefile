@@ -54,24 +54,29 @@ format: $(STAMP)  ## format the code
 	@$(BIN)/ruff format .
 
 bench: $(STAMP)  ## measure speed and memory
-	@echo "bench: the loader against PIL with workers, the memory of a data set, the losses against their direct forms;"
+	@echo "bench: the loader against PIL with workers, the memory of a data set, the losses against their direct forms,"
+	@echo "bench: a step of IKL-AT against a step of TRADES;"
 	@echo "bench: ratios within a run are what counts"
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/losses.py
+	@$(BIN)/python benchmarks/adversarial.py
 
 reproduce-cifar: $(STAMP)  ## reproduce the paper's Table 6; BUDGET=smoke runs all of it on a few images, in minutes
 	@echo "reproduce-cifar: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"
 	@$(KD) reproduce cifar --budget $(BUDGET) --out $(OUT) $(RUN_FLAGS)
 
-reproduce-imagenet: $(STAMP)  ## reproduce the paper's Table 8
-	@echo "reproduce-imagenet: the recipe of Table 8 comes with a later release; nothing was run"; exit 1
+reproduce-imagenet: $(STAMP)  ## reproduce the paper's Table 8; BUDGET=smoke runs all of it for a few steps, in minutes
+	@echo "reproduce-imagenet: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"
+	@$(KD) reproduce imagenet --budget $(BUDGET) --out $(OUT) $(RUN_FLAGS)
 
-reproduce-robustness: $(STAMP)  ## reproduce the paper's Tables 7 and 9 to 12
-	@echo "reproduce-robustness: the recipes of Tables 7 and 9 to 12 come with a later release; nothing was run"; exit 1
+reproduce-robustness: $(STAMP)  ## reproduce the paper's Tables 7 and 9 to 12; BUDGET=smoke runs all rows on a few images, in minutes
+	@echo "reproduce-robustness: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"
+	@$(KD) reproduce robustness --budget $(BUDGET) --out $(OUT) $(RUN_FLAGS)
 
 report: $(STAMP)  ## one HTML page of all results
-	@echo "report: the HTML page comes with a later release; kd-bench table prints the tables"; exit 1
+	@echo "report: everything in $(OUT) as one page; another folder: make report OUT=results/measured"
+	@$(KD) report --out $(OUT)
 
 clean:  ## remove the environment, caches and build files, but no results
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

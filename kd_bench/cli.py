@@ -9,16 +9,25 @@ from typing import Annotated, Any, Literal
 import typer
 
 from kd_bench.commands import shared
+from kd_bench.commands.attack import attack
+from kd_bench.commands.estimate import estimate
 from kd_bench.commands.options import (
     OUT,
+    CheckpointMinutes,
     CohortSize,
     Data,
     Device,
+    Devices,
+    ExecutorName,
+    ExecutorOption,
     Format,
     Jobs,
+    Nodes,
     Only,
     Out,
     RecipeName,
+    RecipeOrNone,
+    Retries,
     RetryFailed,
     Set,
     TensorBoard,
@@ -27,9 +36,12 @@ from kd_bench.commands.options import (
     Weights,
     Workers,
 )
+from kd_bench.commands.report import report
 from kd_bench.commands.reproduce import reproduce_app
+from kd_bench.commands.reproduce_robustness import reproduce_robustness
+from kd_bench.commands.results import status, verify
 from kd_bench.commands.teacher import teacher_app
-from kd_bench.errors import RunFailed, UserError, unknown
+from kd_bench.errors import RunFailed, Terminated, UserError, unknown
 
 app = typer.Typer(
     name="kd-bench",
@@ -41,6 +53,9 @@ app = typer.Typer(
 )
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(reproduce_app, name="reproduce")
+reproduce_app.command("robustness")(reproduce_robustness)
+app.command()(attack)
+app.command()(estimate)
 data_app = typer.Typer(help="Fetch data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
@@ -60,13 +75,22 @@ def run(
     retry_failed: RetryFailed = False,
     tensorboard: TensorBoard = False,
     workers: Workers = 2,
+    devices: Devices = None,
+    nodes: Nodes = None,
+    retries: Retries = 2,
+    checkpoint_minutes: CheckpointMinutes = 10.0,
+    executor: ExecutorName = "local",
+    executor_option: ExecutorOption = None,
     format_: Format = "terminal",
 ) -> None:
     """Train everything that is missing of a recipe, and print its table."""
     from kd_bench.runner.run import Options
 
     read, where, planned = shared.plan(recipe, only, trials, set_)
-    options = Options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard, workers)
+    options = Options(
+        out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard, workers,
+        devices, nodes, retries, checkpoint_minutes, executor, tuple(executor_option or ()),
+    )  # fmt: skip
     shared.run(read, where, planned, options, format_)
 
 
@@ -88,6 +112,12 @@ def compare(
     retry_failed: RetryFailed = False,
     tensorboard: TensorBoard = False,
     workers: Workers = 2,
+    devices: Devices = None,
+    nodes: Nodes = None,
+    retries: Retries = 2,
+    checkpoint_minutes: CheckpointMinutes = 10.0,
+    executor: ExecutorName = "local",
+    executor_option: ExecutorOption = None,
     format_: Format = "terminal",
 ) -> None:
     """Compare methods on a pair of your own, with the published settings of the data set."""
@@ -104,26 +134,40 @@ def compare(
     if weights is not None:
         content["teachers"] = {teacher: {"weights": weights}}
     read = read_recipe(content, set_ or (), trials)
-    options = Options(out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard, workers)
+    options = Options(
+        out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard, workers,
+        devices, nodes, retries, checkpoint_minutes, executor, tuple(executor_option or ()),
+    )  # fmt: skip
     shared.run(read, "compare", plan(read, "compare"), options, format_)
 
 
 @app.command()
 def table(
-    recipe: RecipeName,
+    recipe: RecipeOrNone = None,
+    published: Annotated[
+        bool, typer.Option("--published", help="Without a recipe: print the paper's Tables 6 to 12 again.")
+    ] = False,
     only: Only = None,
     trials: Trials = None,
     set_: Set = None,
     out: Out = OUT,
     format_: Format = "terminal",
 ) -> None:
-    """Print the table of what a recipe has so far."""
+    """Print the table of what a recipe has so far, or the published tables."""
     from kd_bench.runner.folder import check_all
 
+    if published or recipe is None:
+        shared.reprint(recipe, published, format_)
+        return
     shared.check_format(format_)
     read, where, planned = shared.plan(recipe, only, trials, set_)
     check_all(planned, out / read.name)
     shared.write(shared.table([(read, where, planned)], out), format_)
+
+
+app.command()(report)
+app.command()(status)
+app.command()(verify)
 
 
 @app.command("list")
@@ -183,6 +227,8 @@ def main() -> None:
         _leave(str(error), 2)
     except RunFailed as error:
         _leave(str(error), 1)
+    except Terminated:
+        _leave("stopped by SIGTERM; the same command goes on from here", 143)
     except KeyboardInterrupt:
         _leave("stopped; the same command goes on from here", 130)
     except BrokenPipeError:
@@ -210,7 +256,9 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     def method_names() -> dict[str, str]:
         from kd_bench.methods import registry
 
-        return {name: registry.describe(name).summary for name in registry.names()}
+        families = ("baseline", "logits", "features", "adversarial")
+        found = sorted((registry.describe(name) for name in registry.names()), key=lambda i: families.index(i.family))
+        return {info.name: f"{info.family:<{max(map(len, families))}}  {info.summary}" for info in found}
 
     def carded(role: Literal["teachers", "students"]) -> dict[str, str]:
         from kd_bench.models import zoo

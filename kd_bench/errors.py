@@ -31,3 +31,7 @@ def unknown(kind: str, value: str, choices: Iterable[str], where: str = "") -> U
     hint = nearest(value, choices)
     end = f"did you mean {hint!r}?" if hint else f"there are: {', '.join(choices[:20])}{', ...' * (len(choices) > 20)}"
     return UserError(f"{where}{': ' if where else ''}no {kind} is called {value!r}; {end}")
+
+
+class Terminated(BaseException):
+    """Somebody wants the run to end, by SIGTERM: what is under way is kept, and the command ends with code 143."""

@@ -23,9 +23,30 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise
 
 
+def write_new(path: Path, content: bytes | str) -> bool:
+    """As ``write_atomic``, but never over a file that is there; whether it was written.
+
+    Of any number of processes that try, on a network file system too, one succeeds.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
+    write_atomic(temporary, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON. NaN and infinities are refused."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes ``value`` as indented JSON, atomically. NaN and infinities are refused."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:

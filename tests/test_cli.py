@@ -182,6 +182,10 @@ def test_every_packaged_recipe_can_be_planned(tmp_path, monkeypatch):
     fetched = tmp_path / "fetched.pth"
     fetched.write_bytes(b"any")
     monkeypatch.setattr(published, "fetched", lambda *_: fetched)
+    generated = tmp_path / "generated" / "cifar100_50m.npz"
+    generated.parent.mkdir()
+    generated.write_bytes(b"any")
+    monkeypatch.setenv("KD_BENCH_DATA", str(tmp_path))
     for name in packaged_recipes():
         planned = plan(read_recipe(name), name)
         assert planned

@@ -18,9 +18,23 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 CohortSize = Annotated[int, typer.Option("--cohort-size", min=1, help="Most students that share one process.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Train again what failed before.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images not held in memory.")]
+Devices = Annotated[
+    int | None,
+    typer.Option("--devices", min=1, help="Devices of each machine that share a cohort's batches."),
+]
+Nodes = Annotated[int | None, typer.Option("--nodes", min=1, help="Machines that do, with torchrun or srun.")]
+Retries = Annotated[int, typer.Option("--retries", min=0, help="Tries more for a cohort whose worker died.")]
+CheckpointMinutes = Annotated[
+    float, typer.Option("--checkpoint-minutes", min=0, help="Training between two checkpoints within an epoch.")
+]
+ExecutorName = Annotated[str, typer.Option("--executor", help="local, ray or slurm: where cohorts run.")]
+ExecutorOption = Annotated[
+    list[str] | None, typer.Option("--executor-option", help="KEY=VALUE for ray or slurm, e.g. partition=gpu.")
+]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")]
-Format = Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex or csv.")]
+Format = Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex, latex-long, csv.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's file, or the name of one that comes with kd-bench.")]
+RecipeOrNone = Annotated[str | None, typer.Argument(help="A recipe's file, or the name of one of kd-bench's.")]
 
 Weights = Annotated[
     str | None, typer.Option("--weights", help="The teacher's weights: a file, or: published (see teacher fetch).")

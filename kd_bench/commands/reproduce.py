@@ -20,6 +20,7 @@ from kd_bench.commands.options import (
     Threads,
     Trials,
 )
+from kd_bench.commands.reproduce_imagenet import reproduce_imagenet
 from kd_bench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ SMOKE_COHORT = 16
 @reproduce_app.callback()
 def _reproduce() -> None:
     """Reproduce the paper's tables."""
+
+
+reproduce_app.command("imagenet")(reproduce_imagenet)
 
 
 @reproduce_app.command("cifar")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_bench.errors import RunFailed, unknown
+from kd_bench.errors import RunFailed, UserError, unknown
 
 if TYPE_CHECKING:
     from kd_bench.recipe import Dataset, Planned, Recipe
     from kd_bench.report.table import Summary
     from kd_bench.runner.run import Options
+    from kd_bench.runner.together import Launch, Launched
 
 
 def plan(
@@ -65,13 +68,28 @@ def run(recipe: Recipe, where: str, planned: list[Planned], options: Options, fo
 def train(recipe: Recipe, where: str, planned: list[Planned], options: Options) -> dict[str, str]:
     """Trains what is missing, with a display; returns why trials have no result, by their identity."""
     from kd_bench.report import published
+    from kd_bench.runner import estimated, together
     from kd_bench.runner.display import Display
     from kd_bench.runner.run import Runner, prepare
 
     if recipe.published is not None:
         published.read(recipe.published, f"{where}: published")  # a wrong name is told before hours of training
+    here = together.launched()
+    together.check(planned, together.processes(options.devices, options.nodes, here))
     prepare(options)
-    return Runner(recipe.name, options, Display(recipe.name)).run(planned).failed
+    launch = _launch(options.device, here)
+    outcome = Runner(recipe.name, options, Display(recipe.name), launch).run(planned)
+    if compared := estimated.settle(planned, outcome.trained, options.out, recipe.name):
+        print(compared, file=sys.stderr)
+    return outcome.failed
+
+
+@lru_cache(maxsize=1)
+def _launch(device: str, here: Launched | None) -> Launch | None:
+    """One for all recipes of a command."""
+    from kd_bench.runner.together import stay_or_follow
+
+    return stay_or_follow(device, here)
 
 
 def lost(where: str, failed: dict[str, str]) -> RunFailed:
@@ -100,10 +118,34 @@ def table(parts: Sequence[tuple[Recipe, str, list[Planned]]], out: Path) -> Summ
     recipe, where, _ = parts[0]
     frames = [read_results(out / one.name, planned) for one, _, planned in parts]
     summary = summarise(pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0], recipe.baseline)
+    summary = summary.in_families(families(cell.method for _, _, planned in parts for cell in planned))
     if recipe.published is None:
         return summary
     numbers = published.read(recipe.published, f"{where}: published")
     return published.compare(summary, [cell for _, _, planned in parts for cell in planned], numbers)
+
+
+def families(methods: Iterable[str]) -> dict[str, str]:
+    """What each method distils, "features" or "logits"; a method that is not there any more is left out."""
+    from kd_bench.methods import registry
+
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(methods):
+        with contextlib.suppress(UserError):
+            found[name] = registry.describe(name).family
+    return found
+
+
+def reprint(recipe: str | None, published: bool, format_: str) -> None:
+    """Prints the paper's tables: what ``table`` does where it is given ``--published`` and no recipe."""
+    from kd_bench.report.reprint import reprint as text
+
+    if recipe is not None:
+        raise UserError(f"--published: must stand without a recipe (it is {recipe!r}), whose table shows what is "
+                        "published beside what was measured")  # fmt: skip
+    if not published:
+        raise UserError("table: name a recipe, or --published for the paper's tables; see: kd-bench list recipes")
+    sys.stdout.write(text(format_))
 
 
 def write(summary: Summary, format_: str) -> None:

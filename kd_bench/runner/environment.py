@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import socket
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 PACKAGES = ("kd-bench", "torch", "torchvision", "pytorch-lightning", "timm", "numpy", "safetensors")
 
@@ -46,6 +52,24 @@ def describe(device: str, threads: int) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "command": os.environ.get("KD_BENCH_COMMAND", " ".join(sys.argv)),
     }
+
+
+def peak_memory(device: Any) -> int:
+    """Bytes that torch has had on a GPU at most, or this process on a CPU; 0 where nobody tells."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        # Not getrusage, whose figure begins with that of the process that started this one.
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _version(package: str) -> str | None:

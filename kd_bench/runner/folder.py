@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_bench.errors import UserError
-from kd_bench.files import read_json, write_atomic, write_json
+from kd_bench.files import json_text, read_json, write_atomic, write_json, write_new
 from kd_bench.recipe import Given, Planned, Trial, identity
 
 Status = Literal["done", "failed", "missing"]
@@ -22,6 +22,7 @@ KEPT = 2
 #: The recipe's name under which trained teachers lie, for all recipes of a results folder.
 TEACHERS = "teachers"
 
+_WITHIN = re.compile(r"within-(\d{6})-\d{9}-([0-9a-f]{16})\.pt")
 _CHECKPOINT = re.compile(r"epoch-(\d{6})-([0-9a-f]{16})\.pt")
 
 
@@ -117,6 +118,27 @@ class TrialFolder:
             if one not in kept or (one == epoch and path != new):
                 path.unlink(missing_ok=True)
 
+        for path in folder.glob("within-*.pt"):  # of an epoch that is over
+            path.unlink(missing_ok=True)
+
+    def write_within(self, epoch: int, step: int, content: bytes) -> None:
+        """Keeps the state after so many steps of an epoch (from 0), and no former one of it."""
+        folder = self.path / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        new = folder / f"within-{epoch:06d}-{step:09d}-{_digest(content)}.pt"
+        write_atomic(new, content)
+        for path in folder.glob("within-*.pt"):
+            if path != new:
+                path.unlink(missing_ok=True)
+
+    def read_within(self, epoch: int) -> Iterable[bytes]:
+        """What was kept within this epoch (from 0), the last first, as far as it is not damaged."""
+        for path in sorted((self.path / "checkpoint").glob(f"within-{epoch:06d}-*.pt"), reverse=True):
+            content = path.read_bytes()
+            found = _WITHIN.fullmatch(path.name)
+            if found and found[2] == _digest(content):
+                yield content
+
     def read_checkpoints(self) -> Iterable[tuple[int, Path, bytes | None]]:
         """Epoch, file and content of each checkpoint, the last first; the content is None where it is damaged."""
         for epoch, path in self._checkpoints():
@@ -124,13 +146,28 @@ class TrialFolder:
             whole = path.name == f"epoch-{epoch:06d}-{_digest(content)}.pt"
             yield epoch, path, content if whole else None
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Writes ``result.json``, which makes the trial finished, and then drops the checkpoints."""
-        write_json(self.path / "result.json", result)
+    def finish(self, result: Mapping[str, Any]) -> bool:
+        """Writes ``result.json``, which makes the trial finished, and then drops the checkpoints.
+
+        Returns:
+            Whether it did: a result that is there, because another process believed to hold the lease too, stays.
+        """
+        if not write_new(self.path / "result.json", json_text(result)):
+            return False
         if (self.path / "checkpoint").is_dir():
             for path in (self.path / "checkpoint").iterdir():
                 path.unlink(missing_ok=True)
             (self.path / "checkpoint").rmdir()
+        return True
+
+    def note_failure(self, reason: str) -> None:
+        """Keeps why the trial could not be trained, for people; the next run tries again."""
+        if self.path.is_dir():
+            write_json(self.path / "failure.json", {"reason": reason})
+
+    def forget_failure(self) -> None:
+        """Forgets it, because somebody tries again."""
+        (self.path / "failure.json").unlink(missing_ok=True)
 
     def forget_result(self) -> None:
         """Makes a failed trial one that is to be trained again, from the start."""

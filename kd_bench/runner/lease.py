@@ -52,11 +52,17 @@ class Holder:
     token: str
     released: bool
     beat: float
+    since: float = 0.0
 
     @property
     def number(self) -> int:
         """The lease's number."""
         return int(self.path.suffix[1:])
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is on another machine, where one cannot see if its process runs."""
+        return self.here != _here()
 
 
 class Watch:
@@ -68,7 +74,7 @@ class Watch:
 
     def holder(self, folder: Path) -> Holder | None:
         """The live holder of a folder's lease; None where nobody works on it."""
-        holder = _current(folder)
+        holder = latest(folder)
         return holder if holder and self._alive(holder) else None
 
     def _alive(self, holder: Holder) -> bool:
@@ -94,7 +100,7 @@ class Lease:
 
     def held(self) -> bool:
         """Whether it still is the folder's highest, hence ours."""
-        current = _current(self.path.parent)
+        current = latest(self.path.parent)
         return current is not None and current.token == self._content["token"]
 
     def beat(self) -> None:
@@ -115,7 +121,7 @@ class Lease:
 
 def claim(folder: Path, watch: Watch) -> Lease | None:
     """Takes the lease of a folder; None where a live process holds it, or took it in this moment."""
-    current = _current(folder)
+    current = latest(folder)
     if current and watch._alive(current):
         return None
     number = current.number + 1 if current else 1
@@ -126,6 +132,7 @@ def claim(folder: Path, watch: Watch) -> Lease | None:
         "pid": os.getpid(),
         "born": psutil.Process().create_time(),
         "token": secrets.token_hex(8),
+        "since": time.time(),
         "released": False,
     }
     # Filled under another name and linked: the file is there whole or not at all, and only one process can link it.
@@ -159,13 +166,14 @@ class Heartbeat:
         self._stop.set()
 
 
-def _current(folder: Path) -> Holder | None:
+def latest(folder: Path) -> Holder | None:
     """The highest lease of a folder, dead or alive."""
     for path in sorted(folder.glob(_GLOB), reverse=True):
         try:
             content = json.loads(path.read_text())
             fields = {key: content[key] for key in ("host", "here", "pid", "born", "token", "released")}
-            return Holder(path=path, beat=path.stat().st_mtime, **fields)
+            since = float(content.get("since", 0.0))
+            return Holder(path=path, beat=path.stat().st_mtime, since=since, **fields)
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError):

@@ -14,6 +14,7 @@ from kd_bench.models import registry as models
 from kd_bench.models import zoo
 from kd_bench.reading import merge, parse
 from kd_bench.recipe import (
+    Adversarial,
     Augment,
     Dataset,
     Given,
@@ -140,7 +141,7 @@ def given_teacher(dataset: Dataset, name: str, weights: Any, where: str) -> tupl
         file = published.fetched(card, name, dataset.name, where)
     else:
         file = Path(weights).expanduser()
-        card = None
+        card = card if card and card.timm else None  # with its tag the name says which weights, wherever they lie
     if not file.is_file():
         raise UserError(f"{where}: there is no file {file}")
     given = Given(dataset=dataset, model=name, weights=sha256(file), input=card.input if card else Input())
@@ -190,9 +191,10 @@ def _pair(recipe: Recipe, pair: PairEntry, where: str, known: Mapping[str, str])
             source=methods.source_hash(entry.method),
         )
         taught = teacher if info.needs_teacher else None
-        for seed in recipe.all_seeds():
-            trial = _trial(recipe, pair.training, f"{where}.training", model=student, method=method, seed=seed)
-            yield Planned(trial.model_copy(update={"teacher": taught}), label, teacher, file)
+        changes, seeds = merge(pair.training, entry.training), recipe.all_seeds()
+        trial = _trial(recipe, changes, f"{where}.training", model=student, method=method, seed=seeds[0])
+        for seed in seeds:
+            yield Planned(trial.model_copy(update={"teacher": taught, "seed": seed}), label, teacher, file)
 
 
 def _alone(where: str) -> MethodSettings:
@@ -200,7 +202,14 @@ def _alone(where: str) -> MethodSettings:
 
 
 def _trial(recipe: Recipe, overrides: Mapping[str, Any], where: str, **fields: Any) -> Trial:
-    training = parse(Training, merge(recipe.shared_training(), overrides), where)
+    content = merge(recipe.shared_training(), overrides)
+    method: MethodSettings = fields["method"]
+    info = methods.describe(method.name)
+    if info.family != "adversarial":
+        content.pop("adversarial", None)
+    training = parse(Training, content, where)
+    if info.family == "adversarial":
+        training = training.model_copy(update={"adversarial": _adversarial(training, info, where)})
     others = {
         key: value.model_dump(mode="json") if hasattr(value, "model_dump") else value for key, value in fields.items()
     }
@@ -210,6 +219,27 @@ def _trial(recipe: Recipe, overrides: Mapping[str, Any], where: str, **fields: A
         "dataset": datasets.resolved(recipe.dataset, training.pipeline).model_dump(),
     }
     return parse(Trial, settings | others, where)
+
+
+def _adversarial(training: Training, info: methods.MethodInfo, where: str) -> Adversarial:
+    """How images are perturbed for a method that needs it, generated images by their checksum."""
+    found = training.adversarial
+    if found is None:
+        raise UserError(f"{where}: {info.name} trains on perturbed images, so adversarial is missing, at least its eps")
+    for key in info.demands:
+        if not getattr(found, key):
+            raise UserError(
+                f"{where}: {info.name} is another method without adversarial.{key}, which is not switched on"
+            )
+    if found.generated is None or found.generated.sha256 is not None:
+        return found
+    file = datasets.data_dir() / found.generated.path
+    if not file.is_file():
+        raise UserError(
+            f"{where}: adversarial.generated: there is no file {file}; where it is elsewhere, its checksum must be "
+            "given as adversarial.generated.sha256"
+        )
+    return found.model_copy(update={"generated": found.generated.model_copy(update={"sha256": sha256(file)})})
 
 
 def _augment(recipe: Recipe, training: Training, where: str) -> Augment:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kd_bench.errors import UserError
+from kd_bench.errors import Terminated, UserError
 from kd_bench.recipe import Given, Planned, Trial
-from kd_bench.runner import local
+from kd_bench.runner import elsewhere, local, together
 from kd_bench.runner.display import Display
+from kd_bench.runner.executor import Executor, make
 from kd_bench.runner.folder import TEACHERS, TrialFolder
 from kd_bench.runner.lease import Watch
-from kd_bench.runner.worker import BUSY, Job
+from kd_bench.runner.worker import BUSY, Fault, Job
+
+#: Seconds between the death of a worker and the next try, times the number of the try.
+PAUSE = 1.0
+
+#: Seconds that workers have to keep where they are when the run is to end; schedulers give 30 in all.
+NOTICE = 25.0
 
 One = TypeVar("One", bound=Trial | Given)
 
@@ -41,6 +50,12 @@ class Options:
         retry_failed: Whether to train trials again that failed before.
         tensorboard: Whether to write TensorBoard events as well.
         workers: Processes of each cohort that decode images, where these are not held in memory.
+        devices: Devices, one process each, that share a cohort's batches; of each machine, where there are several.
+        nodes: Machines, on which a launcher has started the command once a device.
+        retries: How often a cohort whose worker died is started again without having finished an epoch in between.
+        executor: ``local``, ``ray`` or ``slurm``.
+        executor_options: What it is told, each ``key=value``.
+        checkpoint_minutes: Minutes of training after which a cohort is kept within an epoch.
     """
 
     out: Path
@@ -52,6 +67,12 @@ class Options:
     retry_failed: bool = False
     tensorboard: bool = False
     workers: int = 0
+    devices: int | None = None
+    nodes: int | None = None
+    retries: int = 2
+    checkpoint_minutes: float = 10.0
+    executor: str = "local"
+    executor_options: tuple[str, ...] = ()
 
 
 @dataclass
@@ -64,6 +85,8 @@ class Cohort:
     not_before: float = 0.0
     weights: Path | None = None
     error: str | None = None
+    fault: Fault | None = None
+    failures: int = 0
 
     @property
     def teacher(self) -> Trial | Given | None:
@@ -93,7 +116,8 @@ def prepare(options: Options) -> None:
     out = options.out
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs a package more; get it with: pip install 'kd-bench[tensorboard]'")
-    if options.device != "auto":
+    elsewhere.options(options.executor, list(options.executor_options))
+    if options.device != "auto" and options.executor == "local":
         local.devices(options.device)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -119,15 +143,16 @@ def cohorts(trials: Iterable[Trial | Given], folder: Path, size: int) -> list[Co
 class Runner:
     """One run of a recipe. Any number of them, anywhere, may share a results folder."""
 
-    def __init__(self, name: str, options: Options, display: Display) -> None:
-        self.options, self.display = options, display
+    def __init__(self, name: str, options: Options, display: Display, launch: together.Launch | None = None) -> None:
+        self.options, self.display, self._launch = options, display, launch
         self.folder = options.out / name
         self.teachers = options.out / TEACHERS
         self.outcome = Outcome()
-        self._places: list[str] = []
+        self._executor: Executor | None = None
         self._watch = Watch()
+        self._folders: dict[str, Path] = {}
         self._first_seen: dict[str, float] = {}
-        self._running: list[tuple[Cohort, local.Process, str]] = []
+        self._running: list[tuple[Cohort, local.Group]] = []
 
     def run(self, planned: Sequence[Planned]) -> Outcome:
         """Trains whatever is missing of the planned trials, and returns when nothing more can be done.
@@ -143,19 +168,38 @@ class Runner:
         for cohort in waiting:
             cohort.weights = files.get(cohort.trials[0].id)
         waiting += cohorts(missing, self.folder, self.options.cohort_size)
+        self._folders = {trial.id: self.folder / trial.id for trial in missing}
+        self._folders |= {trial.id: self.teachers / trial.id for trial in teachers}
         self.display.begin({one.trial_id: one.label for one in planned}, teachers, missing)
-        self._places = _places(self.options) if waiting else []
+        self._executor = make(self.options, self.folder, self._launch) if waiting else None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
         try:
             while waiting or self._running:
                 waiting = [cohort for cohort in waiting if self._consider(cohort)]
                 waiting += self._collect()
                 self.display.tick()
                 time.sleep(0.1)
+        except (KeyboardInterrupt, Terminated):
+            self._leave()
+            raise
         finally:
-            for _, process, _ in self._running:
-                process.stop()
+            for _, group in self._running:
+                group.stop()
+            if self._executor:
+                self._executor.close()
             self.display.end()
         return self.outcome
+
+    def _leave(self) -> None:
+        """Lets the workers keep where they are, within an epoch too; those that take too long are stopped."""
+        for _, group in self._running:
+            group.leave()
+        deadline = time.monotonic() + NOTICE
+        going = [group for _, group in self._running]
+        while going and time.monotonic() < deadline:
+            going = [group for group in going if group.poll()[1] is None]
+            time.sleep(0.05)
 
     def teacher_folder(self, trial: Trial | Given) -> TrialFolder:
         """Where a teacher's training lies."""
@@ -178,7 +222,7 @@ class Runner:
 
     def _consider(self, cohort: Cohort) -> bool:
         """Starts a cohort if its time has come; whether it still waits."""
-        if not self._places or time.monotonic() < cohort.not_before:
+        if self._executor is None or not self._executor.free() or time.monotonic() < cohort.not_before:
             return True
         cohort.trials = [trial for trial in cohort.trials if self._open(cohort, trial)]
         if not cohort.trials:
@@ -223,34 +267,36 @@ class Runner:
         return [trial for trial, holder in zip(cohort.trials, holders, strict=True) if holder is None]
 
     def _start(self, cohort: Cohort) -> None:
-        place = self._places.pop(0)
+        assert self._executor is not None
         cohort.attempts += 1
+        cohort.error = cohort.fault = None
         job = Job(
             folder=str(cohort.folder),
             trials=[trial.settings() for trial in cohort.trials],
             weights=str(cohort.weights) if cohort.weights else None,
             teacher=str(self.teachers / cohort.teacher.id) if cohort.teacher else None,
             data=str(self.options.data) if self.options.data else None,
-            device=place,
+            device=self.options.device,
             threads=self.options.threads,
             tensorboard=self.options.tensorboard,
             workers=self.options.workers,
+            checkpoint_seconds=60 * self.options.checkpoint_minutes,
         )
-        process = local.start(job, cohort.folder / "logs" / f"{cohort.trials[0].id}.log")
-        self._running.append((cohort, process, place))
+        self._running.append((cohort, self._executor.start(job, _log(cohort))))
 
     def _collect(self) -> list[Cohort]:
         """Reads what the workers tell; returns the cohorts that have to be taken up again."""
         again = []
         for entry in list(self._running):
-            cohort, process, place = entry
-            events, code = process.poll()
+            cohort, group = entry
+            events, code = group.poll()
             for event in events:
                 self._hear(cohort, event)
             if code is None:
                 continue
             self._running.remove(entry)
-            self._places.append(place)
+            if self._executor:
+                self._executor.ended(group)
             self.display.ended(cohort.trials)
             if code == BUSY:
                 cohort.attempts -= 1
@@ -259,11 +305,28 @@ class Runner:
             elif code == 0 and cohort.attempts < ATTEMPTS:
                 again.append(cohort)
             else:
-                reason = cohort.error or _death(code, process)
-                for trial in cohort.trials:
-                    if TrialFolder(cohort.folder / trial.id).status() == "missing":
-                        self._give_up(trial, f"{reason} (log: {process.log})")
+                again += self._failed(cohort, group.cause or cohort.error or _death(code, group))
         return again
+
+    def _failed(self, cohort: Cohort, reason: str) -> list[Cohort]:
+        """What is to be tried again of a cohort that has failed; the rest is given up."""
+        left = [trial for trial in cohort.trials if self._open(cohort, trial)]
+        if cohort.fault == "memory" and len(left) > 1:
+            half = (len(left) + 1) // 2
+            self.display.note(
+                f"{reason}: its {len(left)} trials go on in two processes, one after the other where there is one place"
+            )
+            return [Cohort(cohort.folder, some, weights=cohort.weights) for some in (left[:half], left[half:])]
+        if cohort.fault in (None, "crash") and cohort.failures < self.options.retries and left:
+            cohort.failures += 1
+            cohort.not_before = time.monotonic() + PAUSE * cohort.failures
+            self.display.note(
+                f"{reason}: started again from the last epoch, time {cohort.failures} of {self.options.retries}"
+            )
+            return [cohort]
+        for trial in left:
+            self._give_up(trial, f"{reason} (log: {_log(cohort)})")
+        return []
 
     def _hear(self, cohort: Cohort, event: dict[str, Any]) -> None:
         trials = {trial.id: trial for trial in cohort.trials}
@@ -272,7 +335,10 @@ class Runner:
                 self.display.started([trials[one] for one in event["trials"]])
             case "progress":
                 self.display.progress(cohort.trials, event)
+            case "left":  # as it was asked to, by a cluster whose time was up
+                cohort.attempts = 0
             case "epoch":
+                cohort.failures = 0
                 self.display.epoch(trials[event["trial"]], event["epoch"], event["top1"])
             case "finished":
                 trial = trials[event["trial"]]
@@ -286,23 +352,26 @@ class Runner:
             case "note":
                 self.display.note(event["text"])
             case "error":
-                cohort.error = str(event["reason"])
+                cohort.error = cohort.error or str(event["reason"])
+                cohort.fault = cohort.fault or event.get("fault")
 
     def _give_up(self, trial: Trial | Given, reason: str) -> None:
         if trial.id not in self.outcome.failed:
             self.outcome.failed[trial.id] = reason
             self.display.finished(trial, None, reason)
+            if trial.id in self._folders:
+                TrialFolder(self._folders[trial.id]).note_failure(reason)
 
 
-def _places(options: Options) -> list[str]:
-    found = local.devices(options.device)
-    if found == ["cpu"]:
-        return ["cpu"] * (options.jobs or max(1, (os.cpu_count() or 1) // options.threads))
-    jobs = options.jobs or len(found)
-    return [found[index % len(found)] for index in range(jobs)]
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
-def _death(code: int, process: local.Process) -> str:
+def _log(cohort: Cohort) -> Path:
+    return cohort.folder / "logs" / f"{cohort.trials[0].id}.log"
+
+
+def _death(code: int, group: local.Group) -> str:
     cause = f"the worker was killed by signal {-code}" if code < 0 else f"the worker ended with code {code}"
-    words = process.last_words()
+    words = group.last_words()
     return f"{cause}{f': {words}' if words and code > 0 else ''}"

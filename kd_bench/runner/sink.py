@@ -7,16 +7,20 @@ import io
 import json
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
 from kd_bench.files import write_atomic
-from kd_bench.runner.environment import now
+from kd_bench.runner.environment import now, peak_memory
 from kd_bench.runner.folder import TrialFolder
 from kd_bench.runner.lease import Lease
-from kd_bench.training.member import Member
+from kd_bench.training.member import Member, packed
+
+#: Most corrupt files that a result names.
+_NAMED = 100
 
 #: Sends an event to the runner.
 Tell = Callable[..., None]
@@ -70,6 +74,22 @@ class FolderSink:
             return
         self._say(damaged, "starts again from zero")
 
+    def within(self, member: Member, step: int, states: list[bytes]) -> None:
+        """Keeps a checkpoint within an epoch: of each process, because what they remember of an epoch differs."""
+        self._hold()
+        self.folder.write_within(member.epochs_done, step, packed({"step": step, "states": states}))
+
+    def kept_within(self, epoch: int, processes: int) -> tuple[int, list[bytes]] | None:
+        """The last good checkpoint within this epoch (from 0): its step, and the state of each of so many processes."""
+        for content in self.folder.read_within(epoch):
+            try:
+                kept = torch.load(io.BytesIO(content), weights_only=True)
+                if len(kept["states"]) == processes:
+                    return int(kept["step"]), kept["states"]
+            except (ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError):
+                continue
+        return None
+
     def _say(self, damaged: list[tuple[Any, str]], outcome: str) -> None:
         for path, why in damaged:
             self._tell("note", text=f"{path}: this checkpoint is corrupt ({why}); the trial {outcome}")
@@ -78,9 +98,7 @@ class FolderSink:
         """Keeps a checkpoint and the metrics; after the last epoch, finishes the trial."""
         self._hold()
         if member.epochs_done < member.trial.epochs:
-            content = io.BytesIO()
-            torch.save(member.state(), content)
-            self.folder.write_checkpoint(member.epochs_done, content.getvalue())
+            self.folder.write_checkpoint(member.epochs_done, packed(member.state()))
         self.folder.write_metrics(member.history)
         row = member.history[-1]
         if self._board:
@@ -103,7 +121,7 @@ class FolderSink:
         self._tell("crashed", trial=self.folder.id, reason=reason)
 
     def _finish(self, member: Member) -> None:
-        weights = {key: value.detach().cpu().contiguous() for key, value in member.network.state_dict().items()}
+        weights = {key: value.detach().cpu().contiguous() for key, value in member.evaluated.state_dict().items()}
         # One entry of metadata only: safetensors writes several in random order.
         about = json.dumps({"model": member.trial.model, "trial": self.folder.id}, sort_keys=True)
         content = save(weights, metadata={"kd_bench": about})
@@ -117,6 +135,8 @@ class FolderSink:
             "top1_best": best["top1"],
             "best_epoch": best["epoch"],
             "top5_last": history[-1]["top5"],
+            "class_top1_last": member.class_top1,
+            **({} if member.evaluated_as is None else {"evaluated": member.evaluated_as}),
             **self._figures(member),
             "weights_sha256": hashlib.sha256(content).hexdigest(),
         }
@@ -133,13 +153,16 @@ class FolderSink:
             "parameters": sum(parameter.numel() for parameter in member.network.parameters()),
             "method_parameters": sum(parameter.numel() for parameter in member.method.parameters()),
             "cohort": max((row["members"] for row in member.history), default=1),
+            "peak_memory_bytes": peak_memory(next(member.network.parameters()).device),
             "teacher_top1": self._teacher_top1,
+            **({} if member.trial.pipeline is None else _corrupt(member.corrupt)),
             "finished": now(),
         }
 
     def _conclude(self, result: dict[str, Any], reason: str | None) -> None:
         self._hold()
-        self.folder.finish(result)
+        if not self.folder.finish(result):
+            raise LostLease(f"trial {self.folder.id} was finished by another process")
         self._lease.release(finished=True)
         self._tell(
             "finished", trial=self.folder.id, status=result["status"], reason=reason, top1=result.get("top1_last")
@@ -148,3 +171,9 @@ class FolderSink:
     def _hold(self) -> None:
         if not self._lease.held():
             raise LostLease(f"trial {self.folder.id} was taken over by another process")
+
+
+def _corrupt(files: dict[str, str]) -> dict[str, Any]:
+    """How many files could not be decoded, and the names of the first: split, class and file."""
+    names = sorted("/".join(Path(file).parts[-3:]) for file in files)
+    return {"corrupt_images": len(files), "corrupt_files": names[:_NAMED]}

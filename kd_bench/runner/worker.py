@@ -6,19 +6,28 @@ killed, so are its workers. Nothing heavy is imported before it holds the trials
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from kd_bench.errors import UserError
 from kd_bench.recipe import Given, Trial
 from kd_bench.runner.folder import TrialFolder
 from kd_bench.runner.lease import Heartbeat, Lease, Watch, claim
+
+#: Why a cohort failed: its settings or data, which another try finds the same; memory; the disk; or anything else.
+Fault = Literal["settings", "memory", "disk", "crash"]
+
+#: Set when the worker is asked to leave.
+leaving = threading.Event()
 
 #: Exit code of a worker that found its trials in other hands.
 BUSY = 75
@@ -38,6 +47,10 @@ class Job:
         threads: Threads of one operation on the CPU.
         tensorboard: Whether to write TensorBoard events as well.
         workers: Processes that decode images, where these are not held in memory.
+        rank: The worker's number among those that train the cohort together; the first writes the results.
+        processes: How many these are.
+        memory_fraction: Share of the GPU's memory that it may use, where it shares the GPU; None for all.
+        checkpoint_seconds: Seconds of training after which the cohort is kept within an epoch.
     """
 
     folder: str
@@ -49,10 +62,27 @@ class Job:
     threads: int
     tensorboard: bool = False
     workers: int = 0
+    rank: int = 0
+    processes: int = 1
+    memory_fraction: float | None = None
+    checkpoint_seconds: float = 600.0
+
+    def on(self, device: str, memory_fraction: float | None = None) -> Job:
+        """The same on a device."""
+        return replace(self, device=device, memory_fraction=memory_fraction)
+
+    def moved(self, folder: str, teacher: str | None, weights: str | None, data: str | None) -> Job:
+        """The same with other paths."""
+        return replace(self, folder=folder, teacher=teacher, weights=weights, data=data)
 
     def line(self) -> str:
         """As a line of JSON."""
         return json.dumps(asdict(self)) + "\n"
+
+
+def listen() -> None:
+    """Takes SIGTERM as notice to leave."""
+    signal.signal(signal.SIGTERM, lambda *_: leaving.set())
 
 
 class Voice:
@@ -96,8 +126,13 @@ def main() -> int:
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print belongs into the log, not among the events
     voice = Voice(events)
+    listen()
     job = Job(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_die_with_the_runner, daemon=True).start()
+    if job.rank:
+        from kd_bench.runner.train import assist
+
+        return _guarded(voice, lambda: assist(job))
     kind = Trial if job.weights is None else Given
     trials = {trial.id: trial for trial in (kind.model_validate_json(json.dumps(one)) for one in job.trials)}
     folders = [TrialFolder(Path(job.folder) / trial) for trial in trials]
@@ -107,22 +142,42 @@ def main() -> int:
     if held is None:
         return BUSY
     heartbeat = Heartbeat([lease for _, lease in held])
+    for folder, _ in held:
+        folder.forget_failure()
     voice.tell("claimed", trials=[folder.id for folder, _ in held])
     try:
-        if held:
-            _work(job, [(trials[folder.id], folder, lease) for folder, lease in held], voice)
-    except UserError as error:
-        voice.tell("error", reason=str(error))
-        return 1
-    except Exception as error:
-        traceback.print_exc()
-        voice.tell("error", reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        return 1
+        work = [(trials[folder.id], folder, lease) for folder, lease in held]
+        return _guarded(voice, lambda: _work(job, work, voice)) if held else 0
     finally:
         heartbeat.stop()
         for _, lease in held:
             lease.release(finished=False)
+
+
+def _guarded(voice: Voice, work: Callable[[], None]) -> int:
+    """Does the work and reports errors; the exit code."""
+    try:
+        work()
+    except UserError as error:
+        voice.tell("error", reason=str(error), fault="settings")
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        fault, reason = _fault(error)
+        voice.tell("error", reason=reason, fault=fault)
+        return 1
     return 0
+
+
+def _fault(error: Exception) -> tuple[Fault, str]:
+    """What kind of error it is, and in a sentence."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f"{error.filename}: " if error.filename else ""
+        return "disk", f"{place}{os.strerror(error.errno)}; free some space and run the same command again"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in first:
+        return "memory", f"out of memory: {first}"
+    return "crash", f"{type(error).__name__}: {first}"
 
 
 def _die_with_the_runner() -> None:
@@ -140,61 +195,9 @@ def _work(job: Job, held: list[tuple[Trial | Given, TrialFolder, Lease]], voice:
         data = Path(job.data) if job.data else None
         adopt(given, Path(job.weights), data, job.device, job.threads, folder, lease, voice.tell)
     else:
-        _train(job, [(trial, *rest) for trial, *rest in held if isinstance(trial, Trial)], voice)  # type: ignore[misc]
+        from kd_bench.runner.train import train
 
-
-def _train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice) -> None:
-    import torch
-
-    from kd_bench.data import registry as datasets
-    from kd_bench.runner.environment import describe
-    from kd_bench.runner.sink import FolderSink
-    from kd_bench.training import fit as training
-    from kd_bench.training.cohort import Distillation, Supervised
-
-    torch.set_num_threads(job.threads)
-    device = torch.device(job.device)
-    first = held[0][0]
-    where = datasets.data_dir(Path(job.data) if job.data else None)
-    splits = datasets.images(first.dataset, first.pipeline, where)
-    teacher = view = teacher_top1 = None
-    if job.teacher is not None and first.teacher is not None:
-        taught_by = TrialFolder(Path(job.teacher))
-        teacher, view = training.load_network(first.teacher, taught_by.weights, splits)
-        teacher_top1 = (taught_by.result() or {}).get("top1_last")
-    environment = describe(job.device, job.threads)
-    members = []
-    for trial, folder, lease in held:
-        sink = FolderSink(folder, lease, voice.tell, teacher_top1, len(splits.train_labels), job.tensorboard)
-        try:
-            member = training.build_member(trial, splits, teacher, sink)
-        except UserError as error:
-            voice.tell("crashed", trial=folder.id, reason=str(error))
-            continue
-        sink.resume(member)
-        before = folder.write_environment(environment)
-        if member.epochs_done and before and before.get("threads") != job.threads:
-            voice.tell(
-                "note",
-                text=f"{folder.path}: goes on with {job.threads} threads after {before.get('threads')}, "
-                "so its last bits will not be those of an undisturbed run",
-            )
-        members.append(member)
-    if not members:
-        return
-
-    def progress(epoch: int, step: int, steps: int, rate: float) -> None:
-        voice.tell("progress", epoch=epoch, step=step, steps=steps, rate=rate)
-
-    cohort = Distillation(members, teacher, view, progress) if teacher is not None else Supervised(members, progress)
-    train, test = training.loaders(first, splits, device, job.workers)
-    try:
-        training.fit(cohort, train, test, device)
-    finally:
-        for path, reason in {**train.corrupt, **test.corrupt}.items():
-            voice.tell("note", text=f"{path}: cannot be decoded and was skipped ({reason})")
-        for loader in (train, test):
-            loader.close()
+        train(job, [(trial, *rest) for trial, *rest in held if isinstance(trial, Trial)], voice)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ def test_an_undisturbed_run_leaves_everything_behind(recipe, undisturbed):
         assert [int(row["epoch"]) for row in rows] == list(range(1, result["epochs"] + 1))
         assert result["status"] == "done"
         assert result["top1_last"] == float(rows[-1]["top1"])
+        assert len(result["class_top1_last"]) == 10
+        assert sum(result["class_top1_last"]) / 10 == pytest.approx(result["top1_last"], abs=2.0)  # some 20 images each
         assert result["top1_best"] == max(float(row["top1"]) for row in rows)
         assert float(rows[result["best_epoch"] - 1]["top1"]) == result["top1_best"]
         assert result["parameters"] == sum(
@@ -235,7 +237,9 @@ def test_a_student_that_diverges_is_recorded_and_the_others_go_on(recipe, tmp_pa
 
 
 def test_a_worker_that_is_killed_is_told(recipe, tmp_path):
-    arguments = command("run", str(recipe), "--out", str(tmp_path), "--only", "method=none", "--set", "epochs=1000")
+    arguments = command(
+        "run", str(recipe), "--out", str(tmp_path), "--only", "method=none", "--set", "epochs=1000", "--retries", "0"
+    )
     runner = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("small/*/metrics.csv")) and time.monotonic() < deadline:

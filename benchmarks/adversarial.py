@@ -1,0 +1,141 @@
+"""Time of a step of adversarial training: IKL-AT beside TRADES with the same attack, and IKL-AT by pairs of classes.
+
+A step is all of it: the perturbation of the images by five steps of ascent on the method's own loss, that of the
+weights, the forward and backward passes and the optimiser. Contestants take turns, and what counts is their ratio
+within a round. Below, the losses alone, values and gradients to both sides. All on one thread, random images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the forms by pairs
+
+import measure  # first: it quietens the profiler
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from kd_bench import losses
+from kd_bench.data.splits import Splits
+from kd_bench.methods import registry
+from kd_bench.methods.ikl_at import IKLAT
+from kd_bench.recipe import Trial, canonical
+from kd_bench.training.fit import build_member, loaders
+from kd_bench.training.member import Member, Part, Silent
+from kd_bench.types import Batch, Outputs
+from tests.losses import naive
+
+#: Times that a step of IKL-AT is promised to take of one of TRADES at most.
+PROMISED = 1.05
+
+CLASSES = 100
+
+
+class ByPairs(IKLAT):
+    """IKL-AT with a tensor of all pairs of classes, (B, K, K), as the paper and the released code write it."""
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        assert teacher is not None
+        terms = super().forward(student, teacher, batch)
+        terms["pairwise"] = self.alpha * naive.pairwise_mse(student.logits, teacher.logits, self.of_classes(batch))
+        return terms
+
+    def inner_loss(self, natural: Tensor, adversarial: Tensor, batch: Batch) -> Tensor:
+        pairwise = naive.pairwise_mse(adversarial, natural, self.of_classes(batch))
+        return pairwise + losses.soft_cross_entropy(adversarial, natural)
+
+
+def trial(method: str, model: str, batch_size: int) -> Trial:
+    settings = {
+        "dataset": {"name": "cifar100"},
+        "augment": {"crop": 4, "flip": True},
+        "epochs": 2,
+        "batch_size": batch_size,
+        "optimizer": {"name": "sgd", "lr": 0.01},
+        "schedule": {"name": "constant"},
+        "model": model,
+        "method": {"name": method, "hyperparameters": registry.check(method, {}), "source": None},
+        "seed": 0,
+        "adversarial": {"eps": 8 / 255, "schedule": "released", "weight_perturbation": {"from_epoch": 1}},
+    }
+    return Trial.model_validate_json(canonical(settings))
+
+
+def images(count: int) -> Splits:
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.arange(count) % CLASSES
+    names = tuple(map(str, range(CLASSES)))
+    return Splits(pixels, labels, pixels[:1], labels[:1], names, (0.5,) * 3, (0.25,) * 3)
+
+
+class Contestant:
+    def __init__(self, method: str, model: str, data: Splits, batch: int, by_pairs: bool = False) -> None:
+        one = trial(method, model, batch)
+        self.member: Member = build_member(one, data, None, Silent())
+        if by_pairs:
+            self.member.method = ByPairs(self.member.method.pair)
+        self.member.train()
+        self.batch = next(iter(loaders(one, data, torch.device("cpu"))[0]))
+
+    def __call__(self) -> None:
+        self.member.step(None, Part(self.batch), lambda loss: loss.backward())
+        assert not self.member.stopped
+
+
+def both_sides(classes: int, batch: int) -> list[list[float]]:
+    """Seconds of TRADES, IKL in closed form and IKL by pairs."""
+    natural, adversarial = (3 * torch.randn(batch, classes)).requires_grad_(), torch.randn(batch, classes)
+    adversarial.requires_grad_()
+    weights = torch.randn(batch, classes).softmax(-1)
+
+    def pairs() -> Tensor:
+        soft = losses.soft_cross_entropy(adversarial, natural.detach())
+        return 20 * naive.pairwise_mse(adversarial, natural, weights) + 3 * soft
+
+    forms = [
+        lambda: losses.trades(natural, adversarial),
+        lambda: losses.ikl_adversarial(natural, adversarial, weights, 20.0, 3.0),
+        pairs,
+    ]
+    return measure.seconds([lambda form=form: form().backward() for form in forms], rounds=15, budget=30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="cifar_resnet8")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    data = images(arguments.batch_size)
+    made = [
+        Contestant(method, arguments.model, data, arguments.batch_size, by_pairs)
+        for method, by_pairs in (("trades", False), ("ikl_at", False), ("ikl_at", True))
+    ]
+    trades, closed, pairs = measure.seconds(made, arguments.rounds, budget=180, turn=0.0)
+    ratio = measure.ratio(trades, closed)
+    rows = [
+        ["trades", f"{measure.spread(trades)[1]:.3f}", "1"],
+        ["ikl_at", f"{measure.spread(closed)[1]:.3f}", f"{ratio:.3f}"],
+        ["ikl_at by pairs", f"{measure.spread(pairs)[1]:.3f}", f"{measure.ratio(trades, pairs):.3f}"],
+    ]
+    about = f"{arguments.model}, {arguments.batch_size} images of {CLASSES} classes, {len(trades)} rounds"
+    print(f"A step of adversarial training: {about}\n")
+    print(tabulate(rows, ["method", "seconds a step", "of trades"], disable_numparse=True))
+    print(f"\nPromised: ikl_at at most {PROMISED} of trades: {'kept' if ratio <= PROMISED else 'NOT KEPT'}")
+    rows = []
+    for classes, batch in ((10, 128), (100, 128), (1000, 32)):
+        first, second, third = both_sides(classes, batch)
+        micros = (f"{1e6 * measure.spread(one)[1]:.0f}" for one in (first, second, third))
+        rows.append([f"{batch} x {classes}", *micros, f"{measure.ratio(second, third):.1f}"])
+    print("\nThe losses alone, with the gradients to both sides\n")
+    headers = ["logits", "trades, us", "ikl closed, us", "ikl by pairs, us", "pairs / closed"]
+    print(tabulate(rows, headers, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What stands in, for an estimate, for weights and images that are not here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kd_bench.data import registry as datasets
+from kd_bench.errors import UserError
+from kd_bench.models import zoo
+from kd_bench.reading import merge
+from kd_bench.recipe import Dataset, Given, Input, Pipeline, Planned, Recipe
+from kd_bench.runner import plan as planning
+
+if TYPE_CHECKING:
+    from kd_bench.data.listed import Listed
+    from kd_bench.data.splits import Splits
+
+#: Classes, training images and test images of sets whose size nothing but their files tells: ILSVRC 2012.
+SIZES = {"imagenet": (1000, 1_281_167, 50_000)}
+
+#: The hash of weights that are not here.
+UNKNOWN = "0" * 64
+
+
+def plan(recipe: Recipe, where: str, only: Iterable[str] = ()) -> tuple[list[Planned], list[str]]:
+    """The trials of a recipe, as ``kd_bench.runner.plan`` gives them, whether or not its teachers' weights are here.
+
+    Trials of teachers whose weights are not here have another identity than they will have.
+
+    Returns:
+        The trials, and a sentence for each file of weights that is not here.
+
+    Raises:
+        UserError: As ``kd_bench.runner.plan.plan``, except for weights that are not there.
+    """
+    absent: dict[str, str] = {}
+    for pair in recipe.pairs:
+        if pair.teacher is not None:
+            name = planning.network(recipe, pair.teacher, f"{where}: pairs")
+            missing = _missing(recipe, name, where)
+            if missing:
+                absent[name] = missing
+    if not absent:
+        return planning.plan(recipe, where, only), []
+    shared = {key: value for key, value in recipe.teacher_training.items() if key != "weights"}
+    teachers = {
+        key: {one: value for one, value in settings.items() if one != "weights"}
+        if planning.network(recipe, key, f"{where}: teachers") in absent
+        else merge(settings, {"weights": settings.get("weights", recipe.teacher_training.get("weights"))})
+        for key, settings in recipe.teachers.items()
+    }
+    trained = recipe.model_copy(update={"teachers": teachers, "teacher_training": shared})
+    return [_given(one, absent) for one in planning.plan(trained, where, only)], [
+        f"{message}; the estimate does without them" for message in absent.values()
+    ]
+
+
+def images(dataset: Dataset, pipeline: Pipeline | None, where: Path | None) -> tuple[Splits | Listed, str]:
+    """The images of a trial, or as many of the same shape where they are not here.
+
+    Returns:
+        The images, and why others stand in for them; empty where none do.
+
+    Raises:
+        UserError: Where the images are not here and nothing says how many they are.
+    """
+    folder = datasets.data_dir(where)
+    try:
+        datasets.locate(dataset, folder)
+    except UserError as error:
+        spec = datasets.chosen(dataset)
+        sizes = SIZES.get(dataset.name) or (spec.num_classes, spec.train_size, spec.test_size)
+        if None in sizes:
+            raise
+        return _stand_in(dataset, pipeline, *sizes), str(error)  # type: ignore[arg-type]
+    return datasets.images(dataset, pipeline, folder), ""
+
+
+def _missing(recipe: Recipe, name: str, where: str) -> str:
+    own = dict(recipe.teacher_training)
+    for key, settings in recipe.teachers.items():
+        if planning.network(recipe, key, f"{where}: teachers") == name:
+            own = merge(own, settings)
+    weights = own.get("weights")
+    if not isinstance(weights, str):
+        return ""
+    try:
+        planning.given_teacher(recipe.dataset, name, weights, f"{where}: teachers.{name}.weights")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _given(planned: Planned, absent: dict[str, str]) -> Planned:
+    taught = planned.taught_by
+    if taught is None or taught.model not in absent:
+        return planned
+    card = zoo.find("teachers", taught.dataset.name, taught.model)
+    seen = card.input if card and taught.input == Input() else taught.input
+    given = Given(dataset=taught.dataset, model=taught.model, weights=UNKNOWN, input=seen, pipeline=taught.pipeline)
+    trial = planned.trial.model_copy(update={"teacher": given}) if planned.trial.teacher else planned.trial
+    return replace(planned, trial=trial, taught_by=given)
+
+
+def _stand_in(dataset: Dataset, pipeline: Pipeline | None, classes: int, train: int, test: int) -> Splits | Listed:
+    import numpy as np
+    import torch
+
+    from kd_bench.data.listed import Files, Listed
+    from kd_bench.data.splits import Splits
+
+    spec = datasets.chosen(dataset)
+    kept = dataset.classes or classes
+    whole = spec.num_classes if dataset.classes is None else datasets.spec(dataset.name).num_classes
+    share = kept / max(kept, whole or classes)
+    sizes = [
+        min(wanted or size, round(size * share))
+        for size, wanted in ((train, dataset.train_images), (test, dataset.test_images))
+    ]
+    labels = [np.arange(size) * kept // size for size in sizes]
+    names = tuple(str(one) for one in range(kept))
+    if pipeline is not None:
+        files = [Files((Path(),) * kept, np.zeros(len(one), "S1"), one) for one in labels]
+        return Listed(files[0], files[1], names, spec.mean, spec.std, pipeline)
+    image = torch.randint(0, 256, (1, spec.channels, spec.image_size, spec.image_size), dtype=torch.uint8,
+                          generator=torch.Generator().manual_seed(0))  # fmt: skip
+    images = [image.expand(size, -1, -1, -1) for size in sizes]  # takes no memory
+    classes_of = [torch.from_numpy(one) for one in labels]
+    return Splits(images[0], classes_of[0], images[1], classes_of[1], names, spec.mean, spec.std)
