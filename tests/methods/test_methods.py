@@ -170,7 +170,7 @@ def test_a_mixed_label_counts_as_its_largest_share_everywhere_but_in_the_cross_e
 
 def test_mixed_images_train_with_every_method() -> None:
     trials = [
-        trial(name, epochs=2, augment={"crop": 2, "flip": True, "mixup": 0.8, "cutmix": 1.0})
+        trial(name, epochs=1, augment={"crop": 2, "flip": True, "mixup": 0.8, "cutmix": 1.0})
         for name in DISTIL
         if name != "none"
     ]

@@ -112,7 +112,10 @@ def timm_pair() -> Trained:
     return Trained("resnet18", "mobilenetv3_small_050", (3, 32, 32), 4)
 
 
-@pytest.mark.parametrize("name", [name for name in TAUGHT if name != "ofd"])
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("kd", "crd") else pytest.param(name, marks=pytest.mark.slow) for name in TAUGHT if name != "ofd"],
+)
 def test_a_transformer_teaches_by_all_methods_that_it_can(transformer: Trained, name: str) -> None:
     given = {"reviewkd": {"max_mid_channels": 64, "teacher_features": "stages"}}
     found = transformer.losses(name, **(HYPERPARAMETERS | given).get(name, {}))

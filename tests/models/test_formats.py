@@ -20,7 +20,21 @@ def images(count: int, size: int = 32, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", params=list(own_models()))
+#: Deep or wide ones, made of the same blocks as others.
+LARGE = {
+    "cifar_resnet32",
+    "cifar_resnet44",
+    "cifar_resnet56",
+    "cifar_resnet110",
+    "cifar_wrn_28_10_swish",
+    "cifar_wrn_34_10",
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in own_models()],
+)
 def network(request: pytest.FixtureRequest) -> CifarNet:
     """In evaluation mode, with batch norms whose statistics fit their inputs.
 

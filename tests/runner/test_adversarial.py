@@ -79,6 +79,7 @@ def test_results_say_which_network_was_evaluated(undisturbed):
     assert {"last_top1", "train_pairwise", "train_soft_ce", "train_ce"} <= columns[-1].keys()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_bytes(recipe, undisturbed, tmp_path):
     process = subprocess.Popen(
         command("run", str(recipe), "--out", str(tmp_path), "--jobs", "1"),

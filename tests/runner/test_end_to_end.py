@@ -154,6 +154,7 @@ def test_students_alone_need_no_teacher(recipe, tmp_path):
     assert not (tmp_path / "teachers").exists()
 
 
+@pytest.mark.slow  # tests/training has it of all methods, in one process
 def test_alone_and_in_company_the_bytes_are_the_same(recipe, undisturbed, tmp_path):
     only = "method=none,kd,crd"
     done = run("run", str(recipe), "--out", str(tmp_path), "--only", only, "--cohort-size", "1", "--jobs", "1")

@@ -325,6 +325,7 @@ def test_counting_alone_needs_neither_images_nor_weights(tmp_path: Path) -> None
     assert spec("imagenet").train_size is None  # what stands in is for estimates only
 
 
+@pytest.mark.slow
 def test_it_is_timed_kept_and_compared_with_the_run(recipe: Path, tmp_path: Path) -> None:
     out, few = tmp_path / "out", ("--trials", "1", "--only", "method=kd,dkd")
     done = run("estimate", str(recipe), "--steps", "1", *few, "--cards", "t4", "--out", str(out))
