@@ -61,7 +61,8 @@ def test_slurm_jobs_give_the_same_bytes(recipe: Path, undisturbed: Path, tmp_pat
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    done = run("run", str(recipe), "--out", str(tmp_path), "--executor", "ray", "--device", "cpu", "--jobs", "2")
+    begin = command("run", str(recipe), "--out", str(tmp_path), "--executor", "ray", "--device", "cpu", "--jobs", "2")
+    done = subprocess.run(begin, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path) == weights(undisturbed)
     assert environments(tmp_path) == [0] * 5

@@ -179,15 +179,15 @@ def test_workers_end_with_their_runner(recipe, tmp_path):
     assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
-def test_eight_at_once_share_the_work(recipe, undisturbed, tmp_path):
+def test_four_at_once_share_the_work(recipe, undisturbed, tmp_path):
     arguments = command("run", str(recipe), "--out", str(tmp_path), "--jobs", "1", "--format", "csv")
     environment = os.environ | {"COLUMNS": "80"}
     runners = [
         subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        for _ in range(8)
+        for _ in range(4)
     ]
     outputs = [runner.communicate(timeout=400) for runner in runners]
-    assert [runner.returncode for runner in runners] == [0] * 8, [errors for _, errors in outputs]
+    assert [runner.returncode for runner in runners] == [0] * 4, [errors for _, errors in outputs]
     assert weights(tmp_path) == weights(undisturbed)
     # Each trial was trained by one process, in one go: nobody else wrote an environment or finished it.
     finished = [

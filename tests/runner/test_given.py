@@ -79,6 +79,7 @@ def test_published_weights_that_were_not_fetched(tmp_path, monkeypatch):
     assert "no published weights of cifar_resnet14 for digits are known" in unknown.stderr
 
 
+@pytest.mark.slow
 def test_published_weights_from_fetching_to_the_table(file, tmp_path, monkeypatch):
     """By a card of the user's own, from a server on this machine."""
     monkeypatch.setenv("KD_BENCH_WEIGHTS", str(tmp_path / "weights"))

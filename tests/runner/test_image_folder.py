@@ -47,9 +47,9 @@ def start(recipe: Path, out: Path, *more: str):
 
 def test_it_trains_to_the_same_bytes_with_and_without_workers(recipe: Path, tmp_path: Path) -> None:
     for workers in ("0", "2"):
-        done = start(recipe, tmp_path / workers, "--workers", workers)
+        done = start(recipe, tmp_path / workers, "--workers", workers, "--only", "method=none,kd")
         assert done.returncode == 0, done.stderr
-    assert len(weights(tmp_path / "0")) == 4
+    assert len(weights(tmp_path / "0")) == 3
     assert weights(tmp_path / "0") == weights(tmp_path / "2")
     assert "student alone" in done.stdout
     rows = [path.read_text() for path in (tmp_path / "0").glob("mine/*/metrics.csv")]

@@ -101,6 +101,7 @@ def test_two_processes_train_the_weights_of_one(alone: Path, both: Path) -> None
         assert result["corrupt_files"] == ["train/bee/003.JPEG"]
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_and_the_next_start_resumes(recipe: Path, both: Path, tmp_path: Path) -> None:
     begin = command(*arguments(recipe, tmp_path, "--devices", "2", "--retries", "0"))
     process = subprocess.Popen(begin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
