@@ -24,7 +24,7 @@ RECIPE = {
     "batch_size": 64,
     "schedule": {"name": "cosine"},
     "trials": 3,
-    "pairs": [{"teacher": "resnet32x4", "student": "resnet8"}],
+    "pairs": [{"teacher": "resnet8x4", "student": "resnet8"}],
     "methods": {"kd": {}, "dkd": {}, "dist": {}, "ikl_kd": {}},
     "teacher_training": {"epochs": 1},
 }
@@ -49,7 +49,7 @@ def main() -> None:
     """Prints a line a way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=4)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -115,6 +115,15 @@ def test_the_commands(tmp_path: Path) -> None:
     assert run("verify", str(tmp_path / "no")).returncode == 2
 
 
+def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
+    cells = planned(RECIPE | {"methods": {"none": {}}})
+    for cell, machine in zip(cells, ("one", "other"), strict=True):
+        finish(TrialFolder(tmp_path / machine / "small" / cell.trial_id), cell.trial)
+    shutil.copytree(tmp_path / "other", tmp_path / "one", dirs_exist_ok=True)
+    assert [one.state for one in standings(cells, tmp_path / "one", "small")] == ["done", "done"]
+    assert all(check(tmp_path / "one" / "small" / cell.trial_id).faults == () for cell in cells)
+
+
 def test_what_is_found_out(tmp_path: Path) -> None:
     (cell, *_) = planned()
     folder = TrialFolder(tmp_path / cell.trial_id)
