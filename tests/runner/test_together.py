@@ -144,7 +144,7 @@ def test_under_torchrun(recipe: Path, alone: Path, tmp_path: Path) -> None:
     done = subprocess.run(begin, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert_among(tmp_path / "out", alone)
-    assert done.stdout.count("kd") == 1
+    assert done.stdout.count("on folder mine\n") == 1  # one of them prints
 
 
 @pytest.mark.slow
@@ -175,7 +175,7 @@ def test_under_srun_on_two_machines(recipe: Path, alone: Path, tmp_path: Path) -
             kill_tree(task)
     assert [task.returncode for task in tasks] == [0, 0], said
     assert_among(tmp_path / "out", alone)
-    assert "student" in said[0][0]
+    assert "on folder mine" in said[0][0]
     assert said[1][0] == ""
 
 
