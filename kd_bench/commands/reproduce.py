@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,16 +21,13 @@ from kd_bench.commands.options import (
     Trials,
 )
 from kd_bench.commands.reproduce_imagenet import reproduce_imagenet
-from kd_bench.errors import UserError, unknown
+from kd_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from kd_bench.models.zoo import Card
     from kd_bench.runner.reproduce import Part
     from kd_bench.runner.run import Options
 
 reproduce_app = typer.Typer(help="Reproduce the paper's tables.", no_args_is_help=True, rich_markup_mode=None)
-
-BUDGETS = ("full", "smoke")
 
 #: Most students in one process of a smoke run: all of a pair, because starting a process takes longer than they do.
 SMOKE_COHORT = 16
@@ -70,8 +67,7 @@ def reproduce_cifar(
     from kd_bench.runner.run import Options, prepare
 
     shared.check_format(format_)
-    if budget not in BUDGETS:
-        raise unknown("budget", budget, BUDGETS, "--budget")
+    shared.check_budget(budget)
     smoke = budget == "smoke"
     if smoke:
         if trials is not None or train_teachers:
@@ -86,7 +82,7 @@ def reproduce_cifar(
     read, _, _ = shared.plan(reproduce.TABLE6, only, trials, None)
     shared.locate(read.dataset, data)
     prepare(options)  # before anything is downloaded
-    _run(reproduce.full(out, None if train_teachers else _fetch, _say, only or (), trials), options, format_)
+    _run(reproduce.full(out, None if train_teachers else shared.fetch, _say, only or (), trials), options, format_)
 
 
 def _run(parts: list[Part], options: Options, format_: str, smoke_on: str | None = None) -> None:
@@ -104,14 +100,6 @@ def _run(parts: list[Part], options: Options, format_: str, smoke_on: str | None
     shared.write(summary, format_)
     if failed:
         raise shared.lost("reproduce cifar", failed)
-
-
-def _fetch(card: Card) -> Any:
-    from kd_bench.runner import published
-    from kd_bench.runner.display import download_bar
-
-    with download_bar(card.name) as progress:
-        return published.fetch(card, progress)
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,12 +25,7 @@ from kd_bench.commands.options import (
     Trials,
     Workers,
 )
-from kd_bench.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    from kd_bench.models.zoo import Card
-
-BUDGETS = ("full", "smoke")
+from kd_bench.errors import UserError
 
 #: Most students in one process of a smoke run: all of a teacher.
 SMOKE_COHORT = 16
@@ -67,8 +62,7 @@ def reproduce_imagenet(
     from kd_bench.runner.run import Options, prepare
 
     shared.check_format(format_)
-    if budget not in BUDGETS:
-        raise unknown("budget", budget, BUDGETS, "--budget")
+    shared.check_budget(budget)
     smoke = budget == "smoke"
     if smoke:
         if trials is not None or weights:
@@ -86,7 +80,7 @@ def reproduce_imagenet(
         files = _files(weights or ())
         shared.locate(parts_of.IMAGENET, data)
         prepare(options)  # before anything is downloaded
-        parts = parts_of.full(_fetch, _say, files, only or (), trials)
+        parts = parts_of.full(shared.fetch, _say, files, only or (), trials)
     failed: dict[str, str] = {}
     for part in parts:
         lost = shared.train(part.recipe, part.where, part.planned, options)
@@ -112,14 +106,6 @@ def _files(pairs: list[str] | tuple[str, ...]) -> dict[str, Path]:
             raise UserError(f"--weights {pair}: should be TEACHER=FILE, e.g. resnet34.tv_in1k=resnet34.pth")
         found[name] = Path(file)
     return found
-
-
-def _fetch(card: Card) -> Any:
-    from kd_bench.runner import published
-    from kd_bench.runner.display import download_bar
-
-    with download_bar(card.name) as progress:
-        return published.fetch(card, progress)
 
 
 def _say(line: str) -> None:

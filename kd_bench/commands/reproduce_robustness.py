@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from kd_bench.runner.reproduce_robustness import Part
     from kd_bench.runner.run import Options
 
-BUDGETS = ("full", "smoke")
-
 #: Most networks in one process of a smoke run.
 SMOKE_COHORT = 16
 
@@ -66,8 +64,7 @@ def reproduce_robustness(
 
     if format_ not in FORMATS:
         raise unknown("format", format_, FORMATS, "--format")
-    if budget not in BUDGETS:
-        raise unknown("budget", budget, BUDGETS, "--budget")
+    shared.check_budget(budget)
     _check_attacks(attacks)
     if budget == "smoke":
         if trials is not None:

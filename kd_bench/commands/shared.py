@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 from kd_bench.errors import RunFailed, UserError, unknown
 
 if TYPE_CHECKING:
+    from kd_bench.download import Fetched
+    from kd_bench.models.zoo import Card
     from kd_bench.recipe import Dataset, Planned, Recipe
     from kd_bench.report.table import Summary
     from kd_bench.runner.run import Options
     from kd_bench.runner.together import Launch, Launched
+
+
+#: Of ``kd-bench reproduce``.
+BUDGETS = ("full", "smoke")
 
 
 def plan(
@@ -53,6 +59,21 @@ def check_format(format_: str) -> None:
 
     if format_ not in FORMATS:
         raise unknown("format", format_, FORMATS, "--format")
+
+
+def check_budget(budget: str) -> None:
+    """Makes sure that there is such a budget of ``kd-bench reproduce``."""
+    if budget not in BUDGETS:
+        raise unknown("budget", budget, BUDGETS, "--budget")
+
+
+def fetch(card: Card) -> Fetched:
+    """Fetches the weights that a card names, with a progress bar."""
+    from kd_bench.runner import published
+    from kd_bench.runner.display import download_bar
+
+    with download_bar(card.name) as progress:
+        return published.fetch(card, progress)
 
 
 def run(recipe: Recipe, where: str, planned: list[Planned], options: Options, format_: str) -> None:

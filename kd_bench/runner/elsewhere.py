@@ -123,11 +123,10 @@ class Handle(Protocol):
 
 
 class Remote:
-    """A worker on another machine, as the runner sees it."""
+    """A worker on another machine, as the runner sees it; of its events those from the byte ``begin`` on."""
 
-    def __init__(self, handle: Handle, events: Path, log: Path) -> None:
-        self._handle, self._events, self._log = handle, events, log
-        self._read = events.stat().st_size if events.exists() else 0
+    def __init__(self, handle: Handle, events: Path, log: Path, begin: int) -> None:
+        self._handle, self._events, self._log, self._read = handle, events, log, begin
 
     def poll(self) -> tuple[list[dict[str, Any]], int | None]:
         """The events since the last call, and the exit code once it has ended."""
@@ -170,14 +169,6 @@ def start(make: Any, job: Job, log: Path) -> local.Group:
     weights = None if job.weights is None else str(Path(job.weights).resolve())
     data = None if job.data is None else str(Path(job.data).resolve())
     job = job.moved(str(remote), teacher, weights, data)
-    begin = Remote(_Waiting(), events, log)  # remembers where the file ends now
-    begin._handle = make(Started(job.line(), str(log), str(events), local.variables(job)))
-    return local.Group([begin])
-
-
-class _Waiting:
-    def code(self) -> int | None:
-        return None
-
-    def cancel(self) -> None:
-        return None
+    begin = events.stat().st_size if events.exists() else 0  # what a former try told is no news
+    handle = make(Started(job.line(), str(log), str(events), local.variables(job.threads)))
+    return local.Group([Remote(handle, events, log, begin)])

@@ -347,7 +347,7 @@ def _start(one: Group, options: Options, place: str, allowed: float) -> tuple[su
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
-        env=local._ALLOCATOR | os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(options.threads)),
+        env=os.environ | local.variables(options.threads),
     )
     assert process.stdin is not None
     process.stdin.write((json.dumps(asdict(job)) + "\n").encode())

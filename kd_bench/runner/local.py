@@ -101,11 +101,11 @@ def last_line(log: Path) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def variables(job: Job) -> dict[str, str]:
+def variables(threads: int) -> dict[str, str]:
     """What a worker's environment has beside that of its machine."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(job.threads))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     kept = {name: value for name, value in _ALLOCATOR.items() if name not in os.environ}
-    return kept | threads | {"KD_BENCH_COMMAND": " ".join(["kd-bench", *sys.argv[1:]])}
+    return kept | limits | {"KD_BENCH_COMMAND": " ".join(["kd-bench", *sys.argv[1:]])}
 
 
 class Worker(Protocol):
@@ -203,7 +203,7 @@ def start(job: Job, log: Path, more: Mapping[str, str] | None = None) -> Process
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=os.environ | variables(job) | dict(more or {}),
+            env=os.environ | variables(job.threads) | dict(more or {}),
             start_new_session=True,  # Ctrl-C is the runner's to handle
         )
     process = Process(job, popen, log)

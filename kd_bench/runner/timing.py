@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_bench.errors import UserError
 from kd_bench.recipe import Trial
+from kd_bench.runner.environment import peak_memory
 
 if TYPE_CHECKING:
     import torch
@@ -215,7 +216,7 @@ def measure(job: Job, born: float) -> Timing:
         found.teacher_image = look.teacher
     if sink.failed:
         raise UserError("; ".join(dict.fromkeys(sink.failed)))
-    found.startup, found.stand_in, found.memory = startup, stand_in, _memory(device)
+    found.startup, found.stand_in, found.memory = startup, stand_in, peak_memory(device)
     return found
 
 
@@ -383,16 +384,6 @@ def _scaled(pieces: _Pieces, look: _Look, sink: _Sink) -> Timing:
         images=found.images,
         undecoded=pieces.undecoded,
     )
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> int:
