@@ -10,10 +10,12 @@ KD := $(BIN)/kd-bench
 # Where images are found and results go, e.g. `make demo OUT=/scratch/runs`.
 OUT ?= runs
 RUN_FLAGS ?=
+# E.g. `make bench BENCH_FLAGS="--minutes 30"`.
+BENCH_FLAGS ?=
 # full, or smoke.
 BUDGET ?= full
 
-.PHONY: help setup demo test test-all lint format bench reproduce-cifar reproduce-imagenet reproduce-robustness report clean
+.PHONY: help setup demo test test-all lint format bench reproduce-cifar reproduce-imagenet reproduce-robustness report docs clean
 
 help:  ## what one can make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -53,14 +55,10 @@ format: $(STAMP)  ## format the code
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure speed and memory
-	@echo "bench: the loader against PIL with workers, the memory of a data set, the losses against their direct forms,"
-	@echo "bench: a step of IKL-AT against a step of TRADES;"
-	@echo "bench: ratios within a run are what counts"
-	@$(BIN)/python benchmarks/loader.py
-	@$(BIN)/python benchmarks/memory.py
-	@$(BIN)/python benchmarks/losses.py
-	@$(BIN)/python benchmarks/adversarial.py
+bench: $(STAMP)  ## measure speed and memory, in about 12 minutes on two cores; writes results/benchmarks.md
+	@echo "bench: a column of Table 6 against a published loop, its steps, its growth, losses, loader: see benchmarks/README.md"
+	@echo "bench: ratios within a run are what counts; the page is results/benchmarks.md"
+	@$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
 
 reproduce-cifar: $(STAMP)  ## reproduce the paper's Table 6; BUDGET=smoke runs all of it on a few images, in minutes
 	@echo "reproduce-cifar: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"
@@ -78,6 +76,11 @@ report: $(STAMP)  ## one HTML page of all results
 	@echo "report: everything in $(OUT) as one page; another folder: make report OUT=results/measured"
 	@$(KD) report --out $(OUT)
 
+docs: $(STAMP)  ## build the documentation into site/
+	@echo "docs: mkdocs-material, from docs/ into site/; docs/methods.md is written from the methods' sources"
+	@$(BIN)/python docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## remove the environment, caches and build files, but no results
-	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +

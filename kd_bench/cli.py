@@ -10,7 +10,10 @@ import typer
 
 from kd_bench.commands import shared
 from kd_bench.commands.attack import attack
+from kd_bench.commands.cache import cache_app
 from kd_bench.commands.estimate import estimate
+from kd_bench.commands.export import export_app
+from kd_bench.commands.new import new
 from kd_bench.commands.options import (
     OUT,
     CheckpointMinutes,
@@ -22,6 +25,7 @@ from kd_bench.commands.options import (
     ExecutorOption,
     Format,
     Jobs,
+    Method,
     Nodes,
     Only,
     Out,
@@ -33,8 +37,10 @@ from kd_bench.commands.options import (
     TensorBoard,
     Threads,
     Trials,
+    WandB,
     Weights,
     Workers,
+    loggers,
 )
 from kd_bench.commands.report import report
 from kd_bench.commands.reproduce import reproduce_app
@@ -56,6 +62,8 @@ app.add_typer(reproduce_app, name="reproduce")
 reproduce_app.command("robustness")(reproduce_robustness)
 app.command()(attack)
 app.command()(estimate)
+app.add_typer(cache_app, name="cache")
+app.add_typer(export_app, name="export")
 data_app = typer.Typer(help="Fetch data sets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
@@ -63,6 +71,7 @@ app.add_typer(data_app, name="data")
 @app.command()
 def run(
     recipe: RecipeName,
+    method: Method = None,
     only: Only = None,
     trials: Trials = None,
     set_: Set = None,
@@ -74,6 +83,7 @@ def run(
     cohort_size: CohortSize = 8,
     retry_failed: RetryFailed = False,
     tensorboard: TensorBoard = False,
+    wandb: WandB = False,
     workers: Workers = 2,
     devices: Devices = None,
     nodes: Nodes = None,
@@ -86,9 +96,9 @@ def run(
     """Train everything that is missing of a recipe, and print its table."""
     from kd_bench.runner.run import Options
 
-    read, where, planned = shared.plan(recipe, only, trials, set_)
+    read, where, planned = shared.plan(recipe, only, trials, set_, method)
     options = Options(
-        out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard, workers,
+        out, data, jobs, threads, device, cohort_size, retry_failed, loggers(tensorboard, wandb), workers,
         devices, nodes, retries, checkpoint_minutes, executor, tuple(executor_option or ()),
     )  # fmt: skip
     shared.run(read, where, planned, options, format_)
@@ -97,9 +107,11 @@ def run(
 @app.command()
 def compare(
     dataset: Annotated[str, typer.Option("--dataset", help="See: kd-bench list datasets.")],
-    teacher: Annotated[str, typer.Option("--teacher", help="The network that teaches.")],
-    student: Annotated[str, typer.Option("--student", help="The network that learns.")],
-    methods: Annotated[str, typer.Option("--methods", help="Names, with commas between.")] = "kd,dkd,ikl_kd",
+    teacher: Annotated[str, typer.Option("--teacher", help="The network that teaches, or FILE.py:NAME.")],
+    student: Annotated[str, typer.Option("--student", help="The network that learns, or FILE.py:NAME.")],
+    methods: Annotated[
+        str, typer.Option("--methods", help="Names or [LABEL=]FILE.py:CLASS, with commas between.")
+    ] = "kd,dkd,ikl_kd",
     weights: Weights = None,
     trials: Trials = 3,
     set_: Set = None,
@@ -111,6 +123,7 @@ def compare(
     cohort_size: CohortSize = 8,
     retry_failed: RetryFailed = False,
     tensorboard: TensorBoard = False,
+    wandb: WandB = False,
     workers: Workers = 2,
     devices: Devices = None,
     nodes: Nodes = None,
@@ -125,17 +138,17 @@ def compare(
     from kd_bench.runner.plan import plan
     from kd_bench.runner.run import Options
 
-    rows = [name.strip() for name in methods.split(",") if name.strip()]
+    rows = shared.rows((name.strip() for name in methods.split(",") if name.strip()), "--methods")
     content = shared.base(dataset) | {
-        "name": "-".join(["compare", dataset, teacher, student]).replace("/", "-"),
+        "name": shared.folder_name("compare", dataset, teacher, student),
         "pairs": [{"teacher": teacher, "student": student}],
-        "methods": list(dict.fromkeys(["none", *rows])),
+        "methods": {label: {"method": name} for label, name in ({"none": "none"} | rows).items()},
     }
     if weights is not None:
         content["teachers"] = {teacher: {"weights": weights}}
     read = read_recipe(content, set_ or (), trials)
     options = Options(
-        out, data, jobs, threads, device, cohort_size, retry_failed, tensorboard, workers,
+        out, data, jobs, threads, device, cohort_size, retry_failed, loggers(tensorboard, wandb), workers,
         devices, nodes, retries, checkpoint_minutes, executor, tuple(executor_option or ()),
     )  # fmt: skip
     shared.run(read, "compare", plan(read, "compare"), options, format_)
@@ -147,6 +160,7 @@ def table(
     published: Annotated[
         bool, typer.Option("--published", help="Without a recipe: print the paper's Tables 6 to 12 again.")
     ] = False,
+    method: Method = None,
     only: Only = None,
     trials: Trials = None,
     set_: Set = None,
@@ -160,13 +174,14 @@ def table(
         shared.reprint(recipe, published, format_)
         return
     shared.check_format(format_)
-    read, where, planned = shared.plan(recipe, only, trials, set_)
+    read, where, planned = shared.plan(recipe, only, trials, set_, method)
     check_all(planned, out / read.name)
     shared.write(shared.table([(read, where, planned)], out), format_)
 
 
 app.command()(report)
 app.command()(status)
+app.command()(new)
 app.command()(verify)
 
 
@@ -268,7 +283,7 @@ def _kinds() -> dict[str, Callable[[], dict[str, str]]]:
     def networks() -> dict[str, str]:
         from kd_bench.models import registry
 
-        return registry.own_models()
+        return registry.own_models() | registry.offered_models()
 
     def dataset_names() -> dict[str, str]:
         from kd_bench.data import registry

@@ -1,4 +1,4 @@
-"""Reads what a Python file says of its classes, without importing it.
+"""Reads what a Python file says of its classes and functions, without importing it.
 
 Importing a method means importing torch, and importing somebody's plug-in means running it. Names, documentation and
 hyper-parameters are known from the source in milliseconds, before any of that.
@@ -26,50 +26,74 @@ REQUIRED: Final = _Required()
 
 
 @dataclass(frozen=True)
+class NotLiteral:
+    """The default of a parameter that only running the file would tell."""
+
+    text: str
+    line: int
+
+
+@dataclass(frozen=True)
 class Parameter:
-    """A keyword-only parameter of ``__init__``."""
+    """A keyword-only parameter."""
 
     name: str
     annotation: str
     """As it is written; empty where there is none."""
     default: Any
-    """A literal's value, or ``REQUIRED``."""
+    """A literal's value, ``REQUIRED``, or a ``NotLiteral``."""
     text: str
     """What the docstring's ``Args:`` says of it, on one line."""
 
 
 @dataclass(frozen=True)
-class ClassSource:
-    """What a file says of one of its classes."""
+class Source:
+    """What a file says of one of its functions, or of a class and its ``__init__``."""
 
     name: str
     doc: str
-    bases: tuple[str, ...]
-    """Last parts of the bases' names: ``Method`` for ``base.Method``."""
-    attributes: dict[str, Any]
-    """The class attributes that are literals."""
-    has_init: bool
     parameters: tuple[Parameter, ...]
-    """Keyword-only parameters of the class's own ``__init__``, in order."""
+    """Keyword-only parameters, in order."""
     positional: tuple[str, ...]
-    """Its other parameters, after ``self``; with a star, or two, where they take any number."""
+    """Its other parameters, without ``self``; with a star, or two, where they take any number."""
+    required: frozenset[str]
+    """Names of all parameters that must be given."""
 
     @property
     def summary(self) -> str:
         """The first paragraph of the docstring, on one line."""
         return " ".join(self.doc.split("\n\n")[0].split())
 
+    def takes(self, name: str) -> bool:
+        """Whether it can be called with this keyword."""
+        return name in self.positional or name in self.keywords or any(one.startswith("**") for one in self.positional)
 
-def read_classes(path: Path, where: str = "") -> dict[str, ClassSource]:
-    """The classes at the top level of a Python file, by name, in order.
+    @property
+    def keywords(self) -> dict[str, Parameter]:
+        """Its keyword-only parameters by name."""
+        return {parameter.name: parameter for parameter in self.parameters}
+
+
+@dataclass(frozen=True)
+class ClassSource(Source):
+    """What a file says of one of its classes; parameters are those of its own ``__init__``."""
+
+    bases: tuple[str, ...]
+    """Last parts of the bases' names: ``Method`` for ``base.Method``."""
+    attributes: dict[str, Any]
+    """The class attributes that are literals."""
+    has_init: bool
+
+
+def read_definitions(path: Path, where: str = "") -> dict[str, Source]:
+    """The functions and classes at the top level of a Python file, by name, in order.
 
     Args:
         path: The file.
         where: What asks for it, for error messages.
 
     Raises:
-        UserError: If the file cannot be read, is not Python, or gives a keyword-only parameter of ``__init__`` a
-            default that is not a literal.
+        UserError: If the file cannot be read, or is not Python.
     """
     prefix = f"{where}: " if where else ""
     try:
@@ -80,33 +104,61 @@ def read_classes(path: Path, where: str = "") -> dict[str, ClassSource]:
         raise UserError(f"{prefix}{path}, line {error.lineno}, is not valid Python: {error.msg}") from None
     except ValueError as error:  # null bytes
         raise UserError(f"{prefix}{path} is not valid Python: {error}") from None
-    return {node.name: _read_class(node, path, prefix) for node in tree.body if isinstance(node, ast.ClassDef)}
+    found: dict[str, Source] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = _read_class(node)
+        elif isinstance(node, ast.FunctionDef):
+            doc = ast.get_docstring(node) or ""
+            found[node.name] = Source(node.name, doc, *_signature(node.args, arguments_in(doc)))
+    return found
 
 
-def _read_class(node: ast.ClassDef, path: Path, prefix: str) -> ClassSource:
+def read_classes(path: Path, where: str = "") -> dict[str, ClassSource]:
+    """The classes at the top level of a Python file, as ``read_definitions`` gives them."""
+    return {name: one for name, one in read_definitions(path, where).items() if isinstance(one, ClassSource)}
+
+
+def _read_class(node: ast.ClassDef) -> ClassSource:
     init = next((one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
     doc = ast.get_docstring(node) or ""
     texts = arguments_in(doc) | arguments_in((ast.get_docstring(init) or "") if init else "")
-    parameters: list[Parameter] = []
-    for argument, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True) if init else ():
-        try:
-            value = REQUIRED if default is None else ast.literal_eval(default)
-        except ValueError:
-            raise UserError(
-                f"{prefix}{path}, line {argument.lineno}: the default of {argument.arg!r} should be a literal "
-                f"(a number, a text, true or false), not {ast.unparse(default or argument)}"
-            ) from None
-        annotation = _annotation(argument.annotation)
-        parameters.append(Parameter(argument.arg, annotation, value, texts.get(argument.arg, "")))
+    parameters, positional, required = _signature(init.args, texts) if init else ((), (), frozenset())
     return ClassSource(
         name=node.name,
         doc=doc,
+        parameters=parameters,
+        positional=positional[1:],  # without self
+        required=required - set(positional[:1]),
         bases=tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
         attributes=dict(_literals(node)),
         has_init=init is not None,
-        parameters=tuple(parameters),
-        positional=tuple(_positional(init.args)) if init else (),
     )
+
+
+def _signature(
+    arguments: ast.arguments, texts: dict[str, str]
+) -> tuple[tuple[Parameter, ...], tuple[str, ...], frozenset[str]]:
+    """Keyword-only parameters, the names of the others, and the names of those without a default."""
+    parameters = tuple(
+        Parameter(one.arg, _annotation(one.annotation), _default(default, one.lineno), texts.get(one.arg, ""))
+        for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    )
+    positional = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+    required = set(positional[: len(positional) - len(arguments.defaults)])
+    required |= {one.name for one in parameters if one.default is REQUIRED}
+    positional += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
+    positional += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
+    return parameters, tuple(positional), frozenset(required)
+
+
+def _default(node: ast.expr | None, line: int) -> Any:
+    if node is None:
+        return REQUIRED
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return NotLiteral(ast.unparse(node), line)
 
 
 def _annotation(node: ast.expr | None) -> str:
@@ -132,15 +184,6 @@ def _literals(node: ast.ClassDef) -> list[tuple[str, Any]]:
         except ValueError:
             continue
     return found
-
-
-def _positional(arguments: ast.arguments) -> list[str]:
-    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)][1:]
-    if arguments.vararg:
-        names.append(f"*{arguments.vararg.arg}")
-    if arguments.kwarg:
-        names.append(f"**{arguments.kwarg.arg}")
-    return names
 
 
 _ENTRY = re.compile(r"(?P<names>\*{0,2}\w+(?:, *\w+)*)(?: *\([^)]*\))?:(?:\s+(?P<text>.*))?$")

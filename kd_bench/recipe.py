@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from kd_bench.adversarial_settings import Adversarial
 from kd_bench.optimisation import (
@@ -84,6 +84,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 LabelLoss = Literal["cross_entropy", "binary_cross_entropy"]
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads a bare ``on`` and ``off`` as true and false."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class Training(Settings):
     """How a network is trained, whatever the method.
 
@@ -104,8 +109,11 @@ class Training(Settings):
         sync_batch_norm: Whether a student's batch norms see the whole batch, of which each process has one micro-batch,
             rather than a micro-batch; the losses still see one.
         channels_last: Whether networks keep images with the channels last, which changes the last bits.
-        compile: Whether networks are compiled by ``torch.compile``, which changes the last bits, and the draws of
-            networks with dropout or stochastic depth.
+        compile: What ``torch.compile`` makes faster, which changes the last bits, and the draws of networks with
+            dropout or stochastic depth: "on" all networks; "graphs" the same as CUDA graphs, on a GPU; "auto" the
+            teacher, where its passes take so long that it pays and there is a compiler; "off" nothing.
+        teacher_precision: What a teacher computes in, where that is not the ``precision``; what it puts out is handed
+            on in that of the students.
         augment: What happens to the training images.
         pipeline: How files of images become batches, instead of ``augment``; None for a set that is decoded once and
             lies in memory.
@@ -125,7 +133,8 @@ class Training(Settings):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = later()
     sync_batch_norm: bool = later(False)
     channels_last: bool = later(False)
-    compile: bool = later(False)
+    compile: Annotated[Literal["off", "auto", "on", "graphs"], BeforeValidator(_switch)] = later("auto")
+    teacher_precision: Literal["float32", "bfloat16"] | None = later()
     augment: Augment = Augment()
     pipeline: Pipeline | None = later()
     input: Input = later(Input())
@@ -183,6 +192,7 @@ class Given(Settings):
         weights: SHA-256 of the file; where it lies does not matter.
         input: How the network sees images.
         pipeline: How test images are read, where they are not held in memory.
+        model_source: SHA-256 of the file of a network of the user's own; None for ours and timm's.
     """
 
     dataset: Dataset
@@ -190,6 +200,7 @@ class Given(Settings):
     weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     input: Input = later(Input())
     pipeline: Pipeline | None = later()
+    model_source: str | None = later()
 
     def settings(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -217,11 +228,15 @@ class Given(Settings):
 
 
 class Trial(Training):
-    """One training: everything that its result depends on, and nothing else. Written as ``trial.json``."""
+    """One training: everything that its result depends on, and nothing else. Written as ``trial.json``.
+
+    ``model_source`` is the SHA-256 of the file of a network of the user's own, None for ours and timm's.
+    """
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     dataset: Dataset
     model: str
+    model_source: str | None = later()
     method: MethodSettings
     teacher: Trial | Given | None = None
     seed: Seed
@@ -241,7 +256,7 @@ class Trial(Training):
     def stream(self) -> tuple[str, str | None]:
         """What trials must have in common to be trained side by side: the stream of batches, and the teacher."""
         shared = {"dataset", "augment", "pipeline", "batch_size", "micro_batch", "precision", "epochs", "seed"}
-        shared |= {"channels_last", "compile"}
+        shared |= {"channels_last", "compile", "teacher_precision"}
         include: dict[str, Any] = {**dict.fromkeys(shared, True), "adversarial": {"second_view", "generated"}}
         return canonical(self.model_dump(mode="json", include=include)), self.teacher.id if self.teacher else None
 

@@ -23,6 +23,7 @@ AUGMENT = "augment"
 POLICY = "policy"
 CUTOUT = "cutout"
 ERASE = "erase"
+OWN = "own"
 MIX = "mix"
 VIEW = "view"
 GENERATED = "generated"
@@ -58,3 +59,15 @@ def seed_global(seed: int, stream: str, epoch: int = 0, step: int = 0) -> None:
     import torch
 
     torch.manual_seed(derive(seed, stream, epoch, step))
+
+
+def seed_everything(seed: int, stream: str, epoch: int = 0, step: int = 0) -> None:
+    """Seeds the global generators of torch, NumPy and Python by name, for code of others that may draw from any."""
+    import random
+
+    import numpy as np
+
+    number = derive(seed, stream, epoch, step)
+    seed_global(seed, stream, epoch, step)
+    np.random.seed(number % 2**32)
+    random.seed(number)

@@ -39,6 +39,8 @@ class Dataset(Settings):
             takes the set's own.
         train_images: Only so many training images, evenly over the classes; None takes all.
         test_images: The same of the test set.
+        source: SHA-256 of a plug-in's file, for which a recipe's None takes that of the file as it is; None for the
+            sets that come with kd-bench.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Dataset(Settings):
     size: Annotated[int, Field(ge=8)] | None = later()
     train_images: Annotated[int, Field(ge=2)] | None = later()
     test_images: PositiveInt | None = later()
+    source: str | None = later()
 
     @property
     def title(self) -> str:
@@ -84,7 +87,9 @@ class RandAugment(Settings):
 
 
 class Augment(Settings):
-    """What happens to a training image, in this order: crop, flip, policy, normalisation, cutout or erasing, mixing.
+    """What happens to a training image, in this order.
+
+    Crop, flip, policy, the user's own, normalisation, cutout or erasing, mixing.
 
     Attributes:
         crop: Zero padding in pixels before the random crop back to the image's size; 0 for none. A recipe's None takes
@@ -97,6 +102,9 @@ class Augment(Settings):
         mixup: Parameter of the Beta distribution that weighs an image against another (Zhang et al., 2018).
         cutmix: The same for the area that is cut from another image (Yun et al., 2019). With ``mixup`` as well, each
             image gets one of the two.
+        own: An augmentation of the user's own, as ``path/to/file.py:name`` or by its name in an installed package (see
+            ``kd_bench.data.own_augment``); None for none.
+        own_source: SHA-256 of its file, for which a recipe's None takes that of the file as it is.
     """
 
     crop: Annotated[int, Field(ge=0)] | None = None
@@ -107,6 +115,8 @@ class Augment(Settings):
     erase: Annotated[float, Field(gt=0, le=1)] | None = later()
     mixup: Positive | None = later()
     cutmix: Positive | None = later()
+    own: Annotated[str, Field(min_length=1)] | None = later()
+    own_source: str | None = later()
 
     @model_validator(mode="after")
     def _one_policy(self) -> Augment:

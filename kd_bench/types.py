@@ -31,6 +31,9 @@ class Batch:
     """From 0."""
     step: int
     """Within the epoch, from 0."""
+    views: Tensor | None = None
+    """(B,) int64, on the CPU: the number of each image's view among all views of the set; None where they cannot be
+    counted."""
 
 
 @dataclass(frozen=True)

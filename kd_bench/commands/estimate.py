@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kd_bench.commands import shared
 from kd_bench.commands.options import (
     OUT,
     CohortSize,
     Data,
     Device,
     Jobs,
+    Method,
     Only,
     Out,
     RecipeName,
@@ -39,6 +41,7 @@ _GB = 1e9
 
 def estimate(
     recipe: RecipeName,
+    method: Method = None,
     only: Only = None,
     trials: Trials = None,
     set_: Set = None,
@@ -79,7 +82,7 @@ def estimate(
     wanted = chosen(cards, "--cards")
     prices = _prices(price, wanted)
     assumed = _assumptions(of_peak, of_bandwidth)
-    read, where = read_recipe(recipe, set_ or (), trials), str(find_recipe(recipe))
+    read, where = read_recipe(recipe, shared.with_rows(recipe, method, set_), trials), str(find_recipe(recipe))
     planned, notes = absent.plan(read, where, only or ())
     options = estimating.Options(out, data, jobs, threads, device, cohort_size, workers, steps)
     found = estimating.make(planned, options, read.name, wanted, assumed, _say)

@@ -9,6 +9,10 @@ import typer
 
 Only = Annotated[list[str] | None, typer.Option("--only", help="KEY=VALUE[,VALUE]: method, student, teacher or seed.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the recipe, e.g. epochs=2.")]
+Method = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="A row more: a method, FILE.py:CLASS or LABEL=FILE.py:CLASS; can be repeated."),
+]
 Trials = Annotated[int | None, typer.Option("--trials", min=1, help="Seeds a cell, over the recipe's.")]
 Out = Annotated[Path, typer.Option("--out", envvar="KD_BENCH_OUT", help="Results folder.")]
 Data = Annotated[Path | None, typer.Option("--data", envvar="KD_BENCH_DATA", help="Folder of data sets.")]
@@ -32,6 +36,7 @@ ExecutorOption = Annotated[
     list[str] | None, typer.Option("--executor-option", help="KEY=VALUE for ray or slurm, e.g. partition=gpu.")
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events as well.")]
+WandB = Annotated[bool, typer.Option("--wandb", help="Show it in Weights & Biases as well (WANDB_MODE=offline: here).")]
 Format = Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex, latex-long, csv.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's file, or the name of one that comes with kd-bench.")]
 RecipeOrNone = Annotated[str | None, typer.Argument(help="A recipe's file, or the name of one of kd-bench's.")]
@@ -41,3 +46,8 @@ Weights = Annotated[
 ]
 
 OUT = Path("runs")
+
+
+def loggers(tensorboard: bool, wandb: bool) -> tuple[str, ...]:
+    """The loggers that the options ask for, by name."""
+    return tuple(name for name, wanted in (("tensorboard", tensorboard), ("wandb", wandb)) if wanted)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kd_bench.commands import shared
-from kd_bench.commands.options import OUT, Out
+from kd_bench.commands.options import OUT, Method, Out
 from kd_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,39 +23,57 @@ Recipes = Annotated[
 Output = Annotated[Path, typer.Option("--output", help="The page to write.")]
 
 
-def report(recipe: Recipes = None, out: Out = OUT, output: Output = Path("report.html")) -> None:
+def report(recipe: Recipes = None, method: Method = None, out: Out = OUT, output: Output = Path("report.html")) -> None:
     """Write all results as one HTML page: tables, statistics, curves, cost, and the trials behind every number."""
     from kd_bench.files import write_atomic
     from kd_bench.report.page import page
 
-    if not out.is_dir():
-        raise UserError(f"--out: there is no folder {out}; kd-bench run makes one")
     if output.is_dir():
         raise UserError(f"--output: {output} is a folder; name a file, such as {output / 'report.html'}")
-    parts = [_of_recipe(name, out) for name in recipe] if recipe else list(_of_folder(out))
-    if not parts:
-        raise UserError(f"--out: there are no trials in {out}; kd-bench run puts some there")
-    text = page(parts)
+    found = parts(recipe, method, out)
+    text = page(found)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, text)
     except OSError as error:
         raise UserError(f"--output: {output} cannot be written: {error.strerror}") from None
-    trials = len({cell.trial_id for part in parts for cell in part.cells})
+    trials = len({cell.trial_id for part in found for cell in part.cells})
     typer.echo(f"report: {trials} trials, {len(text.encode()) / 1e6:.2f} MB: {output}")
 
 
-def _of_recipe(name: str, out: Path) -> Part:
+def parts(recipe: list[str] | None, method: list[str] | None, out: Path) -> list[Part]:
+    """What recipes have in a results folder, or everything in it where none is named.
+
+    Args:
+        recipe: Files or names.
+        method: Rows that ``--method`` adds to them.
+        out: The results folder.
+
+    Raises:
+        UserError: Where there is nothing.
+    """
+    if not out.is_dir():
+        raise UserError(f"--out: there is no folder {out}; kd-bench run makes one")
+    if method and not recipe:
+        raise UserError("--method: name the recipe that it is a row of, with --recipe")
+    found = [_of_recipe(name, out, method) for name in recipe] if recipe else list(_of_folder(out))
+    if not found:
+        raise UserError(f"--out: there are no trials in {out}; kd-bench run puts some there")
+    return found
+
+
+def _of_recipe(name: str, out: Path, rows: list[str] | None = None) -> Part:
     """What a recipe plans, and has so far."""
     from kd_bench.report.frame import read_results
     from kd_bench.report.page import Part
     from kd_bench.runner.folder import check_all
 
-    recipe, where, planned = shared.plan(name, None, None, None)
+    recipe, where, planned = shared.plan(name, None, None, None, rows)
     folder = out / recipe.name
     check_all(planned, folder)
     summary = shared.table([(recipe, where, planned)], out)
-    return Part(recipe.name, recipe.description, summary, read_results(folder, planned), tuple(planned), folder, name)
+    frame = read_results(folder, planned)
+    return Part(recipe.name, recipe.description, summary, frame, tuple(planned), folder, name, tuple(rows or ()))
 
 
 def _of_folder(out: Path) -> Iterator[Part]:
@@ -64,7 +82,7 @@ def _of_folder(out: Path) -> Iterator[Part]:
     from kd_bench.report.page import Part
     from kd_bench.runner.folder import TEACHERS
 
-    known = _packaged()
+    known = packaged()
     for folder in sorted(path for path in out.iterdir() if path.is_dir() and path.name != TEACHERS):
         there = trial_ids(folder)
         name = next((one for one in known.get(folder.name, ()) if _planned_ids(one) & there), None)
@@ -79,7 +97,7 @@ def _of_folder(out: Path) -> Iterator[Part]:
             yield Part(title, rest.about, summary, rest.frame, rest.cells, folder, "")
 
 
-def _packaged() -> dict[str, list[str]]:
+def packaged() -> dict[str, list[str]]:
     """The recipes that come with kd-bench, by the folder of their results."""
     from kd_bench.reading import packaged_recipes, read_recipe
 

@@ -71,7 +71,7 @@ def reproduce_imagenet(
         out, cohort_size, jobs = out / "smoke", max(cohort_size, SMOKE_COHORT), jobs or 1
     elif set_:
         raise UserError("--set is for --budget smoke; with other settings these would not be the published recipes")
-    options = Options(out, data, jobs, threads, device, cohort_size, retry_failed, False, workers, devices, nodes)
+    options = Options(out, data, jobs, threads, device, cohort_size, retry_failed, (), workers, devices, nodes)
     if smoke:
         prepare(options)
         parts, images = parts_of.smoke(data, out, only or (), set_ or ())

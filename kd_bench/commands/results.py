@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from kd_bench.commands import shared
-from kd_bench.commands.options import OUT, Data, Device, Only, Out, RecipeName, Set, Trials
+from kd_bench.commands.options import OUT, Data, Device, Method, Only, Out, RecipeName, Set, Trials
 from kd_bench.errors import RunFailed
 
 
 def status(
     recipe: RecipeName,
+    method: Method = None,
     only: Only = None,
     trials: Trials = None,
     set_: Set = None,
@@ -25,7 +26,7 @@ def status(
     """Show what of a recipe is done, running, waiting or failed; the exit code is 0 where all is done, else 1."""
     from kd_bench.runner.status import standings, summary
 
-    read, _, planned = shared.plan(recipe, only, trials, set_)
+    read, _, planned = shared.plan(recipe, only, trials, set_, method)
     found = standings(planned, out, read.name)
     listed = [one for one in found if everything or one.state != "done"]
     width = max((len(one.name) for one in listed), default=0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +27,69 @@ BUDGETS = ("full", "smoke")
 
 
 def plan(
-    name: str, only: list[str] | None, trials: int | None, overrides: list[str] | None
+    name: str,
+    only: list[str] | None,
+    trials: int | None,
+    overrides: list[str] | None,
+    methods: list[str] | None = None,
 ) -> tuple[Recipe, str, list[Planned]]:
     """A recipe by file or name, what errors call it, and its trials."""
     from kd_bench.reading import find_recipe, read_recipe
     from kd_bench.runner import plan as planning
 
-    recipe = read_recipe(name, overrides or (), trials)
+    recipe = read_recipe(name, with_rows(name, methods, overrides), trials)
     where = str(find_recipe(name))
     return recipe, where, planning.plan(recipe, where, only or ())
+
+
+def with_rows(recipe: str, methods: list[str] | None, overrides: list[str] | None) -> list[str]:
+    """What changes a recipe: the rows that ``--method`` adds, and then ``--set``, which may so give them settings.
+
+    Raises:
+        UserError: As ``rows``.
+    """
+    from kd_bench.reading import read_recipe
+
+    if not methods:
+        return overrides or []
+    taken = read_recipe(recipe).methods
+    added = [f"methods.{label}.method={json.dumps(name)}" for label, name in rows(methods, "--method", taken).items()]
+    return added + (overrides or [])
+
+
+def rows(methods: Iterable[str], where: str, taken: Container[str] = ()) -> dict[str, str]:
+    """Methods by the label of their row.
+
+    Args:
+        methods: ``NAME``, ``FILE.py:CLASS`` or ``LABEL=`` either. A class has its name in snake case as a label.
+        where: Where they were written, for the error.
+        taken: Labels of other rows.
+
+    Raises:
+        UserError: For a label that is no word or that is taken.
+    """
+    found: dict[str, str] = {}
+    for text in methods:
+        label, equals, name = text.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]*", label):  # a path may have an equals sign, too
+            label, name = _label(text), text
+        if not re.fullmatch(r"[\w-]+", label) or not name:
+            raise UserError(f"{where} {text}: should be a method's name, FILE.py:CLASS or LABEL=FILE.py:CLASS")
+        if label in taken or found.get(label, name) != name:
+            raise UserError(f"{where} {text}: there is a row {label!r} already; give it another label: LABEL={name}")
+        found[label] = name
+    return found
+
+
+def _label(name: str) -> str:
+    """``kd_loss`` for ``path/file.py:KDLoss``; a built-in name stays."""
+    word = name.rpartition(":")[2]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", word).lower() if ".py:" in name else word
+
+
+def folder_name(*parts: str) -> str:
+    """The name of a recipe that is made from the command line, from those of data sets and networks."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 
 def base(dataset: str) -> dict[str, Any]:

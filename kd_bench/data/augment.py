@@ -35,6 +35,15 @@ class Draws:
         """The same on a device."""
         return Draws(self.offsets.to(device), self.flips.to(device))
 
+    def numbers(self, crop: int) -> Tensor:
+        """(N,) int64 in [0, ``view_count(crop)``): equal numbers are the same crop, flipped alike."""
+        return (self.offsets[:, 0] * (2 * crop + 1) + self.offsets[:, 1]) * 2 + self.flips
+
+
+def view_count(crop: int) -> int:
+    """How many views of an image crop and flip can give, with ``crop`` pixels of padding."""
+    return 2 * (2 * crop + 1) ** 2
+
 
 def draw(seed: int, epoch: int, size: int, crop: int) -> Draws:
     """An epoch's draws for a set of ``size`` images and a crop with ``crop`` pixels of padding.

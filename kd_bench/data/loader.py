@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kd_bench import seeding
 from kd_bench.data import mixing, policies
-from kd_bench.data.augment import Draws, Normalise, blank, crop_and_flip, draw, draw_cutout, draw_erasing
+from kd_bench.data.augment import Draws, Normalise, blank, crop_and_flip, draw, draw_cutout, draw_erasing, view_count
+from kd_bench.data.own_augment import OwnAugment
 from kd_bench.recipe import Augment
 from kd_bench.types import Batch
 
@@ -26,8 +27,13 @@ class _Epoch:
 
     moved: Draws | None
     choices: policies.Choices | None
+    seed: int
+    """Of this view of the images."""
+    epoch: int
     blanks: tuple[Tensor, ...]
     mix: mixing.Mix | None
+    views: Tensor | None
+    """(N,) int64 on the CPU: the number of each sample's view, where crop and flip are all there is."""
 
 
 class InMemoryLoader:
@@ -58,6 +64,7 @@ class InMemoryLoader:
 
     Raises:
         ValueError: Sizes do not fit together, or ``num_classes`` is missing.
+        UserError: The user's own augmentation is not there, or was changed since the trial was planned.
     """
 
     def __init__(
@@ -93,6 +100,7 @@ class InMemoryLoader:
         self.view = view
         self.epoch = 0
         self._normalise = Normalise(mean, std, self.device)
+        self._own_augment = OwnAugment(self.augment.own, self.augment.own_source) if self.augment.own else None
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, from 0, that the next iteration gives."""
@@ -105,6 +113,12 @@ class InMemoryLoader:
 
     def close(self) -> None:
         """Does nothing; a loader with workers ends them."""
+
+    @property
+    def views(self) -> int:
+        """How many views an image has, where crop and flip are all that happens to it; otherwise 0."""
+        only = Augment(crop=self.augment.crop, flip=self.augment.flip)
+        return view_count(self.augment.crop or 0) if self.augment == only and (only.crop or only.flip) else 0
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -127,11 +141,12 @@ class InMemoryLoader:
         augment, device = self.augment, self.device
         seed = seeding.derive(self.seed, f"{seeding.VIEW}/{self.view}") if self.view else self.seed
         size, _, height, width = self.images.shape
-        moved, mix, blanks = None, None, []
+        moved, mix, views, blanks = None, None, None, []
         if augment.crop or augment.flip:
             moved = draw(seed, epoch, size, augment.crop or 0)
             if not augment.flip:
                 moved = Draws(moved.offsets, torch.zeros_like(moved.flips))
+            views = moved.numbers(augment.crop or 0)
             moved = moved.to(device)
         if augment.cutout:
             blanks.append(draw_cutout(seed, epoch, size, augment.cutout, height, width).to(device))
@@ -139,10 +154,12 @@ class InMemoryLoader:
             blanks.append(draw_erasing(seed, epoch, size, augment.erase, height, width).to(device))
         if self.mixes:
             mix = mixing.draw(seed, epoch, size, height, width, mixup=augment.mixup, cutmix=augment.cutmix)
-        return _Epoch(moved, policies.draw(augment, seed, epoch, size, height, width), tuple(blanks), mix)
+        choices = policies.draw(augment, seed, epoch, size, height, width)
+        return _Epoch(moved, choices, seed, epoch, tuple(blanks), mix, views if self.views else None)
 
     def _batches(self, epoch: int, order: Tensor, drawn: _Epoch) -> Iterator[Batch]:
         views = self._views(order, drawn)
+        numbers = None if drawn.views is None else order * self.views + drawn.views[order]
         mix = partners = None
         if drawn.mix is not None:
             partners = self._views(drawn.mix.partner[order], drawn)
@@ -155,7 +172,14 @@ class InMemoryLoader:
                 here = mix.of(index)
                 images = mixing.mix_images(images, next(partners), here)
                 labels = mixing.mix_labels(labels, self.labels[here.partner], here, self.num_classes)
-            yield Batch(images, labels, index, epoch, step)
+            seen = None if numbers is None else numbers[step * self.batch_size : (step + 1) * self.batch_size]
+            yield Batch(images, labels, index, epoch, step, seen)
+
+    def _changed(self, images: Tensor, places: Tensor, drawn: _Epoch, step: int) -> Tensor:
+        """As the user's own augmentation leaves them."""
+        if self._own_augment is None:
+            return images
+        return self._own_augment(images, places.tolist(), drawn.seed, drawn.epoch, step)
 
     def _views(self, order: Tensor, drawn: _Epoch) -> Iterator[Tensor]:
         """What these samples look like before they are mixed, a batch at a time: (B, C, H, W) float."""
@@ -171,8 +195,10 @@ class InMemoryLoader:
             if drawn.choices is not None:
                 steps = drawn.choices.steps[order[start : start + at_once]]
                 pictures = policies.apply(pictures, steps, drawn.choices.operations)
-            for index, few in zip(part.split(self.batch_size), pictures.split(self.batch_size), strict=True):
-                images = self._normalise(few)
+            batches = zip(part.split(self.batch_size), pictures.split(self.batch_size), strict=True)
+            for step, (index, few) in enumerate(batches, start // self.batch_size):
+                places = order[step * self.batch_size : (step + 1) * self.batch_size]
+                images = self._normalise(self._changed(few, places, drawn, step))
                 for boxes in drawn.blanks:
                     images = blank(images, boxes[index])
                 yield images

@@ -1,5 +1,7 @@
 """The data sets by name: checking a choice, saying where its files are, getting them, and loading them.
 
+Beside those of ``specs`` there are the user's own, by plug-ins (see ``kd_bench.data.own``).
+
 Importing this module costs next to nothing, so that the command line can list and check names at once.
 """
 
@@ -10,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from kd_bench import plugins
+from kd_bench.data import own
 from kd_bench.data.specs import SPECS, DatasetSpec
 from kd_bench.errors import UserError, unknown
 
@@ -32,6 +36,8 @@ class _Source(Protocol):
 
 
 def _source(name: str) -> _Source:
+    if name not in _BY_NAME:
+        return own
     from kd_bench.data import cifar, digits, folder, parquet, tiny_imagenet
 
     sources: dict[str, _Source] = {
@@ -47,23 +53,21 @@ def _source(name: str) -> _Source:
 
 
 def names() -> list[str]:
-    """The data sets there are, sorted."""
-    return sorted(_BY_NAME)
+    """The data sets that are known by name, sorted: those of the suite and those of installed packages."""
+    return sorted({*_BY_NAME, *plugins.offered(plugins.DATASET)})
 
 
 def spec(name: str, where: str = "") -> DatasetSpec:
     """What is known of a data set.
 
     Args:
-        name: The data set's name.
+        name: The data set's name; for one of the user's own, its plug-in.
         where: Where the name was written, for the error.
 
     Raises:
         UserError: There is no such data set.
     """
-    if name not in _BY_NAME:
-        raise unknown("dataset", name, names(), where)
-    return _BY_NAME[name]
+    return _BY_NAME.get(name) or own.spec(name, _BY_NAME, where)
 
 
 def check(dataset: Dataset, where: str = "", pipeline: Pipeline | None = None) -> None:
@@ -80,6 +84,10 @@ def check(dataset: Dataset, where: str = "", pipeline: Pipeline | None = None) -
     name, labels, classes, size = dataset.name, dataset.labels, dataset.classes, dataset.size
     found = spec(name, where)
     at = f"{where}: " if where else ""
+    if dataset.source is not None and name in _BY_NAME:
+        raise UserError(f"{at}{name} comes with kd-bench, so source: {dataset.source!r} must be left out")
+    if dataset.source is not None:
+        own.plugin_of(dataset).refuse_changes(dataset.source)
     if "path" not in found.takes and dataset.path is not None:
         raise UserError(f"{at}{name} is known by its name, so path: {dataset.path!r} must be left out")
     if "path" in found.takes and not dataset.path:
@@ -126,7 +134,7 @@ def resolved(dataset: Dataset, pipeline: Pipeline | None = None) -> Dataset:
     """The same images with every choice written out: the kind of label, and the size.
 
     What the set leaves no choice of becomes None, so that the same images are not written in two ways; so does the size
-    where there is a pipeline, which says it.
+    where there is a pipeline, which says it. A plug-in gets the hash of its file.
 
     Raises:
         UserError: There is no such data set.
@@ -134,7 +142,8 @@ def resolved(dataset: Dataset, pipeline: Pipeline | None = None) -> Dataset:
     found = spec(dataset.name)
     size = dataset.size or found.image_size if "size" in found.takes and pipeline is None else None
     labels = dataset.labels or (found.labels[0] if found.labels else None)
-    return dataset.model_copy(update={"labels": labels, "size": size})
+    source = None if dataset.name in _BY_NAME else own.plugin_of(dataset).hash()
+    return dataset.model_copy(update={"name": found.name, "labels": labels, "size": size, "source": source})
 
 
 def chosen(dataset: Dataset) -> DatasetSpec:

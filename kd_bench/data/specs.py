@@ -53,6 +53,33 @@ class DatasetSpec:
         )
 
 
+def own(name: str, title: str, image_size: int, source: str) -> DatasetSpec:
+    """What is known of a set of the user's own, which is as little as of a folder of images.
+
+    Args:
+        name: As recipes name it.
+        title: For people.
+        image_size: Height and width where no other is chosen.
+        source: Where it comes from.
+    """
+    return DatasetSpec(
+        name=name,
+        title=title,
+        num_classes=None,
+        image_size=image_size,
+        channels=3,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        crop=image_size // 8,
+        flip=True,
+        labels=(),
+        train_size=None,
+        test_size=None,
+        source=source,
+        takes=("size",),
+    )
+
+
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Mean and std are those that the published teachers were trained with. CIFAR's are of all pixels of all training images

@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
     from torch import Tensor
 
     from kd_bench.data.cache import Decoded
@@ -49,6 +52,73 @@ class Splits:
             mean=spec.mean,
             std=spec.std,
         )
+
+    @staticmethod
+    def from_arrays(
+        train_images: ArrayLike | Tensor,
+        train_labels: ArrayLike | Tensor,
+        test_images: ArrayLike | Tensor,
+        test_labels: ArrayLike | Tensor,
+        class_names: Sequence[str] | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+    ) -> Splits:
+        """A data set from arrays or tensors.
+
+        Args:
+            train_images: (N, C, H, W) uint8; one channel is repeated to three, more than three are refused.
+            train_labels: (N,) whole numbers from 0.
+            test_images: (M, C, H, W) uint8.
+            test_labels: (M,) whole numbers from 0.
+            class_names: One a class; by default their numbers, as far as the labels go.
+            mean: Of the channels, for images scaled to 0..1; by default that of all pixels of the training images.
+            std: As ``mean``.
+
+        Raises:
+            ValueError: Shapes or types are others, or a label has no class; in a sentence.
+        """
+        images = [_images(one, name) for one, name in ((train_images, "train_images"), (test_images, "test_images"))]
+        labels = [_labels(one, name) for one, name in ((train_labels, "train_labels"), (test_labels, "test_labels"))]
+        if class_names is None:
+            class_names = [str(number) for number in range(1 + max(int(one.max()) for one in labels))]
+        if mean is None or std is None:
+            pixels = images[0].transpose(0, 1).flatten(1).double() / 255
+            mean = mean or tuple(pixels.mean(1).tolist())
+            std = std or tuple(pixels.std(1, correction=0).clamp_min(1 / 255).tolist())
+        splits = Splits(images[0], labels[0], images[1], labels[1], tuple(class_names), mean, std)
+        splits.check()
+        return splits
+
+    def check(self) -> None:
+        """Makes sure that all is as the fields say.
+
+        Raises:
+            ValueError: It is not; in a sentence.
+        """
+        import torch
+
+        shape = tuple(self.train_images.shape[1:])
+        for images, labels, which in (
+            (self.train_images, self.train_labels, "train"),
+            (self.test_images, self.test_labels, "test"),
+        ):
+            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+                raise ValueError(
+                    f"{which}_images should be (N, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}"
+                )
+            if tuple(images.shape[1:]) != shape or shape[1] != shape[2]:
+                raise ValueError(f"all images should be squares of one size; some are {tuple(images.shape[2:])}")
+            if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+                raise ValueError(
+                    f"{which}_labels should be ({len(images)},) whole numbers, not {tuple(labels.shape)} {labels.dtype}"
+                )
+            if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
+                raise ValueError(
+                    f"{which}_labels should be from 0 to {self.num_classes - 1} for {self.num_classes} class names, "
+                    f"and go from {int(labels.min())} to {int(labels.max())}"
+                )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(one > 0 for one in self.std):
+            raise ValueError(f"mean and std should be three numbers each, std above 0, not {self.mean} and {self.std}")
 
     @property
     def num_classes(self) -> int:
@@ -100,3 +170,23 @@ def evenly(labels: Tensor, wanted: int | None) -> Tensor | None:
     place[by_class] = labels.new_tensor(range(len(labels))) - firsts[labels[by_class]]
     order = (place * (int(labels.max()) + 1) + labels).argsort(stable=True)
     return order[:wanted].sort().values
+
+
+def _images(given: ArrayLike | Tensor, name: str) -> Tensor:
+    import torch
+
+    images = torch.as_tensor(given)
+    if images.ndim == 4 and images.shape[1] == 1:
+        images = images.expand(-1, 3, -1, -1)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise ValueError(f"{name} should be (N, 1 or 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}")
+    return images.contiguous()
+
+
+def _labels(given: ArrayLike | Tensor, name: str) -> Tensor:
+    import torch
+
+    labels = torch.as_tensor(given)
+    if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1 or not len(labels):
+        raise ValueError(f"{name} should be (N,) whole numbers, not {tuple(labels.shape)} {labels.dtype}")
+    return labels.to(torch.int64).contiguous()

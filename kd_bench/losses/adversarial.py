@@ -23,6 +23,7 @@ def trades(natural_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
         adversarial_logits: (B, C), a.
 
     >>> import torch
+    >>> from kd_bench.losses import trades
     >>> logits = torch.tensor([[1.0, 2.0, 4.0]])
     >>> trades(logits, logits).item()
     0.0
@@ -49,6 +50,7 @@ def ikl_adversarial(
         beta: Weight of the soft cross-entropy (``alpha`` in the released code).
 
     >>> import torch
+    >>> from kd_bench.losses import ikl_adversarial
     >>> natural, adversarial = torch.tensor([[2.0, 0.0, 0.0, 2.0]]), torch.zeros(1, 4)
     >>> round(ikl_adversarial(natural, adversarial, torch.full((4,), 0.25), 20.0, 3.0).item(), 4)  # 20 / 2 + 3 log 4
     14.1589
@@ -65,6 +67,7 @@ def class_weights(logits: Tensor, tau: float) -> Tensor:
         tau: The temperature; the larger, the more even are the weights.
 
     >>> import torch
+    >>> from kd_bench.losses import class_weights
     >>> class_weights(torch.zeros(1, 4), tau=4.0)
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """

@@ -45,6 +45,7 @@ def contrast(anchors: Tensor, bank: Tensor, index: Tensor, log_z: Tensor, temper
         temperature: T.
 
     >>> import torch
+    >>> from kd_bench.losses import contrast
     >>> bank = torch.eye(4)
     >>> index = torch.tensor([[0, 1, 2, 3]])
     >>> good, bad = (contrast(bank[i : i + 1], bank, index, torch.tensor(0.0), 0.07) for i in (0, 1))
@@ -61,6 +62,7 @@ def log_normaliser(anchors: Tensor, bank: Tensor, index: Tensor, temperature: fl
     The released code takes it of the first batch and keeps it. Arguments as for ``contrast``; no gradient.
 
     >>> import torch
+    >>> from kd_bench.losses import log_normaliser
     >>> log_normaliser(torch.zeros(2, 3), torch.eye(3), torch.tensor([[0, 1], [1, 2]]), 0.07).exp().item()
     3.0
     """

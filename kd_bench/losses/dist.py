@@ -18,6 +18,7 @@ def dist_terms(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
         temperature: T of both softmaxes.
 
     >>> import torch
+    >>> from kd_bench.losses import dist_terms
     >>> logits = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]])
     >>> inter, intra = dist_terms(logits, logits)
     >>> bool(inter.abs() < 1e-6), bool(intra.abs() < 1e-6)

@@ -25,6 +25,7 @@ def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
         margin: (C,) or (1, C, 1, 1), of each channel, at most 0.
 
     >>> import torch
+    >>> from kd_bench.losses import partial_l2
     >>> student, teacher = torch.tensor([[-3.0, 1.0, 1.0]]), torch.tensor([[-2.0, -2.0, 2.0]])
     >>> partial_l2(student[..., None, None], teacher[..., None, None], torch.full((3,), -1.0)).item()  # 0 + 2^2 + 1^2
     5.0
@@ -48,6 +49,7 @@ def ofd_margin(scale: Tensor, shift: Tensor) -> Tensor:
         shift: (C,) its bias, m.
 
     >>> import torch
+    >>> from kd_bench.losses import ofd_margin
     >>> ofd_margin(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 9.0]))
     tensor([-0.7979, -3.0000])
     """
@@ -72,6 +74,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: (B, C, H, W).
 
     >>> import torch
+    >>> from kd_bench.losses import hierarchical_context
     >>> round(hierarchical_context(torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)).item(), 6)
     1.0
     """

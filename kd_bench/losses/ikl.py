@@ -30,6 +30,7 @@ def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor
         weights: (B, C) or (C,), w >= 0 with a positive sum in each row.
 
     >>> import torch
+    >>> from kd_bench.losses import pairwise_mse
     >>> student, teacher = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 6.0]])
     >>> pairwise_mse(student, teacher, torch.full((3,), 1 / 3)).item()  # half the variance, which is 6
     3.0
@@ -53,7 +54,7 @@ def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta
         beta: Weight of the soft cross-entropy (``alpha`` in the released code).
 
     >>> import torch
-    >>> from kd_bench.losses.kl import kd
+    >>> from kd_bench.losses import dkl, kd
     >>> student, teacher = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5, requires_grad=True)
     >>> ours = torch.autograd.grad(dkl(student, teacher), (student, teacher))
     >>> theirs = torch.autograd.grad(kd(student, teacher, temperature=1.0), (student, teacher))
@@ -90,6 +91,7 @@ def ikl(
         temperature: T.
 
     >>> import torch
+    >>> from kd_bench.losses import ikl
     >>> student, teacher = torch.zeros(1, 4), torch.tensor([[2.0, 0.0, 0.0, 2.0]])
     >>> round(ikl(student, teacher, torch.full((4,), 0.25), alpha=8.0, beta=1.0).item(), 4)  # 8 * 1/2 * 1 + log 4
     5.3863

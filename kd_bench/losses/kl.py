@@ -14,6 +14,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B,) int64 class indices, or (B, C) probabilities, e.g. of mixed images.
 
     >>> import torch
+    >>> from kd_bench.losses import cross_entropy
     >>> round(cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # log 4
     1.3863
     """
@@ -31,6 +32,7 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (B,) int64 class indices, or (B, C) shares.
 
     >>> import torch
+    >>> from kd_bench.losses import binary_cross_entropy
     >>> round(binary_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # log 2
     0.6931
     """
@@ -51,6 +53,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
         temperature: T.
 
     >>> import torch
+    >>> from kd_bench.losses import kd
     >>> kd(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 5.0]]), temperature=4.0).item()
     0.0
     """
@@ -70,6 +73,7 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
         temperature: T.
 
     >>> import torch
+    >>> from kd_bench.losses import soft_cross_entropy
     >>> round(soft_cross_entropy(torch.zeros(1, 4), torch.randn(1, 4)).item(), 4)  # log 4, whatever the teacher says
     1.3863
     """

@@ -11,6 +11,8 @@ def at_least_single(values: Tensor) -> Tensor:
 
     The losses use no operation that ``torch.autocast`` would take back to half precision, so this is enough there too.
 
+    >>> import torch
+    >>> from kd_bench.losses import at_least_single
     >>> at_least_single(torch.ones(2, dtype=torch.bfloat16)).dtype
     torch.float32
     """

@@ -25,6 +25,7 @@ def rkd_distance(student: Tensor, teacher: Tensor, squared: bool = False, eps: f
         eps: Below it a squared distance counts as ``eps`` and has no gradient.
 
     >>> import torch
+    >>> from kd_bench.losses import rkd_distance
     >>> line = torch.tensor([[0.0], [1.0], [3.0]])
     >>> round(rkd_distance(5 * line, line + 7).item(), 12)  # neither scale nor shift matters
     0.0
@@ -47,6 +48,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: (B, E) embeddings.
 
     >>> import torch
+    >>> from kd_bench.losses import rkd_angle
     >>> square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     >>> rotated = square @ torch.tensor([[0.0, 2.0], [-2.0, 0.0]])
     >>> round(rkd_angle(rotated, square).item(), 12)

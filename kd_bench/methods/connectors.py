@@ -16,6 +16,9 @@ from kd_bench.types import Outputs
 #: (C, H, W) of a feature map.
 Map = tuple[int, ...]
 
+#: Edge in pixels of the smallest maps for which ``convolve_doubled`` has less to do; its border weighs more in others.
+_DOUBLED_FROM = 4
+
 
 def embedding(outputs: Outputs) -> Tensor:
     """(B, D): the pooled embedding, which a method has to have asked for."""
@@ -81,8 +84,37 @@ class Connector(nn.Sequential):
         super().__init__(conv, nn.BatchNorm2d(out_chs))
 
 
+def convolve_doubled(x: Tensor, weight: Tensor) -> Tensor:
+    """A 3x3 convolution, padded by one, of a map whose every pixel is repeated twice in both directions.
+
+    Of the three rows of a kernel two always meet the same row of the small map, and so of the columns: four kernels of
+    2x2, one for each place in a pixel's square, do it on the small map, with less than half of the products.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (O, C, 3, 3).
+
+    Returns:
+        (B, O, 2 H, 2 W).
+    """
+
+    def folded(kernel: Tensor, dim: int) -> Tensor:
+        first, middle, last = kernel.unbind(dim)
+        return torch.stack([torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)])
+
+    height, width = x.shape[2:]
+    kernels = folded(folded(weight, 2), 4)  # (column, row, O, C, 2, 2), by the place in the square
+    found = F.conv2d(x, kernels.flatten(0, 2), padding=1)  # a row and a column more than a place has
+    found = found.unflatten(1, kernels.shape[:3])
+    columns = [torch.stack([found[:, b, a, :, a : a + height, b : b + width] for a in range(2)], 3) for b in range(2)]
+    return torch.stack(columns, 5).flatten(4, 5).flatten(2, 3)
+
+
 class Fusion(nn.Module):
     """ReviewKD's attention-based fusion (ABF) of a student's stage with what comes from the deeper ones.
+
+    Maps that are only repeated in size stay small as long as they can: a convolution of 1x1 is made before, and one of
+    3x3 is made of the small map where the size doubles. All of it is the published computation but for rounding.
 
     Args:
         in_chs: The student's channels at this stage.
@@ -110,12 +142,25 @@ class Fusion(nn.Module):
             deeper: (B, mid_chs, ...) from the stage below; None for the deepest.
         """
         x = self.reduce(x)
+        size = (x.shape[2], x.shape[3])
         if self.attention is not None:
             if deeper is None:
                 raise ValueError("only the deepest stage is fused with nothing")
-            deeper = F.interpolate(deeper, x.shape[2:], mode="nearest")
-            weights = self.attention(torch.cat([x, deeper], 1)).sigmoid()
-            x = x * weights[:, :1] + deeper * weights[:, 1:]
-        if x.shape[2:] != self.size:
-            x = F.interpolate(x, self.size, mode="nearest")
+            own, below = self.attention.weight.split(x.shape[1], 1)
+            weights = F.conv2d(x, own, self.attention.bias) + _repeated(F.conv2d(deeper, below), size)
+            weights = weights.sigmoid()
+            x = x * weights[:, :1] + _repeated(deeper, size) * weights[:, 1:]
+        convolution, norm = self.restore
+        assert isinstance(convolution, nn.Conv2d)
+        if self.size == (2 * size[0], 2 * size[1]) and min(size) >= _DOUBLED_FROM:
+            # What is passed on is repeated where it is read; to double it twice is to repeat it four times.
+            return norm(convolve_doubled(x, convolution.weight)), x
+        x = _repeated(x, self.size)
+        if self.size == (1, 1):  # where all of the kernel but its middle meets the padding
+            return norm(F.conv2d(x, convolution.weight[:, :, 1:2, 1:2])), x
         return self.restore(x), x
+
+
+def _repeated(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) to (B, C, *size), the nearest pixel each."""
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="nearest")

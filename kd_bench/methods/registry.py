@@ -8,28 +8,23 @@ plug-in is imported. A plug-in's identity is its one file, so that file should h
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from kd_bench import plugins
 from kd_bench.errors import UserError, nearest, unknown
-from kd_bench.introspect import REQUIRED, ClassSource, Parameter, read_classes
+from kd_bench.introspect import REQUIRED, ClassSource, NotLiteral, Parameter, read_classes
 from kd_bench.methods.parameters import allowed, coerce, resolve
+from kd_bench.plugins import METHOD, Plugin
 
 if TYPE_CHECKING:
     from kd_bench.methods.base import Family, Method
     from kd_bench.types import Pair
 
-GROUP = "kd_bench.methods"
 _FOLDER = Path(__file__).parent
 _NO_METHODS = {"__init__", "adversarial", "base", "class_prior", "connectors", "parameters", "registry"}
 
@@ -49,19 +44,9 @@ class MethodInfo:
     demands: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Location:
-    """Where a method's class is: its file, its name (None: the only public class), and how it is imported."""
-
-    path: Path
-    class_name: str | None
-    module: str | None
-    kind: Literal["built-in", "package", "file"]
-
-
 def names() -> tuple[str, ...]:
     """The methods that are known by name, sorted: the built-in ones and those of installed packages."""
-    return tuple(sorted(_built_in() | {point.name for point in entry_points(group=GROUP)}))
+    return tuple(sorted(_built_in().union(plugins.offered(METHOD))))
 
 
 def describe(name: str, where: str = "") -> MethodInfo:
@@ -74,11 +59,12 @@ def describe(name: str, where: str = "") -> MethodInfo:
     Raises:
         UserError: If there is no such method, or its source does not follow the rules of ``Method``.
     """
-    location = _locate(name, where)
-    source = _class_source(name, location, where)
+    plugin = _plugin(name, where)
+    path = plugin.path if plugin else _FOLDER / f"{name}.py"
+    source = _class_source(name, plugin, path, where)
     problem = _problem(source)
     if problem:
-        raise UserError(f"{_prefix(where)}method {name!r}: {problem} ({location.path})")
+        raise UserError(f"{_prefix(where)}method {name!r}: {problem} ({path})")
     defaults = read_classes(_FOLDER / "base.py")["Method"].attributes
     attributes = defaults | source.attributes
     return MethodInfo(
@@ -87,7 +73,7 @@ def describe(name: str, where: str = "") -> MethodInfo:
         summary=source.summary,
         doc=source.doc,
         parameters=source.parameters,
-        path=location.path,
+        path=path,
         family=attributes["family"],
         needs_teacher=attributes["needs_teacher"],
         demands=attributes.get("demands", ()),
@@ -135,13 +121,8 @@ def load(name: str) -> type[Method]:
     """
     from kd_bench.methods.base import Method
 
-    info, location = describe(name), _locate(name, "")
-    try:
-        module = _run_file(location.path) if location.kind == "file" else importlib.import_module(str(location.module))
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"method {name!r}: {info.path} cannot be imported: {reason}") from error
-    found = getattr(module, info.class_name, None)
+    info, plugin = describe(name), _plugin(name)
+    found = plugin.load() if plugin else getattr(importlib.import_module(f"{__package__}.{name}"), info.class_name)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"method {name!r}: {info.class_name} in {info.path} is not a kd_bench.methods.base.Method")
     said = (info.family, info.needs_teacher, [parameter.name for parameter in info.parameters])
@@ -181,8 +162,18 @@ def source_hash(name: str) -> str | None:
     Raises:
         UserError: If there is no such method.
     """
-    location = _locate(name, "")
-    return None if location.kind == "built-in" else hashlib.sha256(_read(location.path)).hexdigest()
+    plugin = _plugin(name)
+    return plugin.hash() if plugin else None
+
+
+def check_source(name: str, planned: str | None) -> None:
+    """Makes sure that a plug-in is what a trial was planned with.
+
+    Raises:
+        UserError: If its file was changed since, or there is no such method.
+    """
+    if source_hash(name) != planned:
+        raise plugins.changed(name)
 
 
 def _built_in() -> set[str]:
@@ -200,55 +191,24 @@ def _hint(key: str, known: list[str]) -> str:
     return f"there are: {', '.join(known)}" if known else "it has none"
 
 
-def _locate(name: str, where: str) -> _Location:
-    if name in _built_in():
-        return _Location(_FOLDER / f"{name}.py", None, f"{__package__}.{name}", "built-in")
-    file, colon, class_name = name.rpartition(":")
-    if colon and file.endswith(".py"):
-        path = Path(file).expanduser()
-        if not path.is_file():
-            raise UserError(f"{_prefix(where)}method {name!r}: there is no file {path}")
-        return _Location(path.resolve(), class_name, None, "file")
-    if name.endswith(".py"):
-        raise UserError(f"{_prefix(where)}method {name!r}: the class is missing; write {name}:ClassName")
-    points = [point for point in entry_points(group=GROUP) if point.name == name]
-    values = sorted({point.value for point in points})
-    if len(values) > 1:
-        raise UserError(f"{_prefix(where)}method {name!r} is offered by more than one package: {', '.join(values)}")
-    if not points:
-        raise unknown("method", name, names(), where)
-    return _locate_entry_point(points[0], where)
+def _plugin(name: str, where: str = "") -> Plugin | None:
+    """None for a built-in method."""
+    built_in = _built_in()
+    return None if name in built_in else plugins.find(METHOD, name, built_in, where)
 
 
-def _locate_entry_point(point: EntryPoint, where: str) -> _Location:
-    """Finds the file without importing any package on the way, which would run its code."""
-    try:
-        top, *rest = point.module.split(".")
-        spec = importlib.util.find_spec(top)
-        for depth in range(1, len(rest) + 1):
-            inside = spec.submodule_search_locations if spec else None
-            spec = PathFinder.find_spec(".".join([top, *rest[:depth]]), inside) if inside else None
-    except (ImportError, ValueError, AttributeError):
-        spec = None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py") or not point.attr:
-        raise UserError(
-            f"{_prefix(where)}method {point.name!r}: its entry point {point.value!r} leads to no class in a Python file"
-        )
-    return _Location(Path(spec.origin), point.attr, point.module, "package")
-
-
-def _class_source(name: str, location: _Location, where: str) -> ClassSource:
-    classes = read_classes(location.path, where)
-    if location.class_name is None:
+def _class_source(name: str, plugin: Plugin | None, path: Path, where: str) -> ClassSource:
+    classes = read_classes(path, where)
+    if plugin is None:
         public = [one for one in classes.values() if not one.name.startswith("_")]
         if len(public) != 1:
-            raise UserError(f"{_prefix(where)}method {name!r}: {location.path} should hold exactly one public class")
+            raise UserError(f"{_prefix(where)}method {name!r}: {path} should hold exactly one public class")
         return public[0]
     if not classes:
-        raise UserError(f"{_prefix(where)}method {name!r}: {location.path} holds no class")
-    if location.class_name not in classes:
-        raise unknown(f"class of {location.path}", location.class_name, classes, where)
-    return classes[location.class_name]
+        raise UserError(f"{_prefix(where)}method {name!r}: {path} holds no class")
+    if plugin.attribute not in classes:
+        raise unknown(f"class of {path}", plugin.attribute, classes, where)
+    return classes[plugin.attribute]
 
 
 def _problem(source: ClassSource) -> str | None:
@@ -260,6 +220,11 @@ def _problem(source: ClassSource) -> str | None:
     if source.positional != ("pair",):
         return f"__init__ should take 'self, pair, *' and then its hyper-parameters, not {', '.join(source.positional)}"
     for parameter in source.parameters:
+        if isinstance(parameter.default, NotLiteral):
+            return (
+                f"the default of {parameter.name!r} should be a literal (a number, a text, true or false), "
+                f"not {parameter.default.text} as in line {parameter.default.line}"
+            )
         try:
             resolve(parameter.annotation)
         except ValueError as error:
@@ -274,26 +239,3 @@ def _problem(source: ClassSource) -> str | None:
 def _keyword_only(method: type[Method]) -> list[str]:
     parameters = inspect.signature(method.__init__).parameters.values()
     return [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _run_file(path: Path) -> ModuleType:
-    """The module that a file is, compiled anew: a cached .pyc can be older than an edit within the same second."""
-    code = _read(path)
-    name = f"kd_bench_plugin_{hashlib.sha256(str(path).encode() + code).hexdigest()[:16]}"
-    if name not in sys.modules:
-        module = ModuleType(name)
-        module.__file__ = str(path)
-        sys.modules[name] = module
-        try:
-            exec(compile(code, str(path), "exec"), module.__dict__)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,9 +106,19 @@ def _observe_timm(network: Any, images: Tensor, needs: frozenset[Output]) -> Out
     elif "stages" in needs:
         features, stages = intermediates(network, images, "stages")
     else:
-        features = network.forward_features(images)
+        features = _of_timm(network, "forward_features", needs)(images)
+    _of_timm(network, "forward_head", needs)
     logits, pooled = _head(network, features) if "pooled" in needs else (network.forward_head(features), None)
     return Outputs(logits, tuple(stages) if "stages" in needs else (), tuple(preacts), pooled)
+
+
+def _of_timm(network: Any, name: str, needs: frozenset[Output]) -> Callable[..., Tensor]:
+    """A method that timm's networks have."""
+    if not hasattr(network, name):
+        wanted: Output = "stages" if "stages" in needs else "preacts" if "preacts" in needs else "pooled"
+        raise cannot(network, wanted, f"it lacks {name}, which timm's networks have")
+    found: Callable[..., Tensor] = getattr(network, name)
+    return found
 
 
 def _head(network: Any, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_bench.models.interface import cannot, dry_run, intermediates
+from kd_bench.types import Output
 
 #: Where the classes of activations come from.
 _ACTIVATIONS = {"torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me"}
@@ -66,6 +67,19 @@ def sources(network: nn.Module, image: tuple[int, ...]) -> tuple[Source | None, 
     if network not in _found:
         _found[network] = _find(network, image)
     return _found[network]
+
+
+def share_sources(network: nn.Module, other: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -> None:
+    """Lets a copy of a network have the same sources, also once its batch norms, by which some are found, are gone.
+
+    Args:
+        network: As for ``sources``.
+        other: Its copy, whose activations have the same names.
+        image: As for ``sources``.
+        needs: What is asked of both; nothing is to be done where pre-activations are not, or are the network's own.
+    """
+    if "preacts" in needs and not hasattr(network, "forward_stages"):
+        _found[other] = sources(network, image)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_bench.errors import UserError
 from kd_bench.recipe import Input
 
 
@@ -24,6 +25,9 @@ class View(nn.Module):
         mean: The data set's, of the channels, for images scaled to 0..1.
         std: As ``mean``.
         channels_last: Whether to lay the images out with the channels last.
+
+    Raises:
+        UserError: If the network's own normalisation is wanted, and it does not tell.
     """
 
     def __init__(
@@ -42,6 +46,9 @@ class View(nn.Module):
         self.shift: Tensor | None
         scale = shift = None
         cfg = getattr(network, "pretrained_cfg", {})
+        if wanted.normalise == "network" and not {"mean", "std"} <= set(cfg):
+            name = type(network).__name__
+            raise UserError(f"input.normalise: {name} does not say in a pretrained_cfg which mean and std it wants")
         if wanted.normalise == "network" and (tuple(cfg["mean"]), tuple(cfg["std"])) != (tuple(mean), tuple(std)):
             own = [torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (cfg["mean"], cfg["std"])]
             given = [torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std)]

@@ -168,6 +168,7 @@ class AttackTable:
         baseline: Label that differences are taken to; None for none.
         notes: Sentences below it.
         kind: What the lines are of.
+        ball: Norm and radius of the attack; None where it does not matter.
     """
 
     title: str
@@ -176,6 +177,7 @@ class AttackTable:
     baseline: str | None
     notes: tuple[str, ...]
     kind: str = "method"
+    ball: tuple[str, float] | None = None
 
 
 def summarise_attacks(frame: pd.DataFrame, baseline: str = "kd") -> list[AttackTable]:
@@ -209,7 +211,9 @@ def summarise_attacks(frame: pd.DataFrame, baseline: str = "kd") -> list[AttackT
             notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by seed, "
                          "with the 95 % interval of the paired t distribution.")  # fmt: skip
         known = baseline if compared and len(by_label) > 1 else None
-        tables.append(AttackTable(f"{networks} on {dataset}, {first.about}", columns, tuple(rows), known, tuple(notes)))
+        title = f"{networks} on {dataset}, {first.about}"
+        ball = (first.attack.norm, first.attack.eps)
+        tables.append(AttackTable(title, columns, tuple(rows), known, tuple(notes), ball=ball))
     return tables
 
 

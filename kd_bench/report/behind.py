@@ -29,11 +29,19 @@ _RESULT = ("top1_last", "top1_best", "best_epoch", "top5_last", "epochs", "secon
 
 @dataclass(frozen=True)
 class Source:
-    """Where a trial lies and how it is named: its folder, its cell, and the recipe that plans it (empty: none)."""
+    """Where a trial lies and how it is named.
+
+    Attributes:
+        folder: Its own.
+        cell: Its place in the table.
+        recipe: What plans it; empty for nothing.
+        rows: The rows that ``--method`` adds to the recipe.
+    """
 
     folder: Path
     cell: Planned
     recipe: str
+    rows: tuple[str, ...] = ()
 
 
 class Behind:
@@ -61,7 +69,7 @@ class Behind:
             "name": f"{cell.label}, {cell.student}, seed {cell.seed}",
             "seed": cell.seed,
             "taught": cell.teacher_id if cell.trial.teacher else None,
-            "again": _again(source) if source.recipe else None,
+            "again": again(source) if source.recipe else None,
         }
 
     def add_teacher(self, key: str, folder: Path, row: Mapping[str, Any]) -> None:
@@ -124,14 +132,15 @@ def script(data: Any) -> str:
     return text
 
 
-def _again(source: Source) -> str:
+def again(source: Source) -> str:
     """The command that trains one trial anew, in a folder of its own."""
     cell = source.cell
     wanted = {"method": cell.label, "student": cell.student, "seed": str(cell.seed)}
     if cell.teacher != "-":
         wanted["teacher"] = cell.teacher
     only = " ".join(f"--only {shlex.quote(f'{key}={value}')}" for key, value in wanted.items() if "," not in value)
-    return f"kd-bench run {shlex.quote(source.recipe)} {only} --out again"
+    rows = "".join(f"--method {shlex.quote(row)} " for row in source.rows)
+    return f"kd-bench run {shlex.quote(source.recipe)} {rows}{only} --out again"
 
 
 def _rounded(value: float | None, name: str) -> float | None:

@@ -19,6 +19,7 @@ from kd_bench.report.formats import spelt_p
 from kd_bench.report.frame import read_result
 from kd_bench.report.grid import grids, short_names
 from kd_bench.report.notes import count
+from kd_bench.report.robustness import beside
 from kd_bench.report.statistics import Estimate
 from kd_bench.report.table import PairTable, Row, Summary
 
@@ -42,6 +43,7 @@ class Part:
         cells: The trials.
         folder: Where they lie; teachers' lie in ``teachers`` beside it.
         recipe: By which name or file ``kd-bench run`` finds the recipe; empty for none.
+        rows: The rows that ``--method`` adds to it.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Part:
     cells: Sequence[Planned]
     folder: Path
     recipe: str
+    rows: tuple[str, ...] = ()
 
 
 @dataclass
@@ -152,7 +155,7 @@ class _Build:
         section.attacks = list(self._attacks(part))
         return section
 
-    def _pair(self, pair: PairTable) -> dict[str, str]:
+    def _pair(self, pair: PairTable) -> dict[str, Any]:
         names = short_names([pair.teacher, pair.student])
         arrow = f"{names[pair.teacher]} → " if pair.teacher else ""
         title = f"{arrow}{names[pair.student]} on {pair.dataset}"
@@ -178,7 +181,7 @@ class _Build:
                 record = {str(key): value for key, value in found.items()}
                 name = record["trial_id"]
                 keys.append(f"{part.folder.name}/{name}")
-                self.behind.add(keys[-1], record, Source(part.folder / name, planned[name], part.recipe))
+                self.behind.add(keys[-1], record, Source(part.folder / name, planned[name], part.recipe, part.rows))
         title = self._pair(pair)["title"]
         self.cells.append({"title": f"{name_of(row)}: {title}", "trials": keys, "says": list(_says(row, part.summary))})
         return len(self.cells) - 1
@@ -287,7 +290,7 @@ class _Build:
                 yield {"svg": plots.classes(row.label, mark, changes), "caption": row.label, **mark.attributes}
 
     def _attacks(self, part: Part) -> Iterator[dict[str, Any]]:
-        """Clean and robust accuracy of each pair under each attack, of the trials that entered the table."""
+        """Clean and robust accuracy of pairs under each attack, of trials that entered the table, beside published."""
         frame = attack_frame(part.folder, part.cells)
         for pair in part.summary.pairs:
             entered = {name for row in pair.rows for name in row.trials}
@@ -297,7 +300,8 @@ class _Build:
                 known = [(line, rows.get(line.label)) for line in table.rows]
                 lines = [(replace(line, difference=None) if row and not row.comparable else line, row)
                          for line, row in known]  # fmt: skip
-                yield {**self._pair(pair), "table": table, "lines": lines, "svg": self._robust(pair, rows, table)}
+                place = self._pair(pair) | {"published": beside(part.recipe, table)}
+                yield {**place, "table": table, "lines": lines, "svg": self._robust(pair, rows, table)}
 
     def _robust(self, pair: PairTable, rows: Mapping[str, Row], table: AttackTable) -> Markup | None:
         last = list(table.columns)[-1]

@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from kd_bench.errors import UserError
-from kd_bench.report.attacks import CLEAN, Evaluation, attack_frame
+from kd_bench.report.attacks import CLEAN, AttackTable, Evaluation, attack_frame
 from kd_bench.report.statistics import Estimate, estimate
 from kd_bench.resources import share
 
@@ -120,6 +120,43 @@ def lines(
                 )
             )
     return found
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is published of a table's lines, in the table's own columns.
+
+    Attributes:
+        cells: By label and column, a mark, a value in percent and a source each.
+        notes: What the marks stand for.
+    """
+
+    cells: Mapping[tuple[str, str], tuple[tuple[str, float, str], ...]]
+    notes: tuple[str, ...]
+
+
+def beside(recipe: str, table: AttackTable) -> Beside:
+    """The published numbers of the lines of a packaged recipe's table; none of a column that is an upper bound.
+
+    Args:
+        recipe: Its name.
+        table: From ``summarise_attacks``, of trials as the recipe plans them.
+    """
+    last = list(table.columns)[-1]
+    named = {CLEAN: CLEAN, "apgd-ce": "apgd_ce", "apgd-t": "apgd_t"}
+    named |= {last: "autoattack"} if table.columns[last] == TITLES["autoattack"] else {}
+    numbers = read_numbers() if table.ball is not None and table.ball[0] == "Linf" else {}
+    marks: dict[str, str] = {}
+    cells: dict[tuple[str, str], tuple[tuple[str, float, str], ...]] = {}
+    for row in table.rows:
+        for number in numbers.get((recipe, row.label, table.ball[1] if table.ball else 0.0), ()):
+            mark = marks.setdefault(number.source, chr(ord("a") + len(marks)))
+            for column in table.columns:
+                if named.get(column) in number.values:
+                    cell = (mark, number.values[named[column]], number.source)
+                    cells[row.label, column] = (*cells.get((row.label, column), ()), cell)
+    notes = tuple(f"{mark}: published, {source}; not measured here." for source, mark in marks.items())
+    return Beside(cells, notes)
 
 
 def _evaluations(frame: pd.DataFrame, label: str, eps: float) -> list[Evaluation]:

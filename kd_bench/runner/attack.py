@@ -229,6 +229,7 @@ class Evaluator:
         splits = self._splits(target.made)
         size = splits.image_shape[-1]
         wanted = target.made.input
+        models.check_source(target.made.model, target.made.model_source)
         network = models.create(target.made.model, splits.num_classes, wanted.size or size)
         weights.load_into(network, weights.read(target.weights, target.key).state, target.weights, target.made.model)
         mean, std = splits.mean, splits.std

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from kd_bench import plugins
 from kd_bench.data import registry as datasets
 from kd_bench.errors import UserError, unknown
 from kd_bench.methods import registry as methods
@@ -20,7 +21,9 @@ def describe(name: str) -> str:
     Raises:
         UserError: For a name that is none of them.
     """
-    if name in methods.names() or ".py:" in name:
+    if plugins.is_file(name):
+        return _plugin(name)
+    if name in methods.names():
         return _method(name)
     if name in datasets.names():
         spec = datasets.spec(name)
@@ -49,6 +52,20 @@ def _network(name: str) -> str | None:
             if found:
                 lines += ["", zoo.describe(found)] if lines else [zoo.describe(found)]
     return "\n".join(lines) or None
+
+
+def _plugin(name: str) -> str:
+    """One of the user's own; of what kind it is, the arguments tell."""
+    source = plugins.find(plugins.Kind("plug-in", ""), name).definition()
+    kinds = (plugins.METHOD, plugins.AUGMENTATION, plugins.DATASET, plugins.MODEL)
+    kind = next((one for one in kinds if all(source.takes(argument) for argument in one.takes)), None)
+    if kind is None:
+        wanted = "; ".join(f"a {one.noun} takes {' and '.join(one.takes)}" for one in kinds)
+        raise UserError(f"{name}: it can be none of what kd-bench knows by its arguments: {wanted}")
+    if kind is plugins.METHOD:
+        return _method(name)
+    plugin = plugins.find(kind, name)
+    return f"{plugin.name} ({kind.noun})\n\n{plugin.source().doc}".rstrip()
 
 
 def _method(name: str) -> str:

@@ -54,6 +54,19 @@ def describe(device: str, threads: int) -> dict[str, Any]:
     }
 
 
+def bits_depend_on(device: Any, threads: int) -> dict[str, Any]:
+    """What of a machine the last bits of a network's outputs depend on."""
+    import torch
+
+    return {
+        "device": torch.device(device).type,
+        "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "packages": {name: _version(name) for name in ("kd-bench", "torch", "timm")},
+    }
+
+
 def peak_memory(device: Any) -> int:
     """Bytes that torch has had on a GPU at most, or this process on a CPU; 0 where nobody tells."""
     import torch

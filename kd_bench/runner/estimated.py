@@ -98,7 +98,8 @@ def settle(planned: Sequence[Planned], trained: Iterable[str], out: Path, name: 
         for row in rows:
             members, its_own = float(row["members"]), float(row["own_seconds"])
             estimated += own + shared / members
-            took += its_own + (float(row["seconds"]) - its_own) / members
+            spared = float(row.get("spared_seconds") or 0.0)
+            took += its_own + (float(row["seconds"]) - its_own - spared) / members
         settled.append(identity)
     if not settled or not estimated:
         return ""

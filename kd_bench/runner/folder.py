@@ -102,7 +102,8 @@ class TrialFolder:
         """``metrics.csv``, a row an epoch; always whole, so that no row is there twice after a kill."""
         rows = list(rows)
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        columns = dict.fromkeys(name for row in rows for name in row)  # what is measured may change with a resume
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.path / "metrics.csv", text.getvalue())

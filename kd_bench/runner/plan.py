@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kd_bench import plugins
 from kd_bench.data import registry as datasets
 from kd_bench.errors import UserError, unknown
 from kd_bench.files import sha256
@@ -144,7 +145,13 @@ def given_teacher(dataset: Dataset, name: str, weights: Any, where: str) -> tupl
         card = card if card and card.timm else None  # with its tag the name says which weights, wherever they lie
     if not file.is_file():
         raise UserError(f"{where}: there is no file {file}")
-    given = Given(dataset=dataset, model=name, weights=sha256(file), input=card.input if card else Input())
+    given = Given(
+        dataset=dataset,
+        model=name,
+        weights=sha256(file),
+        input=card.input if card else Input(),
+        model_source=models.source_hash(name),
+    )
     return given, file
 
 
@@ -169,7 +176,8 @@ def select(planned: list[Planned], only: Iterable[str]) -> list[Planned]:
 
 
 def _names(network: str) -> set[str]:
-    return {network, network.removeprefix("cifar_")}
+    own = {network.rpartition(":")[2], f"./{network}"} if plugins.is_file(network) else set()
+    return {network, network.removeprefix("cifar_")} | own
 
 
 def _pair(recipe: Recipe, pair: PairEntry, where: str, known: Mapping[str, str]) -> Iterable[Planned]:
@@ -184,7 +192,7 @@ def _pair(recipe: Recipe, pair: PairEntry, where: str, known: Mapping[str, str])
         if info.needs_teacher and teacher is None:
             raise UserError(f"{place}: {entry.method} needs a teacher, and the pair of {pair.student} has none")
         method = MethodSettings(
-            name=entry.method,
+            name=plugins.tidy(entry.method),
             hyperparameters=methods.check(
                 entry.method, merge(entry.hyperparameters, pair.methods.get(label, {})), place
             ),
@@ -218,7 +226,7 @@ def _trial(recipe: Recipe, overrides: Mapping[str, Any], where: str, **fields: A
         "augment": _augment(recipe, training, where).model_dump(mode="json"),
         "dataset": datasets.resolved(recipe.dataset, training.pipeline).model_dump(),
     }
-    return parse(Trial, settings | others, where)
+    return parse(Trial, settings | others | {"model_source": models.source_hash(others["model"])}, where)
 
 
 def _adversarial(training: Training, info: methods.MethodInfo, where: str) -> Adversarial:
@@ -243,7 +251,10 @@ def _adversarial(training: Training, info: methods.MethodInfo, where: str) -> Ad
 
 
 def _augment(recipe: Recipe, training: Training, where: str) -> Augment:
-    """What happens to images in memory, every choice written out; nothing where a pipeline reads them."""
+    """What happens to images in memory, every choice written out; nothing where a pipeline reads them.
+
+    The user's own augmentation gets the hash of its file.
+    """
     if training.pipeline is not None:
         datasets.check(recipe.dataset, where, training.pipeline)
         return Augment(crop=0, flip=False)
@@ -254,7 +265,20 @@ def _augment(recipe: Recipe, training: Training, where: str) -> Augment:
         raise UserError(f"{where}: augment.crop: {crop} is more than {spec.name} allows, {most}")
     if flip and not spec.flip:
         raise UserError(f"{where}: augment.flip: a mirrored image of {spec.name} no longer has its label")
-    return training.augment.model_copy(update={"crop": most if crop is None else crop, "flip": flips})
+    update: dict[str, Any] = {"crop": most if crop is None else crop, "flip": flips}
+    if training.augment.own is not None:
+        update |= _own_augment(training.augment.own, training.augment.own_source, f"{where}: augment.own")
+    elif training.augment.own_source is not None:
+        raise UserError(f"{where}: augment.own_source must be left out where there is no augment.own")
+    return training.augment.model_copy(update=update)
+
+
+def _own_augment(name: str, source: str | None, where: str) -> dict[str, Any]:
+    plugin = plugins.find(plugins.AUGMENTATION, name, (), where)
+    plugin.source(where)
+    if source is not None:
+        plugin.refuse_changes(source)
+    return {"own": plugin.name, "own_source": plugin.hash()}
 
 
 def _in_epochs(schedule: Schedule, epochs: int) -> Schedule:

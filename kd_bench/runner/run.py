@@ -48,7 +48,7 @@ class Options:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
         cohort_size: Most students in one process.
         retry_failed: Whether to train trials again that failed before.
-        tensorboard: Whether to write TensorBoard events as well.
+        loggers: Where metrics are shown beside the folders: ``tensorboard``, ``wandb``.
         workers: Processes of each cohort that decode images, where these are not held in memory.
         devices: Devices, one process each, that share a cohort's batches; of each machine, where there are several.
         nodes: Machines, on which a launcher has started the command once a device.
@@ -65,7 +65,7 @@ class Options:
     device: str = "auto"
     cohort_size: int = 8
     retry_failed: bool = False
-    tensorboard: bool = False
+    loggers: tuple[str, ...] = ()
     workers: int = 0
     devices: int | None = None
     nodes: int | None = None
@@ -114,8 +114,9 @@ def prepare(options: Options) -> None:
         UserError: Where it does not, or they cannot.
     """
     out = options.out
-    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard needs a package more; get it with: pip install 'kd-bench[tensorboard]'")
+    for name in options.loggers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--{name} needs a package more; get it with: pip install 'kd-bench[{name}]'")
     elsewhere.options(options.executor, list(options.executor_options))
     if options.device != "auto" and options.executor == "local":
         local.devices(options.device)
@@ -278,7 +279,7 @@ class Runner:
             data=str(self.options.data) if self.options.data else None,
             device=self.options.device,
             threads=self.options.threads,
-            tensorboard=self.options.tensorboard,
+            loggers=self.options.loggers,
             workers=self.options.workers,
             checkpoint_seconds=60 * self.options.checkpoint_minutes,
         )

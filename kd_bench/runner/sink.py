@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kd_bench.files import write_atomic
 from kd_bench.runner.environment import now, peak_memory
 from kd_bench.runner.folder import TrialFolder
 from kd_bench.runner.lease import Lease
+from kd_bench.runner.loggers import Loggers
 from kd_bench.training.member import Member, packed
 
 #: Most corrupt files that a result names.
@@ -39,7 +40,7 @@ class FolderSink:
         tell: Sends an event to the runner.
         teacher_top1: The teacher's accuracy in percent.
         train_images: Images of an epoch.
-        tensorboard: Whether to write the metrics as TensorBoard events as well.
+        loggers: Where the metrics are shown as well, by name.
     """
 
     def __init__(
@@ -49,18 +50,18 @@ class FolderSink:
         tell: Tell,
         teacher_top1: float | None,
         train_images: int,
-        tensorboard: bool = False,
+        loggers: Sequence[str] = (),
     ) -> None:
         self.folder, self._lease, self._tell = folder, lease, tell
         self._teacher_top1, self._train_images = teacher_top1, train_images
-        self._board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder.path / "tensorboard"))
+        self._loggers = Loggers(loggers, folder, lambda text: tell("note", text=text))
 
     def resume(self, member: Member) -> None:
         """Puts the member into the state of its last good checkpoint, if there is one."""
+        self._restore(member)
+        self._loggers.begin(member.trial, member.history)
+
+    def _restore(self, member: Member) -> None:
         damaged = []
         for epoch, path, content in self.folder.read_checkpoints():
             try:
@@ -101,10 +102,7 @@ class FolderSink:
             self.folder.write_checkpoint(member.epochs_done, packed(member.state()))
         self.folder.write_metrics(member.history)
         row = member.history[-1]
-        if self._board:
-            for name in row.keys() - {"epoch"}:
-                self._board.add_scalar(name, row[name], row["epoch"])
-            self._board.flush()
+        self._loggers.row(row)
         self._tell("epoch", trial=self.folder.id, epoch=member.epochs_done, top1=row["top1"])
         if member.epochs_done == member.trial.epochs:
             self._finish(member)
@@ -164,6 +162,7 @@ class FolderSink:
         if not self.folder.finish(result):
             raise LostLease(f"trial {self.folder.id} was finished by another process")
         self._lease.release(finished=True)
+        self._loggers.close(result)
         self._tell(
             "finished", trial=self.folder.id, status=result["status"], reason=reason, top1=result.get("top1_last")
         )

@@ -11,18 +11,24 @@ from typing import Any
 import torch
 
 from kd_bench import distributed
+from kd_bench.data import cache
 from kd_bench.data import registry as datasets
+from kd_bench.data.loader import InMemoryLoader
+from kd_bench.data.splits import Splits
 from kd_bench.errors import UserError
+from kd_bench.files import sha256
 from kd_bench.recipe import Trial
 from kd_bench.runner import worker
-from kd_bench.runner.environment import describe
+from kd_bench.runner.environment import bits_depend_on, describe
 from kd_bench.runner.folder import TrialFolder
 from kd_bench.runner.lease import Lease
 from kd_bench.runner.sink import FolderSink
 from kd_bench.runner.worker import Job, Voice
 from kd_bench.training import fit as training
 from kd_bench.training.cohort import Cohort, Distillation, Left, Supervised
+from kd_bench.training.logits import Logits, open_store
 from kd_bench.training.member import Member, Silent, Sink, packed
+from kd_bench.training.teaching import Remember
 
 
 class _Room:
@@ -43,13 +49,13 @@ class _Room:
             distributed.join(self.device)
         self.where = datasets.data_dir(Path(job.data) if job.data else None)
         self.images = datasets.images(first.dataset, first.pipeline, self.where)
-        self.teacher = self.view = self.teacher_top1 = None
+        self.teacher = self.view = self.teacher_top1 = self.taught_by = None
         if job.teacher is not None and first.teacher is not None:
-            taught_by = TrialFolder(Path(job.teacher))
+            self.taught_by = TrialFolder(Path(job.teacher))
             self.teacher, self.view = training.load_network(
-                first.teacher, taught_by.weights, self.images, channels_last=first.channels_last
+                first.teacher, self.taught_by.weights, self.images, channels_last=first.channels_last
             )
-            self.teacher_top1 = (taught_by.result() or {}).get("top1_last")
+            self.teacher_top1 = (self.taught_by.result() or {}).get("top1_last")
 
     def member(self, trial: Trial, sink: Sink) -> Member:
         """A trial, ready to begin.
@@ -73,14 +79,14 @@ class _Room:
             if voice:
                 voice.tell("progress", epoch=epoch, step=step, steps=steps, rate=rate)
 
+        train, test = training.loaders(self.first, self.images, self.device, self.job.workers, self.where)
         cohort: Cohort
         if self.teacher is not None:
-            cohort = Distillation(members, self.teacher, self.view, progress)
+            cohort = Distillation(members, self.teacher, self.view, progress, self._remember(train))
         else:
             cohort = Supervised(members, progress)
         cohort.listen = worker.listen
         cohort.leaving, cohort.keep_seconds = worker.leaving.is_set, self.job.checkpoint_seconds
-        train, test = training.loaders(self.first, self.images, self.device, self.job.workers, self.where)
         try:
             training.fit(cohort, train, test, self.device, self.job.processes)
         except Left:
@@ -93,6 +99,42 @@ class _Room:
                     voice.tell("note", text=f"{path}: cannot be decoded and was skipped ({reason})")
             for loader in (train, test):
                 loader.close()
+            if isinstance(cohort, Distillation):
+                cohort.teacher.close()
+
+    def _remember(self, train: training.TrainLoader) -> Remember | None:
+        """Opens the store of the teacher's logits of this loader's views, where they can be counted and it is exact."""
+        first, images = self.first, self.images
+        # A pass takes a GPU so little time that to fetch logits from a file, and to wait for those that go there, is
+        # no gain; and whether bits depend on the batch there is up to the library of the day.
+        exact = self.device.type == "cpu" and first.precision == "float32"
+        if self.taught_by is None or first.teacher is None or not exact or not isinstance(images, Splits):
+            return None
+        views = train.views if isinstance(train, InMemoryLoader) else 0
+        if not views:
+            return None
+        pixels = hashlib.blake2b(images.train_images.contiguous().numpy().data, digest_size=16).hexdigest()
+        about = {
+            "teacher": first.teacher.model,
+            "trained": first.teacher.id,
+            "weights": sha256(self.taught_by.weights),
+            "dataset": first.dataset.title,
+            "images": pixels,
+            "normalised": [list(images.mean), list(images.std)],
+            "augment": [first.augment.crop, first.augment.flip],
+            "input": first.teacher.input.model_dump(mode="json"),
+            "numerics": [first.teacher_precision, first.channels_last],
+            "machine": bits_depend_on(self.device, self.job.threads),
+        }
+        rows = views * len(images.train_labels)
+        size = first.micro_batch or first.batch_size
+
+        def remember(compiled: bool) -> Logits | None:
+            # Compiled for each number of images by itself, a network has other bits for parts of a batch.
+            complete, place = about | {"compiled": compiled}, cache.folder() / "logits"
+            return open_store(place, complete, rows, images.num_classes, size, parts=not compiled)
+
+        return remember
 
 
 def train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice) -> None:
@@ -103,7 +145,7 @@ def train(job: Job, held: list[tuple[Trial, TrialFolder, Lease]], voice: Voice) 
         environment["processes"] = job.processes
     members = []
     for trial, folder, lease in held:
-        sink = FolderSink(folder, lease, voice.tell, room.teacher_top1, len(room.images.train_labels), job.tensorboard)
+        sink = FolderSink(folder, lease, voice.tell, room.teacher_top1, len(room.images.train_labels), job.loggers)
         try:
             member = room.member(trial, sink)
         except UserError as error:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -45,7 +45,7 @@ class Job:
         data: Where data sets are; None for the default.
         device: ``cpu``, or ``cuda:<n>``.
         threads: Threads of one operation on the CPU.
-        tensorboard: Whether to write TensorBoard events as well.
+        loggers: Where metrics are shown beside the folder, by name.
         workers: Processes that decode images, where these are not held in memory.
         rank: The worker's number among those that train the cohort together; the first writes the results.
         processes: How many these are.
@@ -60,7 +60,7 @@ class Job:
     data: str | None
     device: str
     threads: int
-    tensorboard: bool = False
+    loggers: Sequence[str] = ()
     workers: int = 0
     rank: int = 0
     processes: int = 1

@@ -8,19 +8,17 @@ activations are in memory at a time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_bench.distributed import at_first, everybodys, most, rank
 from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.models.view import View
-from kd_bench.training.member import Member, computing, parts
-from kd_bench.training.observing import Observer
+from kd_bench.training.member import Member, parts
+from kd_bench.training.teaching import Remember, Teacher
 from kd_bench.types import Batch, Output, Outputs
 
 #: Told now and then how far a cohort is: (epoch from 0, steps done in it, steps of an epoch, images a second).
@@ -76,6 +74,10 @@ class Cohort(pl.LightningModule):
         """What the teacher puts out for a batch, by what its batch norms go by; nothing where nothing teaches."""
         raise NotImplementedError
 
+    def spared(self) -> float | None:
+        """Seconds that this epoch's teaching did not take because it was known; None where nothing is remembered."""
+        return None
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One a member; each member steps its own."""
         return [member.optimizer for member in self.members]
@@ -102,9 +104,10 @@ class Cohort(pl.LightningModule):
             raise RuntimeError(f"the loader is in epoch {batch.epoch}, the training in {self.epoch}")
         if batch.step < self.begin_step:  # done before the cohort was resumed
             return
+        if self._settings.compile == "graphs":  # what the last step's graphs put out may be written over
+            torch.compiler.cudagraph_mark_step_begin()
         for part in parts(batch, self._settings.micro_batch):
-            with torch.no_grad(), computing(self._settings.precision, part.batch.images.device):
-                teacher = self.teach(part.batch)
+            teacher = self.teach(part.batch)
             for member in self._active:
                 if not member.stopped:
                     member.step(teacher.get(member.method.teacher_batch_norm), part, self.manual_backward)
@@ -148,12 +151,13 @@ class Cohort(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Hands each student's epoch to its trial's folder."""
         own = {id(member): member.watch.read() for member in self._active}
-        shared = max(0.0, self._training_seconds - sum(own.values()))
+        spared = self.spared()
+        shared = max(0.0, self._training_seconds - sum(own.values())) + (spared or 0.0)
         going = [member for member in self._active if not member.stopped]
         corrupt = self._corrupt()
         for member in going:
             member.corrupt |= corrupt
-            member.end_epoch(self.epoch, own[id(member)], shared, len(going))
+            member.end_epoch(self.epoch, own[id(member)], shared, len(going), spared)
         self.begin_step = 0
         self.trainer.train_dataloader.set_epoch(self.epoch + 1)
         if all(member.stopped for member in self.members):
@@ -182,6 +186,7 @@ class Distillation(Cohort):
         teacher: The trained network; kept in evaluation mode and never changed.
         view: How it sees the images; as they are by default.
         progress: Told now and then how far the cohort is.
+        remember: Opens the store of the teacher's logits, given whether it is compiled; None to remember none.
     """
 
     def __init__(
@@ -190,45 +195,24 @@ class Distillation(Cohort):
         teacher: nn.Module,
         view: View | None = None,
         progress: Progress | None = None,
+        remember: Remember | None = None,
     ) -> None:
         super().__init__(members, progress)
-        self.view = view or nn.Identity()
-        self.teacher = teacher.eval().requires_grad_(False)
-        self._observe = Observer(teacher, self._settings.compile)
-        self._needs: dict[TeacherBatchNorm, frozenset[Output]] = {}
+        needs: dict[TeacherBatchNorm, frozenset[Output]] = {}
         for method in (member.method for member in members):
             kind = method.teacher_batch_norm
-            self._needs[kind] = self._needs.get(kind, frozenset()) | method.needs.teacher
-        self._norms = [
-            module for module in teacher.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
-        ]
-
-    def train(self, mode: bool = True) -> Distillation:
-        """As usual, except that the teacher stays in evaluation mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
+            needs[kind] = needs.get(kind, frozenset()) | method.needs.teacher
+        images = members[0].method.pair.train_size * self._settings.epochs
+        self.teacher = Teacher(teacher, view or nn.Identity(), needs, self._settings, images, remember)
 
     def teach(self, batch: Batch) -> Mapping[TeacherBatchNorm, Outputs]:
         """The teacher's one pass over the batch, for all that some member's method needs.
 
         Methods that want batch norms to go by the batch's statistics have a second pass, with the buffers untouched.
         """
-        images = self.view(batch.images)
-        found: dict[TeacherBatchNorm, Outputs] = {}
-        for kind, wanted in self._needs.items():
-            with _batch_statistics(self._norms) if kind == "batch" else nullcontext():
-                found[kind] = self._observe(images, wanted)
+        found: dict[TeacherBatchNorm, Outputs] = self.teacher(batch)
         return found
 
-
-@contextmanager
-def _batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Inside, these batch norms normalise by the batch and neither read nor change what they remember."""
-    for norm in norms:
-        norm.training, norm.track_running_stats = True, False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training, norm.track_running_stats = False, True
+    def spared(self) -> float | None:
+        """What the store of logits has spared."""
+        return self.teacher.spared()

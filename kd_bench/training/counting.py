@@ -201,7 +201,7 @@ def _count_with(
     with mode, _quiet(), Tally() as tally:
         for group in member.optimizer.param_groups:
             if "foreach" in group:
-                group["foreach"] = True  # as it is on a GPU, and is not chosen for want of one
+                group["foreach"], group["fused"] = True, False  # the fused one cannot be counted
         member.optimizer.step()
         if member.average is not None:
             member.average.update_parameters(member.network)
@@ -229,19 +229,38 @@ def _count_with(
 
 def _build(trial: Trial, splits: Images, teacher: tuple[nn.Module, View] | None, mode: FakeTensorMode) -> Member:
     """A member whose tensors have no content. It is built of "meta" tensors, which know no autocast, and moved."""
-    plain = trial.model_copy(update={"compile": False})
+    plain = trial.model_copy(update={"compile": "off"})
     with _quiet(), Tally(), torch.device("meta"):
         built = build_member(plain, splits, teacher[0] if teacher else None, Unheard())
         view = View(built.network, trial.input, splits.image_shape[-1], splits.mean, splits.std, trial.channels_last)
     for module in (built.network, view, built.method):
         without_content(module, mode)
     member: Member
-    with mode, _quiet():
+    with mode, _quiet(), _copies_without_content():
         if isinstance(built, AdversarialMember) and isinstance(splits, Splits):
             member = AdversarialMember(plain, built.network, view, built.method, Unheard(), splits)
         else:
             member = Member(plain, built.network, view, built.method, Unheard())
     return member.train()
+
+
+@contextmanager
+def _copies_without_content() -> Iterator[None]:
+    """Inside, a deep copy of a tensor without content (of a network, for its average) is another such tensor.
+
+    torch's own way of copying writes to the memory that such a tensor says it has, which is somebody else's.
+    """
+
+    def copy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+        new = tensor.detach().clone()
+        memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+        return memo[id(tensor)]
+
+    FakeTensor.__deepcopy__ = copy  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        del FakeTensor.__deepcopy__
 
 
 def _cohort(members: Sequence[Member], teacher: tuple[nn.Module, View] | None, mode: FakeTensorMode) -> Cohort:

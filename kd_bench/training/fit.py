@@ -23,12 +23,12 @@ from kd_bench.data.splits import Splits
 from kd_bench.data.stream import StreamLoader, StreamTestLoader
 from kd_bench.data.views import TwoViews
 from kd_bench.distributed import rank, several, size
-from kd_bench.errors import UserError
 from kd_bench.methods import registry as methods
 from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.models import registry as models
 from kd_bench.models import weights
 from kd_bench.models.outputs import preact_norms, shapes
+from kd_bench.models.quick import quicken
 from kd_bench.models.view import View
 from kd_bench.recipe import Given, Trial
 from kd_bench.training import adversarial
@@ -51,7 +51,7 @@ def build_network(trial: Trial, splits: Images) -> tuple[nn.Module, View]:
     network, view = _build(trial, splits, trial.channels_last)
     if trial.sync_batch_norm and several():
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return network, view
+    return quicken(network), view
 
 
 def load_network(
@@ -75,6 +75,7 @@ def load_network(
 
 
 def _build(trial: Trial | Given, splits: Images, channels_last: bool) -> tuple[nn.Module, View]:
+    models.check_source(trial.model, trial.model_source)
     image_size = splits.image_shape[-1]
     options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
     network = models.create(trial.model, splits.num_classes, trial.input.size or image_size, **options)
@@ -88,8 +89,7 @@ def build_member(trial: Trial, splits: Images, teacher: nn.Module | None, sink: 
     Raises:
         UserError: Where the networks cannot give what the method needs, or the method is another than was planned.
     """
-    if methods.source_hash(trial.method.name) != trial.method.source:
-        raise UserError(f"{trial.method.name}: the file was changed since this trial was planned; run the recipe again")
+    methods.check_source(trial.method.name, trial.method.source)
     network, view = build_network(trial, splits)
     needs = methods.load(trial.method.name).needs_with(trial.method.hyperparameters)
     norms: tuple[tuple[Tensor, Tensor] | None, ...] = ()
@@ -108,6 +108,7 @@ def build_member(trial: Trial, splits: Images, teacher: nn.Module | None, sink: 
     )
     seeding.seed_global(trial.seed, seeding.METHOD_WEIGHTS)
     method = methods.build(trial.method.name, pair, trial.method.hyperparameters)
+    quicken(method)
     if isinstance(method, AdversarialMethod) and isinstance(splits, Splits):
         return adversarial.AdversarialMember(trial, network, view, method, sink, splits)
     return Member(trial, network, view, method, sink)

@@ -86,7 +86,10 @@ def parts(batch: Batch, micro_batch: int | None) -> Iterator[Part]:
         rows = slice(place * at_once, (place + 1) * at_once)
         part = batch
         if count > 1:
-            part = replace(batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows])
+            views = None if batch.views is None else batch.views[rows]
+            part = replace(
+                batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows], views=views
+            )
         yield Part(part, rank() * count + place, len(part.images) / size, place == 0, place == count - 1)
 
 
@@ -229,14 +232,18 @@ class Member(nn.Module):
                     logits = observe(images).logits
                 sums.add({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
 
-    def end_epoch(self, epoch: int, own_seconds: float, shared_seconds: float, members: int) -> None:
+    def end_epoch(
+        self, epoch: int, own_seconds: float, shared_seconds: float, members: int, spared_seconds: float | None = None
+    ) -> None:
         """Closes an epoch it took part in: metrics, the method's bookkeeping, and the checkpoint by way of the sink.
 
         Args:
             epoch: From 0.
             own_seconds: Its own forward and backward passes and steps.
-            shared_seconds: Data and teacher, which it would need as much if it were alone.
+            shared_seconds: Data and teacher, which it would need as much if it were alone and nothing were known.
             members: How many shared them.
+            spared_seconds: Of these, what was not spent because the teacher's logits were known; None where they are
+                not remembered.
         """
         self.class_top1 = self._test.classes()
         train, test = self._train.read(), self._test.read()
@@ -260,6 +267,7 @@ class Member(nn.Module):
             "seconds": own_seconds + shared_seconds,
             "own_seconds": own_seconds,
             "members": members,
+            **({} if spared_seconds is None else {"spared_seconds": spared_seconds}),
         }
         self.history.append(row)
         self.sink.epoch(self)

@@ -1,4 +1,4 @@
-"""Forward passes as a trial's settings want them: as they are written, or compiled."""
+"""Forward passes as a trial's settings want them: as they are written, compiled, or as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ class Observer:
 
     Args:
         network: The network.
-        compiled: Whether ``torch.compile`` makes them.
+        mode: "on" for ``torch.compile``; "graphs" for that and CUDA graphs on a GPU; anything else for neither.
     """
 
-    def __init__(self, network: nn.Module, compiled: bool = False) -> None:
+    def __init__(self, network: nn.Module, mode: str = "off") -> None:
         self._logits: Callable[[Tensor], Tensor] = network
         self._observe: Callable[..., Outputs] = observe
         self._network = network
-        if compiled:
+        if mode in ("on", "graphs"):
             limits: Any = torch._dynamo.config
             limits.recompile_limit = max(limits.recompile_limit, _VERSIONS)
             limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * _VERSIONS)
-            self._logits = torch.compile(network, dynamic=False)
-            self._observe = torch.compile(observe, dynamic=False)
+            how: dict[str, Any] = {"mode": "reduce-overhead"} if mode == "graphs" else {}
+            self._logits = torch.compile(network, dynamic=False, **how)
+            self._observe = torch.compile(observe, dynamic=False, **how)
 
     def __call__(self, images: Tensor, needs: frozenset[Output] = LOGITS) -> Outputs:
         """As ``kd_bench.models.outputs.observe``."""

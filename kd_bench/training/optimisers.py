@@ -13,20 +13,23 @@ from kd_bench.recipe import SGD, AdamW, ConstantSchedule, CosineSchedule, Optimi
 
 def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that ``settings`` describe; weight decay applies to every parameter, as published, but LAMB's."""
+    given = list(parameters)
+    # One kernel for all parameters, where torch has it: it differs in last bits.
+    fused = all(one.device.type in ("cpu", "cuda") and one.is_floating_point() for one in given)
     if isinstance(settings, SGD):
         return torch.optim.SGD(
-            parameters,
+            given,
             lr=settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
+            fused=fused,
         )
     betas = (settings.beta1, settings.beta2)
     if isinstance(settings, AdamW):
-        return torch.optim.AdamW(parameters, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(given, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=fused)
     from timm.optim import Lamb as TimmLamb
 
-    given = list(parameters)
     groups = [
         {"params": [one for one in given if one.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [one for one in given if one.ndim <= 1], "weight_decay": 0.0},

@@ -75,7 +75,8 @@ def test_rkd_distance(seed: int, b: int, d: int, e: int, scale: float, squared: 
     )
 
 
-@given(seeds, st.integers(1, 7), widths, widths, scales, st.sampled_from([0.0, 30.0]))
+# In one dimension all angles are flat, and their gradient is nothing but rounding.
+@given(seeds, st.integers(1, 7), st.integers(2, 9), widths, scales, st.sampled_from([0.0, 30.0]))
 def test_rkd_angle(seed: int, b: int, d: int, e: int, scale: float, shift: float) -> None:
     student, teacher = draw(seed, b, d, scale=scale) + shift, draw(seed + 1, b, e)
     ours, theirs = (lambda s: losses.rkd_angle(s, teacher)), (lambda s: direct.rkd_angle(s, teacher))

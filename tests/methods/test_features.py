@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from kd_bench import losses
 from kd_bench.errors import UserError
 from kd_bench.methods import registry
-from kd_bench.methods.connectors import Connector, Fusion, Regressor
+from kd_bench.methods.connectors import Connector, Fusion, Regressor, convolve_doubled
 from kd_bench.methods.fitnet import FitNet
 from kd_bench.methods.ofd import OFD
 from kd_bench.methods.reviewkd import ReviewKD
@@ -115,6 +115,42 @@ def test_reviewkd_goes_from_the_deepest_to_the_shallowest() -> None:
     torch.testing.assert_close(terms["review"], 3 * expected)
     with pytest.raises(ValueError, match="only the deepest"):
         method.fusions[0](ours[0], None)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 4), (3, 5)])
+def test_a_convolution_of_a_doubled_map_is_made_of_the_small_one(height: int, width: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, height, width, generator=draws, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(4, 3, 3, 3, generator=draws, dtype=torch.float64).requires_grad_()
+    found = convolve_doubled(x, weight)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, padding=1)
+    torch.testing.assert_close(found, expected)
+    factors = torch.randn(expected.shape, generator=draws, dtype=torch.float64)
+    mine, theirs = (torch.autograd.grad((one * factors).sum(), (x, weight)) for one in (found, expected))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("sizes", [[(16, 32), (8, 16), (4, 8), (1, 1)], [(16, 32), (6, 12), (4, 4)], [(8, 6), (8, 16)]])
+def test_fusions_compute_what_is_published(sizes: list[tuple[int, int]]) -> None:
+    """Each map at the teacher's size before it is convolved, and in one piece with the deeper one for the attention."""
+    torch.manual_seed(0)
+    fusions = [
+        Fusion(4, 5, 6, (theirs, theirs), deepest=level == len(sizes) - 1).double()
+        for level, (_, theirs) in enumerate(sizes)
+    ]
+    maps = [torch.randn(2, 4, ours, ours, dtype=torch.float64) for ours, _ in sizes]
+    passed = whole = None
+    for fusion, stage, (_, edge) in list(zip(fusions, maps, sizes, strict=True))[::-1]:
+        found, passed = fusion(stage, passed)
+        x = fusion.reduce(stage)
+        if fusion.attention is not None:
+            assert whole is not None
+            deeper = F.interpolate(whole, x.shape[2:], mode="nearest")
+            weights = fusion.attention(torch.cat([x, deeper], 1)).sigmoid()
+            x = x * weights[:, :1] + deeper * weights[:, 1:]
+        whole = F.interpolate(x, (edge, edge), mode="nearest")
+        torch.testing.assert_close(found, fusion.restore(whole))
 
 
 @pytest.mark.parametrize(("first", "factors"), [(0, [0, 0.25, 0.5, 0.75, 1, 1]), (1, [0.25, 0.5, 0.75, 1, 1, 1])])

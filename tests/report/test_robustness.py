@@ -2,16 +2,20 @@
 
 import csv
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from kd_bench.cli import app
 from kd_bench.errors import UserError
 from kd_bench.reading import read_recipe
 from kd_bench.report import robustness
 from kd_bench.runner import reproduce_robustness as tables
 from kd_bench.runner.plan import plan
+from tests.report.table6 import write_trial
+from tests.report.trials import put as put_result
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
@@ -138,3 +142,22 @@ def test_a_damaged_file_is_said_to_be(tmp_path, monkeypatch, content: str) -> No
     monkeypatch.setattr(robustness, "share", lambda *parts: file)
     with pytest.raises(UserError, match=r"robustness\.csv: "):
         robustness.read_numbers()
+
+
+def test_the_page_has_published_beside_measured(tmp_path) -> None:
+    cell = next(one for one in plan(read_recipe("robustness/table9"), "x") if one.label == "alpha_12")
+    folder = tmp_path / "out" / "robustness" / cell.trial_id
+    write_trial(folder, cell.trial)
+    put_result(folder, top1_last=60.5, top1_best=60.5, epochs=200)
+    put(folder, "whole", evaluation(8 / 255))
+    put(folder, "part", evaluation(2 / 255, complete=False))
+    file = tmp_path / "page.html"
+    app(["report", "--recipe", "robustness/table9", "--out", str(tmp_path / "out"), "--output", str(file)],
+        standalone_mode=False)  # fmt: skip
+    text = file.read_text()
+    number = said("table9", "alpha_12", "8/255", "Table 9")
+    for measured, key in (("60.00 (1)", "clean"), ("30.00 (1)", "apgd_ce"), ("30.00 (1)", "autoattack")):
+        assert re.search(
+            rf"{re.escape(measured)}<br><span class=\"published\"[^>]*>{number.values[key]:.2f} \(a\)", text
+        )
+    assert text.count(f"a: published, {number.source}; not measured here.") == 1

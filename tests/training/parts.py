@@ -93,8 +93,9 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
-        timed = {"seconds", "own_seconds", "members"}
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one.keys() - timed)
+        timed = {"seconds", "own_seconds", "members", "spared_seconds"}
+        keys = one.keys() - timed
+        return keys == other.keys() - timed and all(same(one[key], other[key]) for key in keys)
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
     return one == other

@@ -178,8 +178,11 @@ def test_the_statistics_that_ofds_teacher_goes_by(data, statistics):
     reference = copy.deepcopy(teacher).train(statistics == "batch")
     expected = reference.forward_stages(batch.images, preacts=True).preacts
     for mine, other in zip(given[statistics].preacts, expected, strict=True):
-        assert torch.equal(mine, other)
-    assert torch.equal(given["running"].logits, teacher(batch.images))
+        if statistics == "batch":
+            assert torch.equal(mine, other)
+        else:  # its batch norms are folded into its convolutions
+            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(given["running"].logits, teacher(batch.images), rtol=1e-5, atol=1e-5)
     assert not any(module.training for module in teacher.modules())
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_bench.training import observing
+from kd_bench.training import observing, teaching
 from kd_bench.training.fit import build_network
-from tests.training.parts import MemorySink, splits, train, trial
+from tests.training.parts import MemorySink, same, splits, train, trial
 
 METHODS = ("none", "kd", "fitnet")
 
@@ -67,7 +67,7 @@ def test_compiled_networks_train_as_others(
         return real(code, backend="aot_eager", **options)
 
     monkeypatch.setattr(observing.torch, "compile", noting)
-    (sink,) = train([trial(method, epochs=1, compile=True)], splits())
+    (sink,) = train([trial(method, epochs=1, compile="on")], splits())
     assert compiled
     assert sink.crash is None
     assert_close(sink, plain[method])
@@ -75,7 +75,7 @@ def test_compiled_networks_train_as_others(
 
 @pytest.mark.slow
 def test_compiled_by_inductor(plain: dict[str, MemorySink]) -> None:
-    (sink,) = train([trial("kd", epochs=1, compile=True)], splits())
+    (sink,) = train([trial("kd", epochs=1, compile="on")], splits())
     assert sink.crash is None
     assert_close(sink, plain["kd"])
 
@@ -85,4 +85,14 @@ def test_they_are_part_of_the_trial() -> None:
     for name in ("channels_last", "compile", "sync_batch_norm"):
         assert trial("kd", **{name: True}).id != base.id
         assert name not in base.settings()
-    assert trial("kd", compile=True).stream != base.stream
+    assert trial("kd", compile="on").stream != base.stream
+
+
+@pytest.mark.slow
+def test_a_teacher_compiled_by_inductor_has_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teaching, "COMPILE_FROM", 0.0)
+    settings = {"epochs": 1, "compile": "auto"}
+    (alone,) = train([trial("kd", **settings)], splits())
+    together = train([trial(name, **settings) for name in ("fitnet", "kd", "ofd")], splits())
+    assert same(alone.states, together[1].states)
+    assert_close(alone, train([trial("kd", epochs=1, compile="off")], splits())[0])

@@ -70,7 +70,7 @@ def test_from_any_step_of_any_epoch(images: Images) -> None:
         resumed = cohort(images, again, **changes)
         for member, sink in zip(resumed.members, undisturbed, strict=True):
             member.restore_within(torch.load(io.BytesIO(sink.kept[place]), weights_only=True))
-        resumed = Distillation(resumed.members, resumed.teacher)
+        resumed = Distillation(resumed.members, resumed.teacher.network)
         assert (resumed.start_epoch, resumed.begin_step) == place
         go(resumed, images)
         for ours, theirs in zip(again, undisturbed, strict=True):
