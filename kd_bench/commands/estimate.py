@@ -260,17 +260,17 @@ class _Text:
                 continue
             own = [member.step.flops / counts.images / 1e9 for member in counts.members]
             flops = f"{min(own):.3g}" if max(own) < 1.01 * min(own) else f"{min(own):.3g} to {max(own):.3g}"
-            peak = max([counts.teacher_peak, *(member.peak for member in counts.members)])
             rows.append(
                 [_name(group), _flops(counts.teacher.flops, counts.images), flops, counts.images,
-                 _gb(counts.teacher_parameters), _gb(sum(member.resident for member in counts.members)),
-                 _gb(peak), _gb(counts.data), _gb(counts.memory)]
+                 _gb(counts.teacher_parameters), _gb(counts.resident), _gb(counts.passing),
+                 _gb(counts.data), _gb(counts.memory)]
             )  # fmt: skip
         headers = ["cohort", "GFLOP an image:\nteacher", "each student", "images\nat once", "GB on a GPU:\nteacher",
                    "students", "activations", "images", "together"]  # fmt: skip
         about = (
-            "What was counted. Students: parameters, gradients, the optimiser's state and moving averages of all of "
-            "them;\nactivations: what one student's forward and backward pass (or the teacher's) has in use at most."
+            "What was counted. Students: parameters, the optimiser's state and moving averages of all of them;\n"
+            "activations: what one student's forward and backward pass, its gradients included (or the teacher's), has "
+            "in use at most."
         )
         return "\n".join([about, self._table(rows, headers)])
 

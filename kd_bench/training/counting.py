@@ -65,7 +65,7 @@ class MemberCounts:
     @property
     def resident(self) -> int:
         """Bytes that it keeps between its steps."""
-        return self.parameters + self.gradients + self.optimizer + self.average
+        return self.parameters + self.optimizer + self.average
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,20 @@ class CohortCounts:
     data: int
 
     @property
+    def resident(self) -> int:
+        """Bytes that all students keep; with micro-batches their gradients, too, which are added up."""
+        return sum(one.resident + (one.gradients if self.parts > 1 else 0) for one in self.members)
+
+    @property
+    def passing(self) -> int:
+        """Bytes that one of the students needs while it has its turn, or the teacher."""
+        gradients = 1 if self.parts == 1 else 0
+        return max([self.teacher_peak, *(one.peak + gradients * one.gradients for one in self.members)])
+
+    @property
     def memory(self) -> int:
-        """Bytes in use at once at most: all students' state, and the passing needs of one of them or the teacher."""
-        passing = max([self.teacher_peak, *(one.peak for one in self.members)])
-        return self.teacher_parameters + sum(one.resident for one in self.members) + passing + self.data
+        """Bytes in use at once at most."""
+        return self.teacher_parameters + self.resident + self.passing + self.data
 
 
 def count(trials: Sequence[Trial], splits: Images) -> CohortCounts:

@@ -205,6 +205,8 @@ class Member(nn.Module):
         if self.trial.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained, self.trial.clip_norm)
         self.optimizer.step()
+        # Not only before the next step: until then the others' activations would be in memory beside them.
+        self.optimizer.zero_grad(set_to_none=True)
         self.method.on_step_end()
         if self.average is not None:
             self.average.update_parameters(self.network)
