@@ -11,13 +11,16 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the forms by pairs
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks and the forms by pairs
 
-import measure  # first: it quietens the profiler
+from benchmarks import measure  # first: it quietens the profiler
+
+# isort: split
+
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
+from benchmarks.writing import Promise, Section, Table, show
 from kd_bench import losses
 from kd_bench.data.splits import Splits
 from kd_bench.methods import registry
@@ -103,39 +106,60 @@ def both_sides(classes: int, batch: int) -> list[list[float]]:
     return measure.seconds([lambda form=form: form().backward() for form in forms], rounds=15, budget=30)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="cifar_resnet8")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=9)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+def find(model: str, batch: int, rounds: int, seconds: float, quick: bool = False) -> Section:
+    """Steps, and the losses alone.
+
+    Args:
+        model: The network.
+        batch: Images.
+        rounds: Turns of each contestant, at most.
+        seconds: After which no further round begins.
+        quick: Whether to look at one size of losses only.
+    """
     torch.manual_seed(0)
-    data = images(arguments.batch_size)
+    data = images(batch)
     made = [
-        Contestant(method, arguments.model, data, arguments.batch_size, by_pairs)
+        Contestant(method, model, data, batch, by_pairs)
         for method, by_pairs in (("trades", False), ("ikl_at", False), ("ikl_at", True))
     ]
-    trades, closed, pairs = measure.seconds(made, arguments.rounds, budget=180, turn=0.0)
+    trades, closed, pairs = measure.seconds(made, rounds, seconds, turn=0.0)
     ratio = measure.ratio(trades, closed)
-    rows = [
+    steps = [
         ["trades", f"{measure.spread(trades)[1]:.3f}", "1"],
         ["ikl_at", f"{measure.spread(closed)[1]:.3f}", f"{ratio:.3f}"],
         ["ikl_at by pairs", f"{measure.spread(pairs)[1]:.3f}", f"{measure.ratio(trades, pairs):.3f}"],
     ]
-    about = f"{arguments.model}, {arguments.batch_size} images of {CLASSES} classes, {len(trades)} rounds"
-    print(f"A step of adversarial training: {about}\n")
-    print(tabulate(rows, ["method", "seconds a step", "of trades"], disable_numparse=True))
-    print(f"\nPromised: ikl_at at most {PROMISED} of trades: {'kept' if ratio <= PROMISED else 'NOT KEPT'}")
     rows = []
-    for classes, batch in ((10, 128), (100, 128), (1000, 32)):
-        first, second, third = both_sides(classes, batch)
+    for classes, size in ((10, 128),) if quick else ((10, 128), (100, 128), (1000, 32)):
+        first, second, third = both_sides(classes, size)
         micros = (f"{1e6 * measure.spread(one)[1]:.0f}" for one in (first, second, third))
-        rows.append([f"{batch} x {classes}", *micros, f"{measure.ratio(second, third):.1f}"])
-    print("\nThe losses alone, with the gradients to both sides\n")
+        rows.append([f"{size} x {classes}", *micros, f"{measure.ratio(second, third):.1f}"])
     headers = ["logits", "trades, us", "ikl closed, us", "ikl by pairs, us", "pairs / closed"]
-    print(tabulate(rows, headers, disable_numparse=True))
+    return Section(
+        "A step of adversarial training",
+        f"{model}, {batch} images of {CLASSES} classes, CPU seconds as medians of {len(trades)} rounds; a step is the "
+        "attack, the perturbation of the weights, both passes and the optimiser.",
+        [
+            Table(["method", "seconds a step", "of trades"], steps),
+            Table(headers, rows, "The losses alone, with the gradients to both sides."),
+        ],
+        [Promise("a step of ikl_at", f"at most {PROMISED} of trades", f"{ratio:.3f}", ratio <= PROMISED)],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="cifar_resnet8")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=180, help="after which no further round begins")
+    parser.add_argument("--quick", action="store_true", help="little of all, to see that it works")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.quick:
+        return show(find(given.model, 4, 1, 0.0, True))
+    return show(find(given.model, given.batch_size, given.rounds, given.seconds))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -12,17 +12,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks
 
 import numpy as np
 import torch
 import torchvision.transforms as T
 import torchvision.transforms.functional as TF
 from PIL import Image
-from tabulate import tabulate
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from benchmarks.writing import Promise, Section, Table, show, spread
 from kd_bench import recipe
 from kd_bench.data import registry
 from kd_bench.data.augment import draw
@@ -98,22 +101,22 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=50_000, help="images in the set")
-    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each contestant has its turn")
-    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader that has some")
-    given = parser.parse_args()
-    torch.set_num_threads(1)  # a DataLoader's workers have one each
+def find(size: int, batch: int, rounds: int, workers: int) -> Section:
+    """All contestants.
 
-    images, labels, source = load(given.size)
+    Args:
+        size: Images in the set.
+        batch: Images in a batch.
+        rounds: How often each contestant has its turn.
+        workers: Of the DataLoader that has some; 0 for no such contestant.
+    """
+    images, labels, source = load(size)
 
     def ours(**more: Any) -> InMemoryLoader:
         return InMemoryLoader(
             images,
             labels,
-            batch_size=given.batch,
+            batch_size=batch,
             mean=MEAN,
             std=STD,
             augment=PLAIN.model_copy(update=more),
@@ -123,13 +126,13 @@ def main() -> int:
 
     def pil(*policy: Any, workers: int = 0) -> DataLoader[Any]:
         transform = T.Compose([*CROP_AND_FLIP, *policy, *TO_TENSOR])
-        return DataLoader(Pictures(images, labels, transform), given.batch, shuffle=True, num_workers=workers)
+        return DataLoader(Pictures(images, labels, transform), batch, shuffle=True, num_workers=workers)
 
     auto, rand = "AutoAugment", "RandAugment"
     # Name, the contestant it is compared with, and what is timed.
     contestants: list[tuple[str, str | None, Iterable[Any]]] = [
         (BASELINE, None, pil()),
-        (f"{BASELINE}, {given.workers} workers", BASELINE, pil(workers=given.workers)),
+        *([(f"{BASELINE}, {workers} workers", BASELINE, pil(workers=workers))] if workers else []),
         ("kd-bench", BASELINE, ours()),
         ("kd-bench, cutout", BASELINE, ours(cutout=16)),
         ("kd-bench, erasing", BASELINE, ours(erase=0.5)),
@@ -142,35 +145,45 @@ def main() -> int:
     ]
 
     difference = largest_difference(ours(), batches=5)
-    print(f"{source}, batches of {given.batch}, {given.rounds} rounds, one thread a process")
-    print(f"largest difference to PIL for the same crops and flips: {difference:g}")
-
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in contestants}
-    for _ in range(given.rounds):
+    for _ in range(rounds):
         for name, _, epoch in contestants:
             rates[name].append(measure(epoch, len(images)))
 
-    def median(name: str, which: int, beside: str | None = None) -> float:
-        others = rates[beside] if beside else [(1.0, 1.0)] * given.rounds
-        return statistics.median(a[which] / b[which] for a, b in zip(rates[name], others, strict=True))
+    def ratios(name: str, which: int, beside: str) -> list[float]:
+        return [a[which] / b[which] for a, b in zip(rates[name], rates[beside], strict=True)]
 
     rows = []
     for name, beside, _ in contestants:
-        row: list[Any] = [name, *(round(median(name, which)) for which in (0, 1))]
-        rows.append([*row, *(median(name, which, beside) if beside else None for which in (0, 1)), beside])
-    print(
-        tabulate(
-            rows,
-            headers=["", "images/CPU s", "images/s", "ratio (CPU)", "ratio (wall)", "to"],
-            floatfmt=".2f",
-            intfmt=",",
-        )
+        cells = [f"{statistics.median(rate[which] for rate in rates[name]):,.0f}" for which in (0, 1)]
+        cells += [spread(ratios(name, which, beside)) if beside else "" for which in (0, 1)]
+        rows.append([name, *cells, beside or ""])
+    reached = statistics.median(ratios("kd-bench", 0, BASELINE))
+    return Section(
+        "Loader",
+        f"{source}, batches of {batch}, medians (and ranges) of {rounds} rounds, one thread a process.",
+        [Table(["", "images/CPU s", "images/s", "ratio (CPU)", "ratio (wall)", "to"], rows)],
+        [
+            Promise(
+                "images a CPU second", f"{PROMISED} times those of {BASELINE}", f"{reached:.1f}", reached >= PROMISED
+            ),
+            Promise("difference to PIL, the same crops and flips", "none", f"{difference:g}", difference == 0),
+        ],
     )
-    reached = median("kd-bench", 0, BASELINE)
-    print(
-        f"promised: {PROMISED} times the images a CPU second, and no difference; found: {reached:.1f}, {difference:g}"
-    )
-    return int(reached < PROMISED or difference > 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=50_000, help="images in the set")
+    parser.add_argument("--batch", type=int, default=64, help="images in a batch")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each contestant has its turn")
+    parser.add_argument("--workers", type=int, default=2, help="of the DataLoader that has some")
+    parser.add_argument("--quick", action="store_true", help="a small set, once, to see that it works")
+    given = parser.parse_args()
+    torch.set_num_threads(1)  # a DataLoader's workers have one each
+    if given.quick:
+        return show(find(512, 64, 1, 0))
+    return show(find(given.size, given.batch, given.rounds, given.workers))
 
 
 if __name__ == "__main__":

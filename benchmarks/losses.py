@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the direct forms
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks and the direct forms
 
-import measure  # first: it quietens the profiler
+from benchmarks import measure  # first: it quietens the profiler
+
+# isort: split
+
 import psutil
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import Tensor
 
+from benchmarks.writing import Promise, Section, Table, show
 from kd_bench import losses
 from kd_bench.methods.crd import CRD
 from kd_bench.types import Pair, Shapes
@@ -174,7 +177,7 @@ def map_cases(channels: int, edge: int, batch: int) -> Iterator[Case]:
     )
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def cases(quick: bool, large: bool) -> Iterator[Case]:
     if quick:
         yield from logits_cases(20, 8, False)
         yield from embedding_cases(32, 8, False)
@@ -183,7 +186,8 @@ def cases(quick: bool) -> Iterator[Case]:
         return
     yield from logits_cases(100, 64, False)
     yield from logits_cases(1000, 64, True)
-    yield from (case for case in logits_cases(1000, 512, False) if case.kl)
+    if large:
+        yield from (case for case in logits_cases(1000, 512, False) if case.kl)
     for width in (256, 960):
         yield from embedding_cases(width, 64, True)
     yield from bank_cases(50_000, 128, 16_384, 64, True)
@@ -243,33 +247,31 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,{'.2f' if value < 100 else '.0f'}}"
 
 
-def promises(result: Result) -> Iterator[tuple[str, bool]]:
-    """What was promised of a case and what was found, and whether it was kept."""
+def promises(result: Result) -> Iterator[Promise]:
+    """What was promised of a case and what was found."""
     case = result.case
     for promised, found, what in (
         (case.faster, result.faster, "times faster"),
         (case.smaller, result.smaller, "times smaller"),
     ):
         if promised and found:
-            yield f"{case.name}: {promised:,} {what}; found: {found:,.1f}", found >= promised
+            yield Promise(case.name, f"{promised:,} {what}", f"{found:,.1f}", found >= promised)
     if case.of_kl and result.of_kl:
         found = result.of_kl
-        yield f"{case.name}: at most {case.of_kl} times a KL from logits; found: {found:.2f}", found <= case.of_kl
+        yield Promise(case.name, f"at most {case.of_kl} times a KL from logits", f"{found:.2f}", found <= case.of_kl)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="how often each contestant has its turn, at most")
-    parser.add_argument("--seconds", type=float, default=12, help="after which a case begins no further round")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--quick", action="store_true", help="small sizes and 2 rounds, to see that it works")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+def find(rounds: int, seconds: float, quick: bool = False, large: bool = True) -> Section:
+    """All cases.
+
+    Args:
+        rounds: How often each contestant has its turn, at most.
+        seconds: After which a case begins no further round.
+        quick: Small sizes and two rounds.
+        large: Whether to have the case whose direct form takes half a minute and 10 GiB.
+    """
     torch.manual_seed(0)
-
-    results = [run(case, 2 if given.quick else given.rounds, given.seconds) for case in cases(given.quick)]
-    print(f"forward and backward in float32, torch {torch.__version__}, {given.threads} thread(s) on the CPU;")
-    print("CPU milliseconds as medians (quartiles) of rounds, MiB as peaks of torch's allocator above the inputs\n")
+    results = [run(case, 2 if quick else rounds, seconds) for case in cases(quick, large)]
     headers = [
         "",
         "ours, ms",
@@ -281,13 +283,24 @@ def main() -> int:
         "of KL's time",
         "difference",
     ]
-    print(tabulate([row(result) for result in results], headers=headers, tablefmt="pipe", disable_numparse=True))
-    kept = [promise for result in results for promise in promises(result)]
-    if kept:
-        print("\npromised:")
-    for text, fine in kept:
-        print(f"- {text}{'' if fine else '  <- NOT KEPT'}")
-    return int(not all(fine for _, fine in kept))
+    return Section(
+        "Losses",
+        f"Forward and backward in float32, {torch.get_num_threads()} thread(s): CPU milliseconds as medians "
+        "(quartiles) of rounds, MiB as peaks of torch's allocator above the inputs.",
+        [Table([*headers, "difference"], [row(result) for result in results])],
+        [promise for result in results for promise in promises(result)],
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="how often each contestant has its turn, at most")
+    parser.add_argument("--seconds", type=float, default=12, help="after which a case begins no further round")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--quick", action="store_true", help="small sizes and 2 rounds, to see that it works")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    return show(find(given.rounds, given.seconds, given.quick))
 
 
 if __name__ == "__main__":

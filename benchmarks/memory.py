@@ -14,8 +14,9 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks
 
+from benchmarks.writing import Promise, Section, Table, show
 from kd_bench.data import registry
 from kd_bench.errors import UserError
 from kd_bench.recipe import Dataset
@@ -57,19 +58,16 @@ def process(name: str, loads: bool, everyone: Barrier, results: SimpleQueue[tupl
     results.put(report)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=3, help="how many load the set")
-    given = parser.parse_args()
-    try:
-        registry.load(Dataset(name="cifar100"))  # decoded once, whoever comes first
-    except UserError as error:
-        print(f"memory: {error}", file=sys.stderr)
-        return 2
+def find(processes: int) -> Section:
+    """What so many processes that load the set take.
 
+    Raises:
+        UserError: Where CIFAR-100 is not found.
+    """
+    registry.load(Dataset(name="cifar100"))  # decoded once, whoever comes first
     context = multiprocessing.get_context("spawn")
-    everyone, results = context.Barrier(given.processes + 1), context.SimpleQueue()
-    names = ["imports only", *(f"process {number + 1}" for number in range(given.processes))]
+    everyone, results = context.Barrier(processes + 1), context.SimpleQueue()
+    names = ["imports only", *(f"process {number + 1}" for number in range(processes))]
     started = [
         context.Process(target=process, args=(name, bool(place), everyone, results)) for place, name in enumerate(names)
     ]
@@ -81,17 +79,35 @@ def main() -> int:
 
     without = found[names[0]][0]
     images = found[names[1]][1]
-    rows = [[name, *(found[name][0][kind] / MIB for kind in ("pss", "private", "shared"))] for name in names]
-    print(f"{images / MIB:.1f} MiB of images, loaded and read by {given.processes} processes; MiB")
-    print(tabulate(rows, headers=["", "PSS", "private", "shared"], floatfmt=".1f"))
+    kinds = ("pss", "private", "shared")
+    rows = [[name, *(f"{found[name][0][kind] / MIB:.1f}" for kind in kinds)] for name in names]
     cost = sum(found[name][0]["pss"] - without["pss"] for name in names[1:])
     private = max(found[name][0]["private"] - without["private"] for name in names[1:])
-    print(
-        f"all processes together, less what they have without the data: {cost / MIB:.1f} MiB, "
-        f"{cost / images:.3f} times the images' bytes (promised: at most {PROMISED}); "
-        f"of that private: at most {private / MIB:.1f} MiB a process"
+    return Section(
+        "Memory of a data set",
+        f"{images / MIB:.1f} MiB of images, loaded and read by {processes} processes; MiB. All together, less what "
+        f"they have without the data, take {cost / MIB:.1f}; private to a process are at most {private / MIB:.1f}.",
+        [Table(["", "PSS", "private", "shared"], rows)],
+        [
+            Promise(
+                "all processes",
+                f"at most {PROMISED} times the images' bytes",
+                f"{cost / images:.3f}",
+                cost <= PROMISED * images,
+            )
+        ],
     )
-    return int(cost > PROMISED * images)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=3, help="how many load the set")
+    given = parser.parse_args()
+    try:
+        return show(find(given.processes))
+    except UserError as error:
+        print(f"memory: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

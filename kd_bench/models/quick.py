@@ -20,9 +20,10 @@ class Pointwise(nn.Conv2d):
         batch, channels, height, width = x.shape
         groups, pixels = self.groups, height * width
         # The gradient of the weights is summed up over a tensor of (B, O, C / groups), which is not to be larger than
-        # the maps. A teacher's maps, which have another layout, are left to the library.
+        # the maps. A teacher's maps, which have another layout, are left to the library; and so are single images,
+        # with which a network's graph is read.
         small = self.out_channels // groups <= 4 * pixels
-        if not (small and pixels >= _POINTWISE_FROM and x.is_contiguous() and _plain(x)):
+        if not (small and batch > 1 and pixels >= _POINTWISE_FROM and x.is_contiguous() and _plain(x)):
             return super().forward(x)
         weight = self.weight.view(1, groups, self.out_channels // groups, channels // groups)
         found = torch.matmul(weight, x.view(batch, groups, channels // groups, pixels))

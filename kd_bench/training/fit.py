@@ -51,7 +51,7 @@ def build_network(trial: Trial, splits: Images) -> tuple[nn.Module, View]:
     network, view = _build(trial, splits, trial.channels_last)
     if trial.sync_batch_norm and several():
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return quicken(network), view
+    return network, view
 
 
 def load_network(
@@ -80,6 +80,7 @@ def _build(trial: Trial | Given, splits: Images, channels_last: bool) -> tuple[n
     options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
     network = models.create(trial.model, splits.num_classes, trial.input.size or image_size, **options)
     view = View(network, trial.input, image_size, splits.mean, splits.std, channels_last)
+    quicken(network)  # students and teachers alike, so that what is measured again is the same to the last bit
     return network.to(memory_format=torch.channels_last) if channels_last else network, view
 
 

@@ -135,6 +135,7 @@ class Teacher(nn.Module):
         """Whether there is a compiler for the device, and it can make something of this network."""
         if not can_compile(images.device):
             return False
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where nothing needs it
         observer = Observer(self._frozen, "on")
         try:
             with torch.no_grad(), computing(self._precision, images.device):

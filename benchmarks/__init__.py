@@ -1,0 +1,1 @@
+"""Speed and memory, each measured beside what it is claimed to beat."""

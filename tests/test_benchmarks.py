@@ -1,0 +1,143 @@
+"""The benchmarks run, and what they compare computes the same."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from torch import Tensor
+
+from benchmarks import column, column_tables, growth, overhead, pairs, peak, run, steps
+from benchmarks.reference import direct_forms
+from benchmarks.writing import Promise
+from kd_bench import losses
+from kd_bench.methods import connectors
+from tests.losses import direct
+
+
+@pytest.fixture(scope="module")
+def trials() -> dict[str, pairs.Trial]:
+    return next(iter(pairs.planned(quick=True).values()))
+
+
+@pytest.fixture(scope="module")
+def tiny(trials: dict[str, pairs.Trial], tmp_path_factory: pytest.TempPathFactory) -> column.Column:
+    folder = tmp_path_factory.mktemp("store")
+    return column.Column("tiny", trials, pairs.images(256), folder)
+
+
+@pytest.fixture(scope="module")
+def found(tiny: column.Column) -> column.Found:
+    found = column.Found("tiny", 8, *tiny.agree())
+    tiny.warm_up()
+    found.peak = peak.flops_a_second(2, 1)
+    tiny.round(found)
+    tiny.round(found)
+    return found
+
+
+def test_published_loop_and_ours_begin_with_the_same_losses(found: column.Found) -> None:
+    assert 0 < found.difference < 1e-5
+
+
+@pytest.mark.parametrize("label", ["kd", "crd"])
+def test_another_loss_is_noticed(label: str, tiny: column.Column, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "contrast" if label == "crd" else label
+    form = getattr(direct, name)
+    monkeypatch.setattr(direct, name, lambda *args: 1.01 * form(*args))
+    with pytest.raises(RuntimeError, match=f"tiny, {label}: our loss is"):
+        tiny.agree([label])
+
+
+def test_each_loss_that_has_a_direct_form_is_replaced_by_it_and_put_back() -> None:
+    names = [name for name in losses.__all__ if hasattr(direct, name)]
+    before, fuse = {name: getattr(losses, name) for name in names}, connectors.Fusion.forward
+    with direct_forms():
+        assert connectors.Fusion.forward is not fuse
+        inside: dict[str, Callable[..., Tensor]] = {name: getattr(losses, name) for name in names}
+    assert {"kd", "contrast", "rkd_angle", "partial_l2", "hierarchical_context", "dist_terms"} <= set(names)
+    # IKL's and DKD's are put together by the methods from terms, which have forms of their own.
+    assert {name for name in names if inside[name] is before[name]} == {"dkd", "ikl"}
+    assert {name: getattr(losses, name) for name in names} == before
+    assert connectors.Fusion.forward is fuse
+
+
+def test_a_column_has_every_way_of_every_method(found: column.Found) -> None:
+    assert set(found.alone) == {"none", "dist", *pairs.METHODS}
+    assert set(found.reference) == set(found.alone) - {"none"}
+    assert {len(some) for some in (*found.alone.values(), *found.reference.values(), found.floor, found.cached)} == {2}
+    assert {owner for owner, _ in found.cohort[0].seconds} == {"", *pairs.METHODS}
+    assert set(found.floor[0]) == {"teacher", "students", *pairs.METHODS}
+
+
+def test_known_logits_were_found_in_the_store(tiny: column.Column, found: column.Found) -> None:
+    assert tiny.cached.spared() > 0
+
+
+def test_parts_of_a_step_make_up_the_step(found: column.Found) -> None:
+    step = found.alone["kd"][0]
+    assert all(step.of(part) > 0 for part in pairs.PARTS)
+    assert math.isclose(step.of(*pairs.PARTS), step.total)
+
+
+def test_missed_aims_say_where_the_time_is(found: column.Found, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(column_tables.AIMS, "tiny", (1000.0, 0.001))
+    text = column_tables.section([found]).markdown()
+    assert "1000.0 times less than the reference; found: " in text
+    assert "**(missed)** Of the cohort's step: " in text
+    assert "0.001 times less; found" in text
+    assert text.count("(missed)") in {1, 2}  # the floor's is up to the machine
+    assert "| tiny" in steps.section({"tiny": found.alone}).markdown()
+    assert "| tiny" in peak.section([found]).markdown()
+
+
+def test_a_line_and_what_is_off_it() -> None:
+    assert growth.line({1: [3.0], 2: [5.0, 5.0, 9.0], 4: [9.0]}) == pytest.approx((1, 2, 0), abs=1e-12)
+    assert growth.line({1: [1.0], 2: [4.0], 4: [16.0]})[2] > growth.LINEAR
+
+
+def test_growth_takes_all_sizes(trials: dict[str, pairs.Trial], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "STUDENTS", (1, 3))
+    sizes = growth.Found("tiny")
+    growth.times({"kd": trials["kd"]}, sizes, 1, 0.0)
+    assert list(sizes.students) == [1, 3]
+    assert list(sizes.batches) == [2, 4, 8, 16]
+    peak, seven = growth.train(next(iter(pairs.planned(quick=True))), ["kd"] * 3, quick=True)
+    assert peak > seven > 2 * 2 * 4 * 78_000  # two students' weights and momentum; the network has 78,000 and more
+
+
+def test_lightning_takes_part_of_a_step() -> None:
+    own = overhead.seconds_a_step(students=2, steps=4)
+    assert len(own) == 3
+    assert all(0 < value < 1 for value in own)
+
+
+def test_a_page_of_results(tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "new" / "page.md"
+    argv = ["run.py", "--quick", "--jobs", "0", "--output", str(page), "--only", "losses", "--only", "adv"]
+    monkeypatch.setattr("sys.argv", [*argv, "--only", "loader"])
+    assert run.main() == 0
+    text = page.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        "## What was promised",
+        "## Losses",
+        "## A step of adversarial training",
+        "## Loader",
+    ]
+    assert "| difference to PIL, the same crops and flips" in text
+    assert str(page) in capsys.readouterr().out
+
+
+def test_a_benchmark_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> None:
+        raise ValueError("no such thing")
+
+    found, failed = run.work([run.Job("one", fails), run.Job("two", lambda: 2)], 0)
+    assert found == {"two": 2}
+    assert failed == {"one": "ValueError: no such thing"}
+    assert "one failed: ValueError: no such thing" in run.page([], failed, "make bench", 1.0)
+
+
+def test_a_promise_that_is_not_kept_says_why() -> None:
+    kept = Promise("x", "2", "3", True, "because")
+    assert kept.markdown() == "- x: 2; found: 3"
+    assert Promise("x", "2", "1", False, "Because.").markdown() == "- x: 2; found: 1 **(missed)** Because."
