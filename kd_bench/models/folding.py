@@ -25,7 +25,7 @@ from kd_bench.types import LOGITS, Output, Outputs
 log = logging.getLogger(__name__)
 
 #: Largest difference to the network as it was, relative to its largest logit, with which one that is folded is used.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 class Folded(nn.Module):
