@@ -20,6 +20,7 @@ from benchmarks import measure  # first: it quietens the profiler
 import torch
 from torch import Tensor
 
+from benchmarks.pairs import images
 from benchmarks.writing import Promise, Section, Table, show
 from kd_bench import losses
 from kd_bench.data.splits import Splits
@@ -65,13 +66,6 @@ def trial(method: str, model: str, batch_size: int) -> Trial:
         "adversarial": {"eps": 8 / 255, "schedule": "released", "weight_perturbation": {"from_epoch": 1}},
     }
     return Trial.model_validate_json(canonical(settings))
-
-
-def images(count: int) -> Splits:
-    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.arange(count) % CLASSES
-    names = tuple(map(str, range(CLASSES)))
-    return Splits(pixels, labels, pixels[:1], labels[:1], names, (0.5,) * 3, (0.25,) * 3)
 
 
 class Contestant:

@@ -15,14 +15,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import repeat
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks and the direct forms
 
-from benchmarks import pairs, peak  # measure first: it quietens the profiler
+from benchmarks import measure, pairs, peak  # measure first: it quietens the profiler
 
 # isort: split
 
@@ -43,6 +43,9 @@ from kd_bench.types import LOGITS, Batch, Outputs
 
 #: Largest relative difference between the first losses of ours and of the reference loop.
 AGREEMENT = 1e-3
+
+#: Images whose losses are compared.
+FEW = slice(8)
 
 #: Rounds of a pair at most, and what two rounds of each cost compared with the others, roughly.
 ROUNDS = 5
@@ -142,7 +145,7 @@ class Column:
             RuntimeError: Where they differ by more than ``AGREEMENT``.
         """
         whole = next(self.stream)
-        seen = _few(whole)
+        seen = whole.rows(FEW)
         scale = len(whole.images) / len(seen.images)
         with torch.no_grad(), Tally() as tally:
             observe(self.network, seen.images, LOGITS)
@@ -151,7 +154,7 @@ class Column:
         for label in labels or self.references:
             reference = self.references[label]
             found, negatives = reference.next()
-            batch, negatives = _few(found), None if negatives is None else negatives[: len(seen.images)]
+            batch, negatives = found.rows(FEW), None if negatives is None else negatives[: len(seen.images)]
             losses: list[Tensor] = []
 
             def backward(loss: Tensor, losses: list[Tensor] = losses) -> None:
@@ -187,7 +190,7 @@ class Column:
         for label, cohort in self.alone.items():
             found.alone[label].append(pairs.step(cohort, self.stream, self.laps))
             if label in self.references:
-                found.reference[label].append(_seconds(self.references[label].step))
+                found.reference[label].append(measure.once(self.references[label].step))
         found.floor.append(self.floor(next(self.stream)))
 
     def floor(self, batch: Batch) -> dict[str, float]:
@@ -202,8 +205,8 @@ class Column:
             F.cross_entropy(network(student.view(batch.images)), batch.labels).backward()
 
         taught: dict[str, Outputs] = {}
-        pieces = {"teacher": _seconds(teach)}
-        pieces["students"] = len(METHODS) * statistics.mean(_seconds(learn) for _ in range(3))
+        pieces = {"teacher": measure.once(teach)}
+        pieces["students"] = len(METHODS) * statistics.mean(measure.once(learn) for _ in range(3))
         network.zero_grad()
         with torch.no_grad():
             outputs = observe(network, student.view(batch.images), EVERYTHING)
@@ -217,15 +220,9 @@ class Column:
                 torch.stack(list(method(leaves, given, batch).values())).sum().backward()
                 method.on_step_end()
 
-            pieces[label] = _seconds(own)
+            pieces[label] = measure.once(own)
             method.zero_grad()
         return pieces
-
-
-def _few(batch: Batch, images: int = 8) -> Batch:
-    views = None if batch.views is None else batch.views[:images]
-    few = {name: getattr(batch, name)[:images] for name in ("images", "labels", "index")}
-    return replace(batch, **few, views=views)
 
 
 def _first(outputs: Outputs, images: int) -> Outputs:
@@ -246,12 +243,6 @@ def _leaves(outputs: Outputs) -> Outputs:
         value = getattr(outputs, one.name)
         made[one.name] = tuple(map(leaf, value)) if isinstance(value, tuple) else leaf(value)
     return Outputs(**made)
-
-
-def _seconds(task: Callable[[], object]) -> float:
-    begin = time.process_time()
-    task()
-    return time.process_time() - begin
 
 
 def measure_pair(title: str, trials: Mapping[str, Trial], data: Splits, seconds: float) -> Found:

@@ -33,6 +33,7 @@ from benchmarks.writing import Promise, Section, Table, show, spread
 from kd_bench.data.splits import Splits
 from kd_bench.recipe import Trial
 from kd_bench.runner.environment import peak_memory
+from kd_bench.training import tally
 
 PAIR = "VGG13 -> MobileNet-V2"
 STUDENTS = (1, 2, 4, 8)
@@ -144,7 +145,7 @@ def _kept(member: pairs.Member) -> int:
     """Bytes of parameters and buffers, the method's too, and of the optimiser's state."""
     states = (value for state in member.optimizer.state.values() for value in state.values())
     kept = [*member.parameters(), *member.buffers(), *states]
-    return sum(one.numel() * one.element_size() for one in kept if isinstance(one, torch.Tensor))
+    return sum(tally.size(one) for one in kept if isinstance(one, torch.Tensor))
 
 
 def find(seconds: float, quick: bool = False) -> Found:

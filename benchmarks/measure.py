@@ -37,14 +37,14 @@ def seconds(tasks: Sequence[Callable[[], object]], rounds: int, budget: float, t
     After ``budget`` seconds, by the clock on the wall, no further round begins.
     """
     begin = time.perf_counter()
-    firsts = [_seconds(task, 1) for task in tasks]
+    firsts = [once(task) for task in tasks]
     if time.perf_counter() - begin > budget:
         return [[first] for first in firsts]
     calls = [max(1, math.ceil(turn / first)) for first in firsts]
     found: list[list[float]] = [[] for _ in tasks]
     for _ in range(rounds):
         for task, times, number in zip(tasks, found, calls, strict=True):
-            times.append(_seconds(task, number))
+            times.append(once(task, number))
         if time.perf_counter() - begin > budget:
             break
     return found
@@ -61,7 +61,8 @@ def spread(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def _seconds(task: Callable[[], object], calls: int) -> float:
+def once(task: Callable[[], object], calls: int = 1) -> float:
+    """CPU seconds a call."""
     begin = time.process_time()  # of all threads, and only while this process has its turn
     for _ in range(calls):
         task()

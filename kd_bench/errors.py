@@ -33,5 +33,11 @@ def unknown(kind: str, value: str, choices: Iterable[str], where: str = "") -> U
     return UserError(f"{where}{': ' if where else ''}no {kind} is called {value!r}; {end}")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows in further lines; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class Terminated(BaseException):
     """Somebody wants the run to end, by SIGTERM: what is under way is kept, and the command ends with code 143."""

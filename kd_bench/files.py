@@ -57,6 +57,11 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def disk_bytes(path: Path) -> int:
+    """Bytes that a file takes on the disk, where holes take none."""
+    return path.stat().st_blocks * 512
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:

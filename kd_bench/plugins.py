@@ -140,16 +140,29 @@ class Plugin:
     def refuse_changes(self, planned: str | None) -> None:
         """Makes sure that the file is the one that a trial was planned with.
 
+        Args:
+            planned: SHA-256 of that; None takes the file as it is.
+
         Raises:
             UserError: If it is not.
         """
-        if self.hash() != planned:
-            raise changed(self.name)
+        if planned is not None:
+            refuse_changes(self.name, self.hash(), planned)
 
 
-def changed(name: str) -> UserError:
-    """The error for a plug-in whose file is not the one that a trial was planned with."""
-    return UserError(f"{name}: the file was changed since this trial was planned; run the recipe again")
+def refuse_changes(name: str, found: str | None, planned: str | None) -> None:
+    """Makes sure that what a name stands for is what a trial was planned with.
+
+    Args:
+        name: As the trial has it.
+        found: SHA-256 of its file; None for what comes with kd-bench or timm.
+        planned: The same of when the trial was planned.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if found != planned:
+        raise UserError(f"{name}: the file was changed since this trial was planned; run the recipe again")
 
 
 def told(error: Exception) -> str:

@@ -86,7 +86,7 @@ LabelLoss = Literal["cross_entropy", "binary_cross_entropy"]
 
 def _switch(value: Any) -> Any:
     """YAML reads a bare ``on`` and ``off`` as true and false."""
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class Training(Settings):

@@ -115,8 +115,8 @@ class SmallRun:
     def check_resuming(self) -> None:
         """Stopped after its first epoch and taken up again, the training ends with the same bytes."""
         again = self._train([self.trials["own"]], [self.states[0]])[0][-1]
-        difference = _difference(again, self.states[-1])
-        assert not difference, f"a training that is taken up again ends with another {difference}"
+        found = difference(again, self.states[-1])
+        assert not found, f"a training that is taken up again ends with another {found}"
 
     def check_company(self) -> None:
         """Trained beside others, it ends with the same bytes as alone, and they do not notice it."""
@@ -124,9 +124,9 @@ class SmallRun:
         other = self.trials["kd" if taught else "none"]
         theirs = self._train([other])[0][-1]
         beside, own = (states[-1] for states in self._train([other, self.trials["own"]]))
-        for found, alone, whose in ((own, self.states[-1], "this method"), (beside, theirs, "the method beside it")):
-            difference = _difference(found, alone)
-            assert not difference, f"in company, {whose} ends with another {difference} than alone"
+        for trained, alone, whose in ((own, self.states[-1], "this method"), (beside, theirs, "the method beside it")):
+            found = difference(trained, alone)
+            assert not found, f"in company, {whose} ends with another {found} than alone"
 
     def check_views(self) -> None:
         """With batches of another size, each training image looks the same in an epoch."""
@@ -192,14 +192,17 @@ def _tensors(outputs: Outputs) -> list[Tensor]:
     return [outputs.logits, *outputs.stages, *outputs.preacts, *pooled]
 
 
-def _difference(one: Any, other: Any, path: str = "state") -> str:
+def difference(one: Any, other: Any, path: str = "state") -> str:
     """Where two states differ first, times that things took aside; empty where they do not."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return "" if one.dtype == other.dtype and torch.equal(one, other) else path
-    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if one.keys() - _TIMED != other.keys() - _TIMED:
+            return path
         inner = ((one[key], other[key], f"{path}.{key}") for key in one if key not in _TIMED)
     elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
         inner = ((a, b, f"{path}.{place}") for place, (a, b) in enumerate(zip(one, other, strict=True)))
     else:
-        return "" if one == other else path
-    return next((found for triple in inner if (found := _difference(*triple))), "")
+        tensors = isinstance(one, Tensor) or isinstance(other, Tensor)
+        return "" if not tensors and one == other else path
+    return next((found for triple in inner if (found := difference(*triple))), "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ class Batch:
     views: Tensor | None = None
     """(B,) int64, on the CPU: the number of each image's view among all views of the set; None where they cannot be
     counted."""
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of the samples."""
+        views = None if self.views is None else self.views[rows]
+        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], views=views)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,23 +30,23 @@ def cache(context: typer.Context) -> None:
 def clear(kind: Annotated[str, typer.Argument(help="logits, images or all.")] = "all") -> None:
     """Remove what is kept, but what somebody is using."""
     from kd_bench.data import cache as images
+    from kd_bench.resources import cache_folder
     from kd_bench.training import logits
 
     if kind not in KINDS:
         raise unknown("kind of what is kept", kind, KINDS)
     freed = 0
     if kind != "images":
-        for entry in logits.entries(images.folder() / "logits"):
+        for entry in logits.entries(logits.folder()):
             if logits.remove(entry):
                 freed += entry.size
             else:
                 typer.echo(f"{entry.path}: in use, and so kept")
     if kind != "logits":
-        for stem, files in _decoded(images.folder()).items():
-            freed += sum(file.stat().st_blocks * 512 for file in files)
-            for file in files:
-                file.unlink(missing_ok=True)
-            typer.echo(f"removed the decoded images {stem}")
+        for split in images.entries(cache_folder()):
+            freed += split.size
+            split.remove()
+            typer.echo(f"removed the decoded images {split.name}")
     typer.echo(f"freed {_size(freed)}")
 
 
@@ -55,16 +54,16 @@ def _show() -> None:
     from tabulate import tabulate
 
     from kd_bench.data import cache as images
+    from kd_bench.resources import cache_folder
     from kd_bench.training import logits
 
-    place = images.folder()
+    place = cache_folder()
     rows: list[list[Any]] = []
     total = 0
-    for stem, files in _decoded(place).items():
-        size = sum(file.stat().st_blocks * 512 for file in files)
-        rows.append(["images", stem, _size(size), "", _ago(max(file.stat().st_atime for file in files))])
-        total += size
-    kept = logits.entries(place / "logits")
+    for split in images.entries(place):
+        rows.append(["images", split.name, _size(split.size), "", _ago(split.used)])
+        total += split.size
+    kept = logits.entries(logits.folder())
     for entry in kept:
         what = f"{entry.about.get('teacher', '?')} on {entry.about.get('dataset', '?')}"
         share = f"{min(1.0, entry.size / entry.full):.0%} of {_size(entry.full)}"
@@ -77,16 +76,6 @@ def _show() -> None:
         f"Logits: {_size(sum(one.full for one in kept))} when all are known, {_size(logits.allowed())} at most "
         "(KD_BENCH_LOGITS_GB; 0 keeps none). Clear with: kd-bench cache clear"
     )
-
-
-def _decoded(place: Path) -> dict[str, list[Path]]:
-    """The files of each decoded split, by its name."""
-    found: dict[str, list[Path]] = {}
-    for record in sorted(place.glob("*.json")):
-        files = [record, *(place / f"{record.stem}-{part}.npy" for part in ("images", "labels"))]
-        if all(file.is_file() for file in files):
-            found[record.stem] = files
-    return found
 
 
 def _size(size: float) -> str:

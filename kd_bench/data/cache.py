@@ -25,7 +25,8 @@ import numpy as np
 import psutil
 
 from kd_bench.errors import UserError
-from kd_bench.files import write_json
+from kd_bench.files import disk_bytes, write_json
+from kd_bench.resources import cache_folder
 
 _VERSION = 2  # to be raised when what is decoded, or how it is kept, changes
 _BLOCK = 1 << 20
@@ -45,13 +46,6 @@ class Decoded:
     """(N, L) int64: a column a kind of label."""
     class_names: tuple[tuple[str, ...], ...]
     """The names of the classes, for each kind of label; none where the source does not tell."""
-
-
-def folder() -> Path:
-    """The cache folder: ``KD_BENCH_CACHE``, else ``kd-bench`` in the user's cache folder."""
-    if given := os.environ.get("KD_BENCH_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kd-bench"
 
 
 def facts(sources: Sequence[Path]) -> list[tuple[str, int, int]]:
@@ -86,7 +80,7 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
         UserError: There is room for the images neither in the folder nor in memory.
     """
     key = hashlib.blake2b(json.dumps([_VERSION, source]).encode(), digest_size=8).hexdigest()
-    place, stem = folder(), f"{name}-{key}"
+    place, stem = cache_folder(), f"{name}-{key}"
     if found := _read(place, stem):
         return found
     with _alone(place, stem) as locked:
@@ -99,6 +93,38 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
             if isinstance(decoded.images, np.memmap):
                 _write(place, stem, images, decoded)
     return _read(place, stem) or decoded
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One decoded split in a cache folder."""
+
+    name: str
+    files: tuple[Path, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes on the disk."""
+        return sum(map(disk_bytes, self.files))
+
+    @property
+    def used(self) -> float:
+        """When it was last read, in seconds since 1970."""
+        return max(file.stat().st_atime for file in self.files)
+
+    def remove(self) -> None:
+        """Removes its files."""
+        for file in self.files:
+            file.unlink(missing_ok=True)
+
+
+def entries(place: Path) -> list[Entry]:
+    """The decoded splits of a cache folder."""
+    found = [
+        Entry(record.stem, (record, *(place / f"{record.stem}-{part}.npy" for part in ("images", "labels"))))
+        for record in sorted(place.glob("*.json"))
+    ]
+    return [entry for entry in found if all(file.is_file() for file in entry.files)]
 
 
 def _read(place: Path, stem: str) -> Decoded | None:

@@ -126,7 +126,7 @@ class InMemoryLoader:
         return whole + (rest > (1 if self.shuffle else 0))
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches(self.epoch, self._order(self.epoch), self._draw(self.epoch))
+        return self._batches(self._order(self.epoch), self._draw(self.epoch))
 
     def _order(self, epoch: int) -> Tensor:
         """The places of an epoch's images, (at most ``len(self)`` times the batch size,) int64, batch by batch."""
@@ -157,7 +157,7 @@ class InMemoryLoader:
         choices = policies.draw(augment, seed, epoch, size, height, width)
         return _Epoch(moved, choices, seed, epoch, tuple(blanks), mix, views if self.views else None)
 
-    def _batches(self, epoch: int, order: Tensor, drawn: _Epoch) -> Iterator[Batch]:
+    def _batches(self, order: Tensor, drawn: _Epoch) -> Iterator[Batch]:
         views = self._views(order, drawn)
         numbers = None if drawn.views is None else order * self.views + drawn.views[order]
         mix = partners = None
@@ -173,7 +173,7 @@ class InMemoryLoader:
                 images = mixing.mix_images(images, next(partners), here)
                 labels = mixing.mix_labels(labels, self.labels[here.partner], here, self.num_classes)
             seen = None if numbers is None else numbers[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Batch(images, labels, index, epoch, step, seen)
+            yield Batch(images, labels, index, drawn.epoch, step, seen)
 
     def _changed(self, images: Tensor, places: Tensor, drawn: _Epoch, step: int) -> Tensor:
         """As the user's own augmentation leaves them."""

@@ -62,8 +62,7 @@ def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits:
     from kd_bench.data.splits import Splits
 
     plugin = plugin_of(dataset)
-    if dataset.source is not None:
-        plugin.refuse_changes(dataset.source)
+    plugin.refuse_changes(dataset.source)
     seeding.seed_everything(0, seeding.SPLIT)
     size = dataset.size or spec.image_size
     made = plugin.call(data_dir=data_dir, image_size=size, generator=seeding.generator(0, seeding.SPLIT))

@@ -71,8 +71,7 @@ class OwnAugment:
     def __init__(self, name: str, planned: str | None) -> None:
         self._plugin = plugins.find(AUGMENTATION, name)
         self._plugin.source()
-        if planned is not None:
-            self._plugin.refuse_changes(planned)
+        self._plugin.refuse_changes(planned)
         self._function = self._plugin.load()
 
     def __call__(self, images: Tensor, index: list[int], seed: int, epoch: int, step: int) -> Tensor:

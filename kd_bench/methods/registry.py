@@ -172,8 +172,7 @@ def check_source(name: str, planned: str | None) -> None:
     Raises:
         UserError: If its file was changed since, or there is no such method.
     """
-    if source_hash(name) != planned:
-        raise plugins.changed(name)
+    plugins.refuse_changes(name, source_hash(name), planned)
 
 
 def _built_in() -> set[str]:

@@ -67,7 +67,7 @@ def fold(network: nn.Module, image: tuple[int, ...]) -> nn.Module:
     pairs = _pairs(found, image, outputs)
     if not pairs:
         return network
-    for (_, conv), (name, norm) in pairs:
+    for conv, name, norm in pairs:
         _fold(conv, norm)
         found.set_submodule(name, Folded(norm))
     return found if _same(network, found, image) else network
@@ -86,10 +86,10 @@ def _outputs(network: nn.Module, image: tuple[int, ...]) -> frozenset[Output]:
 
 def _pairs(
     network: nn.Module, image: tuple[int, ...], needs: frozenset[Output]
-) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, _BatchNorm]]]:
-    """The convolutions and the batch norms that follow them, with their names."""
-    convs: dict[Node, tuple[str, nn.Conv2d]] = {}
-    norms: list[tuple[Node | None, tuple[str, _BatchNorm]]] = []
+) -> list[tuple[nn.Conv2d, str, _BatchNorm]]:
+    """The convolutions, and names and modules of the batch norms that follow them."""
+    convs: dict[Node, nn.Conv2d] = {}
+    norms: list[tuple[Node | None, str, _BatchNorm]] = []
     calls: Counter[nn.Module] = Counter()
     owners = Counter(id(one) for module in network.modules() for one in module.parameters(recurse=False))
 
@@ -97,9 +97,9 @@ def _pairs(
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             calls[module] += 1
             if isinstance(module, _BatchNorm):
-                norms.append((inputs[0].grad_fn, (name, module)))
+                norms.append((inputs[0].grad_fn, name, module))
             elif isinstance(module, nn.Conv2d) and output.grad_fn is not None:
-                convs[output.grad_fn] = (name, module)
+                convs[output.grad_fn] = module
 
         return hook
 
@@ -116,17 +116,17 @@ def _pairs(
         for hook in hooks:
             hook.remove()
     found = []
-    for node, (name, norm) in norms:
+    for node, name, norm in norms:
         if node is None or node not in convs or readers[node] != 1:
             continue
-        conv = convs[node][1]
+        conv = convs[node]
         plain = (
             type(conv) in (nn.Conv2d, Pointwise, Depthwise)
             and not is_parametrized(conv)
             and owners[id(conv.weight)] == 1
         )
         if plain and norm.track_running_stats and calls[conv] == calls[norm] == 1:
-            found.append((convs[node], (name, norm)))
+            found.append((conv, name, norm))
     return found
 
 

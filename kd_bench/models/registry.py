@@ -113,8 +113,7 @@ def check_source(name: str, planned: str | None) -> None:
     Raises:
         UserError: If its file was changed since, or is gone.
     """
-    if source_hash(name) != planned:
-        raise plugins.changed(name)
+    plugins.refuse_changes(name, source_hash(name), planned)
 
 
 def create(name: str, num_classes: int, image_size: int | None = None, **kwargs: Any) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from kd_bench.errors import first_line
 from kd_bench.recipe import canonical
 from kd_bench.report.frame import COUNTS, NUMBERS, PERCENTAGES, read_results
 
@@ -75,7 +76,7 @@ def epochs(parts: Sequence[tuple[str, Path, Sequence[Planned]]]) -> Table:
             except FileNotFoundError:
                 continue  # not begun
             except (OSError, ValueError, csv.Error) as error:
-                problems.append(f"{file}: left out, because it is damaged ({str(error).splitlines()[0]})")
+                problems.append(f"{file}: left out, because it is damaged ({first_line(error)})")
                 continue
             about = _about(name, cell)
             rows += [{**about, **row} for row in measured]

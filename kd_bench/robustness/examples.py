@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from kd_bench.errors import UserError
+from kd_bench.errors import UserError, first_line
 from kd_bench.models import weights
 from kd_bench.robustness.ball import distance
 from kd_bench.robustness.pgd import evaluating
@@ -159,4 +159,4 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load(path.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None

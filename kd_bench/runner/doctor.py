@@ -18,7 +18,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from kd_bench.data import registry as datasets
-from kd_bench.errors import UserError
+from kd_bench.errors import UserError, first_line
 from kd_bench.models import zoo
 from kd_bench.recipe import Dataset
 from kd_bench.resources import cache_folder
@@ -144,7 +144,7 @@ def _torch() -> Finding | None:
     except Exception as error:
         return Finding(
             "bad",
-            f"torch does not load ({_first_line(error)}); mend it with: "
+            f"torch does not load ({first_line(error)}); mend it with: "
             "pip install --upgrade --force-reinstall torch torchvision",
         )
     return None
@@ -186,7 +186,7 @@ def _gpus() -> Iterator[Finding]:
         try:
             torch.cuda.init()
         except Exception as error:
-            reason = _first_line(error)
+            reason = first_line(error)
         if "too old" in reason:
             mend = f"update the driver, or install a torch for it: {_install(cuda)}"
         else:
@@ -202,7 +202,7 @@ def _nvidia() -> tuple[list[str], tuple[int, int] | None, str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
         about = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [], None, _first_line(error)
+        return [], None, first_line(error)
     if listed.returncode:
         said = (listed.stdout + listed.stderr).strip().splitlines()
         return [], None, said[0] if said else f"exit code {listed.returncode}"
@@ -306,8 +306,3 @@ def _links(file: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

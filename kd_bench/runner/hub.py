@@ -12,7 +12,6 @@ from kd_bench.errors import UserError
 from kd_bench.files import write_atomic
 from kd_bench.models import registry as models
 from kd_bench.models import weights
-from kd_bench.models.weights import load_into
 from kd_bench.plugins import is_file
 from kd_bench.recipe import Trial
 from kd_bench.runner.folder import TrialFolder
@@ -50,7 +49,7 @@ def export(folder: TrialFolder, trial: Trial, result: dict[str, Any], target: Pa
     """
     size, classes, mean, std = _images(trial, result, data)
     network = models.create(trial.model, classes, size)
-    load_into(network, weights.read(folder.weights).state, folder.weights, trial.model)
+    weights.load_into(network, weights.read(folder.weights).state, folder.weights, trial.model)
     cfg = getattr(network, "pretrained_cfg", None)
     if trial.input.normalise == "network" and cfg:
         mean, std = cfg["mean"], cfg["std"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kd_bench.errors import UserError
+from kd_bench.errors import UserError, first_line
 from kd_bench.files import sha256
 from kd_bench.recipe import Given, Trial
 from kd_bench.runner.folder import TrialFolder
@@ -75,7 +75,7 @@ def _settings(path: Path) -> Trial | Given:
         kind = Given if "weights" in json.loads(content) else Trial
         return kind.model_validate_json(content)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
 def _weights(folder: TrialFolder, result: dict[str, Any]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from kd_bench.errors import first_line
 from kd_bench.files import write_atomic
 from kd_bench.recipe import Trial
 from kd_bench.runner.folder import TrialFolder
@@ -151,5 +152,4 @@ class Loggers:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            self._note(f"--{name}: {self._folder.path.name} goes on without it ({first})")
+            self._note(f"--{name}: {self._folder.path.name} goes on without it ({first_line(error)})")

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from kd_bench.errors import UserError
+from kd_bench.errors import UserError, first_line
 from kd_bench.runner import elsewhere, local
 from kd_bench.runner.worker import Job
 
@@ -36,7 +36,7 @@ class Ray:
                 address=given.get("address"), log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
             ) if not ray.is_initialized() else None
         except (ConnectionError, ValueError) as error:
-            first = str(error).splitlines()[0]
+            first = first_line(error)
             raise UserError(f"--executor-option address={given.get('address')}: {first}") from None
         gpus = given.get("gpus", 0.0 if device == "cpu" or not ray.cluster_resources().get("GPU") else 1.0)
         self._device = "cuda:0" if gpus else "cpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kd_bench.errors import UserError
+from kd_bench.errors import UserError, first_line
 from kd_bench.runner import elsewhere, local
 from kd_bench.runner.worker import Job
 
@@ -38,7 +38,7 @@ class Slurm:
         try:
             self._executor = submitit.AutoExecutor(folder=folder / "%j", cluster=cluster)
         except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"--executor slurm: {str(error).splitlines()[0]}") from None
+            raise UserError(f"--executor slurm: {first_line(error)}") from None
         gpus = given.get("gpus", 0 if device == "cpu" else 1)
         self._device = "cuda:0" if gpus else "cpu"
         settings: dict[str, Any] = {

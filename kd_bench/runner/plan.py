@@ -276,8 +276,7 @@ def _augment(recipe: Recipe, training: Training, where: str) -> Augment:
 def _own_augment(name: str, source: str | None, where: str) -> dict[str, Any]:
     plugin = plugins.find(plugins.AUGMENTATION, name, (), where)
     plugin.source(where)
-    if source is not None:
-        plugin.refuse_changes(source)
+    plugin.refuse_changes(source)
     return {"own": plugin.name, "own_source": plugin.hash()}
 
 

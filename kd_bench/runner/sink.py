@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from kd_bench.errors import first_line
 from kd_bench.files import write_atomic
 from kd_bench.runner.environment import now, peak_memory
 from kd_bench.runner.folder import TrialFolder
@@ -69,7 +70,7 @@ class FolderSink:
                     raise ValueError("its content is not what its name says")
                 member.restore(torch.load(io.BytesIO(content), weights_only=True))
             except (ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-                damaged.append((path, str(error).splitlines()[0] if str(error) else type(error).__name__))
+                damaged.append((path, first_line(error)))
                 continue
             self._say(damaged, f"goes on from epoch {epoch}")
             return

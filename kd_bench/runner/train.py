@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from kd_bench import distributed
-from kd_bench.data import cache
 from kd_bench.data import registry as datasets
 from kd_bench.data.loader import InMemoryLoader
 from kd_bench.data.splits import Splits
@@ -25,6 +24,7 @@ from kd_bench.runner.lease import Lease
 from kd_bench.runner.sink import FolderSink
 from kd_bench.runner.worker import Job, Voice
 from kd_bench.training import fit as training
+from kd_bench.training import logits
 from kd_bench.training.cohort import Cohort, Distillation, Left, Supervised
 from kd_bench.training.logits import Logits, open_store
 from kd_bench.training.member import Member, Silent, Sink, packed
@@ -113,26 +113,25 @@ class _Room:
         views = train.views if isinstance(train, InMemoryLoader) else 0
         if not views:
             return None
-        pixels = hashlib.blake2b(images.train_images.contiguous().numpy().data, digest_size=16).hexdigest()
-        about = {
-            "teacher": first.teacher.model,
-            "trained": first.teacher.id,
-            "weights": sha256(self.taught_by.weights),
-            "dataset": first.dataset.title,
-            "images": pixels,
-            "normalised": [list(images.mean), list(images.std)],
-            "augment": [first.augment.crop, first.augment.flip],
-            "input": first.teacher.input.model_dump(mode="json"),
-            "numerics": [first.teacher_precision, first.channels_last],
-            "machine": bits_depend_on(self.device, self.job.threads),
-        }
-        rows = views * len(images.train_labels)
-        size = first.micro_batch or first.batch_size
+        taught_by, teacher = self.taught_by, first.teacher
 
         def remember(compiled: bool) -> Logits | None:
+            about = {
+                "teacher": teacher.model,
+                "trained": teacher.id,
+                "weights": sha256(taught_by.weights),
+                "dataset": first.dataset.title,
+                "images": hashlib.blake2b(images.train_images.contiguous().numpy().data, digest_size=16).hexdigest(),
+                "normalised": [list(images.mean), list(images.std)],
+                "augment": [first.augment.crop, first.augment.flip],
+                "input": teacher.input.model_dump(mode="json"),
+                "numerics": [first.teacher_precision, first.channels_last],
+                "machine": bits_depend_on(self.device, self.job.threads),
+                "compiled": compiled,
+            }
+            rows, size = views * len(images.train_labels), first.micro_batch or first.batch_size
             # Compiled for each number of images by itself, a network has other bits for parts of a batch.
-            complete, place = about | {"compiled": compiled}, cache.folder() / "logits"
-            return open_store(place, complete, rows, images.num_classes, size, parts=not compiled)
+            return open_store(logits.folder(), about, rows, images.num_classes, size, parts=not compiled)
 
         return remember
 

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from kd_bench.data.splits import Splits
-from kd_bench.errors import UserError
+from kd_bench.errors import UserError, first_line
 from kd_bench.methods import registry as methods
 from kd_bench.models import registry as models
 from kd_bench.models.view import View
@@ -98,8 +98,7 @@ class CohortCounts:
     @property
     def passing(self) -> int:
         """Bytes that one of the students needs while it has its turn, or the teacher."""
-        gradients = 1 if self.parts == 1 else 0
-        return max([self.teacher_peak, *(one.peak + gradients * one.gradients for one in self.members)])
+        return max([self.teacher_peak, *(one.peak + (one.gradients if self.parts == 1 else 0) for one in self.members)])
 
     @property
     def memory(self) -> int:
@@ -172,8 +171,7 @@ def _count(
         alone = MethodSettings(name="none", hyperparameters=methods.check("none", {}, "none"))
         by_itself = trial.model_copy(update={"method": alone, "teacher": None})
         counts, member = _count_with(by_itself, splits, None, batch, mode)
-        why = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        return replace(counts, uncounted=why), member
+        return replace(counts, uncounted=first_line(error)), member
 
 
 def _count_with(

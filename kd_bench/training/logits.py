@@ -18,7 +18,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_bench.files import read_json, write_json
+from kd_bench.files import disk_bytes, read_json, write_json
+from kd_bench.resources import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def open_store(
             if taken + size <= limit:
                 break
             taken -= one.full if remove(one) else 0
-        here = path.stat().st_blocks * 512 if path.exists() else 0
+        here = disk_bytes(path) if path.exists() else 0
         if taken + size > limit or shutil.disk_usage(place).free < size - here + SPARE:
             log.info("%s: no room for %.1f GB of a teacher's logits, so they are not kept", place, size / 1e9)
             return None
@@ -258,19 +259,22 @@ class Entry:
     """When it was last used, in seconds since 1970."""
 
 
+def folder() -> Path:
+    """Where they are kept."""
+    return cache_folder() / "logits"
+
+
 def entries(place: Path) -> list[Entry]:
     """The files of a folder."""
-    return list(_entries(place))
-
-
-def _entries(place: Path) -> Iterator[Entry]:
+    found = []
     for path in sorted(place.glob("*.logits")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = path.with_suffix(".json")
             stat = path.stat()
             about = (read_json(record) or {"about": {}})["about"]
             used = record.stat().st_mtime if record.exists() else stat.st_mtime
-            yield Entry(path, about, stat.st_blocks * 512, stat.st_size, max(used, stat.st_mtime))
+            found.append(Entry(path, about, disk_bytes(path), stat.st_size, max(used, stat.st_mtime)))
+    return found
 
 
 def remove(entry: Entry) -> bool:

@@ -6,7 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -84,12 +84,7 @@ def parts(batch: Batch, micro_batch: int | None) -> Iterator[Part]:
     count = -(-size // at_once)
     for place in range(count):
         rows = slice(place * at_once, (place + 1) * at_once)
-        part = batch
-        if count > 1:
-            views = None if batch.views is None else batch.views[rows]
-            part = replace(
-                batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows], views=views
-            )
+        part = batch.rows(rows) if count > 1 else batch
         yield Part(part, rank() * count + place, len(part.images) / size, place == 0, place == count - 1)
 
 

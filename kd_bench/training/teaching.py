@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd_bench.errors import first_line
 from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.models.folding import fold
 from kd_bench.models.outputs import observe
@@ -78,12 +79,8 @@ class Teacher(nn.Module):
         """Stays in evaluation mode."""
         return super().train(False)
 
-    def prepare(self, images: Tensor) -> None:
-        """Makes what the passes need, on the images' device, if it is not there yet.
-
-        Args:
-            images: (B, C, H, W), as in a batch.
-        """
+    def _prepare(self, images: Tensor) -> None:
+        """Makes what the passes need, on the images' device, if it is not there yet."""
         if self._observers:
             return
         image = tuple(self.view(images[:1]).shape[1:])
@@ -109,7 +106,7 @@ class Teacher(nn.Module):
             Without gradient, by what the batch norms go by; in float32 unless students compute in another precision.
         """
         found: dict[TeacherBatchNorm, Outputs] = {}
-        self.prepare(batch.images)
+        self._prepare(batch.images)
         if dict(self._needs) == {"running": LOGITS} and self._store is not None and batch.views is not None:
             found["running"] = Outputs(self._store.of(batch.views, batch.images, self._logits))
             return found
@@ -141,8 +138,7 @@ class Teacher(nn.Module):
             with torch.no_grad(), computing(self._precision, images.device):
                 observer(self._seen(images), LOGITS)
         except Exception as error:  # of the many stages of a compiler, each has errors of its own
-            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            log.warning("the teacher is not compiled: %s: %s", type(error).__name__, first)
+            log.warning("the teacher is not compiled: %s: %s", type(error).__name__, first_line(error))
             return False
         return True
 

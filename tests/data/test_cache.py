@@ -11,6 +11,7 @@ import torch
 from kd_bench.data import cache
 from kd_bench.data.cache import Allocate, Decoded
 from kd_bench.errors import UserError
+from kd_bench.resources import cache_folder
 
 IMAGES = np.arange(4 * 3 * 8 * 8, dtype=np.uint8).reshape(4, 3, 8, 8)
 LABELS = np.array([[0, 1], [1, 0], [2, 1], [0, 0]])
@@ -47,7 +48,7 @@ def same(found: Decoded) -> bool:
 
 
 def entry(suffix: str) -> Path:
-    [path] = cache.folder().glob(f"*{suffix}")
+    [path] = cache_folder().glob(f"*{suffix}")
     return path
 
 
@@ -134,7 +135,7 @@ def test_full_disk_is_no_error_and_leaves_nothing(source: Path, monkeypatch: pyt
 
     monkeypatch.setattr(*((os, "posix_fallocate") if at == "images" else (np, "save")), full)
     assert same(load(source, Decoder()))
-    assert [path.suffix for path in cache.folder().iterdir()] == [".lock"]
+    assert [path.suffix for path in cache_folder().iterdir()] == [".lock"]
 
 
 def test_images_that_fit_nowhere_are_refused(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +178,7 @@ def test_decoding_errors_pass_and_leave_nothing(source: Path) -> None:
 
     with pytest.raises(UserError, match=r"^damaged$"):
         cache.load("set", cache.facts([source]), fail)
-    assert [path.suffix for path in cache.folder().iterdir()] == [".lock"]
+    assert [path.suffix for path in cache_folder().iterdir()] == [".lock"]
     assert same(load(source, Decoder()))
 
 
@@ -193,12 +194,12 @@ def test_leftovers_of_a_killed_process_are_removed(source: Path) -> None:
 
 def test_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KD_BENCH_CACHE", "~/mine")
-    assert cache.folder() == Path.home() / "mine"
+    assert cache_folder() == Path.home() / "mine"
     monkeypatch.delenv("KD_BENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert cache.folder() == Path("/caches/kd-bench")
+    assert cache_folder() == Path("/caches/kd-bench")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache.folder() == Path.home() / ".cache" / "kd-bench"
+    assert cache_folder() == Path.home() / ".cache" / "kd-bench"
 
 
 RACER = """
@@ -251,5 +252,5 @@ def test_processes_at_once_all_get_whole_images(source: Path, tmp_path: Path, lo
     assert outputs.pop().endswith(" True\n")
     decoded = log.read_text().count("decoded")
     assert decoded == 1 if lock == "locked" else decoded > 1
-    assert not list(cache.folder().glob("*.tmp"))
-    assert not list(cache.folder().glob(".*.tmp"))
+    assert not list(cache_folder().glob("*.tmp"))
+    assert not list(cache_folder().glob(".*.tmp"))

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kd_bench.data import cache, folder, registry
+from kd_bench.data import folder, registry
 from kd_bench.errors import UserError
 from kd_bench.recipe import Dataset
+from kd_bench.resources import cache_folder
 from tests.data import make
 
 CLASSES = ("ant", "bee", "cat")
@@ -130,7 +131,7 @@ def test_a_bad_image_is_named_and_nothing_kept(tmp_path: Path) -> None:
     bad.unlink()
     bad.symlink_to(root / "gone.png")  # is no file
     assert len(registry.load(MINE, tmp_path).train_images) == 8
-    assert not list(cache.folder().glob(".*.tmp"))
+    assert not list(cache_folder().glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("under", ["imagenet", "imagenet/ILSVRC/Data/CLS-LOC", "ILSVRC2012"])

@@ -11,6 +11,7 @@ import torch
 from kd_bench.data.splits import Splits
 from kd_bench.methods import registry as methods
 from kd_bench.recipe import Trial
+from kd_bench.testing import difference
 from kd_bench.training.cohort import Distillation, Supervised
 from kd_bench.training.fit import build_member, build_network, fit, loaders
 from kd_bench.training.member import Member
@@ -90,12 +91,4 @@ def train(trials: list[Trial], data: Splits, *, states: list[dict[str, Any] | No
 
 def same(one: Any, other: Any) -> bool:
     """Whether two states are equal to the last bit, the times that things took aside."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        timed = {"seconds", "own_seconds", "members", "spared_seconds"}
-        keys = one.keys() - timed
-        return keys == other.keys() - timed and all(same(one[key], other[key]) for key in keys)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return one == other
+    return not difference(one, other)
