@@ -23,12 +23,12 @@ from torch import Tensor
 from benchmarks.pairs import images
 from benchmarks.writing import Promise, Section, Table, show
 from kd_bench import losses
-from kd_bench.data.splits import Splits
+from kd_bench.config.trial import Trial, canonical
+from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.methods import registry
 from kd_bench.methods.ikl_at import IKLAT
-from kd_bench.recipe import Trial, canonical
-from kd_bench.training.fit import build_member, loaders
-from kd_bench.training.member import Member, Part, Silent
+from kd_bench.training.fit import build_student, loaders
+from kd_bench.training.student import MicroBatch, NullWriter, StudentModule
 from kd_bench.types import Batch, Outputs
 from tests.losses import naive
 
@@ -69,16 +69,16 @@ def trial(method: str, model: str, batch_size: int) -> Trial:
 
 
 class Contestant:
-    def __init__(self, method: str, model: str, data: Splits, batch: int, by_pairs: bool = False) -> None:
+    def __init__(self, method: str, model: str, data: ArrayDataset, batch: int, by_pairs: bool = False) -> None:
         one = trial(method, model, batch)
-        self.member: Member = build_member(one, data, None, Silent())
+        self.member: StudentModule = build_student(one, data, None, NullWriter())
         if by_pairs:
             self.member.method = ByPairs(self.member.method.pair)
         self.member.train()
         self.batch = next(iter(loaders(one, data, torch.device("cpu"))[0]))
 
     def __call__(self) -> None:
-        self.member.step(None, Part(self.batch), lambda loss: loss.backward())
+        self.member.step(None, MicroBatch(self.batch), lambda loss: loss.backward())
         assert not self.member.stopped
 
 

@@ -33,12 +33,12 @@ from torch import Tensor
 from benchmarks.pairs import ALONE, LOGIT_METHODS, METHODS, Step
 from benchmarks.reference import EVERYTHING, Reference, given, pictures
 from benchmarks.writing import show
-from kd_bench.data.splits import Splits
+from kd_bench.config.trial import Trial
+from kd_bench.data.array_dataset import ArrayDataset
+from kd_bench.estimate.operation_counter import OperationCounter
 from kd_bench.methods.base import Method
 from kd_bench.models.outputs import observe
-from kd_bench.recipe import Trial
-from kd_bench.training.member import Part
-from kd_bench.training.tally import Tally
+from kd_bench.training.student import MicroBatch
 from kd_bench.types import LOGITS, Batch, Outputs
 
 #: Largest relative difference between the first losses of ours and of the reference loop.
@@ -97,7 +97,7 @@ class Found:
 class Column:
     """One pair, in all ways."""
 
-    def __init__(self, title: str, trials: Mapping[str, Trial], data: Splits, folder: Path) -> None:
+    def __init__(self, title: str, trials: Mapping[str, Trial], data: ArrayDataset, folder: Path) -> None:
         self.title, self.trials = title, trials
         self.network, self.view = pairs.teacher(trials["kd"], data)
         self.laps = pairs.Laps()
@@ -147,7 +147,7 @@ class Column:
         whole = next(self.stream)
         seen = whole.rows(FEW)
         scale = len(whole.images) / len(seen.images)
-        with torch.no_grad(), Tally() as tally:
+        with torch.no_grad(), OperationCounter() as tally:
             observe(self.network, seen.images, LOGITS)
         flops = 2 * scale * tally.counts.flops  # OFD's pass, too
         worst = 0.0
@@ -164,8 +164,8 @@ class Column:
             member = self.members[label]
             kind = member.method.teacher_batch_norm
             taught = self.alone[label].teach(batch if kind == "batch" else found)[kind]
-            with given(member.method, negatives), Tally() as tally:
-                member.step(_first(taught, len(batch.images)), Part(batch), backward)
+            with given(member.method, negatives), OperationCounter() as tally:
+                member.step(_first(taught, len(batch.images)), MicroBatch(batch), backward)
             if label in METHODS:
                 flops += tally.counts.flops * scale
             theirs = reference.train(batch, negatives)
@@ -245,7 +245,7 @@ def _leaves(outputs: Outputs) -> Outputs:
     return Outputs(**made)
 
 
-def measure_pair(title: str, trials: Mapping[str, Trial], data: Splits, seconds: float) -> Found:
+def measure_pair(title: str, trials: Mapping[str, Trial], data: ArrayDataset, seconds: float) -> Found:
     """One round at least, and no other that would end later than ``seconds`` from now."""
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -10,23 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from kd_bench.estimate.gpus import Assumptions, cards, seconds
+from kd_bench.estimate.operation_counter import OperationCounter, OperationCounts
+from kd_bench.estimate.step_cost import without_content
 from kd_bench.models import registry as models
-from kd_bench.resources import share
-from kd_bench.runner.cards import Assumptions, cards, seconds
-from kd_bench.training.counting import without_content
-from kd_bench.training.tally import Counts, Tally
+from kd_bench.utils.paths import package_path
 
 
 @functools.cache
-def count(network: str, training: bool, half: bool, batch: int) -> Counts:
+def count(network: str, training: bool, half: bool, batch: int) -> OperationCounts:
     """The operations of a pass over a batch of 224x224 images, with gradients or without."""
-    with Tally(), torch.device("meta"):
+    with OperationCounter(), torch.device("meta"):
         model = models.create(network, 1000).train(training)
     mode = FakeTensorMode()
     without_content(model, mode)
     with mode:
         images, labels = torch.zeros(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.int64)
-        with Tally() as tally:
+        with OperationCounter() as tally:
             with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(training):
                 logits = model(images)
             if training:
@@ -45,7 +45,7 @@ def ratio(row: dict[str, str], assumed: Assumptions | None = None) -> float:
 
 def speeds() -> list[dict[str, str]]:
     """The published speeds."""
-    with open(share("devices", "speeds.csv"), newline="", encoding="utf-8") as file:
+    with open(package_path("devices", "speeds.csv"), newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

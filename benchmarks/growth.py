@@ -30,10 +30,10 @@ import torch
 
 from benchmarks.pairs import METHODS
 from benchmarks.writing import Promise, Section, Table, show, spread
-from kd_bench.data.splits import Splits
-from kd_bench.recipe import Trial
-from kd_bench.runner.environment import peak_memory
-from kd_bench.training import tally
+from kd_bench.config.trial import Trial
+from kd_bench.data.array_dataset import ArrayDataset
+from kd_bench.estimate import operation_counter
+from kd_bench.trials.environment import peak_memory
 
 PAIR = "VGG13 -> MobileNet-V2"
 STUDENTS = (1, 2, 4, 8)
@@ -78,7 +78,7 @@ def at_temperatures(trial: Trial, students: int) -> list[Trial]:
     ]
 
 
-def cohort(trials: Sequence[Trial], data: Splits) -> pairs.Cohort:
+def cohort(trials: Sequence[Trial], data: ArrayDataset) -> pairs.Cohort:
     network, view = pairs.teacher(trials[0], data)
     return pairs.cohort([pairs.member(trial, data, network) for trial in trials], network, view)
 
@@ -141,11 +141,11 @@ def train(pair: str, labels: Sequence[str], quick: bool) -> tuple[int, int]:
     return peak_memory("cpu"), sum(map(_kept, made.members[1:]))
 
 
-def _kept(member: pairs.Member) -> int:
+def _kept(member: pairs.StudentModule) -> int:
     """Bytes of parameters and buffers, the method's too, and of the optimiser's state."""
     states = (value for state in member.optimizer.state.values() for value in state.values())
     kept = [*member.parameters(), *member.buffers(), *states]
-    return sum(tally.size(one) for one in kept if isinstance(one, torch.Tensor))
+    return sum(operation_counter.size(one) for one in kept if isinstance(one, torch.Tensor))
 
 
 def find(seconds: float, quick: bool = False) -> Found:

@@ -22,15 +22,16 @@ import torch
 import torchvision.transforms as T
 import torchvision.transforms.functional as TF
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from benchmarks.writing import Promise, Section, Table, show, spread
-from kd_bench import recipe
+from kd_bench.config.data import Augment, Dataset, RandAugment
 from kd_bench.data import registry
-from kd_bench.data.augment import draw
-from kd_bench.data.loader import InMemoryLoader
-from kd_bench.errors import UserError
+from kd_bench.data.augment.crop_flip import draw
+from kd_bench.data.in_memory import InMemoryLoader
+from kd_bench.utils.errors import UserError
 
 CLASSES = 100
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -38,14 +39,14 @@ PADDING = 4
 #: Images a CPU second against the DataLoader without workers that we promise.
 PROMISED = 15
 
-PLAIN = recipe.Augment(crop=PADDING, flip=True)
+PLAIN = Augment(crop=PADDING, flip=True)
 BASELINE = "PIL DataLoader"
 #: As published code on CIFAR does it; a policy stands between the two.
 CROP_AND_FLIP = (T.RandomCrop(32, PADDING), T.RandomHorizontalFlip())
 TO_TENSOR = (T.ToTensor(), T.Normalize(MEAN, STD))
 
 
-class Pictures(Dataset[tuple[torch.Tensor, int]]):
+class Pictures(TorchDataset[tuple[torch.Tensor, int]]):
     """Images as torchvision's CIFAR classes hold and hand them out: an array, made a PIL image one at a time."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: Callable[[Image.Image], torch.Tensor]):
@@ -63,7 +64,7 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
 def load(size: int) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Real images where there are any, else noise: what is done to them takes as long."""
     try:
-        splits = registry.load(recipe.Dataset(name="cifar100"))
+        splits = registry.load(Dataset(name="cifar100"))
         images, labels = splits.train_images[:size], splits.train_labels[:size]
         return images, labels, f"{len(images):,} images of CIFAR-100"
     except UserError:
@@ -141,7 +142,7 @@ def find(size: int, batch: int, rounds: int, workers: int) -> Section:
         (f"{BASELINE}, {auto}", None, pil(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10))),
         (f"kd-bench, {auto}", f"{BASELINE}, {auto}", ours(autoaugment=True)),
         (f"{BASELINE}, {rand}", None, pil(v2.RandAugment())),
-        (f"kd-bench, {rand}", f"{BASELINE}, {rand}", ours(randaugment=recipe.RandAugment())),
+        (f"kd-bench, {rand}", f"{BASELINE}, {rand}", ours(randaugment=RandAugment())),
     ]
 
     difference = largest_difference(ours(), batches=5)

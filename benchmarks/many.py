@@ -11,10 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from kd_bench.files import sha256
-from kd_bench.reading import read_recipe
-from kd_bench.runner.folder import TrialFolder
-from kd_bench.runner.plan import plan
+from kd_bench.config.load import read_recipe
+from kd_bench.plan import plan
+from kd_bench.trials.folder import TrialFolder
+from kd_bench.utils.files import sha256
 
 RECIPE = {
     "name": "many",
@@ -40,7 +40,7 @@ def main() -> None:
                 digest = sha256(folder.weights)
                 folder.finish({"status": "done", "reason": None, "top1_last": 50.0, "weights_sha256": digest})
             for command in ("status", "table"):
-                arguments = ["-m", "kd_bench.cli", command, str(root / "many.yaml"), "--out", str(root)]
+                arguments = ["-m", "kd_bench", command, str(root / "many.yaml"), "--out", str(root)]
                 before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
                 subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
                 seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)

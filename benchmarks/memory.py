@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks
 
 from benchmarks.writing import Promise, Section, Table, show
+from kd_bench.config.data import Dataset
 from kd_bench.data import registry
-from kd_bench.errors import UserError
-from kd_bench.recipe import Dataset
+from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
     from multiprocessing.queues import SimpleQueue
@@ -44,7 +44,7 @@ def process(name: str, loads: bool, everyone: Barrier, results: SimpleQueue[tupl
     """Imports everything, loads the set and touches all images if it shall, and reports."""
     import torch  # noqa: F401
 
-    from kd_bench.data import cifar, loader, parquet_reader  # noqa: F401
+    from kd_bench.data.sources import cifar, parquet_reader  # noqa: F401
 
     size = 0
     if loads:

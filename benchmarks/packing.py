@@ -39,7 +39,7 @@ WAYS = {
 def run(recipe: Path, out: Path, *more: str) -> tuple[float, float]:
     """Wall and CPU seconds of a run."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    arguments = [sys.executable, "-m", "kd_bench.cli", "run", str(recipe), "--out", str(out), *more]
+    arguments = [sys.executable, "-m", "kd_bench", "run", str(recipe), "--out", str(out), *more]
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

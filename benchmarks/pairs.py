@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_bench.data.loader import InMemoryLoader
-from kd_bench.data.splits import Splits
-from kd_bench.models.view import View
-from kd_bench.reading import read_recipe
-from kd_bench.recipe import Planned, Trial
-from kd_bench.runner.plan import plan
-from kd_bench.training.cohort import Cohort, Distillation, Supervised
-from kd_bench.training.counting import Unheard, untrained
-from kd_bench.training.fit import build_member, loaders
-from kd_bench.training.logits import Logits
-from kd_bench.training.member import Member, Part
-from kd_bench.training.teaching import Remember
+from kd_bench.config.load import read_recipe
+from kd_bench.config.trial import PlannedTrial, Trial
+from kd_bench.data.array_dataset import ArrayDataset
+from kd_bench.data.in_memory import InMemoryLoader
+from kd_bench.estimate.step_cost import DiscardingWriter, untrained
+from kd_bench.models.input_transform import InputTransform
+from kd_bench.plan import plan
+from kd_bench.training.cohort import CohortModule, DistillationCohort, SupervisedCohort
+from kd_bench.training.fit import build_student, loaders
+from kd_bench.training.logit_cache import LogitCache
+from kd_bench.training.student import MicroBatch, StudentModule
+from kd_bench.training.teacher import OpenLogitCache
 from kd_bench.types import Batch
 
 #: The student alone, the rows of Table 6, and DIST, which the released code has beside them.
@@ -75,22 +75,22 @@ def planned(quick: bool = False) -> dict[str, dict[str, Trial]]:
     return pairs
 
 
-def title(one: Planned) -> str:
+def title(one: PlannedTrial) -> str:
     """ResNet32x4 -> ShuffleNet-V1."""
     return f"{_SHORT.get(one.teacher, one.teacher)} -> {_SHORT.get(one.student, one.student)}"
 
 
-def images(size: int = IMAGES, test: int = 256) -> Splits:
+def images(size: int = IMAGES, test: int = 256) -> ArrayDataset:
     """Noise in the shape of CIFAR-100."""
     draws = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (size + test, 3, 32, 32), dtype=torch.uint8, generator=draws)
     labels = torch.arange(size + test) % 100
     names = tuple(map(str, range(100)))
     mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-    return Splits(pixels[:size], labels[:size], pixels[size:], labels[size:], names, mean, std)
+    return ArrayDataset(pixels[:size], labels[:size], pixels[size:], labels[size:], names, mean, std)
 
 
-def teacher(trial: Trial, data: Splits) -> tuple[nn.Module, View]:
+def teacher(trial: Trial, data: ArrayDataset) -> tuple[nn.Module, InputTransform]:
     """A teacher that was never trained, with statistics of these images."""
     assert trial.teacher is not None
     torch.manual_seed(0)
@@ -105,33 +105,36 @@ def teacher(trial: Trial, data: Splits) -> tuple[nn.Module, View]:
     return network, view
 
 
-def member(trial: Trial, data: Splits, taught_by: nn.Module | None) -> Member:
+def member(trial: Trial, data: ArrayDataset, taught_by: nn.Module | None) -> StudentModule:
     """A student and its method; an error of the method ends the benchmark."""
-    found: Member = build_member(trial, data, taught_by, Unheard())
+    found: StudentModule = build_student(trial, data, taught_by, DiscardingWriter())
     found.begin_epoch(EPOCH)
     return found.train()
 
 
 def cohort(
-    members: Sequence[Member], network: nn.Module | None, view: View | None, remember: Remember | None = None
-) -> Cohort:
+    members: Sequence[StudentModule],
+    network: nn.Module | None,
+    view: InputTransform | None,
+    remember: OpenLogitCache | None = None,
+) -> CohortModule:
     """Members and their teacher, ready for ``step``."""
     if network is None:
-        return Supervised(members)
-    return Distillation(members, network, view, remember=remember)
+        return SupervisedCohort(members)
+    return DistillationCohort(members, network, view, remember=remember)
 
 
-def store(folder: Path, trial: Trial, data: Splits) -> Remember:
+def store(folder: Path, trial: Trial, data: ArrayDataset) -> OpenLogitCache:
     """Opens an empty store for the logits of the trial's teacher."""
     train, _ = loaders(trial, data, torch.device("cpu"))
     assert isinstance(train, InMemoryLoader)
     rows = train.views * len(data.train_labels)
-    return lambda compiled: Logits(
+    return lambda compiled: LogitCache(
         folder / "known.logits", {}, rows, data.num_classes, trial.batch_size, parts=not compiled
     )
 
 
-def batches(trial: Trial, data: Splits) -> Iterator[Batch]:
+def batches(trial: Trial, data: ArrayDataset) -> Iterator[Batch]:
     """The loader's batches, epoch after epoch, without smaller ones."""
     train, _ = loaders(trial, data, torch.device("cpu"))
     for epoch in count(EPOCH):
@@ -158,7 +161,7 @@ class Laps:
         self.seconds[self.owner, part] += now - self._last
         self._last = now
 
-    def watch(self, member: Member) -> None:
+    def watch(self, member: StudentModule) -> None:
         """Laps where the student's forward pass ends, and before and after the optimiser."""
         member.method.register_forward_pre_hook(lambda *_: self.lap("forward"))
         member.optimizer.register_step_pre_hook(lambda *_: self.lap("rest"))
@@ -187,7 +190,7 @@ class Step:
         )
 
 
-def step(cohort: Cohort, stream: Iterator[Batch], laps: Laps) -> Step:
+def step(cohort: CohortModule, stream: Iterator[Batch], laps: Laps) -> Step:
     """One step of a cohort whose members ``laps`` watches: what ``Cohort.training_step`` does, without Lightning."""
     laps.start()
     batch = next(stream)
@@ -196,6 +199,6 @@ def step(cohort: Cohort, stream: Iterator[Batch], laps: Laps) -> Step:
     laps.lap("teacher")
     for one in cohort.members:
         laps.owner = one.trial.method.name
-        one.step(taught.get(one.method.teacher_batch_norm), Part(batch), laps.backward)
+        one.step(taught.get(one.method.teacher_batch_norm), MicroBatch(batch), laps.backward)
         laps.lap("rest")
     return Step(dict(laps.seconds))

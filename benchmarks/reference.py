@@ -25,18 +25,19 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import pairs
 from benchmarks.loader import CROP_AND_FLIP, TO_TENSOR, Pictures
 from kd_bench import losses
-from kd_bench.data.splits import Splits
+from kd_bench.config.optimizer import SGD
+from kd_bench.config.trial import Trial
+from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.methods import connectors
+from kd_bench.models.fast_convs import DepthwiseConv2d, PointwiseConv2d
 from kd_bench.models.outputs import observe
-from kd_bench.models.quick import Depthwise, Pointwise
-from kd_bench.recipe import SGD, Trial
 from kd_bench.types import Batch, Output
 from tests.losses import direct, naive
 
 EVERYTHING: frozenset[Output] = frozenset({"logits", "stages", "preacts", "pooled"})
 
 
-def pictures(data: Splits) -> Pictures:
+def pictures(data: ArrayDataset) -> Pictures:
     """The images for all trials."""
     return Pictures(data.train_images, data.train_labels, T.Compose([*CROP_AND_FLIP, *TO_TENSOR]))
 
@@ -72,13 +73,13 @@ class Reference:
         teacher: As it was trained, with its batch norms; copied.
     """
 
-    def __init__(self, trial: Trial, data: Splits, images: Pictures, teacher: nn.Module) -> None:
+    def __init__(self, trial: Trial, data: ArrayDataset, images: Pictures, teacher: nn.Module) -> None:
         built = pairs.member(trial, data, teacher)
         self.name = trial.method.name
         self.network, self.method = built.network.to(memory_format=torch.contiguous_format), built.method
         for part in (self.network, self.method):
             for module in part.modules():
-                if isinstance(module, (Pointwise, Depthwise)):
+                if isinstance(module, (PointwiseConv2d, DepthwiseConv2d)):
                     module.__class__ = nn.Conv2d
         self.teacher = copy.deepcopy(teacher).to(memory_format=torch.contiguous_format)
         self.teacher.train(self.name == "ofd")

@@ -29,11 +29,11 @@ import torch
 
 from benchmarks import adversarial, column, column_tables, growth, loader, losses, memory, overhead, pairs, peak, steps
 from benchmarks.writing import Section, Table
+from kd_bench.config.data import Dataset
 from kd_bench.data import registry
-from kd_bench.errors import UserError
-from kd_bench.files import write_atomic
-from kd_bench.recipe import Dataset
-from kd_bench.runner.environment import describe
+from kd_bench.trials.environment import describe
+from kd_bench.utils.errors import UserError
+from kd_bench.utils.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Seconds of one core that all but the pairs take together, roughly.

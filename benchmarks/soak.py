@@ -34,7 +34,7 @@ RECIPE = {
 def command(recipe: Path, out: Path) -> list[str]:
     """What is run, again and again."""
     arguments = ["run", str(recipe), "--out", str(out), "--jobs", "2", "--retries", "5", "--checkpoint-minutes", "0.05"]
-    return [sys.executable, "-m", "kd_bench.cli", *arguments, "--format", "csv"]
+    return [sys.executable, "-m", "kd_bench", *arguments, "--format", "csv"]
 
 
 def weights(out: Path) -> dict[str, bytes]:
@@ -92,7 +92,7 @@ def main() -> int:
     taken_up = [len(json.loads(path.read_text())["earlier"]) for path in out.glob("*/*/environment.json")]
     leftovers = [path for path in out.rglob("*") if path.suffix in (".tmp", ".pt") or path.name.startswith("lease.")]
     verified = subprocess.run(
-        [sys.executable, "-m", "kd_bench.cli", "verify", str(out)], check=False, capture_output=True, text=True
+        [sys.executable, "-m", "kd_bench", "verify", str(out)], check=False, capture_output=True, text=True
     )
     same = sum(ours.get(name) == content for name, content in theirs.items())
     print(f"{len(ours)} trainings done, {same} of {len(theirs)} with the bytes of the undisturbed run")

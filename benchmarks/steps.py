@@ -24,14 +24,14 @@ import torch
 
 from benchmarks.pairs import ALONE, PARTS, Step
 from benchmarks.writing import Section, Table, milliseconds, show, spread
-from kd_bench.data.splits import Splits
-from kd_bench.recipe import Trial
+from kd_bench.config.trial import Trial
+from kd_bench.data.array_dataset import ArrayDataset
 
 #: Rounds at most.
 ROUNDS = 5
 
 
-def measure_pair(trials: Mapping[str, Trial], data: Splits, seconds: float) -> dict[str, list[Step]]:
+def measure_pair(trials: Mapping[str, Trial], data: ArrayDataset, seconds: float) -> dict[str, list[Step]]:
     """Steps of each method, which take turns; after ``seconds`` no further round begins."""
     begin = time.perf_counter()
     network, view = pairs.teacher(trials["kd"], data)

@@ -11,10 +11,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from kd_bench.introspect import REQUIRED, Parameter
 from kd_bench.methods import registry
 from kd_bench.methods.base import Family
 from kd_bench.methods.parameters import allowed, resolve
+from kd_bench.utils.signatures import REQUIRED, Parameter
 
 PAGE = Path(__file__).parent / "methods.md"
 
@@ -148,9 +148,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def count_costs() -> str:
     """The table of costs, counted with tensors that have a shape and no content."""
-    from kd_bench.reading import read_recipe
-    from kd_bench.runner import absent, plan
-    from kd_bench.training.counting import CohortCounts, count
+    from kd_bench import plan
+    from kd_bench.config.load import read_recipe
+    from kd_bench.estimate import placeholders
+    from kd_bench.estimate.step_cost import CohortCost, count
 
     names = [one.name for one in map(registry.describe, _built_in()) if one.family != "adversarial"]
     content: dict[str, Any] = {
@@ -162,8 +163,8 @@ def count_costs() -> str:
     }
     trials = {one.label: one.trial for one in plan.plan(read_recipe(content), "costs")}
     nowhere = Path("there-are-no-images-here")
-    images, _ = absent.images(trials["none"].dataset, None, nowhere)
-    found: dict[str, CohortCounts] = {name: count([trial], images) for name, trial in trials.items()}
+    images, _ = placeholders.images(trials["none"].dataset, None, nowhere)
+    found: dict[str, CohortCost] = {name: count([trial], images) for name, trial in trials.items()}
     alone = found["none"].members[0]
     rows = []
     for name in sorted(names, key=lambda one: list(_FAMILIES).index(registry.describe(one).family)):

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_bench.config.load import read_recipe
+from kd_bench.config.trial import Trial
 from kd_bench.data import registry as datasets
 from kd_bench.models.outputs import observe
-from kd_bench.reading import read_recipe
-from kd_bench.recipe import Trial
-from kd_bench.runner.plan import plan
-from kd_bench.training.cohort import Cohort, Distillation, Supervised
-from kd_bench.training.fit import build_member, build_network, fit, loaders
-from kd_bench.training.member import Member, Silent
+from kd_bench.plan import plan
+from kd_bench.training.cohort import CohortModule, DistillationCohort, SupervisedCohort
+from kd_bench.training.fit import build_network, build_student, fit, loaders
+from kd_bench.training.student import NullWriter, StudentModule
 from kd_bench.types import Batch, Outputs
 
 _CPU = torch.device("cpu")
@@ -144,24 +144,26 @@ class SmallRun:
         self, trials: Sequence[Trial], states: Sequence[dict[str, Any] | None] | None = None
     ) -> list[list[dict[str, Any]]]:
         """Trains a cohort, from ``states`` where they are given; each member's state after every epoch."""
-        sinks = [_Kept() for _ in trials]
+        writers = [_Kept() for _ in trials]
         teacher = self._teacher(trials[0])
-        members = [build_member(one, self.images, teacher, sink) for one, sink in zip(trials, sinks, strict=True)]
+        members = [
+            build_student(one, self.images, teacher, writer) for one, writer in zip(trials, writers, strict=True)
+        ]
         for member, state in zip(members, states or [None] * len(members), strict=True):
             if state is not None:
                 member.restore(copy.deepcopy(state))
-        cohort: Cohort = Supervised(members) if teacher is None else Distillation(members, teacher)
+        cohort: CohortModule = SupervisedCohort(members) if teacher is None else DistillationCohort(members, teacher)
         fit(cohort, *loaders(trials[0], self.images, _CPU), _CPU)
-        return [sink.states for sink in sinks]
+        return [writer.states for writer in writers]
 
     def _teacher(self, trial: Trial) -> nn.Module | None:
         return build_network(trial.teacher, self.images)[0].eval() if isinstance(trial.teacher, Trial) else None
 
-    def first_step(self) -> tuple[Member, Batch, Outputs, Outputs | None]:
+    def first_step(self) -> tuple[StudentModule, Batch, Outputs, Outputs | None]:
         """The student in training, its first batch, and what student and teacher put out for it."""
         trial = self.trials["own"]
         teacher = self._teacher(trial)
-        member = build_member(trial, self.images, teacher, Silent())
+        member = build_student(trial, self.images, teacher, NullWriter())
         batch = next(iter(loaders(trial, self.images, _CPU)[0]))
         taught = None
         if teacher is not None:
@@ -171,19 +173,19 @@ class SmallRun:
         return member, batch, student, taught
 
 
-class _Kept(Silent):
+class _Kept(NullWriter):
     """Keeps the state after every epoch, and raises an error where the training cannot go on."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
 
-    def epoch(self, member: Member) -> None:
+    def epoch(self, member: StudentModule) -> None:
         self.states.append(copy.deepcopy(member.state()))
 
-    def diverged(self, member: Member, reason: str) -> None:
+    def diverged(self, member: StudentModule, reason: str) -> None:
         raise AssertionError(reason)
 
-    def crashed(self, member: Member, reason: str) -> None:
+    def crashed(self, member: StudentModule, reason: str) -> None:
         raise AssertionError(f"training fails: {reason}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kd_bench.recipe import LabelLoss
+    from kd_bench.config.trial import LabelLoss
 
 #: One kind of output that a network can be asked for.
 Output = Literal["logits", "stages", "preacts", "pooled"]

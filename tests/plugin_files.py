@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kd_bench.commands.new import new
+from kd_bench.cli.new import new
 
 NAMES = {"method": "my_loss", "model": "my_net", "dataset": "my_data", "augmentation": "my_aug"}
 

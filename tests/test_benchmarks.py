@@ -70,7 +70,7 @@ def test_a_column_has_every_way_of_every_method(found: column.Found) -> None:
 
 
 def test_known_logits_were_found_in_the_store(tiny: column.Column, found: column.Found) -> None:
-    assert tiny.cached.spared() > 0
+    assert tiny.cached.cached_seconds() > 0
 
 
 def test_parts_of_a_step_make_up_the_step(found: column.Found) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kd_bench.commands.new import new
-from kd_bench.errors import UserError
+from kd_bench.cli.new import new
 from kd_bench.testing import SmallRun
+from kd_bench.utils.errors import UserError
 from tests.plugin_files import NAMES, write
 
 

@@ -35,6 +35,6 @@ def test_the_wheel_holds_what_is_read(tmp_path):
     }
     assert {name for name in names if ".dist-info/" not in name} == wanted
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "kd-bench = kd_bench.cli:main" in entry
+    assert "kd-bench = kd_bench.cli.main:main" in entry
     for extra in ("robust", "ray", "slurm", "tensorboard", "wandb"):
         assert f"Provides-Extra: {extra}" in metadata

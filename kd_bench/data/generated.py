@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_bench import seeding
-from kd_bench.adversarial_settings import Generated
-from kd_bench.data.loader import InMemoryLoader
-from kd_bench.data.splits import Splits
-from kd_bench.errors import UserError
-from kd_bench.files import sha256
+from kd_bench.config.adversarial import Generated
+from kd_bench.data.array_dataset import ArrayDataset
+from kd_bench.data.in_memory import InMemoryLoader
+from kd_bench.utils import seeding
+from kd_bench.utils.errors import UserError
+from kd_bench.utils.files import sha256
 
 
-def read(wanted: Generated, data_dir: Path, splits: Splits, first: bool) -> tuple[Tensor, Tensor]:
+def read(wanted: Generated, data_dir: Path, splits: ArrayDataset, first: bool) -> tuple[Tensor, Tensor]:
     """Reads the generated images that a trial asks for.
 
     Args:

@@ -1,6 +1,6 @@
 """The data sets by name: checking a choice, saying where its files are, getting them, and loading them.
 
-Beside those of ``specs`` there are the user's own, by plug-ins (see ``kd_bench.data.own``).
+Beside those of ``specs`` there are the user's own, by plug-ins (see ``kd_bench.data.sources.plugin``).
 
 Importing this module costs next to nothing, so that the command line can list and check names at once.
 """
@@ -12,19 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from kd_bench import plugins
-from kd_bench.data import own
-from kd_bench.data.specs import SPECS, DatasetSpec
-from kd_bench.errors import UserError, unknown
+from kd_bench.data.dataset_spec import SPECS, DatasetSpec
+from kd_bench.data.sources import plugin
+from kd_bench.utils import plugins
+from kd_bench.utils.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from kd_bench.data.listed import Listed
-    from kd_bench.data.splits import Splits
-    from kd_bench.recipe import Dataset, Pipeline
+    from kd_bench.config.data import Dataset, Pipeline
+    from kd_bench.data.array_dataset import ArrayDataset
+    from kd_bench.data.file_dataset import FileDataset
 
 _BY_NAME = {spec.name: spec for spec in SPECS}
 
-Images = TypeVar("Images", "Splits", "Listed")
+Images = TypeVar("Images", "ArrayDataset", "FileDataset")
 
 
 class _Source(Protocol):
@@ -32,13 +32,13 @@ class _Source(Protocol):
 
     def locate(self, spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str: ...
 
-    def load(self, spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> Splits: ...
+    def load(self, spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> ArrayDataset: ...
 
 
 def _source(name: str) -> _Source:
     if name not in _BY_NAME:
-        return own
-    from kd_bench.data import cifar, digits, folder, parquet, tiny_imagenet
+        return plugin
+    from kd_bench.data.sources import cifar, digits, folder, parquet, tiny_imagenet
 
     sources: dict[str, _Source] = {
         "cifar10": cifar,
@@ -54,40 +54,40 @@ def _source(name: str) -> _Source:
 
 def names() -> list[str]:
     """The data sets that are known by name, sorted: those of the suite and those of installed packages."""
-    return sorted({*_BY_NAME, *plugins.offered(plugins.DATASET)})
+    return sorted({*_BY_NAME, *plugins.offered_names(plugins.DATASET)})
 
 
-def spec(name: str, where: str = "") -> DatasetSpec:
+def spec(name: str, context: str = "") -> DatasetSpec:
     """What is known of a data set.
 
     Args:
         name: The data set's name; for one of the user's own, its plug-in.
-        where: Where the name was written, for the error.
+        context: Where the name was written, for the error.
 
     Raises:
         UserError: There is no such data set.
     """
-    return _BY_NAME.get(name) or own.spec(name, _BY_NAME, where)
+    return _BY_NAME.get(name) or plugin.spec(name, _BY_NAME, context)
 
 
-def check(dataset: Dataset, where: str = "", pipeline: Pipeline | None = None) -> None:
+def check(dataset: Dataset, context: str = "", pipeline: Pipeline | None = None) -> None:
     """Checks a choice of data set, path, size, label kind and number of classes without reading anything.
 
     Args:
         dataset: The choice.
-        where: Where it was written, for the error.
+        context: Where it was written, for the error.
         pipeline: How its images become batches.
 
     Raises:
         UserError: One of them does not exist, is missing or out of range, or the set leaves no such choice.
     """
     name, labels, classes, size = dataset.name, dataset.labels, dataset.classes, dataset.size
-    found = spec(name, where)
-    at = f"{where}: " if where else ""
+    found = spec(name, context)
+    at = f"{context}: " if context else ""
     if dataset.source is not None and name in _BY_NAME:
         raise UserError(f"{at}{name} comes with kd-bench, so source: {dataset.source!r} must be left out")
     if dataset.source is not None:
-        own.plugin_of(dataset).refuse_changes(dataset.source)
+        plugin.plugin_of(dataset).refuse_changes(dataset.source)
     if "path" not in found.takes and dataset.path is not None:
         raise UserError(f"{at}{name} is known by its name, so path: {dataset.path!r} must be left out")
     if "path" in found.takes and not dataset.path:
@@ -105,7 +105,7 @@ def check(dataset: Dataset, where: str = "", pipeline: Pipeline | None = None) -
     if labels is not None and "labels" not in found.takes:
         raise UserError(f"{at}{name} has one kind of label only, so labels: {labels!r} must be left out")
     if labels is not None and found.labels and labels not in found.labels:
-        raise unknown(f"kind of label of {name}", labels, found.labels, where)
+        raise unknown(f"kind of label of {name}", labels, found.labels, context)
     most = _all_classes(found, labels)
     if classes is not None and most is not None and classes > most:
         raise UserError(f"{at}{_too_many(dataset, most)}")
@@ -142,7 +142,7 @@ def resolved(dataset: Dataset, pipeline: Pipeline | None = None) -> Dataset:
     found = spec(dataset.name)
     size = dataset.size or found.image_size if "size" in found.takes and pipeline is None else None
     labels = dataset.labels or (found.labels[0] if found.labels else None)
-    source = None if dataset.name in _BY_NAME else own.plugin_of(dataset).hash()
+    source = None if dataset.name in _BY_NAME else plugin.plugin_of(dataset).hash()
     return dataset.model_copy(update={"name": found.name, "labels": labels, "size": size, "source": source})
 
 
@@ -191,12 +191,12 @@ def download(dataset: Dataset, data_dir: Path | None = None) -> None:
     found, place = spec(dataset.name), _resolve(data_dir)
     if not found.fetched:
         raise UserError(f"{found.name} cannot be downloaded by kd-bench: {found.source}")
-    from kd_bench.data import cifar, tiny_imagenet
+    from kd_bench.data.sources import cifar, tiny_imagenet
 
     (tiny_imagenet if found.name == "tiny_imagenet" else cifar).download(found, place)
 
 
-def load(dataset: Dataset, data_dir: Path | None = None) -> Splits:
+def load(dataset: Dataset, data_dir: Path | None = None) -> ArrayDataset:
     """Loads a data set.
 
     Args:
@@ -211,7 +211,7 @@ def load(dataset: Dataset, data_dir: Path | None = None) -> Splits:
     return _chosen_of(_source(dataset.name).load(spec(dataset.name), resolved(dataset), _resolve(data_dir)), dataset)
 
 
-def listed(dataset: Dataset, pipeline: Pipeline, data_dir: Path | None = None) -> Listed:
+def listed(dataset: Dataset, pipeline: Pipeline, data_dir: Path | None = None) -> FileDataset:
     """Lists the files of a data set whose images are decoded when they are needed.
 
     Args:
@@ -222,13 +222,13 @@ def listed(dataset: Dataset, pipeline: Pipeline, data_dir: Path | None = None) -
     Raises:
         UserError: As ``check`` and ``locate``; or there are fewer classes or images than asked for.
     """
-    from kd_bench.data import folder
+    from kd_bench.data.sources import folder
 
     check(dataset, pipeline=pipeline)
     return _chosen_of(folder.listed(spec(dataset.name), dataset, _resolve(data_dir), pipeline), dataset)
 
 
-def images(dataset: Dataset, pipeline: Pipeline | None, data_dir: Path | None = None) -> Splits | Listed:
+def images(dataset: Dataset, pipeline: Pipeline | None, data_dir: Path | None = None) -> ArrayDataset | FileDataset:
     """The images that a trial asks for: ``load``ed, or ``listed`` where there is a pipeline."""
     return load(dataset, data_dir) if pipeline is None else listed(dataset, pipeline, data_dir)
 

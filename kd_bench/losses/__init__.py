@@ -10,11 +10,11 @@ from kd_bench.losses.dkd import dkd, dkd_terms
 from kd_bench.losses.features import hierarchical_context, ofd_margin, partial_l2
 from kd_bench.losses.ikl import dkl, ikl, pairwise_mse
 from kd_bench.losses.kl import binary_cross_entropy, cross_entropy, kd, soft_cross_entropy
-from kd_bench.losses.precision import at_least_single
+from kd_bench.losses.precision import at_least_float32
 from kd_bench.losses.rkd import rkd_angle, rkd_distance
 
 __all__ = [
-    "at_least_single",
+    "at_least_float32",
     "binary_cross_entropy",
     "class_weights",
     "contrast",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_bench.losses.ikl import ikl
 from kd_bench.losses.kl import kd
-from kd_bench.losses.precision import at_least_single
+from kd_bench.losses.precision import at_least_float32
 
 
 def trades(natural_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
@@ -71,4 +71,4 @@ def class_weights(logits: Tensor, tau: float) -> Tensor:
     >>> class_weights(torch.zeros(1, 4), tau=4.0)
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
-    return (at_least_single(logits) / tau).softmax(-1)
+    return (at_least_float32(logits) / tau).softmax(-1)

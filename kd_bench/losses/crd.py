@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_bench.losses.precision import at_least_single
+from kd_bench.losses.precision import at_least_float32
 
 #: The published code's guard of its logarithms.
 EPS = 1e-7
@@ -67,7 +67,7 @@ def log_normaliser(anchors: Tensor, bank: Tensor, index: Tensor, temperature: fl
     3.0
     """
     with torch.no_grad(), torch.autocast(anchors.device.type, enabled=False):
-        scores = _scores(at_least_single(anchors), at_least_single(bank), index) / temperature
+        scores = _scores(at_least_float32(anchors), at_least_float32(bank), index) / temperature
         return scores.flatten().logsumexp(0) - math.log(scores.numel()) + math.log(len(bank))
 
 
@@ -77,7 +77,7 @@ class _Contrast(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, bank: Tensor, index: Tensor, log_z: Tensor, temperature: float) -> Tensor:
         with torch.autocast(anchors.device.type, enabled=False):
-            given, anchors, bank = anchors, at_least_single(anchors), at_least_single(bank)
+            given, anchors, bank = anchors, at_least_float32(anchors), at_least_float32(bank)
             noise = (index.shape[1] - 1) / len(bank)
             log_odds = _scores(anchors, bank, index).div_(temperature).sub_(log_z + math.log(noise + EPS))
             positives = F.softplus(-log_odds[:, 0]).sum()

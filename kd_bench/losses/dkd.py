@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_bench.losses.precision import at_least_single
+from kd_bench.losses.precision import at_least_float32
 
 
 def dkd_terms(
@@ -73,7 +73,7 @@ def _split(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, 
     The constant makes the largest of the others 0, so that neither a shift of all logits nor a huge one at the target
     costs the others digits.
     """
-    logits = at_least_single(logits)
+    logits = at_least_float32(logits)
     top = logits.detach().masked_fill(target, -float("inf")).amax(-1, keepdim=True)
     logits = (logits - top) / temperature
     others = logits.masked_fill(target, -float("inf"))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_bench.losses.precision import at_least_single
+from kd_bench.losses.precision import at_least_float32
 
 #: Edges in pixels of the grids that ReviewKD's loss pools to, the finest first.
 _GRIDS = (4, 2, 1)
@@ -30,8 +30,8 @@ def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     >>> partial_l2(student[..., None, None], teacher[..., None, None], torch.full((3,), -1.0)).item()  # 0 + 2^2 + 1^2
     5.0
     """
-    student, teacher = at_least_single(student), at_least_single(teacher)
-    target = torch.maximum(teacher, at_least_single(margin).view(1, -1, 1, 1))
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
+    target = torch.maximum(teacher, at_least_float32(margin).view(1, -1, 1, 1))
     # What does not count has itself for a target: one pass, where a mask of the squares would be several.
     target = torch.where((teacher <= 0) & (student <= target), student.detach(), target)
     return F.mse_loss(student, target, reduction="sum") / len(student)
@@ -78,7 +78,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     >>> round(hierarchical_context(torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)).item(), 6)
     1.0
     """
-    student, teacher = at_least_single(student), at_least_single(teacher)
+    student, teacher = at_least_float32(student), at_least_float32(teacher)
     edges = student.shape[2:]
     # Grids of equal cells nest in one another, so that each follows from the one before; others overlap.
     nested = all(edge % _GRIDS[0] == 0 for edge in edges)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kd_bench.losses.kl import soft_cross_entropy
-from kd_bench.losses.precision import at_least_single
+from kd_bench.losses.precision import at_least_float32
 
 
 def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor
     >>> pairwise_mse(student, teacher, torch.full((3,), 1 / 3)).item()  # half the variance, which is 6
     3.0
     """
-    difference, weights = at_least_single(teacher_logits) - at_least_single(student_logits), at_least_single(weights)
+    difference, weights = at_least_float32(teacher_logits) - at_least_float32(student_logits), at_least_float32(weights)
     loss: Tensor = _PairwiseMSE.apply(difference, weights)
     return loss
 
@@ -61,7 +61,7 @@ def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta
     >>> [bool(torch.allclose(a, b, atol=1e-6)) for a, b in zip(ours, theirs)]
     [True, True]
     """
-    weights = at_least_single(teacher_logits).detach().softmax(-1)
+    weights = at_least_float32(teacher_logits).detach().softmax(-1)
     return alpha * pairwise_mse(student_logits.detach(), teacher_logits, weights) + beta * soft_cross_entropy(
         student_logits, teacher_logits.detach()
     )

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_bench.losses.precision import at_least_single, tempered
+from kd_bench.losses.precision import at_least_float32, tempered
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     >>> round(cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # log 4
     1.3863
     """
-    logits = at_least_single(logits)
+    logits = at_least_float32(logits)
     return F.cross_entropy(logits, labels.to(logits.dtype) if labels.ndim == 2 else labels)
 
 
@@ -36,7 +36,7 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     >>> round(binary_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # log 2
     0.6931
     """
-    logits = at_least_single(logits)
+    logits = at_least_float32(logits)
     shares = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[-1])
     return F.binary_cross_entropy_with_logits(logits, shares.to(logits.dtype))
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 
-def at_least_single(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """``values`` in float32 where they are half-precision, unchanged otherwise (float64 stays).
 
     The losses use no operation that ``torch.autocast`` would take back to half precision, so this is enough there too.
 
     >>> import torch
-    >>> from kd_bench.losses import at_least_single
-    >>> at_least_single(torch.ones(2, dtype=torch.bfloat16)).dtype
+    >>> from kd_bench.losses import at_least_float32
+    >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
     torch.float32
     """
     return values.float() if values.dtype in {torch.bfloat16, torch.float16} else values
@@ -29,7 +29,7 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     >>> tempered(torch.tensor([[1000.0, 1003.0]]), 3.0)
     tensor([[-1.,  0.]])
     """
-    logits = at_least_single(logits)
+    logits = at_least_float32(logits)
     if temperature == 1:
         return logits
     if math.frexp(temperature)[0] == 0.5:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_bench.losses.precision import at_least_single
+from kd_bench.losses.precision import at_least_float32
 
 
 def rkd_distance(student: Tensor, teacher: Tensor, squared: bool = False, eps: float = 1e-12) -> Tensor:
@@ -33,7 +33,7 @@ def rkd_distance(student: Tensor, teacher: Tensor, squared: bool = False, eps: f
     ours = _relative_distances(_squared_distances(student)[0], squared, eps)
     with torch.no_grad():
         theirs = _relative_distances(_squared_distances(teacher)[0], squared, eps)
-    return F.smooth_l1_loss(ours, theirs).to(at_least_single(student).dtype)
+    return F.smooth_l1_loss(ours, theirs).to(at_least_float32(student).dtype)
 
 
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _cosines(embeddings: Tensor) -> Tensor:
     """(B, B, B): the cosine at i of the angle between j and k, by the law of cosines."""
     squares, known = _squared_distances(embeddings)
     inverse = torch.where(known, squares, 1).rsqrt() * known
-    dtype = at_least_single(embeddings).dtype
+    dtype = at_least_float32(embeddings).dtype
     distances, squares = (squares * inverse).to(dtype), squares.to(dtype)
     inverse, half = inverse.to(dtype), (inverse / 2).to(dtype)
     # (|ij|^2 + |ik|^2 - |jk|^2) / (2 |ij| |ik|), where |ik|^2 is a summand of its own

@@ -95,7 +95,7 @@ class Method(nn.Module):
         """Called after the last step of every epoch, before the checkpoint is written."""
 
 
-def taught_by(teacher: Outputs | None) -> Outputs:
+def require_teacher(teacher: Outputs | None) -> Outputs:
     """``teacher``, for the methods that cannot do without.
 
     Raises:

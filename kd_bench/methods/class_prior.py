@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_bench.distributed import summed
 from kd_bench.methods.base import Method, hard_labels
 from kd_bench.types import Batch
+from kd_bench.utils.distributed import all_reduce_sum
 
 
 class ClassPrior(Method):
@@ -48,7 +48,7 @@ class ClassPrior(Method):
     def on_epoch_end(self) -> None:
         """Rebuilds the class weights from the epoch that ends."""
         if "prior" in self._buffers:
-            sums, counts = summed(self.sums), summed(self.counts)[:, None]
+            sums, counts = all_reduce_sum(self.sums), all_reduce_sum(self.counts)[:, None]
             self.prior.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self.prior))
             self.sums.zero_()
             self.counts.zero_()

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_bench import losses
-from kd_bench.distributed import gathered
-from kd_bench.methods.base import Method, taught_by
+from kd_bench.methods.base import Method, require_teacher
 from kd_bench.methods.connectors import embedding
 from kd_bench.methods.parameters import Fraction, NonNegative, Positive, PositiveCount
 from kd_bench.types import Batch, Needs, Outputs, Pair
+from kd_bench.utils.distributed import all_gather
 
 
 class CRD(Method):
@@ -94,7 +94,7 @@ class CRD(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce" and "crd"."""
         ours = self._embed(self.embed_student, embedding(student))
-        theirs = self._embed(self.embed_teacher, embedding(taught_by(teacher)).detach())
+        theirs = self._embed(self.embed_teacher, embedding(require_teacher(teacher)).detach())
         index = torch.cat([batch.index[:, None], self._draw(batch.index)], 1)
         log_z = self._log_z(ours, theirs, index)
         contrast = losses.contrast(ours, self.teacher_bank, index, log_z[0], self.temperature)
@@ -110,14 +110,14 @@ class CRD(Method):
         """Moves the banks towards the step's embeddings, of all processes."""
         if not self._seen:
             return
-        images, ours, theirs = (gathered(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
+        images, ours, theirs = (all_gather(torch.cat(parts)) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
         self._remember(self.student_bank, images, ours)
         self._remember(self.teacher_bank, images, theirs)
 
     @staticmethod
     def _embed(layer: nn.Module, pooled: Tensor) -> Tensor:
-        return F.normalize(losses.at_least_single(layer(pooled)))
+        return F.normalize(losses.at_least_float32(layer(pooled)))
 
     @torch.no_grad()
     def _draw(self, images: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class CRD(Method):
         sides = ((ours, self.teacher_bank), (theirs, self.student_bank))
         found = torch.stack([losses.log_normaliser(*side, index, self.temperature) for side in sides])
         # Of several processes the first has the step's first micro-batch, as one process with all of them has.
-        self.log_z.copy_(gathered(found[None])[0] if self.normaliser == "first" else found)
+        self.log_z.copy_(all_gather(found[None])[0] if self.normaliser == "first" else found)
         return self.log_z
 
     @torch.no_grad()

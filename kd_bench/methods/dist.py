@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, taught_by
+from kd_bench.methods.base import Method, require_teacher
 from kd_bench.methods.parameters import NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -45,7 +45,7 @@ class DIST(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce", "inter" and "intra"."""
-        logits = taught_by(teacher).logits.detach()
+        logits = require_teacher(teacher).logits.detach()
         inter, intra = losses.dist_terms(student.logits, logits, self.temperature)
         factor = self.dist_weight * (self.temperature**2 if self.tau_squared else 1.0)
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, hard_labels, taught_by, warm_up
+from kd_bench.methods.base import Method, hard_labels, require_teacher, warm_up
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -41,7 +41,7 @@ class DKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce", "tckd" and "nckd"."""
-        logits = taught_by(teacher).logits.detach()
+        logits = require_teacher(teacher).logits.detach()
         tckd, nckd = losses.dkd_terms(student.logits, logits, hard_labels(batch), self.temperature)
         factor = warm_up(batch.epoch, self.warmup_epochs)
         return {

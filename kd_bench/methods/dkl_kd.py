@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, taught_by, warm_up
+from kd_bench.methods.base import Method, require_teacher, warm_up
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -45,8 +45,8 @@ class DKLKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce", "pairwise" and "soft_ce"."""
-        logits = taught_by(teacher).logits.detach()
-        weights = (losses.at_least_single(logits) / self.temperature).softmax(-1)
+        logits = require_teacher(teacher).logits.detach()
+        weights = (losses.at_least_float32(logits) / self.temperature).softmax(-1)
         # T^2 and the temperature of the differences of logits cancel.
         pairwise = losses.pairwise_mse(student.logits.detach(), logits, weights)
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature) * self.temperature**2

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.errors import UserError
-from kd_bench.methods.base import Method, taught_by
+from kd_bench.methods.base import Method, require_teacher
 from kd_bench.methods.connectors import Regressor
 from kd_bench.methods.parameters import Count, NonNegative
 from kd_bench.types import Batch, Needs, Outputs, Pair
+from kd_bench.utils.errors import UserError
 
 
 class FitNet(Method):
@@ -51,8 +51,8 @@ class FitNet(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce" and "hint"."""
-        hint = losses.at_least_single(taught_by(teacher).stages[self.hint_stage].detach())
-        guess = losses.at_least_single(self.regressor(student.stages[self.hint_stage]))
+        hint = losses.at_least_float32(require_teacher(teacher).stages[self.hint_stage].detach())
+        guess = losses.at_least_float32(self.regressor(student.stages[self.hint_stage]))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "hint": self.hint_weight * F.mse_loss(guess, hint),

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import taught_by, warm_up
+from kd_bench.methods.base import require_teacher, warm_up
 from kd_bench.methods.class_prior import ClassPrior
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
@@ -62,7 +62,7 @@ class IKLKD(ClassPrior):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce", "pairwise" and "soft_ce"."""
-        logits = taught_by(teacher).logits.detach()
+        logits = require_teacher(teacher).logits.detach()
         pairwise = losses.pairwise_mse(student.logits, logits, self._weights(logits, batch))
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature)
         factor = warm_up(batch.epoch, self.warmup_epochs)

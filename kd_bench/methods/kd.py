@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, taught_by
+from kd_bench.methods.base import Method, require_teacher
 from kd_bench.methods.parameters import NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -35,7 +35,7 @@ class KD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce" and "kd"."""
-        divergence = losses.kd(student.logits, taught_by(teacher).logits.detach(), self.temperature)
+        divergence = losses.kd(student.logits, require_teacher(teacher).logits.detach(), self.temperature)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "kd": self.kd_weight * divergence,

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_bench import losses
-from kd_bench.errors import UserError
-from kd_bench.methods.base import Method, taught_by
+from kd_bench.methods.base import Method, require_teacher
 from kd_bench.methods.connectors import Connector
 from kd_bench.methods.parameters import NonNegative
 from kd_bench.types import Batch, Needs, Outputs, Pair
+from kd_bench.utils.errors import UserError
 
 
 class OFD(Method):
@@ -70,7 +70,7 @@ class OFD(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce" and "feature"."""
         terms = []
-        pairs = zip(student.preacts[-self.stages :], taught_by(teacher).preacts[-self.stages :], strict=True)
+        pairs = zip(student.preacts[-self.stages :], require_teacher(teacher).preacts[-self.stages :], strict=True)
         for index, (ours, theirs) in enumerate(pairs):
             wanted = F.adaptive_avg_pool2d(theirs.detach(), (ours.shape[2], ours.shape[3]))
             loss = losses.partial_l2(self.connectors[index](ours), wanted, self.get_buffer(f"margin{index}"))

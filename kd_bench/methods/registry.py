@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_bench import plugins
-from kd_bench.errors import UserError, nearest, unknown
-from kd_bench.introspect import REQUIRED, ClassSource, NotLiteral, Parameter, read_classes
 from kd_bench.methods.parameters import allowed, coerce, resolve
-from kd_bench.plugins import METHOD, Plugin
+from kd_bench.utils import plugins
+from kd_bench.utils.errors import UserError, nearest, unknown
+from kd_bench.utils.plugins import METHOD, Plugin
+from kd_bench.utils.signatures import REQUIRED, ClassDefinition, NotLiteral, Parameter, read_classes
 
 if TYPE_CHECKING:
     from kd_bench.methods.base import Family, Method
@@ -46,25 +46,25 @@ class MethodInfo:
 
 def names() -> tuple[str, ...]:
     """The methods that are known by name, sorted: the built-in ones and those of installed packages."""
-    return tuple(sorted(_built_in().union(plugins.offered(METHOD))))
+    return tuple(sorted(_built_in().union(plugins.offered_names(METHOD))))
 
 
-def describe(name: str, where: str = "") -> MethodInfo:
+def describe(name: str, context: str = "") -> MethodInfo:
     """What is known of a method without importing it.
 
     Args:
         name: As the module's docstring tells.
-        where: Where it was written, for error messages.
+        context: Where it was written, for error messages.
 
     Raises:
         UserError: If there is no such method, or its source does not follow the rules of ``Method``.
     """
-    plugin = _plugin(name, where)
+    plugin = _plugin(name, context)
     path = plugin.path if plugin else _FOLDER / f"{name}.py"
-    source = _class_source(name, plugin, path, where)
+    source = _class_source(name, plugin, path, context)
     problem = _problem(source)
     if problem:
-        raise UserError(f"{_prefix(where)}method {name!r}: {problem} ({path})")
+        raise UserError(f"{_prefix(context)}method {name!r}: {problem} ({path})")
     defaults = read_classes(_FOLDER / "base.py")["Method"].attributes
     attributes = defaults | source.attributes
     return MethodInfo(
@@ -80,32 +80,34 @@ def describe(name: str, where: str = "") -> MethodInfo:
     )
 
 
-def check(name: str, hyperparameters: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def check(name: str, hyperparameters: Mapping[str, Any], context: str = "") -> dict[str, Any]:
     """All hyper-parameters of a method, in the order of its signature, each in its type's one form.
 
     Args:
         name: The method.
         hyperparameters: Those that are given; the others have their defaults.
-        where: Where they were written, for error messages.
+        context: Where they were written, for error messages.
 
     Raises:
         UserError: For an unknown method or hyper-parameter, and for a value of the wrong type or out of range.
     """
-    info = describe(name, where)
+    info = describe(name, context)
     known = [parameter.name for parameter in info.parameters]
     for key in hyperparameters:
         if key not in known:
-            raise UserError(f"{_prefix(where)}{name} has no hyper-parameter {key!r}; {_hint(str(key), known)}")
+            raise UserError(f"{_prefix(context)}{name} has no hyper-parameter {key!r}; {_hint(str(key), known)}")
     resolved = {}
     for parameter in info.parameters:
         value = hyperparameters.get(parameter.name, parameter.default)
         kind = resolve(parameter.annotation)
         if value is REQUIRED:
-            raise UserError(f"{_prefix(where)}{name} needs a value for {parameter.name!r}: {allowed(kind)}")
+            raise UserError(f"{_prefix(context)}{name} needs a value for {parameter.name!r}: {allowed(kind)}")
         try:
             resolved[parameter.name] = coerce(kind, value)
         except ValueError:
-            raise UserError(f"{_prefix(where)}{name}: {parameter.name} = {value!r} should be {allowed(kind)}") from None
+            raise UserError(
+                f"{_prefix(context)}{name}: {parameter.name} = {value!r} should be {allowed(kind)}"
+            ) from None
     return resolved
 
 
@@ -179,8 +181,8 @@ def _built_in() -> set[str]:
     return {path.stem for path in _FOLDER.glob("*.py")} - _NO_METHODS
 
 
-def _prefix(where: str) -> str:
-    return f"{where}: " if where else ""
+def _prefix(context: str) -> str:
+    return f"{context}: " if context else ""
 
 
 def _hint(key: str, known: list[str]) -> str:
@@ -190,27 +192,27 @@ def _hint(key: str, known: list[str]) -> str:
     return f"there are: {', '.join(known)}" if known else "it has none"
 
 
-def _plugin(name: str, where: str = "") -> Plugin | None:
+def _plugin(name: str, context: str = "") -> Plugin | None:
     """None for a built-in method."""
     built_in = _built_in()
-    return None if name in built_in else plugins.find(METHOD, name, built_in, where)
+    return None if name in built_in else plugins.find(METHOD, name, built_in, context)
 
 
-def _class_source(name: str, plugin: Plugin | None, path: Path, where: str) -> ClassSource:
-    classes = read_classes(path, where)
+def _class_source(name: str, plugin: Plugin | None, path: Path, context: str) -> ClassDefinition:
+    classes = read_classes(path, context)
     if plugin is None:
         public = [one for one in classes.values() if not one.name.startswith("_")]
         if len(public) != 1:
-            raise UserError(f"{_prefix(where)}method {name!r}: {path} should hold exactly one public class")
+            raise UserError(f"{_prefix(context)}method {name!r}: {path} should hold exactly one public class")
         return public[0]
     if not classes:
-        raise UserError(f"{_prefix(where)}method {name!r}: {path} holds no class")
+        raise UserError(f"{_prefix(context)}method {name!r}: {path} holds no class")
     if plugin.attribute not in classes:
-        raise unknown(f"class of {path}", plugin.attribute, classes, where)
+        raise unknown(f"class of {path}", plugin.attribute, classes, context)
     return classes[plugin.attribute]
 
 
-def _problem(source: ClassSource) -> str | None:
+def _problem(source: ClassDefinition) -> str | None:
     """What in a class's source breaks the rules of ``Method``."""
     if not source.bases:
         return f"{source.name} is not a kd_bench.methods.base.Method"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, taught_by, warm_up
+from kd_bench.methods.base import Method, require_teacher, warm_up
 from kd_bench.methods.connectors import Fusion, Map, embedding
 from kd_bench.methods.parameters import Count, NonNegative, PositiveCount
 from kd_bench.types import Batch, Needs, Outputs, Pair
@@ -78,7 +78,7 @@ class ReviewKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce" and "review"."""
-        teacher = taught_by(teacher)
+        teacher = require_teacher(teacher)
         ours = [*getattr(student, self.student_features)[1:], embedding(student)[:, :, None, None]]
         theirs = [*getattr(teacher, self.teacher_features)[1:], embedding(teacher)[:, :, None, None]]
         factor = warm_up(batch.epoch - 1 + self.first_epoch, self.warmup_epochs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, taught_by
+from kd_bench.methods.base import Method, require_teacher
 from kd_bench.methods.connectors import embedding
 from kd_bench.methods.parameters import NonNegative, Positive
 from kd_bench.types import Batch, Needs, Outputs, Pair
@@ -44,7 +44,7 @@ class RKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Terms "ce", "distance" and "angle"."""
-        ours, theirs = embedding(student), embedding(taught_by(teacher)).detach()
+        ours, theirs = embedding(student), embedding(require_teacher(teacher)).detach()
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "distance": self.distance_weight * losses.rkd_distance(ours, theirs, self.squared, self.eps),

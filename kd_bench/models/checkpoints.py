@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import torch
 from safetensors.torch import load as load_safetensors
 
-from kd_bench.errors import UserError
+from kd_bench.utils.errors import UserError
 
 #: As the messages name the two kinds of file.
 TORCH, SAFETENSORS = "a torch file", "safetensors"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_bench.models.interface import cannot, dry_run, intermediates
 from kd_bench.models.preactivations import affine, keeping, noting_norms, sources
+from kd_bench.models.timm_interface import cannot, dry_run, intermediates
 from kd_bench.types import LOGITS, Output, Outputs, Shapes
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_bench.models.interface import cannot, dry_run, intermediates
+from kd_bench.models.timm_interface import cannot, dry_run, intermediates
 from kd_bench.types import Output
 
 #: Where the classes of activations come from.
@@ -26,7 +26,7 @@ _ACTIVATIONS = {"torch.nn.modules.activation", "timm.layers.activations", "timm.
 _FUNCTIONS = ("Relu", "LeakyRelu", "Elu", "Silu", "Gelu", "Hardtanh", "Hardswish", "Mish")
 
 
-class Source(NamedTuple):
+class ActivationCall(NamedTuple):
     """The call of an activation that puts out a stage."""
 
     module: str
@@ -48,10 +48,10 @@ class _Call(NamedTuple):
 
 
 #: What ``sources`` found. Beside the networks and not in them, so that neither copies nor files of them have it.
-_found: WeakKeyDictionary[nn.Module, tuple[Source | None, ...]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, tuple[ActivationCall | None, ...]] = WeakKeyDictionary()
 
 
-def sources(network: nn.Module, image: tuple[int, ...]) -> tuple[Source | None, ...]:
+def sources(network: nn.Module, image: tuple[int, ...]) -> tuple[ActivationCall | None, ...]:
     """What puts out each stage of a network with timm's interface; found once a network.
 
     Args:
@@ -83,7 +83,9 @@ def share_sources(network: nn.Module, other: nn.Module, image: tuple[int, ...], 
 
 
 @contextmanager
-def keeping(network: nn.Module, wanted: Iterable[Source | None]) -> Iterator[Callable[[list[Tensor]], list[Tensor]]]:
+def keeping(
+    network: nn.Module, wanted: Iterable[ActivationCall | None]
+) -> Iterator[Callable[[list[Tensor]], list[Tensor]]]:
     """Keeps what the activations read in the one forward pass that runs inside.
 
     What the network computes stays untouched: a pre-activation that will be overwritten is kept as a copy.
@@ -184,18 +186,18 @@ def _norm_behind(node: Node | None, noted: Mapping[Node, _BatchNorm]) -> Node | 
     return node
 
 
-def _find(network: nn.Module, image: tuple[int, ...]) -> tuple[Source | None, ...]:
+def _find(network: nn.Module, image: tuple[int, ...]) -> tuple[ActivationCall | None, ...]:
     with dry_run(network, image) as black:
         calls, pools, stages = _record(network, black)
     by_node: dict[Node | None, _Call] = {call.node: call for call in calls}
-    found: list[Source | None] = []
+    found: list[ActivationCall | None] = []
     for index, stage in enumerate(stages):
         pool, node = pools.get(stage.grad_fn, (None, stage.grad_fn))
         call = by_node.get(node)
         if call is not None:
             # Looked at after the pass, since others than the activation may write there too.
             overwritten = call.read._version != call.version
-            found.append(Source(call.module, call.number, overwritten, pool))
+            found.append(ActivationCall(call.module, call.number, overwritten, pool))
         elif node is not None and node.name().partition("Backward")[0] in _FUNCTIONS:
             raise cannot(network, "preacts", f"its stage {index} is put out by an activation that is no module")
         elif not _has(network, _BatchNorm) or _has(network, nn.LayerNorm):
@@ -248,7 +250,7 @@ def _record(
     return calls, pools, stages
 
 
-def _preact(network: nn.Module, source: Source, kept: Mapping[tuple[str, int], Tensor]) -> Tensor:
+def _preact(network: nn.Module, source: ActivationCall, kept: Mapping[tuple[str, int], Tensor]) -> Tensor:
     preact = kept.get((source.module, source.call))
     if preact is None:
         raise cannot(network, "preacts", f"its {source.module} does not run as it did in evaluation mode")

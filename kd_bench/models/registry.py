@@ -2,9 +2,9 @@
 
 A network of ours is a function decorated with timm's ``register_model`` in a file of this package; nothing else lists
 them. The names are read from the sources, so that the command line can list and check them at once. A network of the
-user's own is a plug-in (see ``kd_bench.plugins``): a function or class that takes ``num_classes``, maybe ``image_size``
-and ``drop_path_rate``, and gives a network for (B, 3, H, W) images. Logits are all that is asked of it; methods that
-need more find it by timm's interface (``forward_intermediates``, ``forward_features``, ``forward_head``), where it has
+user's own is a plug-in (see ``kd_bench.utils.plugins``): a function or class that takes ``num_classes``, optionally
+``image_size`` and ``drop_path_rate``, and returns a network for (B, 3, H, W) images. Logits are all that is asked of
+it; methods that need more find it by timm's interface (``forward_intermediates``, ``forward_features``, ``forward_head``), where it has
 that.
 """
 
@@ -16,9 +16,9 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_bench import plugins
-from kd_bench.errors import UserError, nearest, unknown
-from kd_bench.plugins import MODEL, Plugin
+from kd_bench.utils import plugins
+from kd_bench.utils.errors import UserError, nearest, unknown
+from kd_bench.utils.plugins import MODEL, Plugin
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ def own_models() -> dict[str, str]:
 
 def offered_models() -> dict[str, str]:
     """Name and first docstring line of every network that an installed package offers."""
-    return {name: describe(name).partition("\n")[0] for name in plugins.offered(MODEL)}
+    return {name: describe(name).partition("\n")[0] for name in plugins.offered_names(MODEL)}
 
 
 def register() -> None:
@@ -52,7 +52,7 @@ def register() -> None:
         importlib.import_module(f"{__package__}.{module}")
 
 
-def resolve(name: str, where: str = "", *, prefix: str = PREFIX) -> str:
+def resolve(name: str, context: str = "", *, prefix: str = PREFIX) -> str:
     """The name under which timm knows the network that a user calls ``name``.
 
     One of ours goes first, with or without ``prefix`` or by its published name: "resnet20" and "cifar_resnet20" are the
@@ -61,7 +61,7 @@ def resolve(name: str, where: str = "", *, prefix: str = PREFIX) -> str:
 
     Args:
         name: As the user wrote it.
-        where: Where it was written, for the error.
+        context: Where it was written, for the error.
         prefix: What may be left out; pass "" where the images are not those that our networks are made for.
 
     Raises:
@@ -71,9 +71,9 @@ def resolve(name: str, where: str = "", *, prefix: str = PREFIX) -> str:
     for candidate in (prefix + name, name, PUBLISHED_NAMES.get(name) if prefix else None):
         if candidate in own:
             return candidate
-    plugin = _plugin(name, where)
+    plugin = _plugin(name, context)
     if plugin is not None:
-        plugin.source(where)
+        plugin.source(context)
         return plugin.name
     if _is_timms(name):
         return name
@@ -81,17 +81,17 @@ def resolve(name: str, where: str = "", *, prefix: str = PREFIX) -> str:
 
     short = {model.removeprefix(prefix) for model in own}
     every = {*own, *short, *timm.list_models(), *(timm.list_pretrained() if "." in name else ())}
-    every.update(plugins.offered(MODEL))
-    raise unknown("model", name, every if nearest(name, every) else short, where)
+    every.update(plugins.offered_names(MODEL))
+    raise unknown("model", name, every if nearest(name, every) else short, context)
 
 
-def describe(name: str, where: str = "") -> str:
+def describe(name: str, context: str = "") -> str:
     """The documentation of a network of the user's own.
 
     Raises:
         UserError: As ``resolve``.
     """
-    return plugins.find(MODEL, name, own_models(), where).source(where).doc
+    return plugins.find(MODEL, name, own_models(), context).source(context).doc
 
 
 def source_hash(name: str) -> str | None:
@@ -150,13 +150,13 @@ def create(name: str, num_classes: int, image_size: int | None = None, **kwargs:
     return network
 
 
-def _plugin(name: str, where: str = "") -> Plugin | None:
+def _plugin(name: str, context: str = "") -> Plugin | None:
     """None for a network of ours or timm's, and for a name that nobody knows."""
     if plugins.is_file(name):
-        return plugins.find(MODEL, name, (), where)
-    if name in own_models() or name not in plugins.offered(MODEL) or _is_timms(name):
+        return plugins.find(MODEL, name, (), context)
+    if name in own_models() or name not in plugins.offered_names(MODEL) or _is_timms(name):
         return None
-    return plugins.find(MODEL, name, (), where)
+    return plugins.find(MODEL, name, (), context)
 
 
 def _is_timms(name: str) -> bool:
@@ -168,7 +168,7 @@ def _is_timms(name: str) -> bool:
 def _create_own(plugin: Plugin, num_classes: int, image_size: int | None, kwargs: dict[str, Any]) -> nn.Module:
     from torch import Tensor, nn
 
-    from kd_bench.models.interface import dry_run
+    from kd_bench.models.timm_interface import dry_run
 
     source = plugin.source()
     for key in kwargs:
@@ -185,7 +185,7 @@ def _create_own(plugin: Plugin, num_classes: int, image_size: int | None, kwargs
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"model {plugin.name}: its forward pass failed: {plugins.told(error)}") from error
+            raise UserError(f"model {plugin.name}: its forward pass failed: {plugins.format_error(error)}") from error
         if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
             given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(

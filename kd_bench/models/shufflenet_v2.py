@@ -15,7 +15,7 @@ from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_bench.models.base import CifarNet, Walk, build, cifar_cfg, register_model
+from kd_bench.models.cifar_network import CifarNet, Walk, build, cifar_cfg, register_model
 from kd_bench.models.shufflenet_v1 import CifarShuffleNet, channel_shuffle
 
 #: Channels of the stem, of the three stages and of the head.

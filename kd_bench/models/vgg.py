@@ -13,7 +13,7 @@ from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_bench.models.base import CifarNet, Walk, build, cifar_cfg, feature_info, register_model
+from kd_bench.models.cifar_network import CifarNet, Walk, build, cifar_cfg, feature_info, register_model
 
 WIDTHS = (64, 128, 256, 512, 512)
 

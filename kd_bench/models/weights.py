@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from kd_bench.errors import UserError, nearest
-from kd_bench.files import write_atomic
 from kd_bench.models import registry
 from kd_bench.models.checkpoints import SAFETENSORS, read_content
+from kd_bench.utils.errors import UserError, nearest
+from kd_bench.utils.files import write_atomic
 
 #: Under which keys training programs keep the weights, in the order in which they are preferred.
 KEYS = ("model", "state_dict", "model_state_dict", "net", "network")
@@ -37,7 +37,7 @@ _Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWeights:
     """What a file holds."""
 
     state: dict[str, Tensor]
@@ -48,7 +48,7 @@ class Loaded:
     """Plain values that were found beside the weights, e.g. an epoch and an accuracy."""
 
 
-def read(path: Path, key: str | None = None) -> Loaded:
+def read(path: Path, key: str | None = None) -> LoadedWeights:
     """Reads a state dict: bare or in another mapping, of torch's or Lightning's making, or safetensors.
 
     Nothing in the file is executed: torch reads it with ``weights_only=True`` and a short list of harmless classes.
@@ -72,10 +72,10 @@ def read(path: Path, key: str | None = None) -> Loaded:
     for one in keys:
         facts |= _facts(found)
         found = found[one]
-    where = ".".join([*([key] if key else []), *keys])
-    state, layout = _unwrapped(dict(state), f"{where!r} in {kind}" if where else kind)
+    keys_path = ".".join([*([key] if key else []), *keys])
+    state, layout = _unwrapped(dict(state), f"{keys_path!r} in {kind}" if keys_path else kind)
     _check(path, state)
-    return Loaded(state, layout, facts)
+    return LoadedWeights(state, layout, facts)
 
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:

@@ -15,7 +15,7 @@ _PREFIX = "cifar_"
 
 
 @dataclass(frozen=True)
-class Column:
+class GridColumn:
     """A pair, with its teacher's and its lone student's lines where it has them."""
 
     pair: PairTable
@@ -24,7 +24,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """A method's line in one pair; ``place`` is 1 for the best of the pair's, 2 for the second."""
 
     row: Row
@@ -32,11 +32,11 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class GridLine:
     """A method's cells, one a column; None where the pair does not plan it."""
 
     label: str
-    cells: tuple[Cell | None, ...]
+    cells: tuple[GridCell | None, ...]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Grid:
     """
 
     dataset: str
-    columns: tuple[Column, ...]
-    families: tuple[tuple[str, tuple[Line, ...]], ...]
+    columns: tuple[GridColumn, ...]
+    families: tuple[tuple[str, tuple[GridLine, ...]], ...]
 
 
 def grids(summary: Summary) -> list[Grid]:
@@ -59,7 +59,7 @@ def grids(summary: Summary) -> list[Grid]:
     found = []
     for dataset in dict.fromkeys(pair.dataset for pair in summary.pairs):
         pairs = [pair for pair in summary.pairs if pair.dataset == dataset]
-        columns = tuple(Column(pair, _first(pair, "teacher"), _first(pair, "student")) for pair in pairs)
+        columns = tuple(GridColumn(pair, _first(pair, "teacher"), _first(pair, "student")) for pair in pairs)
         found.append(Grid(dataset, columns, tuple(_families(pairs))))
     return found
 
@@ -70,7 +70,7 @@ def parts(grid: Grid, columns: int) -> list[Grid]:
     for at in range(0, len(grid.columns), columns):
         families = []
         for family, lines in grid.families:
-            cut = [Line(one.label, one.cells[at : at + columns]) for one in lines]
+            cut = [GridLine(one.label, one.cells[at : at + columns]) for one in lines]
             if kept := tuple(one for one in cut if any(one.cells)):
                 families.append((family, kept))
         found.append(Grid(grid.dataset, grid.columns[at : at + columns], tuple(families)))
@@ -99,15 +99,15 @@ def _first(pair: PairTable, kind: str) -> Row | None:
     return next((row for row in pair.rows if row.kind == kind), None)
 
 
-def _families(pairs: Sequence[PairTable]) -> Iterable[tuple[str, tuple[Line, ...]]]:
-    columns: list[dict[str, Cell]] = []
+def _families(pairs: Sequence[PairTable]) -> Iterable[tuple[str, tuple[GridLine, ...]]]:
+    columns: list[dict[str, GridCell]] = []
     family: dict[str, str] = {}
     for pair in pairs:
         rows = [row for row in pair.rows if row.kind == "method"]
         marks = places([row.top1.mean if row.ranked and row.top1 else None for row in rows])
-        columns.append({row.label: Cell(row, mark) for row, mark in zip(rows, marks, strict=True)})
+        columns.append({row.label: GridCell(row, mark) for row, mark in zip(rows, marks, strict=True)})
         family |= {row.label: row.family for row in rows}
     order = sorted(set(family.values()), key=lambda one: (one not in FAMILIES, one == "", one))
     for name in order:
         labels = [label for label, one in family.items() if one == name]
-        yield name, tuple(Line(label, tuple(column.get(label) for column in columns)) for label in labels)
+        yield name, tuple(GridLine(label, tuple(column.get(label) for column in columns)) for label in labels)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kd_bench.report.grid import Cell, Grid, grids, parts, short_names
-from kd_bench.report.notes import LONG_ONLY
-from kd_bench.report.statistics import Estimate
+from kd_bench.report.footnotes import LONG_ONLY
+from kd_bench.report.grid import Grid, GridCell, grids, parts, short_names
+from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.table import Row, Summary
 
 #: Pairs side by side on a page of paper.
@@ -122,13 +122,13 @@ def _published(grid: Grid) -> Iterator[str]:
         cells = []
         for row in found:
             value = row.published if row else None
-            spread = _spread(Estimate(value.top1, value.std, 1)) if value else "--"
+            spread = _spread(MeanAndStd(value.top1, value.std, 1)) if value else "--"
             cells.append(rf"{spread} {{\scriptsize ({tex(value.mark)})}}" if value else spread)
         yield _line(head, tex(label), cells)
         head = ""
 
 
-def _marked(cell: Cell | None) -> str:
+def _marked(cell: GridCell | None) -> str:
     if cell is None:
         return ""
     shown = _cell(cell.row)
@@ -145,7 +145,7 @@ def _cell(row: Row | None) -> str:
     return rf"{shown}\,{{\scriptsize ({mark})}}" if mark else shown
 
 
-def _spread(value: Estimate) -> str:
+def _spread(value: MeanAndStd) -> str:
     return f"{value.mean:.2f}" if value.std is None else rf"{value.mean:.2f}\,{{\scriptsize $\pm$\,{value.std:.2f}}}"
 
 

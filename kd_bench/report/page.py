@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from kd_bench.report import plots, svg
-from kd_bench.report.attacks import AttackTable, attack_frame, summarise_attacks
-from kd_bench.report.behind import Behind, Source, script
-from kd_bench.report.formats import spelt_p
-from kd_bench.report.frame import read_result
+from kd_bench.report.attack_table import AttackTable, attack_frame, summarise_attacks
+from kd_bench.report.footnotes import count
 from kd_bench.report.grid import grids, short_names
-from kd_bench.report.notes import count
-from kd_bench.report.robustness import beside
-from kd_bench.report.statistics import Estimate
+from kd_bench.report.published_robustness import published_lines
+from kd_bench.report.render import spelt_p
+from kd_bench.report.results_frame import read_result
+from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.table import PairTable, Row, Summary
+from kd_bench.report.trial_data import TrialDataIndex, TrialLocation, script
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kd_bench.recipe import Planned
+    from kd_bench.config.trial import PlannedTrial
 
 _NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Part:
+class PagePart:
     """What one recipe, or one folder, has.
 
     Attributes:
@@ -50,7 +50,7 @@ class Part:
     about: str
     summary: Summary
     frame: pd.DataFrame
-    cells: Sequence[Planned]
+    cells: Sequence[PlannedTrial]
     folder: Path
     recipe: str
     rows: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Part:
 class Section:
     """A part as the template shows it."""
 
-    part: Part
+    part: PagePart
     lines: list[dict[str, Any]] = field(default_factory=list)
     forests: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Section:
     grids: list[dict[str, Any]] = field(default_factory=list)
 
 
-def page(parts: Sequence[Part]) -> str:
+def page(parts: Sequence[PagePart]) -> str:
     """The page as text, UTF-8 safe.
 
     Args:
@@ -116,7 +116,7 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def spread(value: Estimate | None) -> str:
+def spread(value: MeanAndStd | None) -> str:
     """``76.64 ± 0.02``."""
     if value is None:
         return _NOTHING
@@ -135,12 +135,12 @@ class _Build:
     """Gives pairs, methods and cells their numbers on the page, and gathers the trials behind them."""
 
     def __init__(self) -> None:
-        self.behind = Behind()
+        self.behind = TrialDataIndex()
         self.pairs: dict[str, int] = {}
         self.methods: dict[str, tuple[int, str]] = {}
         self.cells: list[dict[str, Any]] = []
 
-    def section(self, part: Part) -> Section:
+    def section(self, part: PagePart) -> Section:
         """Everything about one part."""
         section = Section(part)
         groups = dict(iter(part.frame.groupby(["dataset", "teacher", "student"], sort=False)))
@@ -166,7 +166,7 @@ class _Build:
         attributes = {"pair": self._pair(pair)["pair"], "method": str(index), "family": row.family}
         return plots.Mark(row.label, index, attributes)
 
-    def _cell(self, part: Part, pair: PairTable, row: Row, rows: pd.DataFrame) -> int:
+    def _cell(self, part: PagePart, pair: PairTable, row: Row, rows: pd.DataFrame) -> int:
         """The number of a line's cell: which trials it is of, and what its statistics are."""
         keys = []
         if row.kind == "teacher":
@@ -181,7 +181,9 @@ class _Build:
                 record = {str(key): value for key, value in found.items()}
                 name = record["trial_id"]
                 keys.append(f"{part.folder.name}/{name}")
-                self.behind.add(keys[-1], record, Source(part.folder / name, planned[name], part.recipe, part.rows))
+                self.behind.add(
+                    keys[-1], record, TrialLocation(part.folder / name, planned[name], part.recipe, part.rows)
+                )
         title = self._pair(pair)["title"]
         self.cells.append({"title": f"{name_of(row)}: {title}", "trials": keys, "says": list(_says(row, part.summary))})
         return len(self.cells) - 1
@@ -223,7 +225,7 @@ class _Build:
         ]
         return {"dataset": grid.dataset, "columns": columns, "lines": lines}
 
-    def _pictures(self, section: Section, part: Part, pair: PairTable, numbers: Mapping[int, int]) -> None:
+    def _pictures(self, section: Section, part: PagePart, pair: PairTable, numbers: Mapping[int, int]) -> None:
         place = self._pair(pair)
         rows = [row for row in pair.rows if row.kind == "method"]
         curves, costs, memory = [], [], []
@@ -261,11 +263,11 @@ class _Build:
         for of_class in self._classes(part, pair, rows):
             section.pictures.setdefault("classes", []).append({**place, **of_class})
 
-    def _keys(self, part: Part, row: Row) -> list[str]:
+    def _keys(self, part: PagePart, row: Row) -> list[str]:
         """The trials that the line's means are of, by their names on the page."""
         return [f"{part.folder.name}/{name}" for name in row.trials]
 
-    def _classes(self, part: Part, pair: PairTable, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    def _classes(self, part: PagePart, pair: PairTable, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         """Changes by class against the baseline, over the seeds that both have and recorded by class."""
 
         def by_seed(row: Row) -> dict[int, tuple[float, ...]]:
@@ -289,7 +291,7 @@ class _Build:
                 mark = self._mark(pair, row)
                 yield {"svg": plots.classes(row.label, mark, changes), "caption": row.label, **mark.attributes}
 
-    def _attacks(self, part: Part) -> Iterator[dict[str, Any]]:
+    def _attacks(self, part: PagePart) -> Iterator[dict[str, Any]]:
         """Clean and robust accuracy of pairs under each attack, of trials that entered the table, beside published."""
         frame = attack_frame(part.folder, part.cells)
         for pair in part.summary.pairs:
@@ -300,7 +302,7 @@ class _Build:
                 known = [(line, rows.get(line.label)) for line in table.rows]
                 lines = [(replace(line, difference=None) if row and not row.comparable else line, row)
                          for line, row in known]  # fmt: skip
-                place = self._pair(pair) | {"published": beside(part.recipe, table)}
+                place = self._pair(pair) | {"published": published_lines(part.recipe, table)}
                 yield {**place, "table": table, "lines": lines, "svg": self._robust(pair, rows, table)}
 
     def _robust(self, pair: PairTable, rows: Mapping[str, Row], table: AttackTable) -> Markup | None:
@@ -346,7 +348,7 @@ def _says(row: Row, summary: Summary) -> Iterator[str]:
             yield f"Bootstrap interval (BCa) of the difference: {low} to {high}."
     if row.published is not None:
         value = row.published
-        published = spread(Estimate(value.top1, value.std, 1))
+        published = spread(MeanAndStd(value.top1, value.std, 1))
         yield f"Published, and not measured here: {published} % ({value.source})."
     if row.note:
         yield f"Note: {row.note}."

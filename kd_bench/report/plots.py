@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kd_bench.report import svg
-from kd_bench.report.statistics import Difference, Estimate
+from kd_bench.report.statistics import Difference, MeanAndStd
 
 _WIDTH, _HEIGHT = 560.0, 340.0
 
@@ -96,7 +96,7 @@ class Point:
 
     mark: Mark
     x: float
-    y: Estimate
+    y: MeanAndStd
     hollow: bool = False
     square: bool = False
 

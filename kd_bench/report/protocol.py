@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kd_bench.recipe import canonical
+from kd_bench.config.trial import canonical
 
 #: Settings of a trial that say what it is rather than how it is trained.
 IDENTITY = frozenset({"model", "method", "teacher", "seed"})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanAndStd:
     """What n trials say of one quantity, in the quantity's own unit.
 
     Attributes:
@@ -42,7 +42,7 @@ class Difference:
     n: int
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+def estimate(values: Sequence[float]) -> MeanAndStd | None:
     """Mean and sample standard deviation.
 
     mean = sum(x) / n;  std = sqrt(sum((x - mean)^2) / (n - 1)), i.e. ddof = 1.
@@ -56,10 +56,10 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     if not values:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None
-    return Estimate(float(statistics.mean(values)), std, len(values))
+    return MeanAndStd(float(statistics.mean(values)), std, len(values))
 
 
-def mean_interval(value: Estimate, confidence: float = 0.95) -> tuple[float, float] | None:
+def mean_interval(value: MeanAndStd, confidence: float = 0.95) -> tuple[float, float] | None:
     """Student's interval of a mean over trials: mean -+ t(n - 1, (1 + confidence) / 2) * std / sqrt(n).
 
     Args:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from kd_bench.errors import UserError
-from kd_bench.report.notes import commonest, count, footnotes, problems
+from kd_bench.report.footnotes import commonest, count, footnotes, problems
 from kd_bench.report.protocol import comparable, explain
 from kd_bench.report.ranks import Ranking, ranking
 from kd_bench.report.significance import Significance, correct, significance
-from kd_bench.report.statistics import Difference, Estimate, estimate, paired_difference
+from kd_bench.report.statistics import Difference, MeanAndStd, estimate, paired_difference
+from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +72,8 @@ class Row:
 
     kind: Literal["teacher", "student", "method"]
     label: str
-    top1: Estimate | None
-    best: Estimate | None
+    top1: MeanAndStd | None
+    best: MeanAndStd | None
     difference: Difference | None
     seconds: float | None
     epochs: tuple[int, ...]
@@ -310,8 +310,8 @@ def _row(
     statuses: Iterable[str],
     notes: list[str],
     *,
-    top1: Estimate | None,
-    best: Estimate | None,
+    top1: MeanAndStd | None,
+    best: MeanAndStd | None,
     difference: Difference | None,
     seconds: float | None,
     epochs: tuple[int, ...],

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_bench.errors import UserError
-from kd_bench.robustness.ball import Norm
+from kd_bench.robustness.norm_ball import Norm
+from kd_bench.utils.errors import UserError
 
 PACKAGE = "pyautoattack"
 

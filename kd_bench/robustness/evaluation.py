@@ -12,15 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kd_bench import seeding
-from kd_bench.errors import RunFailed, UserError
+from kd_bench.config.attack import TITLES, chained, pgd_steps, title
+from kd_bench.robustness.adversarial_images import Examples
 from kd_bench.robustness.autoattack import FEWEST, AutoAttack, suspicions
-from kd_bench.robustness.ball import Ball
-from kd_bench.robustness.examples import Examples
+from kd_bench.robustness.evaluation_record import CLEAN, FELL, OPEN, STANDS, Record
+from kd_bench.robustness.norm_ball import Ball
 from kd_bench.robustness.pgd import cross_entropy, pgd
-from kd_bench.robustness.pixels import attacked
-from kd_bench.robustness.record import CLEAN, FELL, OPEN, STANDS, Record
-from kd_bench.robustness.settings import TITLES, chained, pgd_steps, title
+from kd_bench.robustness.pixel_input import attacked
+from kd_bench.utils import seeding
+from kd_bench.utils.errors import RunFailed, UserError
 
 #: Told after each batch: the attack, its batches that are done and all of them, and how many images stand.
 Progress = Callable[[str, int, int, int], None]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_bench.robustness.ball import Ball, Norm
+from kd_bench.robustness.norm_ball import Ball, Norm
 
 #: Where the ascent starts: at the image, with normal noise around it, or at a random point of the ball.
 Start = Literal["none", "gaussian", "uniform"]

@@ -17,25 +17,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from kd_bench import seeding
+from kd_bench.config.adversarial import Adversarial
+from kd_bench.config.trial import Trial
 from kd_bench.data import generated
-from kd_bench.data.loader import InMemoryLoader
+from kd_bench.data.array_dataset import ArrayDataset
+from kd_bench.data.in_memory import InMemoryLoader
 from kd_bench.data.registry import data_dir as default_data_dir
-from kd_bench.data.splits import Splits
-from kd_bench.data.views import TwoViews
-from kd_bench.distributed import average_gradients
+from kd_bench.data.two_views import TwoViews
 from kd_bench.methods.adversarial import AdversarialMethod
-from kd_bench.models.view import View
-from kd_bench.recipe import Adversarial, Trial
+from kd_bench.models.input_transform import InputTransform
 from kd_bench.robustness.pgd import pgd
-from kd_bench.robustness.pixels import Pixels
-from kd_bench.robustness.weights import perturbable, perturbed, untouched_buffers
-from kd_bench.training.member import Member, Part, Sink, Sums, computing, moving_average, of_part
+from kd_bench.robustness.pixel_input import Pixels
+from kd_bench.robustness.weight_perturbation import perturbable, perturbed, untouched_buffers
 from kd_bench.training.observing import Observer
+from kd_bench.training.student import (
+    MetricSums,
+    MicroBatch,
+    ResultWriter,
+    StudentModule,
+    micro_batch_stream,
+    moving_average,
+    precision_context,
+)
 from kd_bench.types import Batch, Outputs
+from kd_bench.utils import seeding
+from kd_bench.utils.distributed import average_gradients
 
 
-class AdversarialMember(Member):
+class AdversarialStudentModule(StudentModule):
     """One trial of adversarial training.
 
     Each step: the images are perturbed with the network in evaluation mode; where the trial says so, the weights are
@@ -49,22 +58,28 @@ class AdversarialMember(Member):
         network: What is trained.
         view: How it sees images of the data set's normalisation.
         method: Of the adversarial family.
-        sink: Where results go.
+        writer: Where results go.
         splits: The data set, for its normalisation.
     """
 
     method: AdversarialMethod
 
     def __init__(
-        self, trial: Trial, network: nn.Module, view: View, method: AdversarialMethod, sink: Sink, splits: Splits
+        self,
+        trial: Trial,
+        network: nn.Module,
+        view: InputTransform,
+        method: AdversarialMethod,
+        writer: ResultWriter,
+        splits: ArrayDataset,
     ) -> None:
-        super().__init__(trial, network, Pixels(nn.Identity(), splits.mean, splits.std, view), method, sink)
+        super().__init__(trial, network, Pixels(nn.Identity(), splits.mean, splits.std, view), method, writer)
         if trial.adversarial is None:
             raise ValueError(f"{trial.method.name} needs a trial with settings for perturbing images")
         self.settings: Adversarial = trial.adversarial
         average = self.settings.average
         self.epoch_average = None if average is None else moving_average(network, average.decay)
-        self._test_last = Sums()
+        self._test_last = MetricSums()
         self._perturbable = perturbable(network)
 
     @property
@@ -93,7 +108,9 @@ class AdversarialMember(Member):
         """
         eps, steps, step_size = self.settings.at(batch.epoch, self.trial.epochs)
         seen = _Seen(self.view, self.network, self._observe)
-        draws = seeding.generator(self.trial.seed, of_part(seeding.PERTURBATION, place), batch.epoch, batch.step)
+        draws = seeding.generator(
+            self.trial.seed, micro_batch_stream(seeding.PERTURBATION, place), batch.epoch, batch.step
+        )
         with torch.no_grad():
             self.network.eval()
             natural = seen(batch.images)
@@ -118,9 +135,9 @@ class AdversarialMember(Member):
             return lambda logits: AdversarialMethod.inner_loss(self.method, natural, logits, batch)
         return lambda logits: self.method.inner_loss(natural, logits, batch)
 
-    def _accumulate(self, teacher: Outputs | None, part: Part, backward: Callable[[Tensor], None]) -> None:
+    def _accumulate(self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None]) -> None:
         batch, place = part.batch, part.index
-        with computing(self.trial.precision, batch.images.device):
+        with precision_context(self.trial.precision, batch.images.device):
             images = self.perturb(batch, place)
         with self._weights_perturbed(images, part):
             if part.first:
@@ -132,7 +149,7 @@ class AdversarialMember(Member):
             self._train.add({**found.terms, "loss": found.loss}, found.logits, batch.labels[: len(found.logits)])
 
     @contextmanager
-    def _weights_perturbed(self, images: Tensor, part: Part) -> Iterator[None]:
+    def _weights_perturbed(self, images: Tensor, part: MicroBatch) -> Iterator[None]:
         """Inside, the weights are where a loss of this batch is larger, from the epoch on that the trial says."""
         settings = self.settings.weight_perturbation
         if settings is None or part.batch.epoch + 1 < settings.from_epoch:
@@ -149,14 +166,14 @@ class AdversarialMember(Member):
         ):
             yield
 
-    def _forward(self, images: Tensor, part: Part, stream: str) -> _Found:
+    def _forward(self, images: Tensor, part: MicroBatch, stream: str) -> _Found:
         """The loss of the perturbed images and the images as they are, seen in this order."""
         batch, place = part.batch, part.index
-        seeding.seed_global(self.trial.seed, of_part(stream, place), batch.epoch, batch.step)
-        with computing(self.trial.precision, images.device):
+        seeding.seed_global(self.trial.seed, micro_batch_stream(stream, place), batch.epoch, batch.step)
+        with precision_context(self.trial.precision, images.device):
             adversarial = self._observe(self.view(images), self.method.needs.student)
             natural = self._observe(self.view(batch.images), self.method.needs.student)
-            seeding.seed_global(self.trial.seed, of_part(f"{stream}-method", place), batch.epoch, batch.step)
+            seeding.seed_global(self.trial.seed, micro_batch_stream(f"{stream}-method", place), batch.epoch, batch.step)
             second = self.settings.second_view
             if second is None:
                 terms, logits = self.method(adversarial, natural, batch), adversarial.logits
@@ -189,11 +206,11 @@ class AdversarialMember(Member):
         if self._average is not None:
             networks.append((self.network, self._test_last))
         for network, sums in networks:
-            with computing(self.trial.precision, images.device):
+            with precision_context(self.trial.precision, images.device):
                 logits = network(images)
             sums.add({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
 
-    def beside(self) -> dict[str, float]:
+    def extra_metrics(self) -> dict[str, float]:
         """The columns of the network in training, where another is evaluated."""
         if self._average is None:
             return {}
@@ -253,13 +270,13 @@ def _part_of(batch: Batch, begin: int, end: int) -> Batch:
     return replace(batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows])
 
 
-def in_pixels(splits: Splits) -> Splits:
+def in_pixels(splits: ArrayDataset) -> ArrayDataset:
     """The same images with a normalisation that leaves them in [0, 1]."""
     return replace(splits, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def train_loader(
-    trial: Trial, splits: Splits, device: torch.device, data_dir: Path | None = None
+    trial: Trial, splits: ArrayDataset, device: torch.device, data_dir: Path | None = None
 ) -> InMemoryLoader | TwoViews:
     """The stream of training batches of an adversarial trial; images in [0, 1].
 

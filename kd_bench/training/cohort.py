@@ -14,12 +14,12 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from kd_bench.distributed import at_first, everybodys, most, rank
 from kd_bench.methods.base import TeacherBatchNorm
-from kd_bench.models.view import View
-from kd_bench.training.member import Member, parts
-from kd_bench.training.teaching import Remember, Teacher
+from kd_bench.models.input_transform import InputTransform
+from kd_bench.training.student import StudentModule, split_micro_batches
+from kd_bench.training.teacher import OpenLogitCache, Teacher
 from kd_bench.types import Batch, Output, Outputs
+from kd_bench.utils.distributed import all_gather_object, all_reduce_max, gather_object, rank
 
 #: Told now and then how far a cohort is: (epoch from 0, steps done in it, steps of an epoch, images a second).
 Progress = Callable[[int, int, int, float], None]
@@ -28,11 +28,11 @@ Progress = Callable[[int, int, int, float], None]
 KEEP_SECONDS = 600.0
 
 
-class Left(Exception):
+class StopRequested(Exception):
     """The cohort was asked to leave, and has kept where it is."""
 
 
-class Cohort(pl.LightningModule):
+class CohortModule(pl.LightningModule):
     """Trains members on one stream of batches; what they learn from is up to the subclass.
 
     Attributes:
@@ -46,15 +46,15 @@ class Cohort(pl.LightningModule):
 
     automatic_optimization = False
 
-    def __init__(self, members: Sequence[Member], progress: Progress | None = None) -> None:
+    def __init__(self, members: Sequence[StudentModule], progress: Progress | None = None) -> None:
         super().__init__()
         if len({member.trial.stream for member in members}) != 1:
             raise ValueError("members of a cohort must share the stream of batches and the teacher")
-        self.members: Sequence[Member] = nn.ModuleList(members)  # type: ignore[assignment]
+        self.members: Sequence[StudentModule] = nn.ModuleList(members)  # type: ignore[assignment]
         self.start_epoch = min(member.epochs_done for member in members)
         self._settings = members[0].trial
         self._progress = progress
-        self._active: list[Member] = []
+        self._active: list[StudentModule] = []
         self.leaving: Callable[[], bool] = lambda: False
         self.listen: Callable[[], None] = lambda: None
         self.keep_seconds = KEEP_SECONDS
@@ -74,7 +74,7 @@ class Cohort(pl.LightningModule):
         """What the teacher puts out for a batch, by what its batch norms go by; nothing where nothing teaches."""
         raise NotImplementedError
 
-    def spared(self) -> float | None:
+    def cached_seconds(self) -> float | None:
         """Seconds that this epoch's teaching did not take because it was known; None where nothing is remembered."""
         return None
 
@@ -106,7 +106,7 @@ class Cohort(pl.LightningModule):
             return
         if self._settings.compile == "graphs":  # what the last step's graphs put out may be written over
             torch.compiler.cudagraph_mark_step_begin()
-        for part in parts(batch, self._settings.micro_batch):
+        for part in split_micro_batches(batch, self._settings.micro_batch):
             teacher = self.teach(part.batch)
             for member in self._active:
                 if not member.stopped:
@@ -123,15 +123,15 @@ class Cohort(pl.LightningModule):
         """Keeps everything if it is time to, and leaves if it was asked to; of several processes, all or none do."""
         now = time.perf_counter()
         due = rank() == 0 and now - self._kept > self.keep_seconds
-        wish = most(2 if self.leaving() else 1 if due else 0)
+        wish = all_reduce_max(2 if self.leaving() else 1 if due else 0)
         if not wish:
             return
         self._kept = now
         for member in self._active:
             if not member.stopped:
-                member.sink.within(member, step, at_first(member.within(step)))
+                member.writer.save_mid_epoch(member, step, gather_object(member.mid_epoch_state(step)))
         if wish == 2:
-            raise Left
+            raise StopRequested
 
     def on_validation_start(self) -> None:
         """Training ends here for this epoch, as far as its cost goes."""
@@ -151,7 +151,7 @@ class Cohort(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Hands each student's epoch to its trial's folder."""
         own = {id(member): member.watch.read() for member in self._active}
-        spared = self.spared()
+        spared = self.cached_seconds()
         shared = max(0.0, self._training_seconds - sum(own.values())) + (spared or 0.0)
         going = [member for member in self._active if not member.stopped]
         corrupt = self._corrupt()
@@ -167,10 +167,10 @@ class Cohort(pl.LightningModule):
         """The files that no process could decode, and why."""
         loaders = (self.trainer.train_dataloader, self.trainer.val_dataloaders)
         own = {str(path): reason for loader in loaders for path, reason in loader.corrupt.items()}
-        return {path: reason for found in everybodys(own) for path, reason in found.items()}
+        return {path: reason for found in all_gather_object(own) for path, reason in found.items()}
 
 
-class Supervised(Cohort):
+class SupervisedCohort(CohortModule):
     """Networks that learn from the labels alone: teachers, and students without distillation."""
 
     def teach(self, batch: Batch) -> Mapping[TeacherBatchNorm, Outputs]:
@@ -178,7 +178,7 @@ class Supervised(Cohort):
         return {}
 
 
-class Distillation(Cohort):
+class DistillationCohort(CohortModule):
     """Students that share one frozen teacher, whose forward pass is made once a batch.
 
     Args:
@@ -191,11 +191,11 @@ class Distillation(Cohort):
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[StudentModule],
         teacher: nn.Module,
-        view: View | None = None,
+        view: InputTransform | None = None,
         progress: Progress | None = None,
-        remember: Remember | None = None,
+        remember: OpenLogitCache | None = None,
     ) -> None:
         super().__init__(members, progress)
         needs: dict[TeacherBatchNorm, frozenset[Output]] = {}
@@ -213,6 +213,6 @@ class Distillation(Cohort):
         found: dict[TeacherBatchNorm, Outputs] = self.teacher(batch)
         return found
 
-    def spared(self) -> float | None:
+    def cached_seconds(self) -> float | None:
         """What the store of logits has spared."""
-        return self.teacher.spared()
+        return self.teacher.cached_seconds()

@@ -16,28 +16,28 @@ from lightning_fabric.plugins.environments import LightningEnvironment, TorchEla
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from kd_bench import seeding
-from kd_bench.data.listed import Listed
-from kd_bench.data.loader import InMemoryLoader
-from kd_bench.data.splits import Splits
-from kd_bench.data.stream import StreamLoader, StreamTestLoader
-from kd_bench.data.views import TwoViews
-from kd_bench.distributed import rank, several, size
+from kd_bench.config.trial import PretrainedTeacher, Trial
+from kd_bench.data.array_dataset import ArrayDataset
+from kd_bench.data.file_dataset import FileDataset
+from kd_bench.data.in_memory import InMemoryLoader
+from kd_bench.data.streaming import StreamLoader, StreamTestLoader
+from kd_bench.data.two_views import TwoViews
 from kd_bench.methods import registry as methods
 from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.models import registry as models
 from kd_bench.models import weights
+from kd_bench.models.fast_convs import use_fast_convs
+from kd_bench.models.input_transform import InputTransform
 from kd_bench.models.outputs import preact_norms, shapes
-from kd_bench.models.quick import quicken
-from kd_bench.models.view import View
-from kd_bench.recipe import Given, Trial
 from kd_bench.training import adversarial
-from kd_bench.training.cohort import Cohort
-from kd_bench.training.member import Member, Sink
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.student import ResultWriter, StudentModule
 from kd_bench.types import Pair
+from kd_bench.utils import seeding
+from kd_bench.utils.distributed import is_distributed, rank, world_size
 
 #: A data set in memory, or the list of its files.
-Images = Splits | Listed
+Images = ArrayDataset | FileDataset
 TrainLoader = InMemoryLoader | StreamLoader | TwoViews
 TestLoader = InMemoryLoader | StreamTestLoader
 
@@ -45,18 +45,18 @@ TestLoader = InMemoryLoader | StreamTestLoader
 EVALUATION_BATCH = 256
 
 
-def build_network(trial: Trial, splits: Images) -> tuple[nn.Module, View]:
+def build_network(trial: Trial, splits: Images) -> tuple[nn.Module, InputTransform]:
     """The trial's student with the initial weights that belong to its seed and network, whatever the method."""
     seeding.seed_global(trial.seed, f"{seeding.WEIGHTS}/{trial.model}")
     network, view = _build(trial, splits, trial.channels_last)
-    if trial.sync_batch_norm and several():
+    if trial.sync_batch_norm and is_distributed():
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network, view
 
 
 def load_network(
-    trained: Trial | Given, file: Path, splits: Images, channels_last: bool = False
-) -> tuple[nn.Module, View]:
+    trained: Trial | PretrainedTeacher, file: Path, splits: Images, channels_last: bool = False
+) -> tuple[nn.Module, InputTransform]:
     """A trained network in evaluation mode, and how it sees the images.
 
     Args:
@@ -74,17 +74,17 @@ def load_network(
     return network.eval(), view
 
 
-def _build(trial: Trial | Given, splits: Images, channels_last: bool) -> tuple[nn.Module, View]:
+def _build(trial: Trial | PretrainedTeacher, splits: Images, channels_last: bool) -> tuple[nn.Module, InputTransform]:
     models.check_source(trial.model, trial.model_source)
     image_size = splits.image_shape[-1]
     options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
     network = models.create(trial.model, splits.num_classes, trial.input.size or image_size, **options)
-    view = View(network, trial.input, image_size, splits.mean, splits.std, channels_last)
-    quicken(network)  # students and teachers alike, so that what is measured again is the same to the last bit
+    view = InputTransform(network, trial.input, image_size, splits.mean, splits.std, channels_last)
+    use_fast_convs(network)  # students and teachers alike, so that what is measured again is the same to the last bit
     return network.to(memory_format=torch.channels_last) if channels_last else network, view
 
 
-def build_member(trial: Trial, splits: Images, teacher: nn.Module | None, sink: Sink) -> Member:
+def build_student(trial: Trial, splits: Images, teacher: nn.Module | None, writer: ResultWriter) -> StudentModule:
     """A student and its method, ready to be trained.
 
     Raises:
@@ -109,13 +109,13 @@ def build_member(trial: Trial, splits: Images, teacher: nn.Module | None, sink: 
     )
     seeding.seed_global(trial.seed, seeding.METHOD_WEIGHTS)
     method = methods.build(trial.method.name, pair, trial.method.hyperparameters)
-    quicken(method)
-    if isinstance(method, AdversarialMethod) and isinstance(splits, Splits):
-        return adversarial.AdversarialMember(trial, network, view, method, sink, splits)
-    return Member(trial, network, view, method, sink)
+    use_fast_convs(method)
+    if isinstance(method, AdversarialMethod) and isinstance(splits, ArrayDataset):
+        return adversarial.AdversarialStudentModule(trial, network, view, method, writer, splits)
+    return StudentModule(trial, network, view, method, writer)
 
 
-def _image(trial: Trial | Given, splits: Images) -> tuple[int, ...]:
+def _image(trial: Trial | PretrainedTeacher, splits: Images) -> tuple[int, ...]:
     channels, *size = splits.image_shape
     return (channels, *([trial.input.size] * 2 if trial.input.size else size))
 
@@ -133,11 +133,11 @@ def loaders(
         data_dir: Folder of data sets, where generated images are looked for.
     """
     train: TrainLoader
-    if trial.adversarial is not None and isinstance(splits, Splits):
+    if trial.adversarial is not None and isinstance(splits, ArrayDataset):
         train = adversarial.train_loader(trial, splits, device, data_dir)
         return train, evaluation_loader(adversarial.in_pixels(splits), device)
     test = evaluation_loader(splits, device, workers)
-    if isinstance(splits, Listed):
+    if isinstance(splits, FileDataset):
         train = StreamLoader(
             splits,
             batch_size=trial.batch_size,
@@ -146,7 +146,7 @@ def loaders(
             device=device,
             workers=workers,
             rank=rank(),
-            world_size=size(),
+            world_size=world_size(),
         )
         return train, test
     train = InMemoryLoader(
@@ -166,9 +166,9 @@ def loaders(
 
 def evaluation_loader(splits: Images, device: torch.device, workers: int = 0) -> TestLoader:
     """The test set, as it is; of several processes each has its share."""
-    if isinstance(splits, Listed):
+    if isinstance(splits, FileDataset):
         return StreamTestLoader(
-            splits, batch_size=EVALUATION_BATCH, device=device, workers=workers, rank=rank(), world_size=size()
+            splits, batch_size=EVALUATION_BATCH, device=device, workers=workers, rank=rank(), world_size=world_size()
         )
     return InMemoryLoader(
         splits.test_images,
@@ -180,8 +180,8 @@ def evaluation_loader(splits: Images, device: torch.device, workers: int = 0) ->
     )
 
 
-def fit(cohort: Cohort, train: TrainLoader, test: TestLoader, device: torch.device, processes: int = 1) -> None:
-    """Trains all members to their last epoch; results go to their sinks as they come.
+def fit(cohort: CohortModule, train: TrainLoader, test: TestLoader, device: torch.device, processes: int = 1) -> None:
+    """Trains all members to their last epoch; results go to their writers as they come.
 
     Args:
         cohort: What to train.
@@ -254,7 +254,7 @@ class Accuracy:
 @torch.no_grad()
 def accuracy(
     network: nn.Module,
-    view: View,
+    view: InputTransform,
     splits: Images,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,

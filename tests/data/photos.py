@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.data import registry
-from kd_bench.data.listed import Listed
-from kd_bench.recipe import Dataset, Pipeline
+from kd_bench.data.file_dataset import FileDataset
 
 CLASSES = ("ant", "bee", "cat")
 MINE = Dataset(name="folder", path="mine")
@@ -62,6 +62,6 @@ def spoil(file: Path) -> Path:
     return file
 
 
-def listed(root: Path, **settings: Any) -> Listed:
+def listed(root: Path, **settings: Any) -> FileDataset:
     """The set in the folder ``mine`` of ``root``."""
     return registry.listed(MINE, Pipeline(**({"size": 32} | settings)), root)

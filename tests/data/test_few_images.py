@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kd_bench.config.data import Dataset
 from kd_bench.data import registry
-from kd_bench.errors import UserError
-from kd_bench.recipe import Dataset
+from kd_bench.utils.errors import UserError
 
 DIGITS = registry.load(Dataset(name="digits"))
 

@@ -15,8 +15,8 @@ HOLDER = """
 import sys
 from pathlib import Path
 import torch
-from kd_bench.data import cache, registry
-from kd_bench.recipe import Dataset
+from kd_bench.data import decoded_cache, registry
+from kd_bench.config.recipe import Dataset
 
 def measure():
     rows = [line.split() for line in open("/proc/self/smaps_rollup")]
@@ -42,7 +42,7 @@ sys.stdin.readline()
 BUILDER = """
 import sys
 import numpy as np
-from kd_bench.data import cache
+from kd_bench.data import decoded_cache
 
 def peak():
     rows = (line.split() for line in open("/proc/self/status"))
@@ -52,10 +52,10 @@ def decode(allocate):
     images = allocate((16_000, 3, 32, 32))
     for start in range(0, len(images), 100):
         images[start : start + 100] = start % 251
-    return cache.Decoded(images, np.zeros((len(images), 1), np.int64), (("a",),))
+    return decoded_cache.Decoded(images, np.zeros((len(images), 1), np.int64), (("a",),))
 
 before = peak()
-found = cache.load("set", [], decode)
+found = decoded_cache.load("set", [], decode)
 total = int(found.images.sum())
 print((peak() - before) * 1024, found.images.nbytes)
 """

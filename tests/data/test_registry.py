@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kd_bench.config.data import Dataset
 from kd_bench.data import registry
-from kd_bench.errors import UserError
-from kd_bench.recipe import Dataset
+from kd_bench.utils.errors import UserError
 
 ALL = ["cifar10", "cifar100", "digits", "folder", "imagenet", "parquet", "tiny_imagenet"]
 
@@ -145,8 +145,8 @@ def test_looking_up_and_locating_imports_nothing_heavy(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from kd_bench.data import registry
-from kd_bench.errors import UserError
-from kd_bench.recipe import Dataset
+from kd_bench.utils.errors import UserError
+from kd_bench.config.recipe import Dataset
 registry.check(Dataset(name="cifar100", labels="coarse", classes=5))
 print(registry.locate(Dataset(name="digits")))
 for name in registry.names():

@@ -15,7 +15,7 @@ LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
 
 
 def _weights(teacher: Tensor) -> Tensor:
-    return losses.at_least_single(teacher.detach()).softmax(-1)
+    return losses.at_least_float32(teacher.detach()).softmax(-1)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

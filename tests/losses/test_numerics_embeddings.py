@@ -18,7 +18,7 @@ MARGIN = -draw(101, 3).abs().float()
 
 
 def _contrast(student: Tensor, teacher: Tensor) -> Tensor:
-    bank = BANK.to(losses.at_least_single(student).dtype)
+    bank = BANK.to(losses.at_least_float32(student).dtype)
     log_z = torch.tensor(4.0, dtype=bank.dtype)
     return losses.contrast(student, bank, INDEX[: len(student)], log_z, 0.07) + 0 * teacher.float().sum()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kd_bench.methods import registry
 from kd_bench.methods.base import Method
-from kd_bench.models.base import Walk
+from kd_bench.models.cifar_network import Walk
 from kd_bench.models.outputs import observe, preact_norms, shapes
 from kd_bench.types import Batch, Output, Outputs, Pair, Shapes
 

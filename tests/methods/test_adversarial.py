@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from kd_bench import losses
-from kd_bench.errors import UserError
+from kd_bench.config.load import read_recipe
 from kd_bench.methods import registry
-from kd_bench.reading import read_recipe
-from kd_bench.runner.plan import plan
+from kd_bench.plan import plan
+from kd_bench.utils.errors import UserError
 from tests.methods.cases import CLASSES, batch, call, make, mapped, outputs
 
 NAMES = ["ikl_at", "ikl_at sample", "improved_trades", "trades"]
@@ -214,7 +214,7 @@ def test_recipes_that_are_refused(overrides: list[str], message: str) -> None:
 def test_a_view_of_its_own_makes_a_stream_of_its_own() -> None:
     one = plan(read_recipe(RECIPE), "robust")[1].trial
     assert one.adversarial is not None
-    from kd_bench.adversarial_settings import SecondView
+    from kd_bench.config.adversarial import SecondView
 
     other = one.model_copy(update={"adversarial": one.adversarial.model_copy(update={"second_view": SecondView()})})
     assert one.stream != other.stream

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from kd_bench.distributed import gathered, several, summed
 from kd_bench.types import Batch, Outputs
+from kd_bench.utils.distributed import all_gather, all_reduce_sum, is_distributed
 from tests.methods.cases import batch, call, make, outputs, teacher_outputs
 
 PROCESSES = 2
@@ -40,9 +40,9 @@ def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=PROCESSES)
     found = remembers(part(outputs(1), rank), part(teacher_outputs(2), rank), share(batch(), rank))
-    found["several"] = torch.tensor(several())
-    found["summed"] = summed(torch.tensor([rank + 1.0]))
-    found["gathered"] = gathered(torch.full((2,), float(rank)))
+    found["several"] = torch.tensor(is_distributed())
+    found["summed"] = all_reduce_sum(torch.tensor([rank + 1.0]))
+    found["gathered"] = all_gather(torch.full((2,), float(rank)))
     torch.save(found, folder / f"{rank}.pth")
     dist.destroy_process_group()
 
@@ -51,7 +51,7 @@ def test_two_processes_remember_what_one_would(tmp_path: Path) -> None:
     mp.spawn(work, (tmp_path,), nprocs=PROCESSES)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(PROCESSES))
     assert first["several"]
-    assert not several()
+    assert not is_distributed()
     assert first["summed"].tolist() == [3.0]
     assert first["gathered"].tolist() == [0.0, 0.0, 1.0, 1.0]
     alone = remembers(outputs(1), teacher_outputs(2), batch())

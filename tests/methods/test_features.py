@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from kd_bench import losses
-from kd_bench.errors import UserError
 from kd_bench.methods import registry
 from kd_bench.methods.connectors import Connector, Fusion, Regressor, convolve_doubled
 from kd_bench.methods.fitnet import FitNet
 from kd_bench.methods.ofd import OFD
 from kd_bench.methods.reviewkd import ReviewKD
 from kd_bench.types import Pair, Shapes
+from kd_bench.utils.errors import UserError
 from tests.methods.cases import PAIR, batch, call, make, mapped, outputs, teacher_outputs
 
 TEACHER = PAIR.teacher

@@ -7,7 +7,7 @@ import torch
 
 from kd_bench import losses
 from kd_bench.methods import registry
-from kd_bench.methods.base import hard_labels, taught_by, warm_up
+from kd_bench.methods.base import hard_labels, require_teacher, warm_up
 from tests.methods.cases import (
     batch,
     call,
@@ -174,10 +174,10 @@ def test_mixed_images_train_with_every_method() -> None:
         for name in DISTIL
         if name != "none"
     ]
-    for sinks in (train(trials, splits()), train([trial("none", augment={"mixup": 1.0})], splits())):
-        for sink in sinks:
-            assert sink.crash is sink.divergence is None
-            for row in sink.states[-1]["history"]:
+    for writers in (train(trials, splits()), train([trial("none", augment={"mixup": 1.0})], splits())):
+        for writer in writers:
+            assert writer.crash is writer.divergence is None
+            for row in writer.states[-1]["history"]:
                 assert 0 < row["train_loss"] < 1000
                 assert 0 <= row["train_top1"] <= 100
 
@@ -193,4 +193,4 @@ def test_a_method_that_is_taught_refuses_to_go_without() -> None:
     with pytest.raises(ValueError, match="needs a teacher"):
         make("kd")(outputs(1), None, batch())
     teacher = outputs(2)
-    assert taught_by(teacher) is teacher
+    assert require_teacher(teacher) is teacher

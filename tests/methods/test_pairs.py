@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from kd_bench.errors import UserError
 from kd_bench.methods import registry
 from kd_bench.models import create
 from kd_bench.models.outputs import observe, preact_norms, shapes
 from kd_bench.types import Batch, Pair
+from kd_bench.utils.errors import UserError
 
 #: Teacher, student: the five pairs of Table 6, and the eight others. All but two take minutes: make test-all
 PAIRS = [

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from kd_bench.errors import UserError
 from kd_bench.methods import registry
+from kd_bench.utils.errors import UserError
 from tests.methods.cases import ALONE, PAIR, batch, outputs
 
 PLUGIN = '''"""A plug-in."""

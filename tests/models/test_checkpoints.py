@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kd_bench.errors import UserError
 from kd_bench.models import create
 from kd_bench.models.weights import read
+from kd_bench.utils.errors import UserError
 
 State = dict[str, Tensor]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench.models import create, own_models
-from kd_bench.models.base import CifarNet
+from kd_bench.models.cifar_network import CifarNet
 from kd_bench.models.outputs import observe
 from kd_bench.types import Output, Outputs
 

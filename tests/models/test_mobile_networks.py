@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_bench.models import create
-from kd_bench.models.base import CifarNet
+from kd_bench.models.cifar_network import CifarNet
 from kd_bench.models.outputs import observe
 from kd_bench.models.shufflenet_v1 import channel_shuffle
 from kd_bench.types import Output

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_bench.errors import UserError
 from kd_bench.models import create, register
-from kd_bench.models.base import CifarNet
+from kd_bench.models.cifar_network import CifarNet
+from kd_bench.utils.errors import UserError
 
 SWISH = "cifar_wrn_28_10_swish"
 #: One of each class, and what makes it small enough.

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_bench.errors import UserError
 from kd_bench.models import create
 from kd_bench.models.outputs import observe, shapes
 from kd_bench.types import LOGITS, NOTHING, Output, Shapes
+from kd_bench.utils.errors import UserError
 
 ALL: frozenset[Output] = frozenset({"logits", "stages", "preacts", "pooled"})
 NO_PREACTS: frozenset[Output] = ALL - {"preacts"}

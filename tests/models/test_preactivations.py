@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_bench.errors import UserError
 from kd_bench.models import create
 from kd_bench.models.outputs import observe, preact_norms, shapes
 from kd_bench.models.preactivations import sources
 from kd_bench.types import Output
+from kd_bench.utils.errors import UserError
 
 ALL: frozenset[Output] = frozenset({"logits", "stages", "preacts", "pooled"})
 PREACTS: frozenset[Output] = frozenset({"preacts"})

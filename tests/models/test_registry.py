@@ -5,8 +5,8 @@ import pytest
 import timm
 import torch
 
-from kd_bench.errors import UserError
 from kd_bench.models import create, own_models, register, resolve
+from kd_bench.utils.errors import UserError
 
 
 def test_names_and_their_first_lines() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench.models import create
-from kd_bench.models.base import CifarNet
+from kd_bench.models.cifar_network import CifarNet
 from kd_bench.models.swish_wide_resnet import CifarSwishWideResNet
 
 ROBUST = ["cifar_wrn_34_10", "cifar_wrn_28_10_swish"]

@@ -18,10 +18,10 @@ from pytorch_lightning.utilities.parsing import AttributeDict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kd_bench.errors import UserError
-from kd_bench.files import sha256
 from kd_bench.models import create, weights
 from kd_bench.models.weights import load_into, read
+from kd_bench.utils.errors import UserError
+from kd_bench.utils.files import sha256
 
 State = dict[str, Tensor]
 

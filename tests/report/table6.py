@@ -7,9 +7,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_bench.reading import read_recipe
-from kd_bench.recipe import Planned, Trial
-from kd_bench.runner.plan import plan
+from kd_bench.config.load import read_recipe
+from kd_bench.config.trial import PlannedTrial, Trial
+from kd_bench.plan import plan
 from tests.report.trials import RESULT, fail, put
 
 RECIPE = "cifar100/table6"
@@ -44,7 +44,7 @@ class Table6:
     """
 
     out: Path
-    planned: list[Planned]
+    planned: list[PlannedTrial]
     done: dict[str, float]
     failed: tuple[str, ...]
     missing: tuple[str, ...]

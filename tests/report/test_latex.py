@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_bench.report.formats import render
-from kd_bench.report.frame import read_results
+from kd_bench.paper.published_tables import reprint
 from kd_bench.report.grid import grids, parts, places, short_names
-from kd_bench.report.reprint import reprint
+from kd_bench.report.render import render
+from kd_bench.report.results_frame import read_results
 from kd_bench.report.table import Summary, summarise
 from tests.report.table6 import make
 from tests.report.trials import fail, plan, put

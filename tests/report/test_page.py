@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from kd_bench.cli import app
-from kd_bench.errors import UserError
-from kd_bench.recipe import identity
-from kd_bench.runner.plan import select
+from kd_bench.cli.main import app
+from kd_bench.config.trial import identity
+from kd_bench.plan import select
+from kd_bench.utils.errors import UserError
 from tests.report.browser import CHROMIUM, browser
 from tests.report.table6 import HOSTILE, RECIPE, Table6, make, write_trial
 from tests.report.test_protocol import cells
@@ -374,7 +374,7 @@ def test_the_command_imports_no_torch(tmp_path: Path) -> None:
     code = f"""if True:
         import sys
         from typer.testing import CliRunner
-        from kd_bench.cli import app
+        from kd_bench.cli.main import app
         arguments = ["report", "--out", {str(tmp_path / "out")!r}, "--output", {str(tmp_path / "page.html")!r}]
         assert CliRunner().invoke(app, arguments).exit_code == 0
         heavy = {{"torch", "timm", "pytorch_lightning", "matplotlib", "scipy.stats"}} & set(sys.modules)

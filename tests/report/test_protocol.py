@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kd_bench.reading import read_recipe
-from kd_bench.recipe import Planned, Trial
-from kd_bench.report.frame import read_results
+from kd_bench.config.load import read_recipe
+from kd_bench.config.trial import PlannedTrial, Trial
+from kd_bench.plan import plan
 from kd_bench.report.protocol import comparable, explain, protocol
-from kd_bench.report.statistics import Estimate
+from kd_bench.report.results_frame import read_results
+from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.table import Row, summarise
-from kd_bench.runner.plan import plan
 from tests.report.trials import put
 
 RECIPE: dict[str, Any] = {
@@ -22,16 +22,18 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def cells() -> list[Planned]:
+def cells() -> list[PlannedTrial]:
     return plan(read_recipe(RECIPE), "r")
 
 
-def otherwise(cell: Planned, **settings: Any) -> Planned:
+def otherwise(cell: PlannedTrial, **settings: Any) -> PlannedTrial:
     """The same cell with other settings of its trial."""
-    return Planned(Trial.model_validate_json(json.dumps(cell.trial.settings() | settings)), cell.label, cell.taught_by)
+    return PlannedTrial(
+        Trial.model_validate_json(json.dumps(cell.trial.settings() | settings)), cell.label, cell.taught_by
+    )
 
 
-def table(folder: Path, planned: list[Planned], **accuracies: list[float]) -> dict[str, Row]:
+def table(folder: Path, planned: list[PlannedTrial], **accuracies: list[float]) -> dict[str, Row]:
     for cell in planned:
         top1 = accuracies[cell.label][cell.seed]
         put(folder / "r" / cell.trial_id, top1_last=top1, top1_best=top1 + 1, epochs=cell.trial.epochs)
@@ -47,7 +49,7 @@ def test_a_trial_of_another_protocol_enters_no_mean(tmp_path: Path) -> None:
     planned[at] = otherwise(planned[at], epochs=60)
     found = table(tmp_path, planned, **ACCURACIES)
     dkd = found["dkd"]
-    assert dkd.top1 == Estimate(62.5, 0.5**0.5, 2) and dkd.best == Estimate(63.5, 0.5**0.5, 2)
+    assert dkd.top1 == MeanAndStd(62.5, 0.5**0.5, 2) and dkd.best == MeanAndStd(63.5, 0.5**0.5, 2)
     assert (dkd.planned, dkd.done, dkd.other, dkd.complete, dkd.comparable) == (3, 2, 1, False, True)
     assert dkd.difference is not None and (dkd.difference.mean, dkd.difference.n) == (2.0, 2)
     assert "2 of 3 (1 of another protocol)" in dkd.note and "left out: epochs 60 instead of 30" in dkd.note
@@ -59,7 +61,7 @@ def test_a_line_with_other_images_is_compared_with_nothing(tmp_path: Path) -> No
     planned = [otherwise(c, augment={"crop": 0, "flip": False}) if c.label == "dkd" else c for c in cells()]
     found = table(tmp_path, planned, **ACCURACIES)
     dkd = found["dkd"]
-    assert dkd.top1 == Estimate(215 / 3, dkd.top1.std, 3) if dkd.top1 else False
+    assert dkd.top1 == MeanAndStd(215 / 3, dkd.top1.std, 3) if dkd.top1 else False
     assert (dkd.complete, dkd.comparable, dkd.ranked, dkd.difference, dkd.significance) == (
         True,
         False,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kd_bench.report.statistics import Difference, Estimate, estimate, paired_difference
+from kd_bench.report.statistics import Difference, MeanAndStd, estimate, paired_difference
 
 percent = st.floats(0, 100)
 by_seed = st.dictionaries(st.integers(0, 9), percent)
@@ -26,13 +26,13 @@ def test_estimate_is_the_naive_definition(values: list[float]) -> None:
 
 @given(percent, st.integers(2, 12))
 def test_equal_trials_have_no_spread_at_all(value: float, n: int) -> None:
-    assert estimate([value] * n) == Estimate(value, 0.0, n)
+    assert estimate([value] * n) == MeanAndStd(value, 0.0, n)
 
 
 def test_small_samples() -> None:
     assert estimate([]) is None
-    assert estimate([63.1]) == Estimate(63.1, None, 1)
-    assert estimate([1.0, 2.0, 4.0]) == Estimate(7 / 3, math.sqrt(7 / 3), 3)
+    assert estimate([63.1]) == MeanAndStd(63.1, None, 1)
+    assert estimate([1.0, 2.0, 4.0]) == MeanAndStd(7 / 3, math.sqrt(7 / 3), 3)
 
 
 @given(by_seed, by_seed)
@@ -93,9 +93,9 @@ def test_differences_worth_a_single_image_are_no_rounding() -> None:
 def test_a_table_imports_no_torch_and_no_scipy_stats() -> None:
     code = """if True:
         import sys
-        import kd_bench.report.formats, kd_bench.report.table
+        import kd_bench.report.render, kd_bench.report.table
         assert "pandas" not in sys.modules, "formats alone needs no pandas"
-        from kd_bench.report import frame
+        from kd_bench.report import results_frame
         from kd_bench.report.statistics import paired_difference
         paired_difference({0: 1.0, 1: 2.0}, {0: 0.0, 1: 0.0})
         heavy = {"torch", "timm", "pytorch_lightning", "scipy.stats", "sklearn", "matplotlib"} & set(sys.modules)

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from kd_bench.errors import UserError
-from kd_bench.report.frame import read_results
-from kd_bench.report.statistics import Difference, Estimate
+from kd_bench.report.results_frame import read_results
+from kd_bench.report.statistics import Difference, MeanAndStd
 from kd_bench.report.table import Row, Summary, summarise
+from kd_bench.utils.errors import UserError
 from tests.report.trials import Cell, fail, plan, put
 
 T_2 = 4.302652729911275  # 0.975-quantile of Student's t with 2 degrees of freedom, from a printed table: 4.303
@@ -31,11 +31,15 @@ def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
         ("method", "dkd"),
     ]
     teacher, alone, kd, dkd = pair.rows
-    assert (teacher.top1, teacher.best, teacher.difference) == (Estimate(97.2, None, 1), Estimate(97.5, None, 1), None)
+    assert (teacher.top1, teacher.best, teacher.difference) == (
+        MeanAndStd(97.2, None, 1),
+        MeanAndStd(97.5, None, 1),
+        None,
+    )
     assert (teacher.seconds, teacher.epochs, teacher.note) == (2.0, (40,), "")
-    assert kd.top1 == Estimate(63.0, 1.0, 3) and kd.best == Estimate(64.0, 1.0, 3) and kd.difference is None
-    assert alone.top1 == Estimate(60.0, 0.0, 3)
-    assert dkd.top1 == Estimate(65.0, math.sqrt(3), 3) and dkd.best == Estimate(68.0, 0.0, 3)
+    assert kd.top1 == MeanAndStd(63.0, 1.0, 3) and kd.best == MeanAndStd(64.0, 1.0, 3) and kd.difference is None
+    assert alone.top1 == MeanAndStd(60.0, 0.0, 3)
+    assert dkd.top1 == MeanAndStd(65.0, math.sqrt(3), 3) and dkd.best == MeanAndStd(68.0, 0.0, 3)
     assert dkd.seconds == 5.0
     # differences 2, 1, 3: mean 2, std 1
     assert dkd.difference is not None and (dkd.difference.mean, dkd.difference.n) == (2.0, 3)
@@ -61,8 +65,8 @@ def test_incomplete_cells_are_marked_and_never_averaged_as_complete(tmp_path: Pa
     put(folder / "at0", top1_last=60.0)
     summary = summarise(read_results(folder, cells))
     found = rows(summary)
-    assert found["kd"].top1 == Estimate(62.5, math.sqrt(0.5), 2) and found["kd"].note == "2 of 3 (1 missing)"
-    assert found["dkd"].top1 == Estimate(67.0, math.sqrt(18), 2)
+    assert found["kd"].top1 == MeanAndStd(62.5, math.sqrt(0.5), 2) and found["kd"].note == "2 of 3 (1 missing)"
+    assert found["dkd"].top1 == MeanAndStd(67.0, math.sqrt(18), 2)
     # the one seed that kd has too
     assert found["dkd"].difference == Difference(2.0, None, None, 1)
     assert found["dkd"].note == "2 of 3 (1 failed); difference over 1 seed"
@@ -86,7 +90,7 @@ def test_no_common_seed(tmp_path: Path) -> None:
 
 def test_one_trial_has_neither_spread_nor_interval(tmp_path: Path) -> None:
     found = rows(summarise(read_results(tmp_path, plan(tmp_path, {"kd": [62.0], "dkd": [64.5]}))))
-    assert found["dkd"].top1 == Estimate(64.5, None, 1)
+    assert found["dkd"].top1 == MeanAndStd(64.5, None, 1)
     assert found["dkd"].difference == Difference(2.5, None, None, 1)
 
 
@@ -102,8 +106,8 @@ def test_pairs_share_the_student_alone(tmp_path: Path) -> None:
     assert [pair.teacher for pair in summary.pairs] == ["resnet20", "wrn_16_2"]
     for at, top1 in enumerate((97.0, 98.0)):
         assert [row.kind for row in summary.pairs[at].rows] == ["teacher", "student", "method"]
-        assert rows(summary, at)["none"].top1 == Estimate(60.0, None, 1)
-        assert summary.pairs[at].rows[0].top1 == Estimate(top1, None, 1)
+        assert rows(summary, at)["none"].top1 == MeanAndStd(60.0, None, 1)
+        assert summary.pairs[at].rows[0].top1 == MeanAndStd(top1, None, 1)
     assert rows(summary, 0)["none"].difference == Difference(-4.0, None, None, 1)
     assert rows(summary, 1)["none"].difference == Difference(-5.0, None, None, 1)
     # the shared trial is one trial, with one failure
@@ -122,7 +126,7 @@ def test_a_teacher_a_seed(tmp_path: Path) -> None:
     fail(tmp_path / "teachers" / "t2", "no memory")
     summary = summarise(read_results(folder, cells))
     teacher = summary.pairs[0].rows[0]
-    assert teacher.top1 == Estimate(97.5, math.sqrt(0.5), 2)
+    assert teacher.top1 == MeanAndStd(97.5, math.sqrt(0.5), 2)
     assert teacher.note == "2 of 3 (1 failed)"
     assert summary.problems == ("teacher resnet20 (t2) failed: no memory",)
 
@@ -131,7 +135,7 @@ def test_a_teacher_without_a_trial_of_its_own(tmp_path: Path) -> None:
     cells = plan(tmp_path, {"none": [60.0], "kd": [62.0, 63.0]}, teacher_id=None)
     put(tmp_path / "none0", top1_last=60.0, teacher_top1=None)
     teacher = summarise(read_results(tmp_path, cells)).pairs[0].rows[0]
-    assert (teacher.top1, teacher.best, teacher.planned, teacher.note) == (Estimate(97.0, None, 1), None, 1, "")
+    assert (teacher.top1, teacher.best, teacher.planned, teacher.note) == (MeanAndStd(97.0, None, 1), None, 1, "")
 
 
 def test_a_pair_without_a_teacher(tmp_path: Path) -> None:
@@ -169,7 +173,7 @@ def test_trials_of_another_length_are_marked(tmp_path: Path) -> None:
         "dkd": "",
         "long": "another protocol, compared with nothing: epochs 60 instead of 30",
     }
-    assert rows(summary)["long"].difference is None and rows(summary)["long"].top1 == Estimate(70.0, 0.0, 2)
+    assert rows(summary)["long"].difference is None and rows(summary)["long"].top1 == MeanAndStd(70.0, 0.0, 2)
     assert any(note.startswith("Dataset: digits, 30 epochs a trial") for note in summary.footnotes)
 
 

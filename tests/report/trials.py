@@ -25,7 +25,7 @@ RESULT = {
 
 @dataclass(frozen=True)
 class Cell:
-    """What ``kd_bench.recipe.Planned`` offers to the report."""
+    """What ``kd_bench.config.trial.PlannedTrial`` offers to the report."""
 
     label: str
     seed: int

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_bench.config.attack import Attack
+from kd_bench.config.data import Dataset
 from kd_bench.data import registry as datasets
-from kd_bench.recipe import Dataset
+from kd_bench.robustness.evaluation_record import Record
 from kd_bench.robustness.pgd import cross_entropy, pgd
-from kd_bench.robustness.record import Record
-from kd_bench.robustness.settings import Attack
 
 EPS = 0.12
 

@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kd_bench.errors import RunFailed, UserError
+from kd_bench.config.attack import STANDARD
 from kd_bench.robustness import autoattack
+from kd_bench.robustness.adversarial_images import Examples, examine
 from kd_bench.robustness.evaluation import evaluate
-from kd_bench.robustness.examples import Examples, examine
-from kd_bench.robustness.record import AUTOATTACK, UPPER_BOUND, Record
-from kd_bench.robustness.settings import STANDARD
+from kd_bench.robustness.evaluation_record import AUTOATTACK, UPPER_BOUND, Record
+from kd_bench.utils.errors import RunFailed, UserError
 from tests.robustness.parts import EPS, held_out, record, robust, train
 
 COUNT = 40

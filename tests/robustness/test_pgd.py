@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_bench.robustness.ball import Ball, distance
+from kd_bench.robustness.norm_ball import Ball, distance
 from kd_bench.robustness.pgd import NOISE, cross_entropy, pgd
 from tests.robustness.parts import network
 

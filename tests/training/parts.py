@@ -1,4 +1,4 @@
-"""A small set of images, tiny networks' trials, and a sink that keeps everything in memory."""
+"""A small set of images, tiny networks' trials, and a writer that keeps everything in memory."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 import torch
 
-from kd_bench.data.splits import Splits
+from kd_bench.config.trial import Trial
+from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.methods import registry as methods
-from kd_bench.recipe import Trial
 from kd_bench.testing import difference
-from kd_bench.training.cohort import Distillation, Supervised
-from kd_bench.training.fit import build_member, build_network, fit, loaders
-from kd_bench.training.member import Member
+from kd_bench.training.cohort import DistillationCohort, SupervisedCohort
+from kd_bench.training.fit import build_network, build_student, fit, loaders
+from kd_bench.training.student import StudentModule
 
 CPU = torch.device("cpu")
 
 
-def splits(train: int = 72, test: int = 40) -> Splits:
+def splits(train: int = 72, test: int = 40) -> ArrayDataset:
     draws = torch.Generator().manual_seed(0)
     labels = torch.arange(train + test) % 4
     images = torch.randint(0, 256, (train + test, 3, 32, 32), generator=draws, dtype=torch.uint8)
     images[:, 0] = (images[:, 0] // 4) + labels[:, None, None].to(torch.uint8) * 48  # something to be learned
-    return Splits(
+    return ArrayDataset(
         train_images=images[:train].contiguous(),
         test_images=images[train:].contiguous(),
         train_labels=labels[:train].contiguous(),
@@ -57,7 +57,7 @@ def trial(method: str = "kd", *, taught: bool = True, **changes: Any) -> Trial:
     return Trial.model_validate_json(json.dumps(settings))
 
 
-class MemorySink:
+class MemoryWriter:
     """Keeps every state that a trial's folder would."""
 
     def __init__(self) -> None:
@@ -65,28 +65,30 @@ class MemorySink:
         self.divergence: str | None = None
         self.crash: str | None = None
 
-    def epoch(self, member: Member) -> None:
+    def epoch(self, member: StudentModule) -> None:
         self.states.append(copy.deepcopy(member.state()))
 
-    def diverged(self, member: Member, reason: str) -> None:
+    def diverged(self, member: StudentModule, reason: str) -> None:
         self.divergence = reason
 
-    def crashed(self, member: Member, reason: str) -> None:
+    def crashed(self, member: StudentModule, reason: str) -> None:
         self.crash = reason
 
 
-def train(trials: list[Trial], data: Splits, *, states: list[dict[str, Any] | None] | None = None) -> list[MemorySink]:
+def train(
+    trials: list[Trial], data: ArrayDataset, *, states: list[dict[str, Any] | None] | None = None
+) -> list[MemoryWriter]:
     """Trains a cohort; ``states`` are where its members go on from. Returns what each member reported."""
-    sinks = [MemorySink() for _ in trials]
+    writers = [MemoryWriter() for _ in trials]
     taught = trials[0].teacher
     teacher = build_network(taught, data)[0].eval() if taught else None
-    members = [build_member(one, data, teacher, sink) for one, sink in zip(trials, sinks, strict=True)]
+    members = [build_student(one, data, teacher, writer) for one, writer in zip(trials, writers, strict=True)]
     for member, state in zip(members, states or [None] * len(members), strict=True):
         if state is not None:
             member.restore(copy.deepcopy(state))
-    cohort = Distillation(members, teacher) if teacher is not None else Supervised(members)
+    cohort = DistillationCohort(members, teacher) if teacher is not None else SupervisedCohort(members)
     fit(cohort, *loaders(trials[0], data, CPU), CPU)
-    return sinks
+    return writers
 
 
 def same(one: Any, other: Any) -> bool:

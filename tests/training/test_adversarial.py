@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from kd_bench import seeding
-from kd_bench.adversarial_settings import Adversarial
+from kd_bench.config.adversarial import Adversarial
+from kd_bench.config.trial import Training
 from kd_bench.data.generated import MixedLoader
-from kd_bench.errors import UserError
-from kd_bench.recipe import Training
-from kd_bench.robustness.weights import perturbable, perturbed
-from kd_bench.training.adversarial import AdversarialMember
-from kd_bench.training.cohort import Supervised
-from kd_bench.training.fit import build_member, build_network, fit, loaders
-from kd_bench.training.member import Part
+from kd_bench.robustness.weight_perturbation import perturbable, perturbed
+from kd_bench.training.adversarial import AdversarialStudentModule
+from kd_bench.training.cohort import SupervisedCohort
+from kd_bench.training.fit import build_network, build_student, fit, loaders
+from kd_bench.training.student import MicroBatch
 from kd_bench.types import Batch
-from tests.training.parts import CPU, MemorySink, same, splits, trial
+from kd_bench.utils import seeding
+from kd_bench.utils.errors import UserError
+from tests.training.parts import CPU, MemoryWriter, same, splits, trial
 
 METHODS = ("trades", "improved_trades", "ikl_at")
 EPS = 8 / 255
@@ -43,21 +43,21 @@ def of(method: str = "ikl_at", settings: dict[str, Any] | None = None, **changes
     return trial(method, taught=False, adversarial=adversarial, **{"input": {"size": 16}, **changes})
 
 
-def train(trials, data, states=None, data_dir: Path | None = None) -> list[MemorySink]:
-    sinks = [MemorySink() for _ in trials]
-    members = [build_member(one, data, None, sink) for one, sink in zip(trials, sinks, strict=True)]
+def train(trials, data, states=None, data_dir: Path | None = None) -> list[MemoryWriter]:
+    writers = [MemoryWriter() for _ in trials]
+    members = [build_student(one, data, None, writer) for one, writer in zip(trials, writers, strict=True)]
     for member, state in zip(members, states or [None] * len(members), strict=True):
         if state is not None:
             member.restore(copy.deepcopy(state))
-    fit(Supervised(members), *loaders(trials[0], data, CPU, data_dir=data_dir), CPU)
-    assert all(sink.crash is sink.divergence is None for sink in sinks), [sink.crash for sink in sinks]
-    return sinks
+    fit(SupervisedCohort(members), *loaders(trials[0], data, CPU, data_dir=data_dir), CPU)
+    assert all(writer.crash is writer.divergence is None for writer in writers), [writer.crash for writer in writers]
+    return writers
 
 
-def member_and_batch(data, **changes: Any) -> tuple[AdversarialMember, Batch]:
+def member_and_batch(data, **changes: Any) -> tuple[AdversarialStudentModule, Batch]:
     one = of(**changes)
-    member = build_member(one, data, None, MemorySink())
-    assert isinstance(member, AdversarialMember)
+    member = build_student(one, data, None, MemoryWriter())
+    assert isinstance(member, AdversarialStudentModule)
     return member.train(), next(iter(loaders(one, data, CPU)[0]))
 
 
@@ -74,8 +74,8 @@ def test_alone_is_as_in_company(data, together, method: str) -> None:
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_resuming_is_exact(data, together, epoch: int) -> None:
     states = [together[method].states[epoch - 1] for method in METHODS]
-    for method, sink in zip(METHODS, train([of(method) for method in METHODS], data, states), strict=True):
-        assert same(sink.states[-1], together[method].states[-1]), method
+    for method, writer in zip(METHODS, train([of(method) for method in METHODS], data, states), strict=True):
+        assert same(writer.states[-1], together[method].states[-1]), method
 
 
 def test_methods_do_differ(together) -> None:
@@ -123,7 +123,7 @@ def test_draws_depend_on_names_alone(data) -> None:
 
 def test_images_are_those_of_the_set_and_the_network_sees_them_normalised(data) -> None:
     one = of(augment={"crop": 0, "flip": False})
-    member = build_member(one, data, None, MemorySink())
+    member = build_student(one, data, None, MemoryWriter())
     train_loader, test_loader = loaders(one, data, CPU)
     batch = next(iter(train_loader))
     assert torch.equal(batch.images, data.train_images[batch.index].float() / 255)
@@ -146,7 +146,7 @@ def test_a_step_is_that_of_the_perturbed_images_and_the_images(data) -> None:
     terms = other.method(Outputs(adversarial), Outputs(natural), batch)
     torch.stack(list(terms.values())).sum().backward()
     other.optimizer.step()
-    member.step(None, Part(batch), lambda loss: loss.backward())
+    member.step(None, MicroBatch(batch), lambda loss: loss.backward())
     assert same(dict(member.network.state_dict()), dict(other.network.state_dict()))
 
 
@@ -156,7 +156,7 @@ def test_weights_are_put_back_to_the_bit_and_buffers_see_no_perturbed_weights(da
     before = {key: value.clone() for key, value in member.network.state_dict().items()}
     seen: list[bool] = []
     images = member.perturb(batch)
-    with member._weights_perturbed(images, Part(batch)):
+    with member._weights_perturbed(images, MicroBatch(batch)):
         inside = dict(member.network.state_dict())
         moved = {name for name, value in inside.items() if not torch.equal(value, before[name])}
         for name in moved:
@@ -173,7 +173,7 @@ def test_weights_are_put_back_to_the_bit_and_buffers_see_no_perturbed_weights(da
 def test_perturbed_weights_raise_the_loss(data) -> None:
     settings = {"weight_perturbation": {"gamma": 0.01, "from_epoch": 1}, "ramp": False}
     member, batch = member_and_batch(data, settings=settings)
-    images, part = member.perturb(batch), Part(batch)
+    images, part = member.perturb(batch), MicroBatch(batch)
     with torch.no_grad():
         plain = member._forward(images, part, seeding.STUDENT).loss
     with member._weights_perturbed(images, part), torch.no_grad():
@@ -270,7 +270,7 @@ def test_the_average_over_epochs_is_what_is_evaluated(data, together) -> None:
         if value.is_floating_point():
             first, second, third = (state["network"][key] for state in states)
             torch.testing.assert_close(average, 0.25 * first + 0.25 * second + 0.5 * third)
-    member = build_member(of(), data, None, MemorySink())
+    member = build_student(of(), data, None, MemoryWriter())
     assert (member.evaluated_as, member.evaluated) == ("last", member.network)
     member.restore(states[-1])
     assert member.evaluated_as == "average over epochs"
@@ -282,10 +282,10 @@ def test_the_average_over_epochs_is_what_is_evaluated(data, together) -> None:
 
 
 def test_the_average_begins_in_its_epoch(data) -> None:
-    (sink,) = train([of(settings={"average": {"decay": 0.5, "from_epoch": 2}})], data)
-    _, second, third = (state["network"]["fc.weight"] for state in sink.states)
-    assert sink.states[0]["history"][0]["top1"] == sink.states[0]["history"][0]["last_top1"]
-    torch.testing.assert_close(sink.states[-1]["epoch_average"]["module.fc.weight"], (second + third) / 2)
+    (writer,) = train([of(settings={"average": {"decay": 0.5, "from_epoch": 2}})], data)
+    _, second, third = (state["network"]["fc.weight"] for state in writer.states)
+    assert writer.states[0]["history"][0]["top1"] == writer.states[0]["history"][0]["last_top1"]
+    torch.testing.assert_close(writer.states[-1]["epoch_average"]["module.fc.weight"], (second + third) / 2)
 
 
 @pytest.mark.parametrize(
@@ -294,18 +294,18 @@ def test_the_average_begins_in_its_epoch(data) -> None:
 )
 def test_other_networks_that_can_be_evaluated(data, settings, changes, name: str) -> None:
     one = of(settings=settings, **changes)
-    (sink,) = train([one], data)
-    member = build_member(one, data, None, MemorySink())
-    member.restore(sink.states[-1])
+    (writer,) = train([one], data)
+    member = build_student(one, data, None, MemoryWriter())
+    member.restore(writer.states[-1])
     assert member.evaluated_as == name
-    assert ("last_top1" in sink.states[-1]["history"][-1]) == bool(changes)
-    assert same(train([one], data, [sink.states[0]])[0].states[-1], sink.states[-1])
+    assert ("last_top1" in writer.states[-1]["history"][-1]) == bool(changes)
+    assert same(train([one], data, [writer.states[0]])[0].states[-1], writer.states[-1])
 
 
 def test_a_second_view_counts_with_its_weight(data) -> None:
     one = of(settings={"second_view": {"weight": 0.3, "autoaugment": True}, "weight_perturbation": None})
-    member = build_member(one, data, None, MemorySink())
-    assert isinstance(member, AdversarialMember)
+    member = build_student(one, data, None, MemoryWriter())
+    assert isinstance(member, AdversarialStudentModule)
     batch = next(iter(loaders(one, data, CPU)[0]))
     half = len(batch.images) // 2
     assert half == one.batch_size
@@ -315,7 +315,7 @@ def test_a_second_view_counts_with_its_weight(data) -> None:
     assert torch.equal(batch.images[:half], plain.images)
     assert (batch.images[:half] != batch.images[half:]).flatten(1).any(1).all()
     member.train()
-    terms = member._forward(batch.images, Part(batch), seeding.STUDENT).terms
+    terms = member._forward(batch.images, MicroBatch(batch), seeding.STUDENT).terms
     adversarial = natural = member.network(member.view(batch.images))
     views = []
     for rows in (slice(half), slice(half, None)):
@@ -330,14 +330,14 @@ def test_a_second_view_counts_with_its_weight(data) -> None:
 def test_the_class_weights_are_of_the_first_view(data) -> None:
     settings = {"second_view": {"weight": 1.0}, "weight_perturbation": {"from_epoch": 1}}
     member, batch = member_and_batch(data, settings=settings)
-    member.step(None, Part(batch), lambda loss: loss.backward())
+    member.step(None, MicroBatch(batch), lambda loss: loss.backward())
     assert int(member.method.state_dict()["counts"].sum()) == len(batch.images) // 2
 
 
 def test_two_views_through_a_whole_training(data) -> None:
     one = of(settings={"second_view": {"cutout": 8}})
-    (sink,) = train([one], data)
-    assert same(train([one], data, [sink.states[0]])[0].states[-1], sink.states[-1])
+    (writer,) = train([one], data)
+    assert same(train([one], data, [writer.states[0]])[0].states[-1], writer.states[-1])
 
 
 def write_generated(folder: Path, images: int = 40, classes: int = 4, **changes: Any) -> str:
@@ -373,8 +373,8 @@ def test_generated_images_have_their_share_of_every_batch(data, tmp_path) -> Non
     assert again == [batch.index.tolist() for batch in batches]
     loader.set_epoch(1)
     assert [batch.index.tolist() for batch in loader] != again
-    (sink,) = train([one], data, data_dir=tmp_path)
-    assert len(sink.states) == 3
+    (writer,) = train([one], data, data_dir=tmp_path)
+    assert len(writer.states) == 3
 
 
 @pytest.mark.parametrize(
@@ -408,5 +408,5 @@ def test_generated_images_that_are_not_those_of_the_trial(data, tmp_path) -> Non
 
 
 def test_bfloat16_trains(data) -> None:
-    (sink,) = train([of(precision="bfloat16", settings={"norm": "L2", "eps": 0.5})], data)
-    assert 0 < sink.states[-1]["history"][-1]["train_loss"] < 100
+    (writer,) = train([of(precision="bfloat16", settings={"norm": "L2", "eps": 0.5})], data)
+    assert 0 < writer.states[-1]["history"][-1]["train_loss"] < 100

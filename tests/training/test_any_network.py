@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from kd_bench.errors import UserError
+from kd_bench.config.data import Input
 from kd_bench.models import create
+from kd_bench.models.input_transform import InputTransform
 from kd_bench.models.registry import resolve
-from kd_bench.models.view import View
-from kd_bench.recipe import Input
-from kd_bench.training.cohort import Distillation
-from kd_bench.training.fit import accuracy, build_member, build_network, fit, loaders
+from kd_bench.training.cohort import DistillationCohort
+from kd_bench.training.fit import accuracy, build_network, build_student, fit, loaders
 from kd_bench.types import Batch
-from tests.training.parts import CPU, MemorySink, same, splits, trial
+from kd_bench.utils.errors import UserError
+from tests.training.parts import CPU, MemoryWriter, same, splits, trial
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +25,15 @@ def test_a_vit_teaches_timms_cnn_in_its_own_size_and_normalisation(data):
     taught_by = trial("none", model="vit_tiny_patch16_224", input=vit, seed=0)
     one = one.model_copy(update={"teacher": taught_by})
     teacher, view = build_network(taught_by, data)
-    sink, alone = MemorySink(), MemorySink()
-    for keep in (sink, alone):
-        member = build_member(one, data, teacher.eval(), keep)
-        fit(Distillation([member], teacher, view), *loaders(one, data, CPU), CPU)
-    assert len(sink.states) == 1
-    assert same(sink.states, alone.states)
+    writer, alone = MemoryWriter(), MemoryWriter()
+    for keep in (writer, alone):
+        member = build_student(one, data, teacher.eval(), keep)
+        fit(DistillationCohort([member], teacher, view), *loaders(one, data, CPU), CPU)
+    assert len(writer.states) == 1
+    assert same(writer.states, alone.states)
 
     batch = next(iter(loaders(one, data, CPU)[1]))
-    seen = Distillation([member], teacher, view).teach(batch)["running"]
+    seen = DistillationCohort([member], teacher, view).teach(batch)["running"]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     images = (batch.images * std + mean - 0.5) / 0.5
     images = torch.nn.functional.interpolate(images, (64, 64), mode="bicubic", antialias=True)
@@ -44,10 +44,10 @@ def test_a_student_may_see_larger_images_than_its_teacher(data):
     one = trial("kd", model="mobilenetv3_small_050", epochs=1, input={"size": 48})
     teacher, view = build_network(one.teacher, data)
     sizes = []
-    member = build_member(one, data, teacher.eval(), MemorySink())
+    member = build_student(one, data, teacher.eval(), MemoryWriter())
     member.network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
     teacher.register_forward_pre_hook(lambda _, inputs: sizes.append(-inputs[0].shape[-1]))
-    fit(Distillation([member], teacher, view), *loaders(one, data, CPU), CPU)
+    fit(DistillationCohort([member], teacher, view), *loaders(one, data, CPU), CPU)
     assert set(sizes) == {48, -32}
 
 
@@ -63,7 +63,7 @@ def test_networks_of_every_kind_take_small_images(name):
 def test_a_size_that_a_network_cannot_have_is_a_sentence(data):
     one = trial("none", model="vit_tiny_patch16_224", input={"size": 8})
     with pytest.raises(UserError, match=r"^model vit_tiny_patch16_224: cannot take images of 3x8x8 \("):
-        build_member(one, data, None, MemorySink())
+        build_student(one, data, None, MemoryWriter())
 
 
 def test_accuracy_by_class(data):
@@ -72,7 +72,7 @@ def test_accuracy_by_class(data):
     network.forward = lambda images: torch.eye(4)[2].expand(len(images), 4)
     steps = []
     found = accuracy(
-        network, View(network, Input(), 32, data.mean, data.std), data, CPU, lambda *step: steps.append(step)
+        network, InputTransform(network, Input(), 32, data.mean, data.std), data, CPU, lambda *step: steps.append(step)
     )
     assert (found.top1, found.top5, found.classes) == (25.0, 100.0, (0.0, 0.0, 100.0, 0.0))
     assert steps == [(1, 1)]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kd_bench.methods import registry
-from kd_bench.training.cohort import Supervised
-from kd_bench.training.fit import build_member
-from tests.training.parts import MemorySink, same, splits, train, trial
+from kd_bench.training.cohort import SupervisedCohort
+from kd_bench.training.fit import build_student
+from tests.training.parts import MemoryWriter, same, splits, train, trial
 
 CLASS = {"weights": "class", "tau": 4.0, "warmup_epochs": 2}
 HYPERPARAMETERS = {
@@ -68,9 +68,9 @@ def of(name):
 
 def test_every_method_alone_together_and_in_another_order(data, alone):
     for order in (TAUGHT, TAUGHT[::-1]):
-        for name, sink in zip(order, train([of(name) for name in order], data), strict=True):
-            assert sink.crash is sink.divergence is None
-            assert same(sink.states, alone[name].states), name
+        for name, writer in zip(order, train([of(name) for name in order], data), strict=True):
+            assert writer.crash is writer.divergence is None
+            assert same(writer.states, alone[name].states), name
 
 
 def test_methods_do_differ(alone):
@@ -87,26 +87,26 @@ def test_supervised_students_side_by_side(data):
 
 
 def test_same_seed_gives_the_same_initial_weights_to_every_method(data):
-    members = [build_member(trial(name, taught=False), data, None, MemorySink()) for name in ("none", "none")]
+    members = [build_student(trial(name, taught=False), data, None, MemoryWriter()) for name in ("none", "none")]
     assert same(members[0].network.state_dict(), members[1].network.state_dict())
-    other = build_member(trial("none", seed=4), data, None, MemorySink())
+    other = build_student(trial("none", seed=4), data, None, MemoryWriter())
     assert not same(members[0].network.state_dict(), other.network.state_dict())
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_resuming_is_exact(data, alone, epoch):
     states = [alone[name].states[epoch - 1] for name in TAUGHT]
-    for name, sink in zip(TAUGHT, train([of(name) for name in TAUGHT], data, states=states), strict=True):
-        assert same(sink.states[-1], alone[name].states[-1]), name
+    for name, writer in zip(TAUGHT, train([of(name) for name in TAUGHT], data, states=states), strict=True):
+        assert same(writer.states[-1], alone[name].states[-1]), name
 
 
 def test_members_of_different_progress_go_on_together(data, alone):
     # A kill between two checkpoints of one epoch leaves a cohort so.
     trials = [trial("kd"), trial("ikl_kd", hyperparameters=CLASS), trial("dkd")]
     resumed = train(trials, data, states=[alone["kd"].states[1], alone["ikl_kd"].states[0], None])
-    for sink, name, epochs in zip(resumed, ("kd", "ikl_kd", "dkd"), (1, 2, 3), strict=True):
-        assert len(sink.states) == epochs
-        assert same(sink.states[-1], alone[name].states[-1])
+    for writer, name, epochs in zip(resumed, ("kd", "ikl_kd", "dkd"), (1, 2, 3), strict=True):
+        assert len(writer.states) == epochs
+        assert same(writer.states[-1], alone[name].states[-1])
 
 
 @pytest.mark.parametrize("how", ["error", "nan"])
@@ -138,8 +138,8 @@ def test_clipping_concerns_one_student_only(data, alone):
 
 
 def test_training_learns_and_reports(data):
-    sink = train([trial("none", epochs=12)], data)[0]
-    history = sink.states[-1]["history"]
+    writer = train([trial("none", epochs=12)], data)[0]
+    history = writer.states[-1]["history"]
     assert [row["epoch"] for row in history] == list(range(1, 13))
     assert history[-1]["train_loss"] < 0.5 * history[0]["train_loss"]
     assert history[-1]["top1"] > 60
@@ -148,7 +148,7 @@ def test_training_learns_and_reports(data):
 
 
 def test_the_teacher_is_never_changed(data):
-    from kd_bench.training.cohort import Distillation
+    from kd_bench.training.cohort import DistillationCohort
     from kd_bench.training.fit import build_network, fit, loaders
     from tests.training.parts import CPU
 
@@ -156,8 +156,8 @@ def test_the_teacher_is_never_changed(data):
     teacher = build_network(one.teacher, data)[0].eval()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     # OFD's teacher normalises by the batch
-    members = [build_member(each, data, teacher, MemorySink()) for each in (one, trial("ofd"))]
-    fit(Distillation(members, teacher), *loaders(one, data, CPU), CPU)
+    members = [build_student(each, data, teacher, MemoryWriter()) for each in (one, trial("ofd"))]
+    fit(DistillationCohort(members, teacher), *loaders(one, data, CPU), CPU)
     assert same(before, dict(teacher.state_dict()))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())
@@ -165,15 +165,15 @@ def test_the_teacher_is_never_changed(data):
 
 @pytest.mark.parametrize("statistics", ["batch", "running"])
 def test_the_statistics_that_ofds_teacher_goes_by(data, statistics):
-    from kd_bench.training.cohort import Distillation
+    from kd_bench.training.cohort import DistillationCohort
     from kd_bench.training.fit import build_network, loaders
     from tests.training.parts import CPU
 
     one = trial("ofd", hyperparameters={"teacher_batch_norm": statistics})
     teacher = build_network(one.teacher, data)[0].eval()
-    members = [build_member(each, data, teacher, MemorySink()) for each in (one, trial("kd"))]
+    members = [build_student(each, data, teacher, MemoryWriter()) for each in (one, trial("kd"))]
     batch = next(iter(loaders(one, data, CPU)[0]))
-    given = Distillation(members, teacher).teach(batch)
+    given = DistillationCohort(members, teacher).teach(batch)
     assert given.keys() == {statistics, "running"}
     reference = copy.deepcopy(teacher).train(statistics == "batch")
     expected = reference.forward_stages(batch.images, preacts=True).preacts
@@ -187,19 +187,19 @@ def test_the_statistics_that_ofds_teacher_goes_by(data, statistics):
 
 
 def test_members_must_share_their_stream(data):
-    members = [build_member(trial("none", seed=seed), data, None, MemorySink()) for seed in (1, 2)]
+    members = [build_student(trial("none", seed=seed), data, None, MemoryWriter()) for seed in (1, 2)]
     with pytest.raises(ValueError, match="share the stream"):
-        Supervised(members)
+        SupervisedCohort(members)
 
 
 def test_evaluation_is_exact(data):
     member_trial = trial("none", epochs=1)
-    sink = train([member_trial], data)[0]
-    member = build_member(member_trial, data, None, MemorySink())
-    member.restore(sink.states[-1])
+    writer = train([member_trial], data)[0]
+    member = build_student(member_trial, data, None, MemoryWriter())
+    member.restore(writer.states[-1])
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
     member.network.eval()
     with torch.no_grad():
         logits = member.network((data.test_images / 255 - mean) / std)
     expected = 100 * (logits.argmax(1) == data.test_labels).double().mean().item()
-    assert sink.states[-1]["history"][-1]["top1"] == pytest.approx(expected)
+    assert writer.states[-1]["history"][-1]["top1"] == pytest.approx(expected)

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kd_bench.config.data import Dataset, Input, Pipeline
 from kd_bench.data import registry
-from kd_bench.data.listed import Listed
-from kd_bench.data.stream import StreamTestLoader
-from kd_bench.models.view import View
-from kd_bench.recipe import Dataset, Input, Pipeline
+from kd_bench.data.file_dataset import FileDataset
+from kd_bench.data.streaming import StreamTestLoader
+from kd_bench.models.input_transform import InputTransform
 from kd_bench.training import fit
-from kd_bench.training.member import Sums
+from kd_bench.training.student import MetricSums
 
 CLASSES, EACH, SIZE = 8, 3, 16
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ class Colours(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Listed:
+def found(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
     root = tmp_path_factory.mktemp("exact") / "mine"
     draws = np.random.default_rng(0)
     for split, each in (("train", 1), ("val", EACH)):
@@ -47,7 +47,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Listed:
     return registry.listed(Dataset(name="folder", path="mine"), Pipeline(size=SIZE, crop_pct=1.0), root.parent)
 
 
-def expected(found: Listed) -> tuple[int, int]:
+def expected(found: FileDataset) -> tuple[int, int]:
     """Hits among all images at once."""
     (batch,) = StreamTestLoader(found, batch_size=100)
     order = Colours()(batch.images).argsort(1, descending=True)
@@ -57,12 +57,12 @@ def expected(found: Listed) -> tuple[int, int]:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 12, 24, 25, 256])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_hits_are_counted_exactly(found: Listed, batch_size: int, world_size: int) -> None:
+def test_hits_are_counted_exactly(found: FileDataset, batch_size: int, world_size: int) -> None:
     images = len(found.test)
     assert images == CLASSES * EACH + 1
     first, five = expected(found)
     assert 0 < first < five < images
-    sums, network = Sums(), Colours()
+    sums, network = MetricSums(), Colours()
     for rank in range(world_size):
         for batch in StreamTestLoader(found, batch_size=batch_size, rank=rank, world_size=world_size):
             sums.add({}, network(batch.images), batch.labels)
@@ -71,21 +71,25 @@ def test_hits_are_counted_exactly(found: Listed, batch_size: int, world_size: in
 
 
 @pytest.mark.parametrize("batch_size", [7, 24, 256])
-def test_so_they_are_for_a_given_teacher(found: Listed, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_they_are_for_a_given_teacher(found: FileDataset, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "EVALUATION_BATCH", batch_size)
     network = Colours()
-    accuracy = fit.accuracy(network, View(network, Input(), SIZE, found.mean, found.std), found, CPU)
+    accuracy = fit.accuracy(network, InputTransform(network, Input(), SIZE, found.mean, found.std), found, CPU)
     first, five = expected(found)
     assert (accuracy.top1, accuracy.top5) == (100 * first / len(found.test), 100 * five / len(found.test))
     by_class = np.array([EACH + 1] + [EACH] * (CLASSES - 1)) @ np.array(accuracy.classes) / 100
     assert by_class == pytest.approx(first)
 
 
-def test_the_recipes_crop_is_what_is_tested_on(found: Listed, tmp_path: Path) -> None:
+def test_the_recipes_crop_is_what_is_tested_on(found: FileDataset, tmp_path: Path) -> None:
     """The middle 14 of 16 pixels is another image than all of them."""
     whole, middle = (
         next(
-            iter(StreamTestLoader(Listed(**vars(found) | {"pipeline": Pipeline(size=14, crop_pct=pct)}), batch_size=2))
+            iter(
+                StreamTestLoader(
+                    FileDataset(**vars(found) | {"pipeline": Pipeline(size=14, crop_pct=pct)}), batch_size=2
+                )
+            )
         )
         for pct in (1.0, 0.875)
     )
@@ -97,7 +101,7 @@ def test_the_recipes_crop_is_what_is_tested_on(found: Listed, tmp_path: Path) ->
 
 
 def test_hits_are_counted_by_class() -> None:
-    sums = Sums(by_class=True)
+    sums = MetricSums(by_class=True)
     logits = torch.eye(4)[[0, 1, 1, 2]]
     sums.add({}, logits[:3], torch.tensor([0, 1, 0]))
     sums.add({}, logits[3:], torch.tensor([2]))

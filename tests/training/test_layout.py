@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_bench.training import observing, teaching
+from kd_bench.training import observing, teacher
 from kd_bench.training.fit import build_network
-from tests.training.parts import MemorySink, same, splits, train, trial
+from tests.training.parts import MemoryWriter, same, splits, train, trial
 
 METHODS = ("none", "kd", "fitnet")
 
 
 @pytest.fixture(scope="module")
-def plain() -> dict[str, MemorySink]:
+def plain() -> dict[str, MemoryWriter]:
     return {name: train([trial(name, epochs=1)], splits())[0] for name in METHODS}
 
 
-def assert_close(sink: MemorySink, other: MemorySink) -> None:
+def assert_close(writer: MemoryWriter, other: MemoryWriter) -> None:
     """Last bits grow in training: the loss of an epoch is as good as the same, the weights are near."""
-    ours, theirs = sink.states[-1], other.states[-1]
+    ours, theirs = writer.states[-1], other.states[-1]
     assert ours["history"][0]["train_loss"] == pytest.approx(theirs["history"][0]["train_loss"], rel=1e-3)
     for name, value in ours["network"].items():
         torch.testing.assert_close(value, theirs["network"][name], rtol=0.02, atol=0.02, msg=name)
@@ -30,7 +30,7 @@ def assert_close(sink: MemorySink, other: MemorySink) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_channels_last_changes_the_layout_and_only_last_bits(
-    method: str, plain: dict[str, MemorySink], monkeypatch: pytest.MonkeyPatch
+    method: str, plain: dict[str, MemoryWriter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
     convolve = nn.Conv2d.forward
@@ -41,11 +41,11 @@ def test_channels_last_changes_the_layout_and_only_last_bits(
         return convolve(self, images)
 
     monkeypatch.setattr(nn.Conv2d, "forward", noting)
-    (sink,) = train([trial(method, epochs=1, channels_last=True)], splits())
-    own = sum(name.endswith("weight") and value.ndim == 4 for name, value in sink.states[-1]["network"].items())
+    (writer,) = train([trial(method, epochs=1, channels_last=True)], splits())
+    own = sum(name.endswith("weight") and value.ndim == 4 for name, value in writer.states[-1]["network"].items())
     assert len(seen) >= 5 * own
     assert sum(seen) == len(seen) or (method == "fitnet" and sum(seen) > 0.9 * len(seen))  # its connector's apart
-    assert_close(sink, plain[method])
+    assert_close(writer, plain[method])
 
 
 def test_a_networks_weights_are_laid_out_with_it() -> None:
@@ -56,7 +56,7 @@ def test_a_networks_weights_are_laid_out_with_it() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_compiled_networks_train_as_others(
-    method: str, plain: dict[str, MemorySink], monkeypatch: pytest.MonkeyPatch
+    method: str, plain: dict[str, MemoryWriter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By torch's tracing without its code generator, which takes minutes on a CPU."""
     compiled: list[Any] = []
@@ -67,17 +67,17 @@ def test_compiled_networks_train_as_others(
         return real(code, backend="aot_eager", **options)
 
     monkeypatch.setattr(observing.torch, "compile", noting)
-    (sink,) = train([trial(method, epochs=1, compile="on")], splits())
+    (writer,) = train([trial(method, epochs=1, compile="on")], splits())
     assert compiled
-    assert sink.crash is None
-    assert_close(sink, plain[method])
+    assert writer.crash is None
+    assert_close(writer, plain[method])
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor(plain: dict[str, MemorySink]) -> None:
-    (sink,) = train([trial("kd", epochs=1, compile="on")], splits())
-    assert sink.crash is None
-    assert_close(sink, plain["kd"])
+def test_compiled_by_inductor(plain: dict[str, MemoryWriter]) -> None:
+    (writer,) = train([trial("kd", epochs=1, compile="on")], splits())
+    assert writer.crash is None
+    assert_close(writer, plain["kd"])
 
 
 def test_they_are_part_of_the_trial() -> None:
@@ -90,7 +90,7 @@ def test_they_are_part_of_the_trial() -> None:
 
 @pytest.mark.slow
 def test_a_teacher_compiled_by_inductor_has_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teaching, "COMPILE_FROM", 0.0)
+    monkeypatch.setattr(teacher, "COMPILE_FROM", 0.0)
     settings = {"epochs": 1, "compile": "auto"}
     (alone,) = train([trial("kd", **settings)], splits())
     together = train([trial(name, **settings) for name in ("fitnet", "kd", "ofd")], splits())

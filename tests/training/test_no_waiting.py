@@ -9,10 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_bench.methods import registry
-from kd_bench.training.cohort import Distillation, Supervised
-from kd_bench.training.fit import build_member, build_network, loaders
-from kd_bench.training.member import Part
-from tests.training.parts import CPU, MemorySink, splits, trial
+from kd_bench.training.cohort import DistillationCohort, SupervisedCohort
+from kd_bench.training.fit import build_network, build_student, loaders
+from kd_bench.training.student import MicroBatch
+from tests.training.parts import CPU, MemoryWriter, splits, trial
 
 NAMES = [name for name in registry.names() if registry.describe(name).family != "adversarial"]
 
@@ -49,13 +49,13 @@ def test_no_step_but_the_first_two_waits(name: str) -> None:
     data = splits()
     one = trial(name)
     teacher = build_network(one.teacher, data)[0].eval() if one.teacher else None  # type: ignore[arg-type]
-    member = build_member(one, data, teacher, MemorySink()).train()
-    cohort = Distillation([member], teacher) if teacher is not None else Supervised([member])
+    member = build_student(one, data, teacher, MemoryWriter()).train()
+    cohort = DistillationCohort([member], teacher) if teacher is not None else SupervisedCohort([member])
     train, _ = loaders(one, data, CPU)
     noting = Noting()
     for batch in train:
         given = cohort.teach(batch).get(member.method.teacher_batch_norm)
-        member.step(given, Part(batch), lambda loss: loss.backward())
+        member.step(given, MicroBatch(batch), lambda loss: loss.backward())
         if batch.step == 1:
             noting.__enter__()
     noting.__exit__(None, None, None)

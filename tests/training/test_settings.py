@@ -14,13 +14,14 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_bench.config.optimizer import Lamb
+from kd_bench.config.trial import Training
 from kd_bench.models.outputs import observe
-from kd_bench.recipe import Lamb, Training
-from kd_bench.training.fit import build_member, build_network, loaders
-from kd_bench.training.member import Member, Part, parts
-from kd_bench.training.optimisers import build_optimizer, learning_rate
+from kd_bench.training.fit import build_network, build_student, loaders
+from kd_bench.training.optimizers import build_optimizer, learning_rate
+from kd_bench.training.student import MicroBatch, StudentModule, split_micro_batches
 from kd_bench.types import Batch
-from tests.training.parts import CPU, MemorySink, same, splits, train, trial
+from tests.training.parts import CPU, MemoryWriter, same, splits, train, trial
 
 #: Without batch statistics, so that it does not matter how a batch is divided.
 PLAIN = "test_vit"
@@ -31,18 +32,18 @@ def data():
     return splits(train=32, test=16)
 
 
-def built(data, **changes: Any) -> tuple[Member, nn.Module, list[Batch]]:
+def built(data, **changes: Any) -> tuple[StudentModule, nn.Module, list[Batch]]:
     one = trial(changes.pop("method", "kd"), model=PLAIN, batch_size=8, **changes)
     teacher = build_network(one.teacher, data)[0].eval()
-    return build_member(one, data, teacher, MemorySink()), teacher, list(loaders(one, data, CPU)[0])
+    return build_student(one, data, teacher, MemoryWriter()), teacher, list(loaders(one, data, CPU)[0])
 
 
 def stepped(
-    member: Member, teacher: nn.Module, batches: list[Batch], micro_batch: int | None = None
+    member: StudentModule, teacher: nn.Module, batches: list[Batch], micro_batch: int | None = None
 ) -> dict[str, Tensor]:
     member.train()
     for batch in batches[:3]:
-        for part in parts(batch, micro_batch):
+        for part in split_micro_batches(batch, micro_batch):
             with torch.no_grad():
                 taught = observe(teacher, part.batch.images, member.method.needs.teacher)
             member.step(taught, part, lambda loss: loss.backward())
@@ -71,12 +72,12 @@ def test_a_micro_batch_through_a_whole_training(data) -> None:
 
 def test_parts_of_a_batch(data) -> None:
     batch = built(data)[2][0]
-    assert [(len(one.batch.images), one.share, one.first, one.last) for one in parts(batch, 3)] == [
+    assert [(len(one.batch.images), one.share, one.first, one.last) for one in split_micro_batches(batch, 3)] == [
         (3, 3 / 8, True, False),
         (3, 3 / 8, False, False),
         (2, 2 / 8, False, True),
     ]
-    assert list(parts(batch, None)) == [Part(batch)]
+    assert list(split_micro_batches(batch, None)) == [MicroBatch(batch)]
     with pytest.raises(ValueError, match="micro_batch must divide batch_size, which is 64"):
         Training(micro_batch=7)
 

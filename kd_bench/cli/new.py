@@ -1,0 +1,72 @@
+"""``kd-bench new``: a file to begin a method, a network, a data set or an augmentation with, and tests of it."""
+
+from __future__ import annotations
+
+import keyword
+import shlex
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from kd_bench.utils.errors import UserError, unknown
+
+_TEMPLATES = Path(__file__).parents[1] / "templates"
+
+#: What to do next, by kind; $target is how commands name the plug-in, $name a row's label or a function.
+_NEXT = {
+    "method": (
+        "kd-bench show $target",
+        "kd-bench run demo --method $target --only method=none,kd,ikl_kd,$name",
+        "kd-bench table demo --method $target --only method=none,kd,ikl_kd,$name --format markdown",
+        "kd-bench report --recipe demo --method $target",
+    ),
+    "model": (
+        "kd-bench show $target",
+        "kd-bench compare --dataset digits --teacher resnet14 --student $target --methods kd,ikl_kd",
+        "kd-bench report",
+    ),
+    "dataset": (
+        "kd-bench show $target",
+        "kd-bench compare --dataset $target --teacher resnet14 --student resnet8 --methods kd,ikl_kd --set epochs=10",
+        "kd-bench report",
+    ),
+    "augmentation": (
+        "kd-bench show $target",
+        "kd-bench run demo --only method=none,kd,ikl_kd --set augment.own=$target",
+        "kd-bench table demo --only method=none,kd,ikl_kd --set augment.own=$target --format markdown",
+    ),
+}
+
+
+def new(
+    kind: Annotated[str, typer.Argument(help="method, model, dataset or augmentation.")],
+    name: Annotated[str, typer.Argument(help="Its name in Python's snake case, e.g. my_loss.")],
+    to: Annotated[Path, typer.Option("--to", help="The folder to write to.")] = Path(),
+) -> None:
+    """Write a documented file to begin with, and tests of it that pass, and say what to run next."""
+    from kd_bench.utils.files import write_new
+
+    if kind not in _NEXT:
+        raise unknown("kind of file", kind, _NEXT, "new")
+    if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name.startswith(("_", "test_")):
+        raise UserError(f"new {kind}: {name!r} should be a name in Python's snake case, e.g. my_{kind}")
+    class_name = "".join(word.capitalize() for word in name.split("_"))
+    source, test = to / f"{name}.py", to / f"test_{name}.py"
+    target = f"{source}:{class_name if kind in ('method', 'model') else name}"
+    words = {"name": name, "Name": class_name, "target": shlex.quote(target), "test": shlex.quote(str(test))}
+    for path in (source, test):
+        if path.exists():
+            raise UserError(f"new {kind}: {path} is there already; choose another name, or another folder with --to")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        for path, template in ((source, f"{kind}.py.txt"), (test, f"test_{kind}.py.txt")):
+            text = Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(words)
+            if not write_new(path, text):
+                raise UserError(f"new {kind}: {path} is there already")
+    except OSError as error:
+        raise UserError(f"new {kind}: {to} cannot be written to: {error.strerror}") from None
+    typer.echo(f"{source}: the {kind}, ready to run; change it\n{test}: its tests, which pass\n\nnext:")
+    for command in ("pytest $test", *_NEXT[kind]):
+        typer.echo(f"  {Template(command).substitute(words)}")

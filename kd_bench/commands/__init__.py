@@ -1,1 +1,0 @@
-"""The commands that have sub-commands, and what all commands share."""

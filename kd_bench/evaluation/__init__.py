@@ -1,0 +1,1 @@
+"""Evaluates trained networks: accuracy of a teacher, and accuracy under adversarial attacks."""

@@ -1,0 +1,1 @@
+"""The paper's tables: the numbers it publishes, and the recipes that reproduce them."""

@@ -1,0 +1,104 @@
+"""docs/extend.md: its files are written and its commands run, one after the other, as a reader would."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from kd_bench.cli import common
+from kd_bench.cli.main import main
+from kd_bench.config.load import read_recipe
+from kd_bench.config.trial import Trial
+from kd_bench.plan import plan
+from kd_bench.utils import plugins
+
+PAGE = Path(__file__).parents[2] / "docs/extend.md"
+_BLOCK = re.compile(r'^```(?P<language>\w+)(?: title="(?P<file>[^"]+)")?\n(?P<body>.*?)^```$', re.M | re.S)
+#: Laid over every training of the page, which is then a matter of seconds.
+SMALL = (
+    "--trials 1 --set epochs=1 --set teacher_training.epochs=1 "
+    "--set dataset.train_images=64 --set dataset.test_images=50"
+)
+
+
+def blocks() -> list[re.Match[str]]:
+    return list(_BLOCK.finditer(PAGE.read_text(encoding="utf-8")))
+
+
+def commands() -> list[str]:
+    return [line for block in blocks() if block["language"] == "sh" for line in block["body"].splitlines()]
+
+
+def follow(block: re.Match[str]) -> None:
+    """Does what a block that is no command asks for."""
+    if block["file"]:
+        Path(block["file"]).write_text(block["body"])
+    elif block["language"] == "python":
+        exec(compile(block["body"], "extend.md", "exec"), {})
+    if block["language"] == "yaml":
+        assert plan(read_recipe(block["file"]), block["file"])
+
+
+def test_every_block_is_understood():
+    assert {block["language"] for block in blocks()} == {"sh", "python", "yaml", "toml"}
+    assert PAGE.read_text().count("```") == 2 * len(blocks())
+    assert all(line.split()[0] in ("kd-bench", "pytest") for line in commands())
+    assert {line.split()[2] for line in commands() if line.startswith("kd-bench new")} == {
+        "method", "model", "dataset", "augmentation"}  # fmt: skip
+    (offers,) = [block for block in blocks() if block["language"] == "toml"]
+    groups = tomllib.loads(offers["body"])["project"]["entry-points"]
+    kinds = (plugins.METHOD, plugins.MODEL, plugins.DATASET, plugins.AUGMENTATION)
+    assert set(groups) == {kind.group for kind in kinds}
+    assert all(re.fullmatch(r"[\w.]+:\w+", value) for group in groups.values() for value in group.values())
+
+
+def test_all_of_it_is_planned_as_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    asked: dict[str, list[Trial]] = {}
+    for block in blocks():
+        if block["language"] != "sh":
+            follow(block)
+            continue
+        for line in block["body"].splitlines():
+            monkeypatch.setattr(sys, "argv", line.split())
+            if line.startswith("pytest"):
+                assert Path(line.split()[1]).is_file()
+                continue
+
+            def train(recipe, context, planned, options, line=line):
+                asked[line] = [cell.trial for cell in planned]
+                return {}
+
+            monkeypatch.setattr(common, "train", train)
+            main()
+            printed = capsys.readouterr()
+            assert printed.out and not printed.err, line
+    assert len(asked) == sum(line.startswith(("kd-bench run", "kd-bench compare")) for line in commands())
+    for line, trials in asked.items():
+        assert any(".py:" in trial.model_dump_json() for trial in trials), line
+    strong = next(trials for line, trials in asked.items() if "strong=" in line)
+    assert [trial.method.hyperparameters for trial in strong] == [{"weight": 4.0}]
+    assert Path("report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_all_of_it_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks():
+        if block["language"] != "sh":
+            follow(block)
+            continue
+        for line in block["body"].splitlines():
+            program, *words = line.split()
+            small = SMALL.split() if words[0] in ("run", "compare") else []
+            module = ["kd_bench"] if program == "kd-bench" else [program, "-q"]
+            command = [sys.executable, "-m", *module, *words, *small]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    command = [sys.executable, "-m", "kd_bench", "run", "bars.yaml", "--trials", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

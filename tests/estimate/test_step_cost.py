@@ -1,0 +1,225 @@
+"""What is counted without computing it, against what is computed, and against arithmetic by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from kd_bench.estimate import step_cost
+from kd_bench.estimate.operation_counter import Operation, OperationCounter, OperationCounts
+from kd_bench.estimate.step_cost import CohortCost, count, without_content
+from kd_bench.models import registry as models
+from kd_bench.training.fit import build_network, build_student
+from kd_bench.training.student import MicroBatch
+from kd_bench.types import Batch
+from tests.training.parts import MemoryWriter, splits, trial
+
+IMAGES = splits()
+
+
+def one(method: str = "kd", **changes) -> CohortCost:
+    return count([trial(method, **changes)], IMAGES)
+
+
+def test_a_convolution_and_a_product_by_hand() -> None:
+    mode = FakeTensorMode()
+    layer, head = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Linear(8, 5, bias=False)
+    for module in (layer, head):
+        without_content(module, mode)
+    with mode:
+        images = torch.zeros(2, 3, 4, 4)
+        with OperationCounter() as tally, torch.no_grad():
+            head(layer(images).mean((2, 3)))
+    convolution = 2 * (2 * 8 * 4 * 4) * (3 * 3 * 3)
+    product = 2 * 2 * 8 * 5
+    assert tally.counts.flops == convolution + product
+    found = {one.arithmetic: one for one in tally.operations if one.flops}
+    assert found["convolution"] == Operation(convolution, 4 * (2 * 3 * 16 + 8 * 27 + 2 * 8 * 16), "convolution")
+    assert found["single"] == Operation(product, 4 * (2 * 8 + 8 * 5 + 2 * 5), "single")
+    assert tally.counts.launches == 3
+
+
+def test_memory_in_use_rises_and_falls() -> None:
+    with FakeTensorMode(), OperationCounter() as tally:
+        first = torch.zeros(1000)
+        second = first + 1
+        assert tally.allocated == 8000
+        view = second[:10]
+        assert tally.allocated == 8000
+        del first, second
+        assert tally.allocated == 4000
+        del view
+    assert tally.allocated == 0
+    assert tally.peak == 8000
+
+
+def forward(name: str, half: bool = False) -> OperationCounts:
+    with OperationCounter(), torch.device("meta"):
+        network = models.create(name, 1000).eval()
+    mode = FakeTensorMode()
+    without_content(network, mode)
+    with mode:
+        images = torch.zeros(2, 3, 224, 224)
+        with OperationCounter() as tally, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            network(images)
+    return tally.counts
+
+
+@pytest.mark.parametrize(("name", "gmacs"), [("resnet50", 4.11), ("mobilenetv1_100", 0.58), ("resnet34", 3.67)])
+def test_published_operations_of_networks(name: str, gmacs: float) -> None:
+    """Of timm's results/benchmark-infer-amp-nchw-pt240-cu124-rtx3090.csv."""
+    assert forward(name).flops / 2 / 2e9 == pytest.approx(gmacs, rel=0.02)
+
+
+def test_attention_is_counted_in_any_precision() -> None:
+    for half in (False, True):
+        assert forward("beitv2_large_patch16_224", half).flops / 2 / 2e9 == pytest.approx(61.6, rel=0.01)
+
+
+def test_a_training_pass_is_three_forward_passes_but_for_the_first_convolution() -> None:
+    found = one("none").members[0]
+    first = 2 * 16 * (32 * 32 * 16) * (3 * 9)  # no gradient of the images is needed
+    assert found.step.flops == 3 * found.evaluation.flops - first
+    assert found.evaluation.flops > first
+
+
+@pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16"}, {"optimizer": {"name": "adamw"}}, {"ema": 0.9}])
+def test_memory_is_that_of_a_real_step(changes: dict) -> None:
+    settings = trial("kd", **changes)
+    counted = one("kd", **changes).members[0]
+    teacher = build_network(settings.teacher, IMAGES)[0].eval()
+    member = build_student(settings, IMAGES, teacher, MemoryWriter())
+    draws = torch.Generator().manual_seed(0)
+    batch = Batch(torch.randn(16, 3, 32, 32, generator=draws), torch.arange(16) % 4, torch.arange(16), 0, 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        taught = step_cost.DistillationCohort([member], teacher).teach(batch)["running"]
+    mine = {one.untyped_storage()._cdata for one in (*member.parameters(), *member.buffers(), batch.images)}
+    mine.add(taught.logits.untyped_storage()._cdata)
+    saved = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in mine:
+            saved[storage._cdata] = storage
+        return tensor
+
+    kept, gradients = [], []
+
+    def backward(loss: torch.Tensor) -> None:
+        kept.append(sum(one.nbytes() for one in saved.values()))
+        loss.backward()
+        gradients.append(sum(one.grad.nbytes for one in member.parameters() if one.grad is not None))
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        member.train().step(taught, MicroBatch(batch), backward)
+    assert counted.saved == pytest.approx(kept[0], rel=0.01)
+    assert counted.peak >= counted.saved
+    tensors = [one for state in member.optimizer.state.values() for one in state.values()]
+    assert counted.optimizer == sum(one.nbytes for one in tensors if torch.is_tensor(one)) > 0
+    assert counted.gradients == gradients[0] > 0
+    assert all(one.grad is None for one in member.parameters())  # once they are used
+    average = [] if member.average is None else [*member.average.parameters(), *member.average.buffers()]
+    assert counted.average == sum(one.nbytes for one in average)
+    state = sum(one.nbytes for one in (*member.parameters(), *member.buffers()))
+    assert counted.parameters == state - counted.average
+
+
+def test_an_average_is_made_without_writing_to_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's deep copy of a tensor without content writes to somebody else's memory: processes crashed of it."""
+    copy = torch.Tensor.__deepcopy__
+
+    def guarded(tensor: torch.Tensor, memo: dict) -> torch.Tensor:
+        assert not isinstance(tensor, FakeTensor)
+        return copy(tensor, memo)
+
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", guarded)
+    assert one("kd", ema=0.9).members[0].average > 0
+
+
+def test_half_precision_keeps_about_half_for_the_backward_pass() -> None:
+    whole, half = (one("none", precision=precision).members[0] for precision in ("float32", "bfloat16"))
+    assert whole.step.flops == half.step.flops
+    assert 0.4 < half.saved / whole.saved < 0.65
+
+
+@pytest.mark.parametrize("method", ["dkd", "ikl_kd", "fitnet", "rkd", "crd", "ofd", "reviewkd", "dist", "dkl_kd"])
+def test_every_method_is_counted_with_its_own_part(method: str) -> None:
+    alone, found = one("kd"), one(method)
+    member = found.members[0]
+    assert not member.uncounted
+    assert found.teacher.flops >= alone.teacher.flops > 0
+    assert member.step.launches > alone.members[0].step.launches - 20
+    if method in ("fitnet", "crd", "ofd", "reviewkd"):  # these have layers of their own
+        assert member.step.flops > alone.members[0].step.flops
+        assert member.resident > alone.members[0].resident
+
+
+def test_a_teacher_that_normalises_by_the_batch_has_a_pass_more() -> None:
+    running, batch = (one("ofd", hyperparameters={"teacher_batch_norm": kind}) for kind in ("running", "batch"))
+    assert running.teacher.flops == batch.teacher.flops
+    both = count([trial("ofd"), trial("kd")], IMAGES)
+    assert both.teacher.flops == 2 * batch.teacher.flops
+
+
+def test_a_cohort_shares_the_teacher_and_adds_up_its_students() -> None:
+    kd, none = one("kd"), one("none")
+    both = count([trial("kd"), trial("dkd")], IMAGES)
+    assert both.teacher.flops == kd.teacher.flops
+    assert both.memory > kd.memory > none.memory
+    assert both.memory - kd.memory < kd.memory  # the activations of one student at a time
+    assert kd.data == 112 * 3 * 32 * 32 + 16 * 3 * 32 * 32 * 4
+
+
+def test_micro_batches_are_what_is_in_memory_at_once() -> None:
+    whole, parts = one("kd"), one("kd", micro_batch=4)
+    assert (whole.images, whole.parts) == (16, 1)
+    assert (parts.images, parts.parts) == (4, 4)
+    assert parts.members[0].step.flops * 4 == whole.members[0].step.flops
+    assert parts.members[0].peak < whole.members[0].peak / 2
+
+
+def test_a_compiled_trial_is_counted_as_it_is_written() -> None:
+    assert one("kd", compile="on").members[0].step == one("kd").members[0].step
+
+
+PLUGIN = '''
+from kd_bench.methods.base import Method
+
+
+class Choosy(Method):
+    """Learns from some images only, which takes their labels to know.
+
+    ce_weight * CE.
+    """
+
+    def __init__(self, pair):
+        super().__init__(pair)
+
+    def forward(self, student, teacher, batch):
+        """Term "ce"."""
+        return {"ce": student.logits[batch.labels == 2].mean()}
+'''
+
+
+def test_a_method_that_asks_for_numbers_leaves_its_student_counted(tmp_path: Path) -> None:
+    path = tmp_path / "choosy.py"
+    path.write_text(PLUGIN)
+    found = one(f"{path}:Choosy").members[0]
+    assert found.uncounted
+    assert found.step.flops == one("none").members[0].step.flops
+
+
+def test_nothing_of_the_counting_stays_behind() -> None:
+    settings = trial("kd")
+    before = torch.get_rng_state()
+    one("kd")
+    torch.set_rng_state(before)
+    network = build_network(settings, IMAGES)[0]
+    assert not any(parameter.is_meta for parameter in network.parameters())
+    assert type(next(network.parameters())) is nn.Parameter
+    assert replace(one("kd"), data=0).memory == one("kd").memory - one("kd").data

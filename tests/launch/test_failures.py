@@ -1,0 +1,155 @@
+"""What goes wrong on machines: memory that does not suffice, workers that die, notice to leave, full disks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from kd_bench.launch.worker import _fault
+from kd_bench.trials.folder import TrialFolder
+from tests.launch.test_end_to_end import command, kill_tree, run, weights
+
+RECIPE = {
+    "dataset": {"name": "digits", "test_images": 200},
+    "epochs": 3,
+    "batch_size": 100,
+    "trials": 1,
+    "schedule": {"name": "cosine"},
+    "pairs": [{"teacher": None, "student": "resnet8"}],
+    "methods": {"none": {}},
+}
+GREEDY = '''
+import torch
+from kd_bench.methods.base import Method
+from kd_bench.methods.parameters import NonNegative, PositiveCount
+from kd_bench.types import Needs
+
+
+class Greedy(Method):
+    """Needs as much memory as so many of a process may have.
+
+    Args:
+        most: Of them in a process.
+        weight: Of nothing.
+    """
+
+    family = "baseline"
+    needs_teacher = False
+    needs = Needs(teacher=frozenset())
+    built = 0
+
+    def __init__(self, pair, *, most: PositiveCount = 1, weight: NonNegative = 0.0):
+        super().__init__(pair)
+        self.most = most
+        Greedy.built += 1
+
+    def forward(self, student, teacher, batch):
+        if Greedy.built > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return {"ce": self.label_loss(student, batch)}
+'''
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("undisturbed")
+    (root / "small.yaml").write_text(yaml.safe_dump(RECIPE))
+    done = run("run", str(root / "small.yaml"), "--out", str(root / "out"))
+    assert done.returncode == 0, done.stderr
+    return root / "out"
+
+
+def begin(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """A run in its second epoch."""
+    arguments = command("run", str(recipe), "--out", str(out), "--checkpoint-minutes", "0", *more)
+    runner = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not list(out.glob("small/*/checkpoint/within-000001-*")):
+        assert time.monotonic() < deadline
+        assert runner.poll() is None, runner.communicate()
+        time.sleep(0.01)
+    return runner
+
+
+def test_a_killed_workers_cohort_goes_on_in_the_same_run(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    runner = begin(recipe, tmp_path / "out")
+    try:
+        for worker in psutil.Process(runner.pid).children(recursive=True):
+            worker.kill()
+        _, errors = runner.communicate(timeout=200)
+    finally:
+        kill_tree(runner)
+    assert runner.returncode == 0, errors
+    assert "killed by signal 9: started again from the last epoch, time 1 of 2" in errors
+    assert weights(tmp_path / "out") == weights(undisturbed)
+
+
+def test_notice_to_leave_keeps_where_it_was(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    runner = begin(recipe, tmp_path / "out")
+    try:
+        runner.send_signal(signal.SIGTERM)
+        _, errors = runner.communicate(timeout=30)
+    finally:
+        kill_tree(runner)
+    assert runner.returncode == 143
+    assert "stopped by SIGTERM; the same command goes on from here" in errors
+    assert not weights(tmp_path / "out")
+    (folder,) = (tmp_path / "out").glob("small/[0-9a-f]*/checkpoint")
+    assert list(folder.glob("within-*.pt"))
+    again = run("run", str(recipe), "--out", str(tmp_path / "out"))
+    assert again.returncode == 0, again.stderr
+    assert weights(tmp_path / "out") == weights(undisturbed)
+
+
+def test_too_many_students_for_the_memory_go_on_in_smaller_cohorts(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    greedy = f"{tmp_path / 'greedy.py'}:Greedy"
+    rows = {str(row): {"method": greedy, "hyperparameters": {"weight": float(row)}} for row in range(2)}
+    recipe.write_text(yaml.safe_dump(RECIPE | {"methods": rows, "epochs": 1, "baseline": "0"}))
+    done = run("run", str(recipe), "--out", str(tmp_path / "out"), "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "out of memory: CUDA out of memory" in done.stderr
+    assert "its 2 trials go on in two processes" in done.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("small/*/result.json")]
+    assert [result["cohort"] for result in results] == [1] * 2
+
+
+def test_what_does_not_fit_alone_fails_with_the_reason(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "greedy.py").write_text(GREEDY.replace("Greedy.built > self.most", "True"))
+    rows = {"greedy": {"method": f"{tmp_path / 'greedy.py'}:Greedy"}}
+    recipe.write_text(yaml.safe_dump(RECIPE | {"methods": rows, "baseline": "greedy"}))
+    done = run("run", str(recipe), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB." in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_a_sentence() -> None:
+    fault, reason = _fault(OSError(errno.ENOSPC, "No space left on device", "/out/x"))
+    assert fault == "disk"
+    assert reason == "/out/x: No space left on device; free some space and run the same command again"
+    assert _fault(RuntimeError("DefaultCPUAllocator: not enough memory: you tried"))[0] == "memory"
+    assert _fault(ValueError("so\nand so")) == ("crash", "ValueError: so")
+
+
+def test_two_that_believe_to_hold_a_trial_cannot_both_publish(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    assert folder.finish({"status": "failed", "reason": "first"})
+    assert not folder.finish({"status": "failed", "reason": "second"})
+    assert folder.result() == {"status": "failed", "reason": "first"}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]

@@ -1,0 +1,163 @@
+"""Published robust accuracies: as printed, and only beside what was trained with the settings they were found with."""
+
+import csv
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from kd_bench.cli.main import app
+from kd_bench.config.load import read_recipe
+from kd_bench.paper import robustness as tables
+from kd_bench.plan import plan
+from kd_bench.report import published_robustness
+from kd_bench.utils.errors import UserError
+from tests.report.table6 import write_trial
+from tests.report.trials import put as put_result
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+
+
+def rows(table: str) -> list[dict[str, str]]:
+    with (PUBLISHED / f"{table}.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def said(recipe: str, label: str, eps: str, source: str) -> published_robustness.PublishedRobustness:
+    numbers = published_robustness.read_numbers()[f"robustness/{recipe}", label, float(Fraction(eps))]
+    (found,) = [one for one in numbers if one.source.startswith(source)]
+    return found
+
+
+def test_numbers_are_those_of_the_printed_tables() -> None:
+    for table in ("table9", "table10", "table11"):
+        for row in rows(table):
+            value = row["alpha"] if row["varied"] == "alpha" else row["beta"]
+            number = said(table, f"{row['varied']}_{value}", "8/255", f"Table {table[5:]}")
+            assert number.values["clean"] == float(row["clean"])
+            assert number.values["autoattack"] == float(row["autoattack"])
+            for key in ("apgd_ce", "apgd_t"):
+                assert number.values.get(key) == (float(row[key]) if key in row else None)
+    for row in rows("table12"):
+        number = said("table12", row["method"], row["epsilon"], "Table 12")
+        assert number.values == {"autoattack": float(row["autoattack"])}
+    for row, label, recipe in (
+        (1, "ikl_at", "table7"),
+        (3, "ikl_at_autoaugment", "table7"),
+        (5, "ikl_at_generated", "table7_generated"),
+    ):
+        printed = rows("table7")[row]
+        number = said(recipe, label, "8/255", "Table 7")
+        assert number.values == {"clean": float(printed["clean"]), "autoattack": float(printed["autoattack"])}
+
+
+def test_every_number_has_its_row(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("KD_BENCH_DATA", str(tmp_path))
+    (tmp_path / "generated").mkdir()
+    (tmp_path / "generated" / "cifar100_50m.npz").write_bytes(b"any")
+    for name, label, eps in published_robustness.read_numbers():
+        recipe = read_recipe(name)
+        assert label in recipe.methods
+        assert any(float(Fraction(one)) == eps for one in tables.RADII.get(name, tables.RADIUS))
+
+
+def test_sources_that_disagree_stand_side_by_side() -> None:
+    numbers = published_robustness.read_numbers()
+    found = {one.values["clean"] for one in numbers["robustness/table7", "ikl_at_autoaugment", 8 / 255]}
+    assert found == {64.63, 65.93}
+    found = {one.values["autoattack"] for one in numbers["robustness/cifar10", "ikl_at", 8 / 255]}
+    assert found == {57.13, 57.09}
+
+
+def evaluation(eps: float, images: int = 100, complete: bool = True, robust: float = 30.0) -> dict:
+    attacks = ["apgd-ce", "apgd-t", "fab-t", "square"] if complete else ["apgd-ce"]
+    return {
+        "kind": "attack",
+        "status": "done",
+        "attack": {"schema_version": 1, "norm": "Linf", "eps": eps, "attacks": attacks, "images": images},
+        "images": images,
+        "of": 100,
+        "accuracy": {"clean": 60.0, **dict.fromkeys(attacks, robust)},
+        "robust": robust,
+        "skipped": [],
+        "warnings": [],
+        "subject": {"weights": "0" * 64},
+    }
+
+
+def put(folder: Path, name: str, content: dict) -> None:
+    (folder / "attacks").mkdir(parents=True, exist_ok=True)
+    (folder / "attacks" / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp_path) -> None:
+    (part,) = [one for one in tables.full(lambda line: None) if one.name == "robustness/table12"]
+    trial = next(cell.trial_id for cell in part.planned if cell.label == "ikl_at")
+    put(tmp_path / trial, "a", evaluation(8 / 255))
+    put(tmp_path / trial, "b", evaluation(8 / 255, images=50, robust=77.0))
+    put(tmp_path / trial, "c", evaluation(2 / 255, complete=False, robust=50.0))
+    found = published_robustness.lines(part.name, part.planned, tmp_path, part.radii, part.as_published)
+    assert len(found) == 12
+    by = {(line.label, line.eps): line for line in found}
+    line = by["ikl_at", "8/255"]
+    assert {key: value.mean for key, value in line.measured.items()} == {
+        "clean": 60.0,
+        "apgd_ce": 30.0,
+        "apgd_t": 30.0,
+        "autoattack": 30.0,
+    }
+    assert (line.images, line.complete) == (100, True)
+    assert [one.values["autoattack"] for one in line.published] == [31.67, 31.65]
+    assert not by["ikl_at", "2/255"].complete
+    assert by["improved_trades", "8/255"].measured == {}
+    assert [one.values["autoattack"] for one in by["improved_trades", "8/255"].published] == [30.29]
+    text = published_robustness.render("Table 12", found, "markdown")
+    assert "published: Table 12" in text
+    assert "not measured yet" in text
+    assert "(AA: upper bound)" in text
+    assert "Rows with other settings" not in text
+    lines = list(csv.reader(published_robustness.render("Table 12", found, "csv").splitlines()))
+    assert {len(line) for line in lines} == {8}
+
+
+def test_other_settings_have_nothing_published_beside_them(tmp_path) -> None:
+    name = "robustness/table12"
+    recipe = read_recipe(name, ["epochs=100"])
+    (part,) = [one for one in tables.full(lambda line: None) if one.name == name]
+    planned = plan(recipe, name)
+    found = published_robustness.lines(name, planned, tmp_path, part.radii, part.as_published)
+    assert not any(line.published for line in found)
+    assert "Rows with other settings" in published_robustness.render("x", found, "terminal")
+    published_robustness.render("x ± –", found, "terminal", ascii_only=True).encode("ascii")
+
+
+@pytest.mark.parametrize(
+    "content", ["recipe,label\n", "recipe,label,eps,clean,apgd_ce,apgd_t,autoattack,source\na,b,x,,,,,\n"]
+)
+def test_a_damaged_file_is_said_to_be(tmp_path, monkeypatch, content: str) -> None:
+    file = tmp_path / "robustness.csv"
+    file.write_text(content)
+    monkeypatch.setattr(published_robustness, "package_path", lambda *parts: file)
+    with pytest.raises(UserError, match=r"robustness\.csv: "):
+        published_robustness.read_numbers()
+
+
+def test_the_page_has_published_beside_measured(tmp_path) -> None:
+    cell = next(one for one in plan(read_recipe("robustness/table9"), "x") if one.label == "alpha_12")
+    folder = tmp_path / "out" / "robustness" / cell.trial_id
+    write_trial(folder, cell.trial)
+    put_result(folder, top1_last=60.5, top1_best=60.5, epochs=200)
+    put(folder, "whole", evaluation(8 / 255))
+    put(folder, "part", evaluation(2 / 255, complete=False))
+    file = tmp_path / "page.html"
+    app(["report", "--recipe", "robustness/table9", "--out", str(tmp_path / "out"), "--output", str(file)],
+        standalone_mode=False)  # fmt: skip
+    text = file.read_text()
+    number = said("table9", "alpha_12", "8/255", "Table 9")
+    for measured, key in (("60.00 (1)", "clean"), ("30.00 (1)", "apgd_ce"), ("30.00 (1)", "autoattack")):
+        assert re.search(
+            rf"{re.escape(measured)}<br><span class=\"published\"[^>]*>{number.values[key]:.2f} \(a\)", text
+        )
+    assert text.count(f"a: published, {number.source}; not measured here.") == 1

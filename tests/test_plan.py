@@ -1,0 +1,187 @@
+"""From recipes to trials."""
+
+import subprocess
+import sys
+
+import pytest
+
+from kd_bench.config.load import read_recipe
+from kd_bench.config.trial import SCHEMA, Trial
+from kd_bench.launch.scheduler import group_into_cohorts
+from kd_bench.plan import plan
+from kd_bench.utils.errors import UserError
+
+RECIPE = {
+    "name": "r",
+    "dataset": "cifar100",
+    "epochs": 240,
+    "teacher_training": {"epochs": 200, "optimizer": {"lr": 0.1}, "seed": 7},
+    "pairs": [
+        {"teacher": "resnet32x4", "student": "resnet8x4"},
+        {
+            "teacher": "wrn_40_2",
+            "student": "resnet8x4",
+            "training": {"optimizer": {"lr": 0.01}},
+            "methods": {"dkd": {"beta": 6}},
+        },
+    ],
+    "methods": ["none", "kd", "dkd"],
+}
+
+
+def planned(*overrides: str, only=(), **changes):
+    return plan(read_recipe(RECIPE | changes, overrides), "r.yaml", only)
+
+
+def refused(*overrides: str, only=(), **changes) -> str:
+    with pytest.raises(UserError) as caught:
+        planned(*overrides, only=only, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_cell_and_every_default_is_there():
+    cells = planned()
+    assert len(cells) == 2 * 3 * 3
+    first = {cell.label: cell.trial for cell in cells if cell.teacher == "cifar_resnet32x4" and cell.seed == 0}
+    assert first["kd"].settings() == {
+        "schema": SCHEMA,
+        "dataset": {"name": "cifar100", "labels": "fine", "classes": None},
+        "augment": {"crop": 4, "flip": True},
+        "epochs": 240,
+        "batch_size": 64,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False},
+        "schedule": {"name": "step", "milestones": [150, 180, 210], "gamma": 0.1, "warmup_epochs": 0},
+        "clip_norm": None,
+        "model": "cifar_resnet8x4",
+        "method": {
+            "name": "kd",
+            "hyperparameters": {"temperature": 4.0, "ce_weight": 0.1, "kd_weight": 0.9},
+            "source": None,
+        },
+        "teacher": first["kd"].teacher.settings(),
+        "seed": 0,
+    }
+    teacher = first["kd"].teacher
+    assert (teacher.model, teacher.epochs, teacher.optimizer.lr, teacher.seed) == ("cifar_resnet32x4", 200, 0.1, 7)
+    assert teacher.schedule.milestones == (125, 150, 175)
+    assert first["none"].teacher is None
+
+
+def test_pairs_have_settings_of_their_own():
+    second = {cell.label: cell.trial for cell in planned() if cell.teacher == "cifar_wrn_40_2"}
+    assert second["dkd"].optimizer.lr == 0.01
+    assert second["dkd"].method.hyperparameters["beta"] == 6.0
+    assert second["dkd"].teacher.optimizer.lr == 0.1
+
+
+def test_one_teacher_can_be_trained_in_its_own_way():
+    trials = [cell.trial for cell in planned(teachers={"wrn_40_2": {"epochs": 10}}) if cell.label == "kd"]
+    assert {(one.teacher.model, one.teacher.epochs) for one in trials} == {
+        ("cifar_resnet32x4", 200),
+        ("cifar_wrn_40_2", 10),
+    }
+
+
+def test_identity_depends_on_settings_and_on_nothing_else():
+    one, other = planned()[3].trial, planned("name=q", "baseline=dkd", "description=x")[3].trial
+    assert one.id == other.id
+    assert Trial.model_validate_json(one.model_dump_json()).id == one.id
+    reordered = read_recipe(dict(reversed(RECIPE.items())))
+    assert {cell.trial_id for cell in plan(reordered, "r")} == {cell.trial_id for cell in planned()}
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["epochs=241", "batch_size=32", "optimizer.lr=0.04", "optimizer.nesterov=true", "schedule.gamma=0.2", "clip_norm=1",
+     "augment.flip=false", "methods.kd.temperature=5", "teacher_training.seed=8", "dataset.classes=10", "seeds=[9]"],
+)  # fmt: skip
+def test_whatever_changes_a_result_changes_the_identity(override):
+    only = ["method=kd", "teacher=resnet32x4"]
+    before, after = ({cell.trial_id for cell in cells} for cells in (planned(only=only), planned(override, only=only)))
+    assert not before & after
+
+
+def test_identity_is_the_same_in_another_process_and_has_not_changed():
+    code = (
+        "from kd_bench.config.load import read_recipe; from kd_bench.plan import plan; "
+        "print(plan(read_recipe('demo'), 'demo')[3].trial_id)"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert outputs == {plan(read_recipe("demo"), "demo")[3].trial_id}
+
+
+def test_writing_a_default_out_changes_nothing():
+    pairs = RECIPE["pairs"][:1]
+    plain = planned(methods={"kd": {}}, pairs=pairs)
+    methods, dataset = {"kd": {"temperature": 4, "ce_weight": 0.1}}, {"name": "cifar100", "labels": "fine"}
+    written = planned(methods=methods, dataset=dataset, pairs=pairs)
+    assert [cell.trial_id for cell in plain] == [cell.trial_id for cell in written]
+    fractions = planned("schedule.milestones=[150, 180, 210]")
+    assert fractions[0].trial_id == planned()[0].trial_id
+
+
+def test_selection():
+    cells = planned(only=["method=kd,dkd", "student=resnet8x4", "teacher=wrn_40_2", "seed=1"])
+    assert [(cell.label, cell.seed) for cell in cells] == [("kd", 1), ("dkd", 1)]
+
+
+def test_cohorts_share_stream_and_teacher(tmp_path):
+    groups = group_into_cohorts((cell.trial for cell in planned()), tmp_path, size=8)
+    assert all(len({trial.stream for trial in group.trials}) == 1 for group in groups)
+    # a seed: two pairs' cohorts of kd and dkd, and the students alone, whose learning rates differ, side by side
+    assert sorted(len(group.trials) for group in groups) == [2] * 9
+    assert all(
+        len(group.trials) == 1 for group in group_into_cohorts((cell.trial for cell in planned()), tmp_path, size=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "expected"),
+    [
+        ([], {"dataset": "cifar10O"}, "no dataset is called 'cifar10O'; did you mean 'cifar10"),
+        ([], {"dataset": {"name": "cifar100", "labels": "fin"}}, "fin"),
+        ([], {"dataset": {"name": "cifar100", "classes": 101}}, "101"),
+        ([], {"methods": ["kdd"]}, "no method is called 'kdd'; did you mean 'kd'?"),
+        (
+            [],
+            {"methods": {"kd": {"temprature": 3}}},
+            "kd has no hyper-parameter 'temprature'; did you mean 'temperature'?",
+        ),
+        ([], {"methods": {"kd": {"temperature": 0}}}, "temperature = 0"),
+        ([], {"methods": {"kd": {"temperature": "hot"}}}, "temperature = 'hot'"),
+        ([], {"methods": {"ikl_kd": {"weights": "clas"}}}, "weights = 'clas'"),
+        (["pairs.0.student=resnet8x5"], {}, "no model is called 'resnet8x5'; did you mean"),
+        (["pairs.0.teacher=null"], {"methods": ["kd"]}, "pairs.0.teacher: this key is missing"),
+        ([], {"pairs": [{"teacher": None, "student": "resnet8"}]}, "kd needs a teacher"),
+        (["pairs.0.training.optimizer.lrr=1"], {}, "optimizer.lrr: no such key; did you mean 'lr'?"),
+        (["pairs.0.methods.dk.beta=1"], {}, "no row is called 'dk'"),
+        (["baseline=kdd"], {}, "no row is called 'kdd'"),
+        (["teachers.resnet20.epochs=1"], {}, "no teacher of this recipe is called 'resnet20'"),
+        (["teacher_training.epochs=none"], {}, "teacher_training: epochs: should be a valid integer"),
+        (["augment.crop=5"], {}, "augment.crop: 5 is more than cifar100 allows, 4"),
+        (["augment.flip=true", "augment.crop=1"], {"dataset": "digits"}, "a mirrored image of digits"),
+    ],
+)
+def test_what_does_not_exist_is_refused(overrides, changes, expected):
+    message = refused(*overrides, **changes)
+    assert expected in message
+    assert message.startswith(("r.yaml: ", "r: "))
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ("method", "should be KEY=VALUE"),
+        ("methd=kd", "did you mean 'method'?"),
+        ("method=kdd", "did you mean 'kd'?"),
+        ("student=resnet20", "no student of this recipe is called 'resnet20'"),
+    ],
+)
+def test_bad_selections_are_refused(only, expected):
+    assert expected in refused(only=[only])

@@ -1,0 +1,97 @@
+"""A cohort that is kept within an epoch goes on from there to the same bytes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_bench.config.data import Pipeline
+from kd_bench.data import registry
+from kd_bench.data.file_dataset import FileDataset
+from kd_bench.training.cohort import CohortModule, DistillationCohort, StopRequested, SupervisedCohort
+from kd_bench.training.fit import Images, build_network, build_student, fit, loaders
+from kd_bench.training.student import StudentModule
+from tests.data.photos import EVERYTHING, MINE, tree
+from tests.training.parts import CPU, MemoryWriter, same, splits, trial
+
+METHODS = (("none", {}), ("kd", {}), ("ikl_kd", {"weights": "class", "tau": 1}), ("crd", {"negatives": 8}))
+
+
+class Keeping(MemoryWriter):
+    """Remembers what was kept within epochs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[tuple[int, int], bytes] = {}
+
+    def save_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
+        (self.kept[member.epochs_done, step],) = states
+
+
+def cohort(images: Images, writers: list[Keeping], **changes: Any) -> CohortModule:
+    trials = [trial(name, hyperparameters=settings, **changes) for name, settings in METHODS if name != "none"]
+    taught = trials[0].teacher
+    assert taught is not None
+    teacher = build_network(taught, images)[0].eval()
+    members = [build_student(one, images, teacher, writer) for one, writer in zip(trials, writers, strict=True)]
+    return DistillationCohort(members, teacher)
+
+
+def go(whole: CohortModule, images: Images) -> None:
+    fit(whole, *loaders(whole.members[0].trial, images, CPU), CPU)
+
+
+@pytest.fixture(params=["in memory", "from files"])
+def images(request: pytest.FixtureRequest, tmp_path: Path) -> Images:
+    if request.param == "in memory":
+        return splits()
+    tree(tmp_path / "mine", train=16)
+    listed = registry.images(MINE, Pipeline(size=32, **EVERYTHING), tmp_path)
+    assert isinstance(listed, FileDataset)
+    return listed
+
+
+def test_from_any_step_of_any_epoch(images: Images) -> None:
+    changes: dict[str, Any] = {"epochs": 2, "ema": 0.9, "batch_size": 8}
+    if isinstance(images, FileDataset):
+        changes |= {"pipeline": images.pipeline.model_dump(), "augment": {"crop": 0, "flip": False}}
+    undisturbed = [Keeping() for _ in METHODS[1:]]
+    whole = cohort(images, undisturbed, **changes)
+    whole.keep_seconds = 0.0
+    go(whole, images)
+    steps = len(loaders(whole.members[0].trial, images, CPU)[0])
+    assert set(undisturbed[0].kept) == {(epoch, step) for epoch in range(2) for step in range(1, steps + 1)}
+    for place in ((0, 2), (1, 1), (1, steps)):
+        again = [Keeping() for _ in METHODS[1:]]
+        resumed = cohort(images, again, **changes)
+        for member, writer in zip(resumed.members, undisturbed, strict=True):
+            member.restore_mid_epoch(torch.load(io.BytesIO(writer.kept[place]), weights_only=True))
+        resumed = DistillationCohort(resumed.members, resumed.teacher.network)
+        assert (resumed.start_epoch, resumed.begin_step) == place
+        go(resumed, images)
+        for ours, theirs in zip(again, undisturbed, strict=True):
+            assert same(ours.states[-1], theirs.states[-1]), place
+            assert [row["epoch"] for row in ours.states[-1]["history"]] == [1, 2]
+
+
+def test_it_leaves_after_the_step_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Keeping()
+    member = build_student(trial("none", batch_size=8), splits(), None, writer)
+    whole = SupervisedCohort([member])
+    asked = iter([False, False, True])
+    whole.leaving = lambda: next(asked)
+    with pytest.raises(StopRequested):
+        go(whole, splits())
+    assert set(writer.kept) == {(0, 3)}
+    assert not writer.states
+
+
+def test_members_at_different_steps_do_not_go_on_together() -> None:
+    members = [build_student(trial(name), splits(), None, Keeping()) for name in ("none", "none")]
+    members[0].begin_step = 3
+    with pytest.raises(ValueError, match="same step"):
+        SupervisedCohort(members)

@@ -1,0 +1,95 @@
+"""A trial's folder."""
+
+import json
+
+import pytest
+
+from kd_bench.config.trial import PlannedTrial
+from kd_bench.trials.folder import TrialFolder, check_all
+from kd_bench.utils.errors import UserError
+from tests.training.parts import trial
+
+
+@pytest.fixture
+def folder(tmp_path):
+    one = trial("kd")
+    folder = TrialFolder(tmp_path / one.id)
+    folder.begin(one)
+    return folder
+
+
+def test_settings_edited_by_hand_are_noticed(folder):
+    folder.check()
+    file = folder.path / "trial.json"
+    settings = json.loads(file.read_text())
+    settings["epochs"] += 1
+    file.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="was changed by hand"):
+        folder.check()
+    with pytest.raises(UserError, match="was changed by hand"):
+        check_all([PlannedTrial(trial("kd"), "kd", None)], folder.path.parent)
+    file.write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        folder.check()
+    file.write_text("[1]")
+    with pytest.raises(UserError, match="was changed by hand"):
+        folder.check()
+
+
+def test_reformatting_is_no_change(folder):
+    file = folder.path / "trial.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
+    folder.check()
+
+
+def test_checkpoints_keep_the_last_two(folder):
+    for epoch in range(1, 5):
+        folder.write_checkpoint(epoch, f"state {epoch}".encode())
+    assert [(epoch, content) for epoch, _, content in folder.read_checkpoints()] == [(4, b"state 4"), (3, b"state 3")]
+
+
+def test_a_damaged_checkpoint_is_told_and_replaced(folder):
+    folder.write_checkpoint(1, b"one")
+    folder.write_checkpoint(2, b"two")
+    _, path, _ = next(iter(folder.read_checkpoints()))
+    path.write_bytes(b"tw0")
+    assert [content for _, _, content in folder.read_checkpoints()] == [None, b"one"]
+    folder.write_checkpoint(2, b"two, again")
+    assert [content for _, _, content in folder.read_checkpoints()] == [b"two, again", b"one"]
+
+
+def test_what_else_lies_there_is_no_checkpoint(folder):
+    folder.write_checkpoint(1, b"one")
+    (folder.path / "checkpoint" / ".epoch-000002-x.pt.abc.tmp").write_bytes(b"half of i")
+    assert [epoch for epoch, _, _ in folder.read_checkpoints()] == [1]
+
+
+def test_finishing(folder):
+    folder.write_checkpoint(1, b"one")
+    assert folder.status() == "missing"
+    folder.weights.write_bytes(b"weights")
+    folder.finish({"status": "done"})
+    assert folder.status() == "done"
+    assert not (folder.path / "checkpoint").exists()
+    folder.weights.unlink()
+    assert folder.status() == "missing"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "fine"}'])
+def test_a_damaged_result_is_told(folder, content):
+    (folder.path / "result.json").write_text(content)
+    with pytest.raises(UserError, match=r"result.json: is damaged"):
+        folder.status()
+
+
+def test_metrics_are_always_whole(folder):
+    folder.write_metrics([{"epoch": 1, "top1": 10.0}])
+    folder.write_metrics([{"epoch": 1, "top1": 10.0}, {"epoch": 2, "top1": 20.0}])
+    assert (folder.path / "metrics.csv").read_text() == "epoch,top1\n1,10.0\n2,20.0\n"
+
+
+def test_the_environment_of_earlier_parts_is_kept(folder):
+    for threads in (1, 2, 3):
+        folder.write_environment({"threads": threads})
+    environment = json.loads((folder.path / "environment.json").read_text())
+    assert environment == {"threads": 3, "earlier": [{"threads": 1}, {"threads": 2}]}
