@@ -1,55 +1,55 @@
-"""A column of Table 6: one pair, eight methods, one seed, trained four ways that take turns.
+"""A column of Table 6: one pair, eight methods, one seed, trained in four ways that take turns.
 
-As a cohort; one trial at a time, with the suite; one trial at a time in a loop as published code has it
-(benchmarks/reference.py), after its first losses were found to be ours; and, as the floor that no cohort can go below,
-the pieces that cannot be left out, each by itself: one pass of the teacher (and OFD's own), eight forward and backward
-passes of the student, each method's own computation. Beside them a trial of KD whose teacher's logits are all known.
-All in CPU seconds of one thread, batches of 64.
+1. As a cohort.
+2. One trial at a time, with the suite.
+3. One trial at a time, in a loop like that of published code (benchmarks/reference_loop.py). Its first losses must be
+   ours before anything is timed.
+4. The floor, which no cohort can go below: the parts that no training can omit, each by itself. These are one pass of
+   the teacher, and OFD's own; eight forward and backward passes of the student; and each method's own computation.
+
+Beside them, a trial of KD whose teacher's logits are all cached. All in CPU seconds of one thread, batches of 64.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks and the direct forms
-
-from benchmarks import measure, pairs, peak  # measure first: it quietens the profiler
-
-# isort: split
+from statistics import mean
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from benchmarks.pairs import ALONE, LOGIT_METHODS, METHODS, Step
-from benchmarks.reference import EVERYTHING, Reference, given, pictures
-from benchmarks.writing import show
+from benchmarks import column_tables, pairs, peak
+from benchmarks.column_times import ColumnTimes
+from benchmarks.markdown import argument_parser
+from benchmarks.measure import cpu_seconds
+from benchmarks.pairs import ALONE, LOGIT_METHODS, METHODS
+from benchmarks.reference_loop import ALL_OUTPUTS, ReferenceLoop, fixed_negatives, pil_images
+from benchmarks.step_times import StepTimer
 from kd_bench.config.trial import Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.estimate.operation_counter import OperationCounter
 from kd_bench.methods.base import Method
 from kd_bench.models.outputs import observe
-from kd_bench.training.student import MicroBatch
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.micro_batch import MicroBatch
 from kd_bench.types import LOGITS, Batch, Outputs
 
 #: Largest relative difference between the first losses of ours and of the reference loop.
-AGREEMENT = 1e-3
+TOLERANCE = 1e-3
 
 #: Images whose losses are compared.
-FEW = slice(8)
+FIRST_IMAGES = slice(8)
 
-#: Rounds of a pair at most, and what two rounds of each cost compared with the others, roughly.
+#: Rounds of a pair at most, and the seconds of two rounds, roughly.
 ROUNDS = 5
-COSTS = {
+PAIR_SECONDS = {
     "ResNet32x4 -> ShuffleNet-V1": 210,
     "WRN-40-2 -> ShuffleNet-V1": 160,
     "VGG13 -> MobileNet-V2": 120,
@@ -58,238 +58,191 @@ COSTS = {
 }
 
 
-@dataclass
-class Found:
-    """What was measured of a pair, a number for each round."""
+class ColumnTimer:
+    """Times a pair in all ways.
 
-    title: str
-    batch: int
-    difference: float
-    """The largest between our first losses and the reference loop's, relative."""
-    flops: float = 0.0
-    """Floating-point operations of the cohort's step."""
-    peak: float = 0.0
-    """Of convolutions in this process, at most, a second."""
-    cohort: list[Step] = field(default_factory=list)
-    logits: list[Step] = field(default_factory=list)
-    """Cohort of the four logit methods."""
-    alone: dict[str, list[Step]] = field(default_factory=lambda: defaultdict(list))
-    reference: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    cached: list[Step] = field(default_factory=list)
-    """KD alone, with the logits of its batch in the store."""
-    floor: list[Mapping[str, float]] = field(default_factory=list)
-    """The pieces, by name."""
+    Args:
+        title: The pair.
+        trials: The pair's trials by method.
+        images: The training set.
+        folder: Folder of the logit cache.
+    """
 
-    @property
-    def rounds(self) -> int:
-        return len(self.cohort)
-
-    def one_by_one(self) -> list[float]:
-        return [sum(self.alone[label][place].total for label in METHODS) for place in range(self.rounds)]
-
-    def published(self, labels: tuple[str, ...] = METHODS) -> list[float]:
-        return [sum(self.reference[label][place] for label in labels) for place in range(self.rounds)]
-
-    def floors(self) -> list[float]:
-        return [sum(pieces.values()) for pieces in self.floor]
-
-
-class Column:
-    """One pair, in all ways."""
-
-    def __init__(self, title: str, trials: Mapping[str, Trial], data: ArrayDataset, folder: Path) -> None:
+    def __init__(self, title: str, trials: Mapping[str, Trial], images: ArrayDataset, folder: Path) -> None:
         self.title, self.trials = title, trials
-        self.network, self.view = pairs.teacher(trials["kd"], data)
-        self.laps = pairs.Laps()
+        self.network, self.view = pairs.build_teacher(trials["kd"], images)
+        self.timer = StepTimer()
         self.members = {
-            label: pairs.member(trial, data, None if label == ALONE else self.network)
+            label: pairs.build_member(trial, images, None if label == ALONE else self.network)
             for label, trial in trials.items()
         }
-        for one in self.members.values():
-            self.laps.watch(one)
-        self.cohort, self.logits = self._cohort(*METHODS), self._cohort(*LOGIT_METHODS)
+        for member in self.members.values():
+            self.timer.watch(member)
+        self.cohort, self.logit_cohort = self._cohort(*METHODS), self._cohort(*LOGIT_METHODS)
         self.alone = {label: self._cohort(label) for label in trials}
-        # To compile a teacher for each method's needs would take longer than all steps; more outputs are more copies.
+        # To compile a teacher for each method's needs would take longer than all steps. More outputs are more copies.
         shared = self._cohort(*(label for label in METHODS if label != "ofd"))
         for label, cohort in self.alone.items():
             if label not in {ALONE, "ofd"}:
-                cohort.teacher = (self.logits if label in LOGIT_METHODS else shared).teacher
-        images = pictures(data)
-        self.references = {
-            label: Reference(trial, data, images, self.network) for label, trial in trials.items() if label != ALONE
+                cohort.teacher = (self.logit_cohort if label in LOGIT_METHODS else shared).teacher
+        dataset = pil_images(images)
+        self.loops = {
+            label: ReferenceLoop(trial, images, dataset, self.network)
+            for label, trial in trials.items()
+            if label != ALONE
         }
-        # Weights stay what they are, so that all losses can be compared, and none grows without bound.
-        for one in (*self.members.values(), *self.references.values()):
-            for group in one.optimizer.param_groups:
+        # The weights do not change, so that all losses can be compared and none diverges.
+        for trained in (*self.members.values(), *self.loops.values()):
+            for group in trained.optimizer.param_groups:
                 group["lr"] = 0.0
-        self.stream = pairs.batches(trials["kd"], data)
-        few = pairs.images(2 * trials["kd"].batch_size)  # whose store is small
-        self.cached = pairs.cohort(
-            [self.members["kd"]], self.network, self.view, pairs.store(folder, trials["kd"], few)
+        self.batches = pairs.full_batches(trials["kd"], images)
+        few_images = pairs.random_images(2 * trials["kd"].batch_size)  # so that the cache is small
+        cache = pairs.logit_cache(folder, trials["kd"], few_images)
+        self.cached = CohortModule([self.members["kd"]], self.network, self.view, cache)
+        self.cached_batches = repeat(next(pairs.full_batches(trials["kd"], few_images)))
+
+    def _cohort(self, *labels: str) -> CohortModule:
+        return CohortModule(
+            [self.members[label] for label in labels], None if labels == (ALONE,) else self.network, self.view
         )
-        self.known = repeat(next(pairs.batches(trials["kd"], few)))
 
-    def _cohort(self, *labels: str) -> pairs.Cohort:
-        members = [self.members[label] for label in labels]
-        return pairs.cohort(members, None if labels == (ALONE,) else self.network, self.view)
+    def compare_first_losses(self, labels: Sequence[str] = ()) -> tuple[float, float]:
+        """Compares our losses with those of the reference loop, and sets up what only the first pass needs.
 
-    def agree(self, labels: Sequence[str] = ()) -> tuple[float, float]:
-        """The largest relative difference between our losses and the reference loop's; operations of a cohort's step.
-
-        The students see a few images only, the teacher a batch: what just a first pass needs is made, too.
+        The students see a few images only, the teacher a batch.
 
         Args:
-            labels: Methods to look at; none for all.
+            labels: Methods to compare; none for all.
+
+        Returns:
+            The largest relative difference, and the floating-point operations of a cohort's step.
 
         Raises:
-            RuntimeError: Where they differ by more than ``AGREEMENT``.
+            RuntimeError: If losses differ by more than ``TOLERANCE``.
         """
-        whole = next(self.stream)
-        seen = whole.rows(FEW)
-        scale = len(whole.images) / len(seen.images)
-        with torch.no_grad(), OperationCounter() as tally:
-            observe(self.network, seen.images, LOGITS)
-        flops = 2 * scale * tally.counts.flops  # OFD's pass, too
-        worst = 0.0
-        for label in labels or self.references:
-            reference = self.references[label]
-            found, negatives = reference.next()
-            batch, negatives = found.rows(FEW), None if negatives is None else negatives[: len(seen.images)]
-            losses: list[Tensor] = []
+        whole = next(self.batches)
+        few = whole.rows(FIRST_IMAGES)
+        scale = len(whole.images) / len(few.images)
+        with torch.no_grad(), OperationCounter() as counter:
+            observe(self.network, few.images, LOGITS)
+        flops = 2 * scale * counter.counts.flops  # OFD has a pass of its own
+        largest = 0.0
+        for label in labels or self.loops:
+            loop, member = self.loops[label], self.members[label]
+            whole, negatives = loop.next_batch()
+            batch, negatives = whole.rows(FIRST_IMAGES), None if negatives is None else negatives[FIRST_IMAGES]
+            losses: list[float] = []
 
-            def backward(loss: Tensor, losses: list[Tensor] = losses) -> None:
-                losses.append(loss.detach())
+            def backward(loss: Tensor, losses: list[float] = losses) -> None:
+                losses.append(loss.item())
                 loss.backward()
 
-            member = self.members[label]
-            kind = member.method.teacher_batch_norm
-            taught = self.alone[label].teach(batch if kind == "batch" else found)[kind]
-            with given(member.method, negatives), OperationCounter() as tally:
-                member.step(_first(taught, len(batch.images)), MicroBatch(batch), backward)
+            mode = member.method.teacher_batch_norm
+            outputs = self.alone[label].teacher_outputs(batch if mode == "batch" else whole)[mode]
+            with fixed_negatives(member.method, negatives), OperationCounter() as counter:
+                member.step(_map_tensors(lambda tensor: tensor[FIRST_IMAGES], outputs), MicroBatch(batch), backward)
             if label in METHODS:
-                flops += tally.counts.flops * scale
-            theirs = reference.train(batch, negatives)
-            apart = abs(losses[0].item() - theirs) / abs(theirs)
-            if not apart <= AGREEMENT:
-                raise RuntimeError(f"{self.title}, {label}: our loss is {losses[0].item()}, the reference's {theirs}")
-            worst = max(worst, apart)
-        return worst, flops
+                flops += counter.counts.flops * scale
+            ours, reference = losses[0], loop.train(batch, negatives)
+            difference = abs(ours - reference) / abs(reference)
+            if not difference <= TOLERANCE:
+                raise RuntimeError(f"{self.title}, {label}: our loss is {ours}, the reference loop's {reference}")
+            largest = max(largest, difference)
+        return largest, flops
 
     def warm_up(self) -> None:
-        """What only a first step needs is made."""
-        self.cohort.teach(next(self.stream))
-        self.logits.teach(next(self.stream))
-        pairs.step(self.cached, self.known, self.laps)
-        pairs.step(self.alone[ALONE], self.stream, self.laps)
-        self.references["kd"].step()
+        """Sets up what only the first step needs."""
+        self.cohort.teacher_outputs(next(self.batches))
+        self.logit_cohort.teacher_outputs(next(self.batches))
+        self.timer.step(self.cached, self.cached_batches)
+        self.timer.step(self.alone[ALONE], self.batches)
+        self.loops["kd"].step()
 
-    def round(self, found: Found) -> None:
-        found.cohort.append(pairs.step(self.cohort, self.stream, self.laps))
-        found.logits.append(pairs.step(self.logits, self.stream, self.laps))
-        found.cached.append(pairs.step(self.cached, self.known, self.laps))
+    def time_round(self, times: ColumnTimes) -> None:
+        """Adds a round to the times."""
+        times.cohort.append(self.timer.step(self.cohort, self.batches))
+        times.logit_cohort.append(self.timer.step(self.logit_cohort, self.batches))
+        times.cached.append(self.timer.step(self.cached, self.cached_batches))
         for label, cohort in self.alone.items():
-            found.alone[label].append(pairs.step(cohort, self.stream, self.laps))
-            if label in self.references:
-                found.reference[label].append(measure.once(self.references[label].step))
-        found.floor.append(self.floor(next(self.stream)))
+            times.alone[label].append(self.timer.step(cohort, self.batches))
+            if label in self.loops:
+                times.reference[label].append(cpu_seconds(self.loops[label].step))
+        times.floor.append(self._time_floor(next(self.batches)))
 
-    def floor(self, batch: Batch) -> dict[str, float]:
-        """CPU seconds of the pieces that no way of training can do without."""
+    def _time_floor(self, batch: Batch) -> dict[str, float]:
+        """Returns the CPU seconds of the parts that no training can omit."""
         student = self.members[ALONE]
         network = student.network
+        outputs: dict[str, Outputs] = {}
 
-        def teach() -> None:
-            taught.update(self.cohort.teach(batch))
+        def run_teacher() -> None:
+            outputs.update(self.cohort.teacher_outputs(batch))
 
-        def learn() -> None:
+        def run_student() -> None:
             F.cross_entropy(network(student.view(batch.images)), batch.labels).backward()
 
-        taught: dict[str, Outputs] = {}
-        pieces = {"teacher": measure.once(teach)}
-        pieces["students"] = len(METHODS) * statistics.mean(measure.once(learn) for _ in range(3))
+        parts = {"teacher": cpu_seconds(run_teacher)}
+        parts["students"] = len(METHODS) * mean(cpu_seconds(run_student) for _ in range(3))
         network.zero_grad()
         with torch.no_grad():
-            outputs = observe(network, student.view(batch.images), EVERYTHING)
+            student_outputs = observe(network, student.view(batch.images), ALL_OUTPUTS)
         for label in METHODS:
             method = self.members[label].method
-            given = taught[method.teacher_batch_norm]
+            leaves = _map_tensors(lambda tensor: tensor.detach().requires_grad_(), student_outputs)
+            teacher = outputs[method.teacher_batch_norm]
 
-            leaves = _leaves(outputs)
-
-            def own(method: Method = method, given: Outputs = given, leaves: Outputs = leaves) -> None:
-                torch.stack(list(method(leaves, given, batch).values())).sum().backward()
+            def run_method(method: Method = method, leaves: Outputs = leaves, teacher: Outputs = teacher) -> None:
+                torch.stack(list(method(leaves, teacher, batch).values())).sum().backward()
                 method.on_step_end()
 
-            pieces[label] = measure.once(own)
+            parts[label] = cpu_seconds(run_method)
             method.zero_grad()
-        return pieces
+        return parts
 
 
-def _first(outputs: Outputs, images: int) -> Outputs:
-    """Of the first images."""
-    pooled = None if outputs.pooled is None else outputs.pooled[:images]
-    stages, preacts = (tuple(one[:images] for one in some) for some in (outputs.stages, outputs.preacts))
-    return Outputs(outputs.logits[:images], stages, preacts, pooled)
+def _map_tensors(function: Callable[[Tensor], Tensor], outputs: Outputs) -> Outputs:
+    return Outputs(**tree_map_only(Tensor, function, vars(outputs)))
 
 
-def _leaves(outputs: Outputs) -> Outputs:
-    """The same as the beginnings of a graph."""
-
-    def leaf(tensor: Tensor) -> Tensor:
-        return tensor.detach().requires_grad_()
-
-    made = {}
-    for one in fields(outputs):
-        value = getattr(outputs, one.name)
-        made[one.name] = tuple(map(leaf, value)) if isinstance(value, tuple) else leaf(value)
-    return Outputs(**made)
-
-
-def measure_pair(title: str, trials: Mapping[str, Trial], data: ArrayDataset, seconds: float) -> Found:
-    """One round at least, and no other that would end later than ``seconds`` from now."""
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        column = Column(title, trials, data, Path(folder))
-        found = Found(title, trials["kd"].batch_size, *column.agree())
-        column.warm_up()
-        while found.rounds < ROUNDS:
-            began = time.perf_counter()
-            found.peak = max(found.peak, peak.flops_a_second())
-            column.round(found)
-            now = time.perf_counter()
-            if now - begin + (now - began) > seconds:
-                break
-        column.cached.teacher.close()
-    return found
-
-
-def measure_one(title: str, seconds: float, quick: bool = False) -> Found:
-    """A pair by its title."""
+def time_pair(title: str, seconds: float, quick: bool = False) -> ColumnTimes:
+    """Times one round of a pair, and more if they are expected to end within ``seconds``."""
     torch.set_num_threads(1)
-    return measure_pair(title, pairs.planned(quick)[title], pairs.images(512 if quick else pairs.IMAGES), seconds)
+    begin = time.perf_counter()
+    trials = pairs.plan_pairs(quick)[title]
+    with tempfile.TemporaryDirectory() as folder:
+        timer = ColumnTimer(title, trials, pairs.random_images(512 if quick else pairs.IMAGES), Path(folder))
+        times = ColumnTimes(title, trials["kd"].batch_size, *timer.compare_first_losses())
+        timer.warm_up()
+        while times.rounds < ROUNDS:
+            round_begin = time.perf_counter()
+            times.peak_flops = max(times.peak_flops, peak.measure_peak())
+            timer.time_round(times)
+            now = time.perf_counter()
+            if now - begin + (now - round_begin) > seconds:
+                break
+        if timer.cached.teacher is not None:
+            timer.cached.teacher.close()
+    return times
 
 
-def shares(seconds: float, titles: Sequence[str]) -> dict[str, float]:
-    """The time, shared out by what the pairs cost."""
-    whole = sum(COSTS.get(title, 1) for title in titles)
-    return {title: seconds * COSTS.get(title, 1) / whole for title in titles}
+def divide_seconds(seconds: float, titles: Sequence[str]) -> dict[str, float]:
+    """Divides the time among pairs, in proportion to the time of their rounds."""
+    total = sum(PAIR_SECONDS.get(title, 1) for title in titles)
+    return {title: seconds * PAIR_SECONDS.get(title, 1) / total for title in titles}
 
 
 def main() -> int:
-    from benchmarks import column_tables, steps
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=480, help="after which no further round begins")
+    parser = argument_parser(__doc__, seconds=480)
     parser.add_argument("--only", default="", help="pairs whose title contains this")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, to see that it works")
     parser.add_argument("--steps", action="store_true", help="print the parts of each method's step, too")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    titles = [title for title in pairs.planned(options.quick) if options.only in title]
-    found = [measure_one(title, share, options.quick) for title, share in shares(options.seconds, titles).items()]
+    titles = [title for title in pairs.plan_pairs(options.quick) if options.only in title]
+    columns = [
+        time_pair(title, seconds, options.quick) for title, seconds in divide_seconds(options.seconds, titles).items()
+    ]
     if options.steps:
-        print(steps.section({one.title: one.alone for one in found}).markdown())
-    return show(column_tables.section(found))
+        print(column_tables.steps_section(columns).markdown())
+    return column_tables.section(columns).show()
 
 
 if __name__ == "__main__":

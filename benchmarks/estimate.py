@@ -1,4 +1,4 @@
-"""How near the estimate for GPUs comes to published speeds (devices/speeds.csv): counted, so no GPU is needed."""
+"""Compares estimated speeds of GPUs with published ones (devices/speeds.csv). Counts operations, so it needs no GPU."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kd_bench.estimate.gpus import Assumptions, cards, seconds
+from kd_bench.estimate.gpus import Assumptions, estimate_seconds, load_gpus
 from kd_bench.estimate.operation_counter import OperationCounter, OperationCounts
-from kd_bench.estimate.step_cost import without_content
+from kd_bench.estimate.step_cost import convert_to_fake
 from kd_bench.models import registry as models
 from kd_bench.utils.paths import package_path
 
 
 @functools.cache
-def count(network: str, training: bool, half: bool, batch: int) -> OperationCounts:
-    """The operations of a pass over a batch of 224x224 images, with gradients or without."""
+def count_pass(model_name: str, training: bool, half: bool, batch: int) -> OperationCounts:
+    """Counts the operations of a pass over a batch of 224x224 images, with gradients if ``training``."""
     with OperationCounter(), torch.device("meta"):
-        model = models.create(network, 1000).train(training)
+        model = models.create(model_name, 1000).train(training)
     mode = FakeTensorMode()
-    without_content(model, mode)
+    convert_to_fake(model, mode)
     with mode:
         images, labels = torch.zeros(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.int64)
-        with OperationCounter() as tally:
+        with OperationCounter() as counter:
             with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(training):
                 logits = model(images)
             if training:
                 F.cross_entropy(logits.float(), labels).backward()
-    return tally.counts
+    return counter.counts
 
 
-def ratio(row: dict[str, str], assumed: Assumptions | None = None) -> float:
-    """Estimated over published images a second of a line of the file."""
-    card, training = cards()[row["card"]], row["work"] == "training"
-    counts = count(row["network"], training, row["precision"] == "half", int(row["batch"]))
-    peak = card.bf16 or card.fp16  # mixed precision of the sources is float16, as fast as bfloat16 where there is that
-    took = seconds(counts, card, assumed or Assumptions(), training=training, half=peak)
-    return int(row["batch"]) / took / float(row["images_per_second"])
+def speed_ratio(row: dict[str, str]) -> float:
+    """Returns the estimated over the published images per second of a row of the file."""
+    gpu, training = load_gpus()[row["card"]], row["work"] == "training"
+    counts = count_pass(row["network"], training, row["precision"] == "half", int(row["batch"]))
+    peak = gpu.bf16 or gpu.fp16  # the sources' mixed precision is float16, which is as fast as bfloat16
+    seconds = estimate_seconds(counts, gpu, Assumptions(), training=training, half=peak)
+    return int(row["batch"]) / seconds / float(row["images_per_second"])
 
 
-def speeds() -> list[dict[str, str]]:
-    """The published speeds."""
+def read_speeds() -> list[dict[str, str]]:
+    """Returns the rows of the published speeds."""
     with open(package_path("devices", "speeds.csv"), newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def main() -> None:
+    """Prints the ratio of each published speed, and their spread."""
     logs = []
-    for row in speeds():
-        found = ratio(row)
-        logs.append(math.log(found))
-        about = f"{row['card']:10} {row['network']:26} {row['work']:8} {row['precision']:7}"
-        print(f"{about} published {float(row['images_per_second']):8.0f} images/s, estimated {found:4.2f} times that")
-    spread = math.exp(math.sqrt(sum(one * one for one in logs) / len(logs)))
-    print(f"typical factor {spread:.2f}, from {math.exp(min(logs)):.2f} to {math.exp(max(logs)):.2f}")
+    for row in read_speeds():
+        ratio = speed_ratio(row)
+        logs.append(math.log(ratio))
+        label = f"{row['card']:10} {row['network']:26} {row['work']:8} {row['precision']:7}"
+        print(f"{label} published {float(row['images_per_second']):8.0f} images/s, estimated {ratio:4.2f} times that")
+    factor = math.exp(math.sqrt(sum(log * log for log in logs) / len(logs)))
+    print(f"typical factor {factor:.2f}, from {math.exp(min(logs)):.2f} to {math.exp(max(logs)):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How time and memory grow: with the students of a cohort, and with the images of a batch.
+"""How time and memory grow with the students of a cohort and with the images of a batch.
 
-CPU seconds of steps of cohorts of 1, 2, 4 and 8 students (KD at as many temperatures), and of 16, 32, 64 and 128
-images, each with the straight line that fits best and how far they are from it. Peaks of the resident memory of
-processes of their own, which train for a few steps: cohorts of these sizes, and one of all eight methods of Table 6,
-beside a plain run of one student and seven more students with their optimisers.
+Times are CPU seconds of steps of cohorts of 1, 2, 4 and 8 students (KD at as many temperatures), and of 16, 32, 64 and
+128 images, compared with the straight line that fits best. Memory is the peak resident memory of processes that train
+for a few steps: cohorts of these sizes, and one of all eight methods of Table 6, compared with a plain run of one
+student plus seven more students with their optimisers.
 """
 
 from __future__ import annotations
@@ -19,20 +19,14 @@ from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks
-
-from benchmarks import measure, pairs  # measure first: it quietens the profiler
-
-# isort: split
-
 import numpy as np
 import torch
 
+from benchmarks import pairs
+from benchmarks.markdown import Promise, Section, Table, argument_parser, median_and_range
 from benchmarks.pairs import METHODS
-from benchmarks.writing import Promise, Section, Table, show, spread
+from benchmarks.step_times import StepTimer
 from kd_bench.config.trial import Trial
-from kd_bench.data.array_dataset import ArrayDataset
-from kd_bench.estimate import operation_counter
 from kd_bench.trials.environment import peak_memory
 
 PAIR = "VGG13 -> MobileNet-V2"
@@ -40,127 +34,130 @@ STUDENTS = (1, 2, 4, 8)
 BATCHES = (16, 32, 64, 128)
 #: Rounds at most.
 ROUNDS = 7
-#: Times the memory of a plain run and seven students with their optimisers that a cohort of eight may have at most.
+#: Promised ratio of the memory of a cohort of eight to that of a plain run and seven students, at most.
 PROMISED = 1.1
-#: Share of the largest time that one may be off the line: the issue's "linear", as far as a clock can tell.
+#: Promised distance of a time from the line, at most, as a fraction of the largest time.
 LINEAR = 0.05
 MIB = 2**20
-#: Training steps of a process whose memory is looked at, images in its set.
+#: Training steps of a process whose memory is measured, and images of its training set.
 STEPS, IMAGES = 2, 10_000
-#: The methods that need most memory beside their students; a plain run is of the one of them that has most.
-HEAVY = ("reviewkd", "crd")
+#: The methods that need most memory beside their students. The plain run is that of the largest of them.
+LARGE_METHODS = ("reviewkd", "crd")
 
 
 @dataclass
-class Found:
-    """Seconds of each round by size, and bytes of each process."""
+class Growth:
+    """Measured times and memory.
+
+    Attributes:
+        pair: Title of the pair.
+        students: Seconds of a step in each round, by number of students.
+        batches: Seconds of a step in each round, by number of images.
+        memory: Peak bytes of processes, by what they trained.
+        seven: Bytes of parameters, buffers and optimisers of all students but one, by cohort of eight.
+    """
 
     pair: str
     students: dict[int, list[float]] = field(default_factory=dict)
     batches: dict[int, list[float]] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
-    """Peaks of processes, by what they trained."""
     seven: dict[str, int] = field(default_factory=dict)
-    """Of cohorts of eight: parameters, buffers and optimisers of all students but one."""
 
 
-def at_temperatures(trial: Trial, students: int) -> list[Trial]:
-    """So many trials of KD that share everything but the temperature."""
-    return [
-        trial.model_copy(
-            update={
-                "method": trial.method.model_copy(
-                    update={"hyperparameters": trial.method.hyperparameters | {"temperature": float(place + 1)}}
-                )
-            }
-        )
-        for place in range(students)
-    ]
+def measure_times(trial: Trial, growth: Growth, rounds: int, seconds: float) -> None:
+    """Times cohorts of all sizes in turns. After ``seconds`` no further round begins.
 
-
-def cohort(trials: Sequence[Trial], data: ArrayDataset) -> pairs.Cohort:
-    network, view = pairs.teacher(trials[0], data)
-    return pairs.cohort([pairs.member(trial, data, network) for trial in trials], network, view)
-
-
-def times(pair: dict[str, Trial], found: Found, rounds: int, seconds: float) -> None:
-    """Cohorts take turns."""
+    Args:
+        trial: The trial of KD.
+        growth: The result.
+        rounds: Rounds at most.
+        seconds: Seconds by the wall clock.
+    """
     begin = time.perf_counter()
-    batch = pair["kd"].batch_size
-    data = pairs.images(4 * max(BATCHES))
-    # Without compiling, which each size of a batch would want for itself.
-    plain = pair["kd"].model_copy(update={"compile": "off"})
-    tasks = [
-        (found.students, students, cohort(at_temperatures(plain, students), data), pairs.batches(plain, data))
-        for students in STUDENTS
-    ]
-    sizes = [plain.model_copy(update={"batch_size": size * batch // 64}) for size in BATCHES]
-    tasks += [(found.batches, one.batch_size, cohort([one], data), pairs.batches(one, data)) for one in sizes]
-    laps = pairs.Laps()
-    for *_, one, stream in tasks:
-        pairs.step(one, stream, laps)  # what only a first step needs is made
+    images = pairs.random_images(4 * max(BATCHES))
+    trial = trial.model_copy(update={"compile": "off"})  # each batch size would have to be compiled
+    cohorts = [(growth.students, size, trial, size) for size in STUDENTS]
+    for size in BATCHES:
+        resized = trial.model_copy(update={"batch_size": size * trial.batch_size // 64})
+        cohorts.append((growth.batches, resized.batch_size, resized, 1))
+    timer = StepTimer()
+    tasks = []
+    for seconds_by_size, size, settings, students in cohorts:
+        cohort = pairs.build_cohort(pairs.kd_at_temperatures(settings, students), images)
+        batches = pairs.full_batches(settings, images)
+        timer.step(cohort, batches)  # the first step sets things up
+        tasks.append((seconds_by_size.setdefault(size, []), cohort, batches))
     for _ in range(rounds):
-        for into, size, one, stream in tasks:
-            into.setdefault(size, []).append(pairs.step(one, stream, laps).total)
+        for results, cohort, batches in tasks:
+            results.append(timer.step(cohort, batches).total)
         if time.perf_counter() - begin > seconds:
             break
 
 
-def memory(pair: str, found: Found, quick: bool) -> None:
-    """Each in a process of its own, two at once."""
-    wanted = {f"KD x {students}": ["kd"] * students for students in (STUDENTS[:2] if quick else STUDENTS)}
-    wanted |= {"all eight methods": list(METHODS)}
-    wanted |= {f"{label} alone": [label] for label in (HEAVY[:1] if quick else HEAVY)}
-    jobs = iter(wanted.items())
-    for some in zip_longest(jobs, jobs):
-        started = [(one[0], _start(pair, one[1], quick)) for one in some if one is not None]
-        for name, process in started:
+def measure_memory(growth: Growth, quick: bool) -> None:
+    """Measures the memory of each cohort in a process of its own, two at once."""
+    cohorts = {f"KD x {students}": ["kd"] * students for students in (STUDENTS[:2] if quick else STUDENTS)}
+    cohorts |= {"all eight methods": list(METHODS)}
+    cohorts |= {f"{label} alone": [label] for label in (LARGE_METHODS[:1] if quick else LARGE_METHODS)}
+    items = iter(cohorts.items())
+    for both in zip_longest(items, items):
+        processes = [(item[0], _start_training(growth.pair, item[1], quick)) for item in both if item is not None]
+        for name, process in processes:
             answer, _ = process.communicate()
             if process.returncode:
                 raise RuntimeError(f"growth: the process of {name} ended with {process.returncode}")
-            found.memory[name], seven = json.loads(answer.splitlines()[-1])
-            if len(wanted[name]) == len(METHODS):
-                found.seven[name] = seven
+            growth.memory[name], other_students = json.loads(answer.splitlines()[-1])
+            if len(cohorts[name]) == len(METHODS):
+                growth.seven[name] = other_students
 
 
-def _start(pair: str, labels: Sequence[str], quick: bool) -> subprocess.Popen[str]:
+def _start_training(pair: str, labels: Sequence[str], quick: bool) -> subprocess.Popen[str]:
     command = [sys.executable, str(Path(__file__).resolve()), "--train", *labels, "--pair", pair]
     return subprocess.Popen([*command, *(["--quick"] if quick else [])], stdout=subprocess.PIPE, text=True)
 
 
 def train(pair: str, labels: Sequence[str], quick: bool) -> tuple[int, int]:
-    """Trains a cohort for a few steps; the process's peak, and what all but its first student keep."""
-    trials = pairs.planned(quick)[pair]
-    data = pairs.images(512 if quick else IMAGES)
-    several = len(labels) > 1 and len(set(labels)) == 1
-    chosen = at_temperatures(trials[labels[0]], len(labels)) if several else [trials[label] for label in labels]
-    made = cohort([one.model_copy(update={"compile": "off"}) for one in chosen], data)
-    laps = pairs.Laps()
-    for batch in islice(pairs.batches(chosen[0], data), STEPS):
-        pairs.step(made, iter([batch]), laps)
-    return peak_memory("cpu"), sum(map(_kept, made.members[1:]))
+    """Trains a cohort for some steps.
+
+    Returns:
+        The peak of this process's memory, and the memory of the states of all students but one, in bytes.
+    """
+    trials = pairs.plan_pairs(quick)[pair]
+    images = pairs.random_images(512 if quick else IMAGES)
+    same = len(labels) > 1 and len(set(labels)) == 1
+    cohort_trials = (
+        pairs.kd_at_temperatures(trials[labels[0]], len(labels)) if same else [trials[label] for label in labels]
+    )
+    cohort = pairs.build_cohort([trial.model_copy(update={"compile": "off"}) for trial in cohort_trials], images)
+    timer = StepTimer()
+    for batch in islice(pairs.full_batches(cohort_trials[0], images), STEPS):
+        timer.step(cohort, iter([batch]))
+    return peak_memory("cpu"), sum(map(_state_bytes, cohort.members[1:]))
 
 
-def _kept(member: pairs.StudentModule) -> int:
-    """Bytes of parameters and buffers, the method's too, and of the optimiser's state."""
-    states = (value for state in member.optimizer.state.values() for value in state.values())
-    kept = [*member.parameters(), *member.buffers(), *states]
-    return sum(operation_counter.size(one) for one in kept if isinstance(one, torch.Tensor))
+def _state_bytes(member: pairs.StudentModule) -> int:
+    """Returns the bytes of parameters and buffers, including the method's, and of the optimiser's state."""
+    states = [value for state in member.optimizer.state.values() for value in state.values()]
+    tensors = [*member.parameters(), *member.buffers(), *filter(torch.is_tensor, states)]
+    return sum(tensor.nbytes for tensor in tensors)
 
 
-def find(seconds: float, quick: bool = False) -> Found:
-    """Everything; times take ``seconds`` at most and a round."""
+def benchmark(seconds: float, quick: bool = False) -> Growth:
+    """Measures times, for ``seconds`` and a round at most, and memory."""
     torch.set_num_threads(1)
-    planned = pairs.planned(quick)
-    pair = next(iter(planned)) if quick else PAIR
-    found = Found(pair)
-    times(planned[pair], found, 2 if quick else ROUNDS, seconds)
-    memory(pair, found, quick)
-    return found
+    planned = pairs.plan_pairs(quick)
+    growth = Growth(next(iter(planned)) if quick else PAIR)
+    measure_times(planned[growth.pair]["kd"], growth, 2 if quick else ROUNDS, seconds)
+    measure_memory(growth, quick)
+    return growth
 
 
-def line(points: dict[int, list[float]]) -> tuple[float, float, float]:
-    """Intercept and slope of the best line through the medians, and the largest residual as a share of the largest."""
+def fit_line(points: dict[int, list[float]]) -> tuple[float, float, float]:
+    """Fits a line through the medians.
+
+    Returns:
+        Intercept, slope, and the largest residual as a fraction of the largest median.
+    """
     sizes = list(points)
     medians = [statistics.median(points[size]) for size in sizes]
     slope, intercept = np.polyfit(sizes, medians, 1)
@@ -168,61 +165,50 @@ def line(points: dict[int, list[float]]) -> tuple[float, float, float]:
     return float(intercept), float(slope), max(residuals) / max(medians)
 
 
-def section(found: Found) -> Section:
-    rows, result = [], Section("Growth with students and images", f"{found.pair}, KD, without compiling.")
-    for what, points in (("students", found.students), ("images", found.batches)):
-        intercept, slope, off = line(points)
-        rows += [
-            [
-                f"{size} {what if size > 1 else what[:-1]}",
-                len(values),
-                spread(values, 1e3, 0),
-                f"{1e3 * (intercept + slope * size):,.0f}",
-            ]
-            for size, values in points.items()
-        ]
-        result.promises.append(
-            Promise(
-                f"seconds a step by {what}",
-                f"within {100 * LINEAR:.0f} % of a straight line",
-                f"{1e3 * intercept:,.0f} ms + {1e3 * slope:,.1f} ms each, at most {100 * off:.1f} % off",
-                off <= LINEAR,
-            )
+def section(growth: Growth) -> Section:
+    """Returns the tables and promises."""
+    rows, promises = [], []
+    for noun, points in (("students", growth.students), ("images", growth.batches)):
+        intercept, slope, residual = fit_line(points)
+        for size, values in points.items():
+            label = f"{size} {noun if size > 1 else noun[:-1]}"
+            line = f"{1e3 * (intercept + slope * size):,.0f}"
+            rows.append([label, len(values), median_and_range(values, 1e3, 0), line])
+        measured = f"{1e3 * intercept:,.0f} ms + {1e3 * slope:,.1f} ms each, at most {100 * residual:.1f} % off"
+        promised = f"within {100 * LINEAR:.0f} % of a straight line"
+        promises.append(Promise(f"seconds a step by {noun}", promised, measured, residual <= LINEAR))
+    for name, seven in growth.seven.items():
+        plain, plain_name = max(
+            (peak, other)
+            for other, peak in growth.memory.items()
+            if (other == "KD x 1" if "KD" in name else "alone" in other)
         )
-    result.tables.append(Table(["of", "n", "step, CPU ms", "on the line"], rows))
-    sizes = [[name, f"{peak / MIB:,.0f}"] for name, peak in found.memory.items()]
-    result.tables.append(Table(["trained", "peak, MiB"], sizes, f"Resident memory of a process, {STEPS} steps."))
-    for name, seven in found.seven.items():
-        plain = max(
-            (peak, of) for of, peak in found.memory.items() if (of == "KD x 1" if "KD" in name else "alone" in of)
+        limit = PROMISED * (plain + seven)
+        promised = (
+            f"at most {PROMISED} times that of {plain_name} and {seven / MIB:,.0f} MiB of seven students and their "
+            f"optimisers, {limit / MIB:,.0f} MiB"
         )
-        allowed = PROMISED * (plain[0] + seven)
-        result.promises.append(
-            Promise(
-                f"peak memory of {name}",
-                f"at most {PROMISED} times that of {plain[1]} and {seven / MIB:,.0f} MiB of seven students and their "
-                f"optimisers, {allowed / MIB:,.0f} MiB",
-                f"{found.memory[name] / MIB:,.0f} MiB",
-                found.memory[name] <= allowed,
-            )
-        )
-    return result
+        measured = f"{growth.memory[name] / MIB:,.0f} MiB"
+        promises.append(Promise(f"peak memory of {name}", promised, measured, growth.memory[name] <= limit))
+    sizes = [[name, f"{peak / MIB:,.0f}"] for name, peak in growth.memory.items()]
+    tables = [
+        Table(["of", "n", "step, CPU ms", "on the line"], rows),
+        Table(["trained", "peak, MiB"], sizes, f"Resident memory of a process, {STEPS} steps."),
+    ]
+    return Section("Growth with students and images", f"{growth.pair}, KD, without compiling.", tables, promises)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60, help="after which no further round begins")
-    parser.add_argument("--quick", action="store_true", help="tiny networks, to see that it works")
-    parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)  # what the processes do
+    parser = argument_parser(__doc__, seconds=60)
+    parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)  # for the processes whose memory is measured
     parser.add_argument("--pair", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.train:
         print(json.dumps(train(options.pair, options.train, options.quick)))
         return 0
-    return show(section(find(options.seconds, options.quick)))
+    return section(benchmark(options.seconds, options.quick)).show()
 
 
 if __name__ == "__main__":
-    assert measure
     sys.exit(main())

@@ -1,30 +1,24 @@
-"""Time and peak memory of the losses, forward and backward, beside the same losses as published code computes them.
+"""Time and peak memory of the losses, forward and backward, compared with the same losses as published code has them.
 
-Contestants take turns, and what counts is their ratio within a round. The direct forms are those that the tests compare
-values and gradients with (tests/losses/direct.py); how far apart they are in float32 is printed too. Memory is the most
-that torch's allocator held at once, above the inputs. The gradient goes to the student.
+The contestants take turns, and ratios are taken within a round. The direct forms are those whose values and gradients
+the tests compare with ours (tests/losses/direct.py); their difference in float32 is printed too. Memory is the most
+that torch's allocator had in use at once, above the inputs. Gradients go to the student only.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the benchmarks and the direct forms
-
-from benchmarks import measure  # first: it quietens the profiler
-
-# isort: split
+from typing import Any
 
 import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.writing import Promise, Section, Table, show
+from benchmarks.markdown import Promise, Section, Table, argument_parser, median_and_quartiles
+from benchmarks.measure import median_ratio, peak_bytes, time_in_turns
 from kd_bench import losses
 from kd_bench.methods.crd import CRD
 from kd_bench.types import Pair, Shapes
@@ -36,40 +30,55 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass
 class Case:
-    """A loss in both forms, as functions of the student's tensor, and what is promised of it."""
+    """A loss in both forms, as functions of the student's tensor, and what is promised.
+
+    Attributes:
+        name: The loss and its sizes.
+        student: The student's tensor.
+        ours: Our loss.
+        direct: The direct form.
+        kl: A KL divergence whose time is compared, too.
+        faster: Promised ratio of the direct form's time to ours.
+        smaller: Promised ratio of the direct form's peak memory to ours.
+        of_kl: Promised ratio of our time to the KL divergence's, at most.
+        direct_bytes: Memory that the direct form needs, if that may be more than there is.
+    """
 
     name: str
     student: Tensor
     ours: Loss
     direct: Loss
     kl: Loss | None = None
-    """The divergence that the time is compared with too."""
     faster: float | None = None
-    """Times that ours is promised to be faster."""
     smaller: float | None = None
-    """Times that its peak memory is promised to be smaller."""
     of_kl: float | None = None
-    """Times that ours is promised to take of the divergence at most."""
     direct_bytes: int = 0
-    """What the direct form needs, where that may be more than there is."""
 
 
 @dataclass
 class Result:
+    """Measurements of a case.
+
+    Attributes:
+        case: The case.
+        fits: Whether there is enough memory for the direct form.
+        seconds: Seconds of ours and, if it fits, the direct form, by round.
+        kl_seconds: Seconds of ours and the KL divergence, by round. They take turns without the direct form, which
+            would clear the caches for both.
+        peaks: Peak bytes of ours and, if it fits, the direct form.
+        difference: Relative difference of the two forms; None if they draw random numbers.
+    """
+
     case: Case
     fits: bool
-    """Whether there is memory for the direct form."""
     seconds: list[list[float]] = field(default_factory=list)
-    """Of ours and, if it fits, the direct form."""
-    beside_kl: list[list[float]] = field(default_factory=list)
-    """Of ours and the divergence, which take turns of their own: the direct form would sweep the caches for both."""
+    kl_seconds: list[list[float]] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
     difference: float | None = None
-    """Between the two forms; None where there is nothing to compare, as of random draws."""
 
     @property
     def faster(self) -> float | None:
-        return measure.ratio(self.seconds[0], self.seconds[1]) if self.fits else None
+        return median_ratio(self.seconds[1], self.seconds[0]) if self.fits else None
 
     @property
     def smaller(self) -> float | None:
@@ -77,11 +86,17 @@ class Result:
 
     @property
     def of_kl(self) -> float | None:
-        return measure.ratio(self.beside_kl[1], self.beside_kl[0]) if self.case.kl else None
+        return median_ratio(self.kl_seconds[0], self.kl_seconds[1]) if self.case.kl else None
+
+
+def _case(name: str, student: Tensor, loss: str, *args: Any, **promises: Any) -> Case:
+    """Returns the case of a loss that has the same name and arguments in both forms."""
+    ours, direct_form = getattr(losses, loss), getattr(direct, loss)
+    return Case(name, student, lambda s: ours(s, *args), lambda s: direct_form(s, *args), **promises)
 
 
 def logits_cases(classes: int, batch: int, promise: bool) -> Iterator[Case]:
-    """KD, DKD, IKL and DIST at T = 4, whose weights are as published for CIFAR-100."""
+    """Yields KD, DKD, IKL and DIST at T = 4, with the weights published for CIFAR-100."""
     student, teacher = 3 * torch.randn(2, batch, classes)
     labels = torch.randint(classes, (batch,))
     weights = (teacher / 100).softmax(-1)
@@ -90,58 +105,38 @@ def logits_cases(classes: int, batch: int, promise: bool) -> Iterator[Case]:
     def kl(s: Tensor) -> Tensor:
         return 16 * F.kl_div((s / 4).log_softmax(-1), (teacher / 4).softmax(-1), reduction="batchmean")
 
-    yield Case(f"KD, {size}", student, lambda s: losses.kd(s, teacher, 4.0), lambda s: direct.kd(s, teacher, 4.0))
-    yield Case(
-        f"DKD, {size}",
-        student,
-        lambda s: losses.dkd(s, teacher, labels, 1.0, 8.0, 4.0),
-        lambda s: direct.dkd(s, teacher, labels, 1.0, 8.0, 4.0),
-    )
+    yield _case(f"KD, {size}", student, "kd", teacher, 4.0)
+    yield _case(f"DKD, {size}", student, "dkd", teacher, labels, 1.0, 8.0, 4.0)
     yield Case(
         f"DIST, {size}",
         student,
         lambda s: torch.stack(losses.dist_terms(s, teacher, 4.0)).sum(),
         lambda s: torch.stack(direct.dist_terms(s, teacher, 4.0)).sum(),
     )
-    yield Case(
-        f"IKL, {size}",
-        student,
-        lambda s: losses.ikl(s, teacher, weights, 8.0, 1.0, 4.0),
-        lambda s: direct.ikl(s, teacher, weights, 8.0, 1.0, 4.0),
-        kl=kl,
-        direct_bytes=6 * 4 * batch * classes**2,
-        **({"faster": 1000, "smaller": 500, "of_kl": 1.5} if promise else {}),
-    )
+    promises = {"faster": 1000, "smaller": 500, "of_kl": 1.5} if promise else {}
+    direct_bytes = 6 * 4 * batch * classes**2
+    ikl_arguments = (teacher, weights, 8.0, 1.0, 4.0)
+    yield _case(f"IKL, {size}", student, "ikl", *ikl_arguments, kl=kl, direct_bytes=direct_bytes, **promises)
 
 
 def embedding_cases(width: int, batch: int, promise: bool) -> Iterator[Case]:
+    """Yields RKD's two losses."""
     student, teacher = torch.randn(2, batch, width).relu()
     size = f"{width} channels, batch {batch}"
-    yield Case(
-        f"RKD distance, {size}",
-        student,
-        lambda s: losses.rkd_distance(s, teacher),
-        lambda s: direct.rkd_distance(s, teacher),
-    )
-    yield Case(
-        f"RKD angle, {size}",
-        student,
-        lambda s: losses.rkd_angle(s, teacher),
-        lambda s: direct.rkd_angle(s, teacher),
-        faster=5 if promise else None,
-    )
+    yield _case(f"RKD distance, {size}", student, "rkd_distance", teacher)
+    yield _case(f"RKD angle, {size}", student, "rkd_angle", teacher, faster=5 if promise else None)
 
 
 def bank_cases(rows: int, width: int, negatives: int, batch: int, promise: bool) -> Iterator[Case]:
-    """One of CRD's two sides, and the drawing of negatives, which has no gradient, as a case of its own."""
+    """Yields one of CRD's two sides, and the drawing of negatives, which has no gradient, as a case of its own."""
     bank, student = F.normalize(torch.randn(rows, width)), F.normalize(torch.randn(batch, width))
     classes = torch.arange(rows) % 100
     shapes = Shapes(logits=(100,), pooled=(width,))
     pair = Pair(num_classes=100, train_size=rows, student=shapes, teacher=shapes, train_labels=classes)
     method = CRD(pair, negatives=negatives, feature_dim=width)
-    others = [(classes != label).nonzero().squeeze(1) for label in range(100)]
+    other_classes = [(classes != label).nonzero().squeeze(1) for label in range(100)]
     images = torch.randperm(rows)[:batch]
-    index = torch.cat([images[:, None], method._draw(images)], 1)
+    index = torch.cat([images[:, None], method._draw_negatives(images)], 1)
     z = direct.normaliser(student[:8], bank, index[:8], 0.07)
     size = f"{negatives:,} negatives of {rows:,}, batch {batch}"
     yield Case(
@@ -154,30 +149,22 @@ def bank_cases(rows: int, width: int, negatives: int, batch: int, promise: bool)
     yield Case(
         f"drawing {size}",
         torch.zeros(()),
-        lambda _: method._draw(images),
-        lambda _: direct.draw_negatives(others, classes[images], negatives),
+        lambda _: method._draw_negatives(images),
+        lambda _: direct.draw_negatives(other_classes, classes[images], negatives),
     )
 
 
 def map_cases(channels: int, edge: int, batch: int) -> Iterator[Case]:
+    """Yields the losses of OFD and ReviewKD, which compare maps."""
     student, teacher = torch.randn(2, batch, channels, edge, edge)
     margin = torch.full((channels,), -0.8)
     size = f"{channels} x {edge} x {edge}, batch {batch}"
-    yield Case(
-        f"OFD partial L2, {size}",
-        student,
-        lambda s: losses.partial_l2(s, teacher, margin),
-        lambda s: direct.partial_l2(s, teacher, margin),
-    )
-    yield Case(
-        f"ReviewKD HCL, {size}",
-        student,
-        lambda s: losses.hierarchical_context(s, teacher),
-        lambda s: direct.hierarchical_context(s, teacher),
-    )
+    yield _case(f"OFD partial L2, {size}", student, "partial_l2", teacher, margin)
+    yield _case(f"ReviewKD HCL, {size}", student, "hierarchical_context", teacher)
 
 
 def cases(quick: bool, large: bool) -> Iterator[Case]:
+    """Yields all cases."""
     if quick:
         yield from logits_cases(20, 8, False)
         yield from embedding_cases(32, 8, False)
@@ -195,52 +182,53 @@ def cases(quick: bool, large: bool) -> Iterator[Case]:
     yield from map_cases(64, 32, 64)
 
 
-def run(case: Case, rounds: int, budget: float) -> Result:
+def measure_case(case: Case, rounds: int, budget: float) -> Result:
+    """Measures a case, for ``budget`` seconds and a round at most."""
     fits = case.direct_bytes < 0.8 * psutil.virtual_memory().available
     leaf = case.student.detach().requires_grad_()
 
     def task(loss: Loss) -> Callable[[], Tensor]:
-        def once() -> Tensor:
+        def forward_and_backward() -> Tensor:
             leaf.grad = None
             value = loss(leaf)
             if value.requires_grad:
                 value.backward()
             return value.detach()
 
-        return once
+        return forward_and_backward
 
     tasks = [task(case.ours), *([task(case.direct)] if fits else [])]
     result = Result(case, fits)
     outcomes = []
-    for one in tasks:
-        peak, value = measure.peak_bytes(one)
+    for forward_and_backward in tasks:
+        peak, value = peak_bytes(forward_and_backward)
         result.peaks.append(peak)
         outcomes.append((value, leaf.grad))
         leaf.grad = None
     if fits and outcomes[0][1] is not None:
         result.difference = _difference(*outcomes[0], *outcomes[1])
     del outcomes
-    result.seconds = measure.seconds(tasks, rounds, budget)
+    result.seconds = time_in_turns(tasks, rounds, budget)
     if case.kl:
-        result.beside_kl = measure.seconds([tasks[0], task(case.kl)], rounds, budget)
+        result.kl_seconds = time_in_turns([tasks[0], task(case.kl)], rounds, budget)
     return result
 
 
 def _difference(value: Tensor, grad: Tensor, other: Tensor, other_grad: Tensor) -> float:
-    """The larger relative difference, of the values or of the gradients by their norms."""
+    """Returns the larger relative difference, of the values or of the gradients by their norms."""
     return max(((value - other) / other).abs().item(), ((grad - other_grad).norm() / other_grad.norm()).item())
 
 
 def row(result: Result) -> list[str]:
-    cells = [result.case.name, _times(result.seconds[0]), _times(result.seconds[1]) if result.fits else ""]
+    """Returns the table's row of a result."""
+    cells = [result.case.name, _time(result.seconds[0]), _time(result.seconds[1]) if result.fits else ""]
     cells += [_number(result.faster), f"{result.peaks[0] / MIB:,.3g}"]
     cells += [f"{result.peaks[1] / MIB:,.5g}" if result.fits else "does not fit", _number(result.smaller)]
     return [*cells, _number(result.of_kl), "" if result.difference is None else f"{result.difference:.0e}"]
 
 
-def _times(seconds: list[float]) -> str:
-    low, middle, high = (f"{1e3 * value:.{2 if value < 0.01 else 0}f}" for value in measure.spread(seconds))
-    return f"{middle} ({low} to {high})"
+def _time(seconds: list[float]) -> str:
+    return median_and_quartiles(seconds, 1e3, 2 if min(seconds) < 0.01 else 0)
 
 
 def _number(value: float | None) -> str:
@@ -248,59 +236,48 @@ def _number(value: float | None) -> str:
 
 
 def promises(result: Result) -> Iterator[Promise]:
-    """What was promised of a case and what was found."""
+    """Yields the promises of a case with what was measured."""
     case = result.case
-    for promised, found, what in (
+    for promised, measured, unit in (
         (case.faster, result.faster, "times faster"),
         (case.smaller, result.smaller, "times smaller"),
     ):
-        if promised and found:
-            yield Promise(case.name, f"{promised:,} {what}", f"{found:,.1f}", found >= promised)
+        if promised and measured:
+            yield Promise(case.name, f"{promised:,} {unit}", f"{measured:,.1f}", measured >= promised)
     if case.of_kl and result.of_kl:
-        found = result.of_kl
-        yield Promise(case.name, f"at most {case.of_kl} times a KL from logits", f"{found:.2f}", found <= case.of_kl)
+        promised_kl = f"at most {case.of_kl} times a KL from logits"
+        yield Promise(case.name, promised_kl, f"{result.of_kl:.2f}", result.of_kl <= case.of_kl)
 
 
-def find(rounds: int, seconds: float, quick: bool = False, large: bool = True) -> Section:
-    """All cases.
+def benchmark(rounds: int, seconds: float, quick: bool = False, large: bool = True) -> Section:
+    """Measures all cases.
 
     Args:
-        rounds: How often each contestant has its turn, at most.
-        seconds: After which a case begins no further round.
+        rounds: Turns of each form at most.
+        seconds: Seconds after which no further round of a case begins.
         quick: Small sizes and two rounds.
-        large: Whether to have the case whose direct form takes half a minute and 10 GiB.
+        large: Include the case whose direct form takes half a minute and 10 GiB.
     """
     torch.manual_seed(0)
-    results = [run(case, 2 if quick else rounds, seconds) for case in cases(quick, large)]
-    headers = [
-        "",
-        "ours, ms",
-        "direct, ms",
-        "faster",
-        "ours, MiB",
-        "direct, MiB",
-        "smaller",
-        "of KL's time",
-        "difference",
-    ]
+    results = [measure_case(case, 2 if quick else rounds, seconds) for case in cases(quick, large)]
+    headers = ["", "ours, ms", "direct, ms", "faster", "ours, MiB", "direct, MiB", "smaller", "of KL's time",
+               "difference"]  # fmt: skip
     return Section(
         "Losses",
         f"Forward and backward in float32, {torch.get_num_threads()} thread(s): CPU milliseconds as medians "
         "(quartiles) of rounds, MiB as peaks of torch's allocator above the inputs.",
-        [Table([*headers, "difference"], [row(result) for result in results])],
+        [Table(headers, [row(result) for result in results])],
         [promise for result in results for promise in promises(result)],
     )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="how often each contestant has its turn, at most")
-    parser.add_argument("--seconds", type=float, default=12, help="after which a case begins no further round")
+    parser = argument_parser(__doc__, seconds=12)
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each form, at most")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--quick", action="store_true", help="small sizes and 2 rounds, to see that it works")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    return show(find(given.rounds, given.seconds, given.quick))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    return benchmark(options.rounds, options.seconds, options.quick).show()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from benchmarks.measure import total_cpu_seconds
 from kd_bench.config.load import read_recipe
 from kd_bench.plan import plan
 from kd_bench.trials.folder import TrialFolder
@@ -26,7 +26,7 @@ RECIPE = {
 
 
 def main() -> None:
-    """Prints a line a command and number of trials: all seconds, and the processor's."""
+    """Prints a line per command and number of trials: wall seconds, and CPU seconds."""
     for trials, aim in ((1_000, 2), (10_000, 10)):
         with tempfile.TemporaryDirectory() as name:
             root = Path(name)
@@ -34,18 +34,17 @@ def main() -> None:
             (root / "many.yaml").write_text(yaml.safe_dump(content))
             for cell in plan(read_recipe(content), "many"):
                 folder = TrialFolder(root / "many" / cell.trial_id)
-                folder.begin(cell.trial)
+                folder.create(cell.trial)
                 folder.weights.write_bytes(b"weights")
                 folder.write_metrics([{"epoch": epoch, "top1": 50.0} for epoch in (1, 2)])
                 digest = sha256(folder.weights)
                 folder.finish({"status": "done", "reason": None, "top1_last": 50.0, "weights_sha256": digest})
             for command in ("status", "table"):
                 arguments = ["-m", "kd_bench", command, str(root / "many.yaml"), "--out", str(root)]
-                before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+                cpu, wall = total_cpu_seconds(), time.perf_counter()
                 subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-                seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-                used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-                print(f"{command}, {trials:6,} trials: {seconds:.1f} s, of the processor {used:.1f} s (aim: {aim})")
+                wall, cpu = time.perf_counter() - wall, total_cpu_seconds() - cpu
+                print(f"{command}, {trials:6,} trials: {wall:.1f} s, of the processor {cpu:.1f} s (aim: {aim})")
 
 
 if __name__ == "__main__":

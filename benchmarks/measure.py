@@ -1,69 +1,87 @@
-"""Time and peak memory of small computations on the CPU, for contestants that take turns."""
+"""Measures CPU time and peak memory of small computations that take turns."""
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported; it would complain that there is no GPU
-
 from torch.profiler import ProfilerActivity, profile
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would complain that there is no GPU
 
 T = TypeVar("T")
 
 
 def peak_bytes(task: Callable[[], T]) -> tuple[int, T]:
-    """Most bytes that torch's allocator had given out at once, above what it had before; and what ``task`` returns.
+    """Returns the most bytes that torch's allocator had in use, above those before, and the result of ``task``.
 
-    Temporaries are in it; what libraries below torch may take for themselves is not.
+    Includes temporary tensors, but not the memory that libraries below torch allocate themselves.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = task()
-    events = [one for one in found.profiler.kineto_results.events() if one.name() == "[memory]"]
-    now = most = 0
-    for one in sorted(events, key=lambda one: one.start_ns()):
-        now += one.nbytes()
-        most = max(most, now)
-    return most, result
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    used = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        used += event.nbytes()
+        peak = max(peak, used)
+    return peak, result
 
 
-def seconds(tasks: Sequence[Callable[[], object]], rounds: int, budget: float, turn: float = 0.02) -> list[list[float]]:
-    """CPU seconds a call of each of ``tasks``, which take turns of at least ``turn`` seconds, a number for each round.
+def time_in_turns(
+    tasks: Sequence[Callable[[], object]], rounds: int, budget: float, turn: float = 0.02
+) -> list[list[float]]:
+    """Returns the CPU seconds per call of each task, one number per round.
 
-    After ``budget`` seconds, by the clock on the wall, no further round begins.
+    Args:
+        tasks: They take turns in each round.
+        rounds: Rounds at most.
+        budget: Seconds by the wall clock after which no further round begins.
+        turn: Seconds of a turn at least.
     """
     begin = time.perf_counter()
-    firsts = [once(task) for task in tasks]
+    first_calls = [cpu_seconds(task) for task in tasks]
     if time.perf_counter() - begin > budget:
-        return [[first] for first in firsts]
-    calls = [max(1, math.ceil(turn / first)) for first in firsts]
-    found: list[list[float]] = [[] for _ in tasks]
+        return [[seconds] for seconds in first_calls]
+    calls = [max(1, math.ceil(turn / seconds)) for seconds in first_calls]
+    seconds: list[list[float]] = [[] for _ in tasks]
     for _ in range(rounds):
-        for task, times, number in zip(tasks, found, calls, strict=True):
-            times.append(once(task, number))
+        for task, task_seconds, number in zip(tasks, seconds, calls, strict=True):
+            task_seconds.append(cpu_seconds(task, number))
         if time.perf_counter() - begin > budget:
             break
-    return found
+    return seconds
 
 
-def ratio(ones: list[float], others: list[float]) -> float:
-    """How many times longer the others take: the median over rounds, so that the machine's mood is in both."""
-    return statistics.median(b / a for a, b in zip(ones, others, strict=True))
-
-
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """Quartiles, the median in the middle."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
-    return low, middle, high
-
-
-def once(task: Callable[[], object], calls: int = 1) -> float:
-    """CPU seconds a call."""
-    begin = time.process_time()  # of all threads, and only while this process has its turn
+def cpu_seconds(task: Callable[[], object], calls: int = 1) -> float:
+    """Returns the CPU seconds per call, over all threads of this process."""
+    begin = time.process_time()
     for _ in range(calls):
         task()
     return (time.process_time() - begin) / calls
+
+
+def total_cpu_seconds() -> float:
+    """Returns the CPU seconds of this process and of its finished child processes so far."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Returns the ratio of each round. The load of the machine cancels, because it is the same for both."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Returns the median of ``ratios``."""
+    return statistics.median(ratios(numerators, denominators))
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Returns the quartiles, the median in the middle."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * [*values]
+    return low, middle, high

@@ -1,22 +1,24 @@
-"""Total time of a recipe by how its trials are packed: cohorts one by one, two at once, and every trial by itself.
+"""Time of a recipe by how its trials are packed: cohorts one by one, two at once, and every trial by itself.
 
 Twelve students of one teacher on digits, four methods and three seeds. The teacher is trained beforehand. Wall and CPU
-seconds are of the whole command, starting processes included; ways take turns, and ratios within a round count.
+seconds are those of the whole command, including the start of processes. The ways take turns, and ratios are taken
+within a round.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import yaml
+
+from benchmarks.measure import median_ratio, total_cpu_seconds
 
 RECIPE = {
     "name": "packing",
@@ -36,40 +38,36 @@ WAYS = {
 }
 
 
-def run(recipe: Path, out: Path, *more: str) -> tuple[float, float]:
-    """Wall and CPU seconds of a run."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    arguments = [sys.executable, "-m", "kd_bench", "run", str(recipe), "--out", str(out), *more]
+def run(recipe: Path, out: Path, *options: str) -> tuple[float, float]:
+    """Returns the wall and CPU seconds of a run."""
+    cpu, wall = total_cpu_seconds(), time.perf_counter()
+    arguments = [sys.executable, "-m", "kd_bench", "run", str(recipe), "--out", str(out), *options]
     subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - wall, total_cpu_seconds() - cpu
 
 
 def main() -> None:
-    """Prints a line a way."""
+    """Prints a line per way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         recipe = root / "packing.yaml"
-        recipe.write_text(yaml.safe_dump(RECIPE | {"epochs": chosen.epochs}))
+        recipe.write_text(yaml.safe_dump(RECIPE | {"epochs": options.epochs}))
         run(recipe, root / "first", "--trials", "1", "--only", "method=kd")
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-        for number in range(chosen.rounds):
-            for index, (way, more) in enumerate(WAYS.items()):
+        seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+        for number in range(options.rounds):
+            for index, (way, arguments) in enumerate(WAYS.items()):
                 out = root / f"{number}-{index}"
                 shutil.copytree(root / "first" / "teachers", out / "teachers")
-                found[way].append(run(recipe, out, *more))
-        first = found[next(iter(WAYS))]
-        for way, seconds in found.items():
-            wall = statistics.median(one[0] for one in seconds)
-            cpu = statistics.median(one[1] for one in seconds)
-            times = [
-                statistics.median(a[kind] / b[kind] for a, b in zip(seconds, first, strict=True)) for kind in (0, 1)
-            ]
-            print(f"{way}: {wall:.0f} s, {cpu:.0f} CPU seconds; {times[0]:.2f} and {times[1]:.2f} times the first")
+                seconds[way].append(run(recipe, out, *arguments))
+        first_wall, first_cpu = zip(*seconds[next(iter(WAYS))], strict=True)
+        for way, rounds in seconds.items():
+            wall, cpu = zip(*rounds, strict=True)
+            ratios = f"{median_ratio(wall, first_wall):.2f} and {median_ratio(cpu, first_cpu):.2f} times the first"
+            print(f"{way}: {median(wall):.0f} s, {median(cpu):.0f} CPU seconds; {ratios}")
 
 
 if __name__ == "__main__":

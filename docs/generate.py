@@ -1,6 +1,6 @@
-"""Writes docs/methods.md from what the methods' own sources say, so that the page cannot say anything else.
+"""Writes docs/methods.md from the docstrings and signatures of the methods.
 
-``make docs`` runs it. The table of costs, which takes half a minute to count, is counted anew with ``--costs``.
+``make docs`` runs it. With ``--costs`` it counts the table of costs again, which takes half a minute.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from kd_bench.methods import registry
+from kd_bench.methods import _registry as methods
 from kd_bench.methods.base import Family
 from kd_bench.methods.parameters import allowed, resolve
 from kd_bench.utils.signatures import REQUIRED, Parameter
 
 PAGE = Path(__file__).parent / "methods.md"
 
-#: What the counted costs stand between, so that the rest of the page can be written without counting.
+#: Markers around the table of costs, so that the rest of the page can be written without counting.
 BEGIN, END = "<!-- costs -->\n", "<!-- end of costs -->\n"
 
 TEACHER, STUDENT = "resnet32x4", "shufflenet_v1"
@@ -35,41 +35,41 @@ _HEAD = f"""\
 
 <!-- Written by docs/generate.py from the docstrings in kd_bench/methods/; change those, then: make docs -->
 
-Each section is what the method's source says: formula, source, settings, and where paper and released code differ. The
-defaults are those of the source, which stand nowhere else. `kd-bench list methods` lists the methods, and
+Each section is generated from the source of a method: formula, publication, settings, and differences between paper
+and released code. The source is the only place of the defaults. `kd-bench list methods` lists the methods, and
 `kd-bench show ikl_kd` shows one in the terminal. s are the student's logits and t the teacher's, CE is the
-cross-entropy with the labels, and "warm-up" a factor that grows linearly from 1 / `warmup_epochs` in the first epoch
-to 1, where nothing else is said.
+cross-entropy with the labels, and "warm-up" is a factor that grows linearly from 1 / `warmup_epochs` in the first epoch
+to 1, unless a section says otherwise.
 
-A recipe sets what is to differ from the defaults:
+A recipe sets the values that differ from the defaults:
 
 ```yaml
 methods:
   none: {{}}                                  # the student alone
   kd: {{temperature: 2}}
-  ikl_kd_class: {{method: ikl_kd, weights: class, tau: 4}}   # a row of its own name
+  ikl_kd_class: {{method: ikl_kd, weights: class, tau: 4}}   # a row with its own name
 ```
 
 ## What they cost
 
-Counted, not timed, for {TEACHER} to {STUDENT} on CIFAR-100 in batches of 64, with the methods' defaults:
-arithmetic of products and convolutions, where a multiplication with an addition is two operations. The teacher's pass
-is made once a batch for all students of a cohort, except that `ofd` with its default has one of its own, whose batch
-norms go by the batch. "Own state" is what the method trains and remembers beside the student; "activations" is what
-one student's forward and backward pass has in use at most.
+Counted, not timed, for {TEACHER} to {STUDENT} on CIFAR-100 in batches of 64, with the methods' defaults. The counts
+are the operations of matrix products and convolutions; a multiplication with an addition counts as two. The teacher
+runs once per batch for all students of a cohort; `ofd` with its default needs a pass of its own, because the teacher's
+batch norms then use the statistics of the batch. "Own state" is the method's parameters and buffers; "activations" is
+the largest memory in use by one student's forward and backward pass.
 
 """
 
 _AFTER_COSTS = """
-What this amounts to in seconds depends on the machine. `kd-bench estimate RECIPE` times a few steps of a recipe where
-it runs and counts hours for GPUs. Methods of adversarial training compute each batch once more for every step of the
+The time in seconds depends on the machine. `kd-bench estimate RECIPE` times a few steps of a recipe on the current
+machine and computes hours for GPUs. Methods of adversarial training run each batch once more for every step of the
 attack, which the recipe sets.
 """
 
 
 def page(costs: str) -> str:
-    """The whole page, around a table of costs."""
-    infos = [registry.describe(name) for name in _built_in()]
+    """Returns the whole page with a table of costs."""
+    infos = [methods.describe(name) for name in _built_in()]
     parts = [_HEAD, BEGIN, costs, END, _AFTER_COSTS]
     for family, title in _FAMILIES.items():
         parts.append(f"\n## {title}\n")
@@ -78,46 +78,49 @@ def page(costs: str) -> str:
 
 
 def costs_of(text: str) -> str:
-    """The table of costs in a page."""
+    """Returns the table of costs in a page."""
     return text.partition(BEGIN)[2].partition(END)[0]
 
 
 def _built_in() -> list[str]:
-    """Only a plug-in's source has a hash in a trial."""
-    return [name for name in registry.names() if registry.source_hash(name) is None]
+    """Returns the built-in methods, whose sources, unlike those of plug-ins, have no hash."""
+    return [name for name in methods.names() if methods.source_hash(name) is None]
 
 
-def _section(info: registry.MethodInfo) -> str:
-    about = info.doc.partition("\nArgs:\n")[0].strip()
-    summary, *paragraphs = [" ".join(one.split()) for one in about.split("\n\n")]
+def _section(info: methods.MethodInfo) -> str:
+    text = info.doc.partition("\nArgs:\n")[0].strip()
+    summary, *paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
     text = f"\n### {info.name}\n\n{_escaped(summary)}\n"
     if paragraphs and paragraphs[0].startswith("ce_weight * "):
         formula, _, rest = paragraphs[0].partition(". ")
         text += f"\n```text\n{_filled(formula.rstrip('.'), 100)}\n```\n"
         paragraphs[0] = rest
-    text += "".join(f"\n{_filled(_escaped(one), 120)}\n" for one in paragraphs if one)
+    text += "".join(f"\n{_filled(_escaped(paragraph), 120)}\n" for paragraph in paragraphs if paragraph)
     text += f"\n{_reads(info)}\n"
     if not info.parameters:
         return text + "\nIt has no settings.\n"
-    rows = [[f"`{one.name}`", f"`{_value(one)}`", _allowed(one), _escaped(one.text)] for one in info.parameters]
-    return text + "\n" + _table(["setting", "default", "allowed", "what it is"], rows)
+    rows = [
+        [f"`{parameter.name}`", f"`{_value(parameter)}`", _allowed(parameter), _escaped(parameter.text)]
+        for parameter in info.parameters
+    ]
+    return text + "\n" + _table(["setting", "default", "allowed", "meaning"], rows)
 
 
-def _reads(info: registry.MethodInfo) -> str:
-    needs = registry.load(info.name).needs
+def _reads(info: methods.MethodInfo) -> str:
+    needs = methods.load(info.name).needs
     student = _listed(needs.student)
     teacher = _listed(needs.teacher) if info.needs_teacher else ""
-    whose = f"Reads the student's {student}" + (f" and the teacher's {teacher}." if teacher else "; needs no teacher.")
-    if info.demands:
-        named = " and ".join(f"`adversarial.{key}`" for key in info.demands)
-        whose += f" The recipe has to switch on {named}."
-    return _filled(whose, 120)
+    text = f"Reads the student's {student}" + (f" and the teacher's {teacher}." if teacher else "; needs no teacher.")
+    if info.required_settings:
+        settings = " and ".join(f"`adversarial.{key}`" for key in info.required_settings)
+        text += f" The recipe must switch on {settings}."
+    return _filled(text, 120)
 
 
 def _listed(outputs: frozenset[str]) -> str:
     words = {"logits": "logits", "stages": "stages", "preacts": "pre-activations", "pooled": "pooled embedding"}
-    named = [word for output, word in words.items() if output in outputs]
-    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+    listed = [word for output, word in words.items() if output in outputs]
+    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
 
 
 def _value(parameter: Parameter) -> str:
@@ -134,7 +137,7 @@ def _filled(text: str, width: int) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text as Markdown that looks like it: only what stands in double backticks is code."""
+    """Returns Markdown that renders as the text; only text in double backticks is code."""
     parts = re.split(r"``(.+?)``", text)
     parts[1::2] = [f"`{code}`" for code in parts[1::2]]
     parts[::2] = [re.sub(r"([\\*_<>|\[\]])", r"\\\1", plain) for plain in parts[::2]]
@@ -147,13 +150,13 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def count_costs() -> str:
-    """The table of costs, counted with tensors that have a shape and no content."""
+    """Returns the table of costs, counted with tensors without content."""
     from kd_bench import plan
     from kd_bench.config.load import read_recipe
     from kd_bench.estimate import placeholders
-    from kd_bench.estimate.step_cost import CohortCost, count
+    from kd_bench.estimate.step_cost import CohortCost, count_cohort
 
-    names = [one.name for one in map(registry.describe, _built_in()) if one.family != "adversarial"]
+    names = [name for name in _built_in() if methods.describe(name).family != "adversarial"]
     content: dict[str, Any] = {
         "extends": "cifar100/base.yaml",
         "name": "costs",
@@ -161,29 +164,28 @@ def count_costs() -> str:
         "methods": names,
         "trials": 1,
     }
-    trials = {one.label: one.trial for one in plan.plan(read_recipe(content), "costs")}
-    nowhere = Path("there-are-no-images-here")
-    images, _ = placeholders.images(trials["none"].dataset, None, nowhere)
-    found: dict[str, CohortCost] = {name: count([trial], images) for name, trial in trials.items()}
-    alone = found["none"].members[0]
+    trials = {planned.label: planned.trial for planned in plan.plan(read_recipe(content), "costs")}
+    images, _ = placeholders.images_or_placeholders(trials["none"].dataset, None, Path("no-images"))
+    costs: dict[str, CohortCost] = {name: count_cohort([trial], images) for name, trial in trials.items()}
+    baseline = costs["none"].members[0]
     rows = []
-    for name in sorted(names, key=lambda one: list(_FAMILIES).index(registry.describe(one).family)):
-        counts, own = found[name], found[name].members[0]
-        assert not own.uncounted, (name, own.uncounted)
-        per_image = 1e9 * counts.images
+    for name in sorted(names, key=lambda name: list(_FAMILIES).index(methods.describe(name).family)):
+        cost, member = costs[name], costs[name].members[0]
+        assert not member.uncounted, (name, member.uncounted)
+        per_image = 1e9 * cost.images
         rows.append([
             f"[`{name}`](#{name})",
-            f"{counts.teacher.flops / per_image:.2f}" if trials[name].teacher else "none",
-            f"{own.step.flops / per_image:.2f}",
-            f"{(own.parameters - alone.parameters) / 1e6:.1f} MB",
-            f"{own.peak / 1e9:.2f} GB",
+            f"{cost.teacher.flops / per_image:.2f}" if trials[name].teacher else "none",
+            f"{member.step.flops / per_image:.2f}",
+            f"{(member.parameters - baseline.parameters) / 1e6:.1f} MB",
+            f"{member.peak / 1e9:.2f} GB",
         ])  # fmt: skip
-    head = ["method", "teacher's pass, GFLOP an image", "student's step, GFLOP an image", "own state", "activations"]
+    head = ["method", "teacher's pass, GFLOP per image", "student's step, GFLOP per image", "own state", "activations"]
     return _table(head, rows)
 
 
 def main() -> None:
-    """Writes the page, or says that it is as it should be."""
+    """Writes the page if it has changed."""
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     costs = count_costs() if "--costs" in sys.argv[1:] or not costs_of(before) else costs_of(before)
     after = page(costs)

@@ -1,8 +1,8 @@
-"""Checks for methods, networks, data sets and augmentations of your own, to be called from tests of your own.
+"""Checks for user-defined methods, networks, data sets and augmentations, to be called from tests.
 
-A small run trains resnet8 with classical distillation from an untrained resnet14 on a few of scikit-learn's digits, or
-whatever of these you put in the place of one, as ``kd-bench run`` would, and takes a second or two. Its checks raise
-``AssertionError`` with a sentence that says what is wrong::
+A small run trains as ``kd-bench run`` does and takes a second or two. By default it trains resnet8 with classical
+distillation from an untrained resnet14 on a few of scikit-learn's digits. A failed check raises ``AssertionError`` with
+a sentence that states the problem::
 
     small = SmallRun(method="my_loss.py:MyLoss")
 
@@ -25,29 +25,32 @@ from kd_bench.config.trial import Trial
 from kd_bench.data import registry as datasets
 from kd_bench.models.outputs import observe
 from kd_bench.plan import plan
-from kd_bench.training.cohort import CohortModule, DistillationCohort, SupervisedCohort
-from kd_bench.training.fit import build_network, build_student, fit, loaders
-from kd_bench.training.student import NullWriter, StudentModule
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.fit import fit
+from kd_bench.training.loaders import loaders
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule
 from kd_bench.types import Batch, Outputs
 
 _CPU = torch.device("cpu")
 
-#: What is measured, not computed, of an epoch.
-_TIMED = {"seconds", "own_seconds", "members", "spared_seconds"}
+#: Keys of measured times, which differ between runs.
+_TIMES = {"seconds", "own_seconds", "members", "spared_seconds"}
 
 
 class SmallRun:
-    """A training of seconds with something of your own in it; a name or ``path/to/file.py:name`` each.
+    """A training of seconds. Plug-ins are named as in recipes, e.g. ``path/to/file.py:name``.
 
     Args:
-        method: What the student is trained with.
-        student: The network that learns.
-        teacher: The network that teaches, with the weights that it is built with.
-        dataset: The images, of which 96 are trained on and 48 tested.
-        augment: An augmentation, beside crop and flip.
-        epochs: Passes over the images.
+        method: The method.
+        student: The student's network.
+        teacher: The teacher's network, which keeps its initial weights.
+        dataset: The data set, of which 96 training and 48 test images are used.
+        augment: An augmentation, in addition to crop and flip.
+        epochs: Number of epochs.
         lr: Learning rate of the student.
-        hyperparameters: Those of the method that differ from its defaults.
+        hyperparameters: Hyper-parameters that differ from the method's defaults.
     """
 
     def __init__(
@@ -77,8 +80,8 @@ class SmallRun:
 
     @cached_property
     def trials(self) -> dict[str, Trial]:
-        """By label: "own" and, as company for it, "kd" and "none"."""
-        return {one.label: one.trial for one in plan(read_recipe(self.recipe), "small run")}
+        """The trials by label: "own", and "kd" and "none", which may be trained in the same cohort."""
+        return {planned.label: planned.trial for planned in plan(read_recipe(self.recipe), "small run")}
 
     @cached_property
     def images(self) -> Any:
@@ -87,105 +90,101 @@ class SmallRun:
 
     @cached_property
     def states(self) -> list[dict[str, Any]]:
-        """What would be in the checkpoint after each epoch of an undisturbed training alone."""
+        """The checkpoint's content after each epoch, trained alone and without interruption."""
         return self._train([self.trials["own"]])[0]
 
     def check_learning(self) -> None:
-        """The loss is finite in every epoch, and less in the last than in the first."""
+        """Checks that the loss is finite, and smaller in the last epoch than in the first."""
         losses = [row["train_loss"] for row in self.states[-1]["history"]]
         assert losses[-1] < losses[0], f"the loss does not fall: {losses}"
 
     def check_gradients(self) -> None:
-        """The loss has finite gradients for all weights that take part, and changes nothing that it was given."""
+        """Checks that gradients are finite, that some are not zero, and that the method does not change its inputs."""
         member, batch, student, teacher = self.first_step()
-        before = [one.clone() for one in _tensors(student) + (_tensors(teacher) if teacher else [])]
+        inputs = _tensors(student) + (_tensors(teacher) if teacher else [])
+        before = [tensor.clone() for tensor in inputs]
         terms = member.method(student, teacher, batch)
         for name, term in terms.items():
             assert isinstance(term, Tensor) and term.ndim == 0, f"the term {name!r} should be a scalar tensor"
-        for one, other in zip(before, _tensors(student) + (_tensors(teacher) if teacher else []), strict=True):
-            assert torch.equal(one, other), "the method changes in place what it is given, which others read too"
+        assert all(map(torch.equal, inputs, before)), "the method changes its inputs in place, which other methods read"
         torch.stack(list(terms.values())).sum().backward()
-        for part, whose in ((member.network, "the student's"), (member.method, "the method's")):
-            found = {name: one.grad for name, one in part.named_parameters() if one.requires_grad}
-            for name, grad in found.items():
-                assert grad is None or torch.isfinite(grad).all(), f"the gradient of {whose} {name} is not finite"
-            used = [name for name, grad in found.items() if grad is not None and grad.any()]
-            assert used or not found, f"no gradient reaches {whose} parameters"
+        for module, owner in ((member.network, "the student's"), (member.method, "the method's")):
+            gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.requires_grad}
+            for name, gradient in gradients.items():
+                finite = gradient is None or torch.isfinite(gradient).all()
+                assert finite, f"the gradient of {owner} {name} is not finite"
+            used = any(gradient is not None and gradient.any() for gradient in gradients.values())
+            assert used or not gradients, f"no gradient reaches {owner} parameters"
 
     def check_resuming(self) -> None:
-        """Stopped after its first epoch and taken up again, the training ends with the same bytes."""
-        again = self._train([self.trials["own"]], [self.states[0]])[0][-1]
-        found = difference(again, self.states[-1])
-        assert not found, f"a training that is taken up again ends with another {found}"
+        """Checks that a training stopped after its first epoch and resumed ends with the same bytes."""
+        resumed = self._train([self.trials["own"]], [self.states[0]])[0][-1]
+        path = first_difference(resumed, self.states[-1])
+        assert not path, f"a resumed training ends with another {path}"
 
     def check_company(self) -> None:
-        """Trained beside others, it ends with the same bytes as alone, and they do not notice it."""
-        taught = self.trials["own"].teacher is not None
-        other = self.trials["kd" if taught else "none"]
-        theirs = self._train([other])[0][-1]
-        beside, own = (states[-1] for states in self._train([other, self.trials["own"]]))
-        for trained, alone, whose in ((own, self.states[-1], "this method"), (beside, theirs, "the method beside it")):
-            found = difference(trained, alone)
-            assert not found, f"in company, {whose} ends with another {found} than alone"
+        """Checks that this method and another one, trained in one cohort, end with the same bytes as alone."""
+        other = self.trials["none" if self.trials["own"].teacher is None else "kd"]
+        (other_alone,) = self._train([other])
+        other_together, together = self._train([other, self.trials["own"]])
+        for name, states, alone in (
+            ("this method", together, self.states),
+            ("the other method", other_together, other_alone),
+        ):
+            path = first_difference(states[-1], alone[-1])
+            assert not path, f"in a cohort, {name} ends with another {path} than alone"
 
     def check_views(self) -> None:
-        """With batches of another size, each training image looks the same in an epoch."""
-        found: list[Tensor] = []
+        """Checks that the view of each training image in an epoch does not depend on the batch size."""
+        all_views: list[Tensor] = []
         for batch_size in (16, 7):
             trial = self.trials["own"].model_copy(update={"batch_size": batch_size})
             views: dict[int, Tensor] = {}
             for batch in loaders(trial, self.images, _CPU)[0]:
                 views |= dict(zip(batch.index.tolist(), batch.images, strict=True))
-            found.append(torch.stack([views[index] for index in sorted(views)]))
-        same = torch.equal(*found)
-        assert same, "what an image looks like depends on the batch: draw from 'random', and change each by itself"
+            all_views.append(torch.stack([views[index] for index in sorted(views)]))
+        equal = torch.equal(*all_views)
+        assert equal, "the view of an image depends on the batch: draw from 'random', and change each image by itself"
 
-    def _train(
-        self, trials: Sequence[Trial], states: Sequence[dict[str, Any] | None] | None = None
-    ) -> list[list[dict[str, Any]]]:
-        """Trains a cohort, from ``states`` where they are given; each member's state after every epoch."""
-        writers = [_Kept() for _ in trials]
+    def _train(self, trials: Sequence[Trial], states: Sequence[dict[str, Any]] = ()) -> list[list[dict[str, Any]]]:
+        """Trains a cohort, resumed from ``states``, and returns each member's state after every epoch."""
+        writers = [_StateWriter() for _ in trials]
         teacher = self._teacher(trials[0])
-        members = [
-            build_student(one, self.images, teacher, writer) for one, writer in zip(trials, writers, strict=True)
-        ]
-        for member, state in zip(members, states or [None] * len(members), strict=True):
-            if state is not None:
-                member.restore(copy.deepcopy(state))
-        cohort: CohortModule = SupervisedCohort(members) if teacher is None else DistillationCohort(members, teacher)
-        fit(cohort, *loaders(trials[0], self.images, _CPU), _CPU)
+        pairs = zip(trials, writers, strict=True)
+        members = [build_student(trial, self.images, teacher, writer) for trial, writer in pairs]
+        for member, state in zip(members, states, strict=False):
+            member.restore(copy.deepcopy(state))
+        fit(CohortModule(members, teacher), *loaders(trials[0], self.images, _CPU), _CPU)
         return [writer.states for writer in writers]
 
     def _teacher(self, trial: Trial) -> nn.Module | None:
         return build_network(trial.teacher, self.images)[0].eval() if isinstance(trial.teacher, Trial) else None
 
     def first_step(self) -> tuple[StudentModule, Batch, Outputs, Outputs | None]:
-        """The student in training, its first batch, and what student and teacher put out for it."""
+        """Returns the student, the first batch, and the outputs of student and teacher (None without one)."""
         trial = self.trials["own"]
         teacher = self._teacher(trial)
-        member = build_student(trial, self.images, teacher, NullWriter())
+        member = build_student(trial, self.images, teacher, ResultWriter())
         batch = next(iter(loaders(trial, self.images, _CPU)[0]))
-        taught = None
-        if teacher is not None:
-            with torch.no_grad():
-                taught = observe(teacher, batch.images, member.method.needs.teacher)
-        student = observe(member.network, member.view(batch.images), member.method.needs.student)
-        return member, batch, student, taught
+        needs = member.method.needs
+        with torch.no_grad():
+            taught = None if teacher is None else observe(teacher, batch.images, needs.teacher)
+        return member, batch, observe(member.network, member.view(batch.images), needs.student), taught
 
 
-class _Kept(NullWriter):
-    """Keeps the state after every epoch, and raises an error where the training cannot go on."""
+class _StateWriter(ResultWriter):
+    """Keeps the state after every epoch, and raises an error if the training fails."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Any]] = []
 
-    def epoch(self, member: StudentModule) -> None:
+    def write_epoch(self, member: StudentModule) -> None:
         self.states.append(copy.deepcopy(member.state()))
 
-    def diverged(self, member: StudentModule, reason: str) -> None:
+    def write_divergence(self, member: StudentModule, reason: str) -> None:
         raise AssertionError(reason)
 
-    def crashed(self, member: StudentModule, reason: str) -> None:
+    def report_crash(self, member: StudentModule, reason: str) -> None:
         raise AssertionError(f"training fails: {reason}")
 
 
@@ -194,17 +193,15 @@ def _tensors(outputs: Outputs) -> list[Tensor]:
     return [outputs.logits, *outputs.stages, *outputs.preacts, *pooled]
 
 
-def difference(one: Any, other: Any, path: str = "state") -> str:
-    """Where two states differ first, times that things took aside; empty where they do not."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return "" if one.dtype == other.dtype and torch.equal(one, other) else path
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        if one.keys() - _TIMED != other.keys() - _TIMED:
+def first_difference(state: Any, other: Any, path: str = "state") -> str:
+    """Returns the path of the first difference between two states, except in times; empty if they are equal."""
+    if isinstance(state, (list, tuple)) and isinstance(other, (list, tuple)):
+        state, other = dict(enumerate(state)), dict(enumerate(other))
+    if isinstance(state, Mapping) and isinstance(other, Mapping):
+        keys = [key for key in state if key not in _TIMES]
+        if set(keys) != other.keys() - _TIMES:
             return path
-        inner = ((one[key], other[key], f"{path}.{key}") for key in one if key not in _TIMED)
-    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
-        inner = ((a, b, f"{path}.{place}") for place, (a, b) in enumerate(zip(one, other, strict=True)))
-    else:
-        tensors = isinstance(one, Tensor) or isinstance(other, Tensor)
-        return "" if not tensors and one == other else path
-    return next((found for triple in inner if (found := difference(*triple))), "")
+        return next(filter(None, (first_difference(state[key], other[key], f"{path}.{key}") for key in keys)), "")
+    if isinstance(state, Tensor) and isinstance(other, Tensor):
+        return "" if state.dtype == other.dtype and torch.equal(state, other) else path
+    return "" if not isinstance(state, Tensor) and not isinstance(other, Tensor) and state == other else path

@@ -1,4 +1,4 @@
-"""What passes between the rooms: a batch, what a network puts out for it, and what a method may know of a pair."""
+"""The types that methods, models, data and training exchange."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from kd_bench.config.trial import LabelLoss
 
-#: One kind of output that a network can be asked for.
+#: A kind of output of a network.
 Output = Literal["logits", "stages", "preacts", "pooled"]
 
 LOGITS: frozenset[Output] = frozenset({"logits"})
@@ -21,43 +21,32 @@ NOTHING: frozenset[Output] = frozenset()
 class Batch:
     """One step's samples, on the training device."""
 
-    images: Tensor
-    """(B, 3, H, W) float, normalised."""
-    labels: Tensor
-    """(B,) int64, or (B, K) float once mixed."""
-    index: Tensor
-    """(B,) int64, position in the training set."""
-    epoch: int
-    """From 0."""
-    step: int
-    """Within the epoch, from 0."""
-    views: Tensor | None = None
-    """(B,) int64, on the CPU: the number of each image's view among all views of the set; None where they cannot be
-    counted."""
+    images: Tensor  # (B, 3, H, W) float, normalised
+    labels: Tensor  # (B,) int64, or (B, K) float once mixed
+    index: Tensor  # (B,) int64, position in the training set
+    epoch: int  # from 0
+    step: int  # within the epoch, from 0
+    views: Tensor | None = None  # (B,) int64, on the CPU: number of each image's view; None if views are not numbered
 
     def rows(self, rows: slice) -> Batch:
-        """Some of the samples."""
+        """Returns the batch with some of its samples."""
         views = None if self.views is None else self.views[rows]
         return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], views=views)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network puts out for a batch. What was not asked for is None or empty."""
+    """A network's outputs for a batch. Outputs that were not requested are None or empty."""
 
-    logits: Tensor
-    """(B, K)."""
-    stages: tuple[Tensor, ...] = ()
-    """(B, C, H, W) each, stem first, after the activation."""
-    preacts: tuple[Tensor, ...] = ()
-    """As ``stages``, before the activation; empty where a network has none."""
-    pooled: Tensor | None = None
-    """(B, D), the embedding that the classifier reads."""
+    logits: Tensor  # (B, K)
+    stages: tuple[Tensor, ...] = ()  # (B, C, H, W) each, stem first, after the activation
+    preacts: tuple[Tensor, ...] = ()  # as stages, before the activation; empty if the network has none
+    pooled: Tensor | None = None  # (B, D), the input of the classifier
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads of both networks' outputs. A teacher of whom nothing is needed never runs."""
+    """The outputs that a method reads. A teacher of which nothing is needed never runs."""
 
     student: frozenset[Output] = LOGITS
     teacher: frozenset[Output] = LOGITS
@@ -65,7 +54,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of a network's outputs for one image, found by a dry forward."""
+    """Shapes of a network's outputs for one image, from a dry forward pass."""
 
     logits: tuple[int, ...]
     stages: tuple[tuple[int, ...], ...] = ()
@@ -75,18 +64,18 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Pair:
-    """What a method may know when it is built.
+    """A teacher and a student, as a method knows them when it is constructed.
 
     Attributes:
         num_classes: K.
         train_size: Number of training images.
         student: Shapes of the student's outputs.
-        teacher: Shapes of the teacher's outputs; None for a student that trains alone.
-        student_name, teacher_name: For error messages.
-        label_loss: What a method's "ce" term is.
+        teacher: Shapes of the teacher's outputs; None without a teacher.
+        student_name, teacher_name: Names of the networks, for error messages.
         train_labels: (N,) int64, the class of every training image, on the CPU.
-        teacher_norms: Scale and shift, (C,) each, of the batch norm that puts out each of the teacher's
-            pre-activations; None where no batch norm does. Empty unless pre-activations are asked for.
+        label_loss: The loss of the "ce" term.
+        teacher_norms: Scale and shift, (C,) each, of the batch norms whose outputs are the teacher's pre-activations;
+            None for a pre-activation of another layer. Empty unless pre-activations are needed.
     """
 
     num_classes: int

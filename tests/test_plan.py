@@ -1,4 +1,4 @@
-"""From recipes to trials."""
+"""Expansion of recipes to trials."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ def refused(*overrides: str, only=(), **changes) -> str:
     return str(caught.value)
 
 
-def test_every_cell_and_every_default_is_there():
+def test_every_cell_and_every_default_is_planned():
     cells = planned()
     assert len(cells) == 2 * 3 * 3
     first = {cell.label: cell.trial for cell in cells if cell.teacher == "cifar_resnet32x4" and cell.seed == 0}
@@ -68,25 +68,25 @@ def test_every_cell_and_every_default_is_there():
     assert first["none"].teacher is None
 
 
-def test_pairs_have_settings_of_their_own():
+def test_settings_of_a_pair():
     second = {cell.label: cell.trial for cell in planned() if cell.teacher == "cifar_wrn_40_2"}
     assert second["dkd"].optimizer.lr == 0.01
     assert second["dkd"].method.hyperparameters["beta"] == 6.0
     assert second["dkd"].teacher.optimizer.lr == 0.1
 
 
-def test_one_teacher_can_be_trained_in_its_own_way():
+def test_settings_of_one_teacher():
     trials = [cell.trial for cell in planned(teachers={"wrn_40_2": {"epochs": 10}}) if cell.label == "kd"]
-    assert {(one.teacher.model, one.teacher.epochs) for one in trials} == {
+    assert {(trial.teacher.model, trial.teacher.epochs) for trial in trials} == {
         ("cifar_resnet32x4", 200),
         ("cifar_wrn_40_2", 10),
     }
 
 
 def test_identity_depends_on_settings_and_on_nothing_else():
-    one, other = planned()[3].trial, planned("name=q", "baseline=dkd", "description=x")[3].trial
-    assert one.id == other.id
-    assert Trial.model_validate_json(one.model_dump_json()).id == one.id
+    trial, other = planned()[3].trial, planned("name=q", "baseline=dkd", "description=x")[3].trial
+    assert trial.id == other.id
+    assert Trial.model_validate_json(trial.model_dump_json()).id == trial.id
     reordered = read_recipe(dict(reversed(RECIPE.items())))
     assert {cell.trial_id for cell in plan(reordered, "r")} == {cell.trial_id for cell in planned()}
 
@@ -116,7 +116,7 @@ def test_identity_is_the_same_in_another_process_and_has_not_changed():
     assert outputs == {plan(read_recipe("demo"), "demo")[3].trial_id}
 
 
-def test_writing_a_default_out_changes_nothing():
+def test_an_explicit_default_changes_nothing():
     pairs = RECIPE["pairs"][:1]
     plain = planned(methods={"kd": {}}, pairs=pairs)
     methods, dataset = {"kd": {"temperature": 4, "ce_weight": 0.1}}, {"name": "cifar100", "labels": "fine"}
@@ -131,10 +131,10 @@ def test_selection():
     assert [(cell.label, cell.seed) for cell in cells] == [("kd", 1), ("dkd", 1)]
 
 
-def test_cohorts_share_stream_and_teacher(tmp_path):
+def test_cohorts_share_batches_and_teacher(tmp_path):
     groups = group_into_cohorts((cell.trial for cell in planned()), tmp_path, size=8)
-    assert all(len({trial.stream for trial in group.trials}) == 1 for group in groups)
-    # a seed: two pairs' cohorts of kd and dkd, and the students alone, whose learning rates differ, side by side
+    assert all(len({trial.cohort_key for trial in group.trials}) == 1 for group in groups)
+    # per seed: a cohort of kd and dkd for each pair, and one of both students alone, with different learning rates
     assert sorted(len(group.trials) for group in groups) == [2] * 9
     assert all(
         len(group.trials) == 1 for group in group_into_cohorts((cell.trial for cell in planned()), tmp_path, size=1)
@@ -168,7 +168,7 @@ def test_cohorts_share_stream_and_teacher(tmp_path):
         (["augment.flip=true", "augment.crop=1"], {"dataset": "digits"}, "a mirrored image of digits"),
     ],
 )
-def test_what_does_not_exist_is_refused(overrides, changes, expected):
+def test_unknown_names_are_refused(overrides, changes, expected):
     message = refused(*overrides, **changes)
     assert expected in message
     assert message.startswith(("r.yaml: ", "r: "))

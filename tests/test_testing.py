@@ -1,4 +1,4 @@
-"""What tests of the user's own check things by, and the files that ``kd-bench new`` writes."""
+"""Checks for user-defined plug-ins, and the files that ``kd-bench new`` writes."""
 
 import subprocess
 import sys
@@ -13,12 +13,12 @@ from tests.plugin_files import NAMES, write
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
+def files(tmp_path_factory):
     return write(tmp_path_factory.mktemp("own"))
 
 
-def test_one_of_each_kind_together(own):
-    small = SmallRun(own["method"], own["model"], own["model"], own["dataset"], own["augmentation"])
+def test_one_of_each_kind_together(files):
+    small = SmallRun(files["method"], files["model"], files["model"], files["dataset"], files["augmentation"])
     small.check_gradients()
     small.check_learning()
     small.check_resuming()
@@ -32,30 +32,30 @@ def test_one_of_each_kind_together(own):
     [
         ("return {'loss': 0 * student.logits.sum() + batch.epoch}", "check_learning", "the loss does not fall"),
         ("distance = distance + None", "check_learning", "training fails: TypeError"),
-        ("student.logits.data.mul_(2)", "check_gradients", "changes in place what it is given"),
+        ("student.logits.data.mul_(2)", "check_gradients", "changes its inputs in place"),
         ("return {'loss': student.logits.detach().requires_grad_().sum()}", "check_gradients", "no gradient reaches"),
         ("self.seen = getattr(self, 'seen', 0) + 1; distance *= self.seen", "check_resuming", "ends with another"),
         ("distance = distance * torch.rand((), generator=NOISE)", "check_company", "ends with another"),
     ],
 )  # fmt: skip
-def test_methods_that_break_a_promise_are_found_out(own, tmp_path, line, check, message):
-    text = Path(own["method"].rpartition(":")[0]).read_text()
+def test_faulty_methods_are_detected(files, tmp_path, line, check, message):
+    text = Path(files["method"].rpartition(":")[0]).read_text()
     text = text.replace("        return {", f"        {line}\n        return {{").replace("self.weight * ", "")
     text = text.replace("class MyLoss", "import torch\nNOISE = torch.Generator()\n\n\nclass MyLoss")
     (tmp_path / "bad.py").write_text(text)
-    small = SmallRun(f"{tmp_path / 'bad.py'}:MyLoss", own["model"], own["model"], own["dataset"], epochs=2)
+    small = SmallRun(f"{tmp_path / 'bad.py'}:MyLoss", files["model"], files["model"], files["dataset"], epochs=2)
     with pytest.raises(AssertionError, match=message):
         getattr(small, check)()
 
 
-def test_an_augmentation_that_looks_at_the_batch_is_found_out(own, tmp_path):
-    text = Path(own["augmentation"].rpartition(":")[0]).read_text()
+def test_an_augmentation_that_depends_on_the_batch_is_detected(files, tmp_path):
+    text = Path(files["augmentation"].rpartition(":")[0]).read_text()
     (tmp_path / "bad.py").write_text(text.replace("(images * brightness)", "(images - images.float().mean()).abs()"))
     with pytest.raises(AssertionError, match="depends on the batch"):
-        SmallRun(augment=f"{tmp_path / 'bad.py'}:my_aug", dataset=own["dataset"]).check_views()
+        SmallRun(augment=f"{tmp_path / 'bad.py'}:my_aug", dataset=files["dataset"]).check_views()
 
 
-def test_new_writes_nothing_over_and_says_what_to_do(tmp_path, monkeypatch, capsys):
+def test_new_overwrites_nothing_and_prints_the_next_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     new("method", "kl_2")
     printed = capsys.readouterr().out
@@ -78,16 +78,16 @@ def test_new_writes_nothing_over_and_says_what_to_do(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.slow
-def test_tests_that_are_written_pass(own):
-    folder = Path(own["method"]).parent
+def test_written_tests_pass(files):
+    folder = Path(files["method"]).parent
     tests = [f"test_{name}.py" for name in NAMES.values()]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "17 passed" in done.stdout, done.stdout
 
 
-def test_what_is_written_keeps_to_the_style(own):
-    folder = Path(own["method"]).parent
+def test_written_files_keep_to_the_style(files):
+    folder = Path(files["method"]).parent
     config = str(Path(__file__).parent.parent / "pyproject.toml")
     for command in (["check", "--ignore", "D1,I001", "--config", config], ["format", "--check", "--config", config]):
         done = subprocess.run(

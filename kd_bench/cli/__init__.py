@@ -1,1 +1,1 @@
-"""The command line: one file a command. Commands parse options, call the library and print."""
+"""The command line: one file per command or group. Commands parse options, call ``kd_bench.api`` and print."""

@@ -1,28 +1,23 @@
-"""``kd-bench attack``: accuracy under adversarial attacks, of a file of weights, a trial, or all trials of a recipe."""
+"""``kd-bench attack``: accuracy under adversarial attacks of a file of weights, a trial, or all trials of a recipe."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kd_bench.cli import common
-from kd_bench.cli.options import OUT, Data, Device, Only, Out, Set, Threads, Trials
-from kd_bench.utils.errors import RunFailed, UserError, unknown
+from kd_bench.cli import options as opt
+from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from kd_bench.config.attack import Attack
-    from kd_bench.config.recipe import Recipe
-    from kd_bench.config.trial import PlannedTrial
-    from kd_bench.evaluation.attack import Evaluator, Normalisation, Target
-    from kd_bench.report.attack_table import AttackTable
-    from kd_bench.robustness.evaluation import Progress
+    from kd_bench.evaluation.attack_target import AttackTarget
+    from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
+    from kd_bench.launch.run_recipe import PlannedRecipe
 
-NORMALISATIONS = ("none", "dataset", "network")
-
-#: Radii that published robust accuracies are of.
+#: Norm and radius of published robust accuracies.
 _PUBLISHED = ("Linf", 8 / 255)
 
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
@@ -30,238 +25,161 @@ _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
 
 def attack(
     target: Annotated[str, typer.Argument(help="A file of weights, a trial's folder, or a recipe.")],
-    model: Annotated[str | None, typer.Option("--model", help="The network that a file of weights is of.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="The images, for a file of weights.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="For a file of weights: the network.")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="For a file of weights: the data set.")] = None,
     eps: Annotated[str, typer.Option("--eps", help="Radii of the ball, e.g. 8/255, or 2/255,4/255.")] = "8/255",
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
-    attacks_: Annotated[
-        str | None, typer.Option("--attacks", help="In their order; by default apgd-ce,apgd-t,fab-t,square.")
-    ] = None,
+    attacks_: opt.Attacks = None,
     screen: Annotated[
-        str | None, typer.Option("--screen", help="pgd-20 or apgd-ce alone: a cheap upper bound of the accuracy.")
+        str | None, typer.Option("--screen", help="Only pgd-20 or apgd-ce: a cheap upper bound of the accuracy.")
     ] = None,
-    images: Annotated[
-        int | None, typer.Option("--images", min=1, help="Only so many test images, evenly over the classes.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="What all draws follow from.")] = 0,
+    images: opt.AttackImages = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of all random draws.")] = 0,
     normalise: Annotated[
-        str | None, typer.Option("--normalise", help="none, dataset or network, for a file of weights.")
+        str | None, typer.Option("--normalise", help="For a file of weights: none, dataset or network.")
     ] = None,
-    key: Annotated[str | None, typer.Option("--key", help="Where in a file the weights are, e.g. ema.model.")] = None,
+    key: opt.Key = None,
     save_examples: Annotated[bool, typer.Option("--save-examples", help="Keep the adversarial images.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Examine the adversarial images that were kept, in float64.")
-    ] = False,
-    only: Only = None,
-    trials: Trials = None,
-    set_: Set = None,
-    out: Out = OUT,
-    data: Data = None,
-    threads: Threads = 1,
-    device: Device = "auto",
-    format_: Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex or csv.")] = "terminal",
+    check: Annotated[bool, typer.Option("--check", help="Verify the kept adversarial images, in float64.")] = False,
+    only: opt.Only = None,
+    trials: opt.Trials = None,
+    set_: opt.Set = None,
+    out: opt.Out = opt.OUT,
+    data: opt.Data = None,
+    threads: opt.Threads = 1,
+    device: opt.Device = "auto",
+    format_: opt.Format = "terminal",
 ) -> None:
-    """Measure accuracy under AutoAttack, attack by attack on what still stands; goes on where it was stopped."""
-    from kd_bench.config.attack import title
-    from kd_bench.config.load import packaged_recipes
-    from kd_bench.report.attack_table import FORMATS
+    """Measure accuracy under AutoAttack. Each attack gets the images that are still classified correctly.
 
-    if format_ not in FORMATS:
-        raise unknown("format", format_, FORMATS, "--format")
-    planned = _attacks(norm, eps, attacks_, screen, images, batch_size, seed)
+    A stopped evaluation continues.
+    """
+    from kd_bench import api
+    from kd_bench.config.attack import SCREENS, title
+    from kd_bench.config.load import packaged_recipes
+    from kd_bench.evaluation.attack_settings import parse_attacks
+    from kd_bench.evaluation.attack_target import checkpoint_target, finished_trial_targets, trial_target
+    from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
+    from kd_bench.launch.devices import find_devices
+
+    opt.check_format(format_)
+    opt.check_choice("norm", norm, ("Linf", "L2"), "--norm")
+    if screen is not None:
+        if attacks_ is not None:
+            raise UserError("--screen runs one attack alone, so --attacks must be left out")
+        opt.check_choice("screen", screen, SCREENS, "--screen")
+    settings = parse_attacks(eps, screen or attacks_, norm=norm, images=images, batch_size=batch_size, seed=seed)
     path = Path(target).expanduser()
     recipe = None
     if path.is_dir() and ((path / "trial.json").is_file() or target not in packaged_recipes()):
         _refuse("a trial", model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials)
-        from kd_bench.evaluation.attack import trial
-
-        targets = [trial(path)]
+        targets = [trial_target(path)]
     elif path.suffix in _WEIGHTS or model is not None:
         _refuse("a file of weights", only=only, trials=trials)
-        targets = [_checkpoint(path, model, dataset, key, normalise, set_, out)]
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file of weights")
+        if model is None or dataset is None:
+            missing = [option for option, value in (("--model", model), ("--dataset", dataset)) if value is None]
+            raise UserError(f"{path}: a file of weights needs {' and '.join(missing)}, e.g. --model cifar_wrn_34_10 "
+                            "--dataset cifar100")  # fmt: skip
+        if normalise is not None:
+            opt.check_choice("normalisation", normalise, ("none", "dataset", "network"), "--normalise")
+        settings_of_images = api.pair_recipe("attack", dataset, model, model, overrides=set_)
+        targets = [checkpoint_target(path, model, settings_of_images, key, normalise, out)]  # type: ignore[arg-type]
     else:
         _refuse("a recipe", model=model, dataset=dataset, key=key, normalise=normalise)
-        recipe = common.plan(target, only, trials, set_)
-        targets = _trials(recipe, out)
-    evaluator = _evaluator(data, device, threads)
+        recipe = api.plan(target, only=only, trials=trials, overrides=set_)
+        results = out / recipe.recipe.name
+        folders = dict.fromkeys(results / trial.trial_id for trial in recipe.planned)
+        targets = finished_trial_targets(folders, _log)
+        if not targets:
+            raise UserError(f"{recipe.context}: none of its {len(folders)} trials is finished in {results}; "
+                            f"train them with: kd-bench run {recipe.context} --out {out}")  # fmt: skip
+    evaluator = AutoAttackEvaluator(data, find_devices(device)[0], threads)
     if check:
-        _check(evaluator, targets, planned)
+        _check(evaluator, targets, settings)
         return
-    for one in targets:
-        for how in planned:
-            place = f"{one.name}, {one.folder.parent.name}" if recipe is not None else one.name
-            _say(f"{place}: {how.title}, {', '.join(map(title, how.attacks))}")
-            evaluator.evaluate(one, how, save_examples, _progress())
+    for network in targets:
+        for attack in settings:
+            name = f"{network.name}, {network.folder.parent.name}" if recipe is not None else network.name
+            _log(f"{name}: {attack.title}, {', '.join(map(title, attack.attacks))}")
+            evaluator.evaluate(network, attack, save_examples, _log_progress)
     if recipe is not None:
-        _print_recipe(recipe, out, planned, format_)
+        _print_recipe(recipe, out, settings, format_)
     else:
-        _print(targets[0], planned, format_)
+        _print_network(targets[0], settings, format_)
 
 
-def _attacks(
-    norm: str, eps: str, names: str | None, screen: str | None, images: int | None, batch_size: int, seed: int
-) -> list[Attack]:
-    from kd_bench.config import attack as attacks
+def _check(evaluator: AutoAttackEvaluator, targets: list[AttackTarget], settings: list[Attack]) -> None:
+    from kd_bench.config.attack import title
 
-    if norm not in ("Linf", "L2"):
-        raise unknown("norm", norm, ("Linf", "L2"), "--norm")
-    if screen is not None:
-        if names is not None:
-            raise UserError("--screen runs one attack alone, so --attacks must be left out")
-        if screen not in attacks.SCREENS:
-            raise unknown("screen", screen, attacks.SCREENS, "--screen")
-        names = screen
-    chosen = attacks.STANDARD if names is None else attacks.read_attacks(names, "--attacks")
-    library = None
-    if any(not attacks.is_pgd(name) for name in chosen):
-        from kd_bench.robustness.autoattack import library as installed
-
-        library = installed()
-    if seed >= 2**31:
-        raise UserError(f"--seed {seed}: should be below {2**31}")
-    return [
-        attacks.Attack(
-            norm="L2" if norm == "L2" else "Linf",
-            eps=radius,
-            attacks=chosen,
-            images=images,
-            batch_size=batch_size,
-            seed=seed,
-            library=library,
-        )
-        for radius in attacks.read_eps(eps, "--eps")
-    ]
-
-
-def _checkpoint(
-    file: Path,
-    model: str | None,
-    dataset: str | None,
-    key: str | None,
-    normalise: str | None,
-    set_: list[str] | None,
-    out: Path,
-) -> Target:
-    from kd_bench.config.load import read_recipe
-    from kd_bench.evaluation.attack import checkpoint
-
-    if not file.is_file():
-        raise UserError(f"{file}: there is no such file of weights")
-    if model is None or dataset is None:
-        missing = [option for option, value in (("--model", model), ("--dataset", dataset)) if value is None]
-        raise UserError(f"{file}: a file of weights needs {' and '.join(missing)}, e.g. --model cifar_wrn_34_10 "
-                        "--dataset cifar100")  # fmt: skip
-    if normalise is not None and normalise not in NORMALISATIONS:
-        raise unknown("normalisation", normalise, NORMALISATIONS, "--normalise")
-    wanted: Normalisation | None = normalise  # type: ignore[assignment]
-    content = common.base(dataset) | {
-        "name": "attack",
-        "pairs": [{"teacher": model, "student": model}],
-        "methods": ["none"],
-    }
-    return checkpoint(file, model, read_recipe(content, set_ or ()), key, wanted, out)
-
-
-def _trials(recipe: tuple[Recipe, str, list[PlannedTrial]], out: Path) -> list[Target]:
-    from kd_bench.evaluation.attack import trials_of
-
-    read, context, planned = recipe
-    folders = dict.fromkeys(out / read.name / one.trial_id for one in planned)
-    targets = trials_of(folders, _say)
-    if not targets:
-        raise UserError(f"{context}: none of its {len(folders)} trials is finished in {out / read.name}; "
-                        f"train them with: kd-bench run {context} --out {out}")  # fmt: skip
-    return targets
-
-
-def _evaluator(data: Path | None, device: str, threads: int) -> Evaluator:
-    from kd_bench.evaluation.attack import Evaluator
-    from kd_bench.launch.local_process import devices
-
-    return Evaluator(data, devices(device)[0], threads)
-
-
-def _check(evaluator: Evaluator, targets: list[Target], planned: list[Attack]) -> None:
-    from kd_bench.config import attack as attacks
-
-    unsound = 0
+    wrong = 0
     for target in targets:
-        for how in planned:
-            for one in evaluator.examine(target, how):
-                unsound += not one.sound
+        for attack in settings:
+            for found in evaluator.check_images(target, attack):
+                wrong += not found.passed
                 typer.echo(
-                    f"{target.name}, {how.title}, {attacks.title(one.attack)}: {one.images} adversarial images, "
-                    f"{one.lacking} lacking, {one.outside} outside the ball or [0, 1] (farthest {one.farthest:.9f}, "
-                    f"eps {how.eps:.9f}), {one.misclassified} misclassified in float64, {one.ties} ties"
+                    f"{target.name}, {attack.title}, {title(found.attack)}: {found.images} adversarial images, "
+                    f"{found.missing} lacking, {found.outside} outside the ball or [0, 1] (farthest "
+                    f"{found.max_distance:.9f}, eps {attack.eps:.9f}), {found.misclassified} misclassified in float64, "
+                    f"{found.ties} ties"
                 )
-    if unsound:
-        raise RunFailed("the adversarial images do not hold what the evaluation says of them")
+    if wrong:
+        raise RunFailed("the adversarial images do not agree with the evaluation")
 
 
-def _print(target: Target, planned: list[Attack], format_: str) -> None:
-    from kd_bench.report.attack_table import read_evaluation, table_of
-
-    found = [read_evaluation(target.file(how)) for how in planned]
-    about = f"{target.made.model} on {target.made.dataset.title}"
-    _write([table_of(target.name, about, one) for one in found if one is not None], format_)
-    if format_ in ("terminal", "plain"):
-        _published(target, planned)
-        for how in planned:
-            typer.echo(f"kept in {target.file(how)}")
-
-
-def _published(target: Target, planned: list[Attack]) -> None:
+def _print_network(target: AttackTarget, settings: list[Attack], format_: str) -> None:
     from kd_bench.models import cards
+    from kd_bench.report.attack_table import network_table, read_evaluation
 
-    if all((how.norm, how.eps) != _PUBLISHED for how in planned):
+    evaluations = filter(None, (read_evaluation(target.record_path(attack)) for attack in settings))
+    model, dataset = target.trained.model, target.trained.dataset
+    _print(
+        [network_table(target.name, f"{model} on {dataset.title}", evaluation) for evaluation in evaluations], format_
+    )
+    if format_ not in ("terminal", "plain"):
         return
-    name = target.made.dataset.name
-    card = cards.find("students", name, target.made.model) or cards.find("teachers", name, target.made.model)
-    for one in card.robust if card else ():
-        typer.echo(f"published: {one.clean:.2f} % clean, {one.autoattack:.2f} % AA ({one.setting}; {one.source})")
+    if any((attack.norm, attack.eps) == _PUBLISHED for attack in settings):
+        card = cards.find("students", dataset.name, model) or cards.find("teachers", dataset.name, model)
+        for number in card.robust if card else ():
+            typer.echo(f"published: {number.clean:.2f} % clean, {number.autoattack:.2f} % AA "
+                       f"({number.setting}; {number.source})")  # fmt: skip
+    for attack in settings:
+        typer.echo(f"kept in {target.record_path(attack)}")
 
 
-def _print_recipe(
-    recipe: tuple[Recipe, str, list[PlannedTrial]], out: Path, planned: list[Attack], format_: str
-) -> None:
+def _print_recipe(recipe: PlannedRecipe, out: Path, settings: list[Attack], format_: str) -> None:
     from kd_bench.report.attack_table import attack_frame, summarise_attacks
 
-    read, _, cells = recipe
-    frame = attack_frame(out / read.name, cells)
-    wanted = frame[frame["attack_id"].isin([how.id for how in planned])]
-    _write(summarise_attacks(wanted, read.baseline), format_)
+    frame = attack_frame(out / recipe.recipe.name, recipe.planned)
+    frame = frame[frame["attack_id"].isin([attack.id for attack in settings])]
+    _print(summarise_attacks(frame, recipe.recipe.baseline), format_)
 
 
-def _write(tables: list[AttackTable], format_: str) -> None:
-    from kd_bench.report.attack_table import render_attacks
+def _print(tables: list[Any], format_: str) -> None:
+    from kd_bench.report import attack_table, render
 
-    encoding = (sys.stdout.encoding or "utf-8").lower()
-    typer.echo(render_attacks(tables, format_, ascii_only=not encoding.startswith("utf")), nl=False)
-
-
-def _progress() -> Progress | None:
-    """A line after each attack; on a terminal also one that changes with each batch."""
-    from kd_bench.config import attack as attacks
-
-    terminal = sys.stderr.isatty()
-
-    def told(name: str, done: int, of: int, standing: int) -> None:
-        line = f"{attacks.title(name) if name != 'clean' else 'clean'}: batch {done} of {of}, {standing} images stand"
-        if terminal:
-            typer.echo(f"\r\x1b[K{line}", err=True, nl=done == of)
-        elif done == of:
-            typer.echo(line, err=True)
-
-    return told
+    render.write(attack_table.render_tables(tables, format_), format_, sys.stdout)
 
 
-def _refuse(of: str, **options: object) -> None:
-    """An option that has no meaning here is an error, not ignored."""
+def _log_progress(name: str, batch: int, batches: int, standing: int) -> None:
+    """Prints a line after each attack; on a terminal also one that changes with each batch."""
+    from kd_bench.config.attack import title
+
+    line = f"{name if name == 'clean' else title(name)}: batch {batch} of {batches}, {standing} images stand"
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K{line}", err=True, nl=batch == batches)
+    elif batch == batches:
+        typer.echo(line, err=True)
+
+
+def _refuse(target: str, **options: object) -> None:
+    """Raises a UserError for an option that has no meaning for the target."""
     for name, value in options.items():
         if value is not None:
-            raise UserError(f"--{name} has no meaning for {of}, so it must be left out")
+            raise UserError(f"--{name} has no meaning for {target}, so it must be left out")
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     typer.echo(f"attack: {line}", err=True)

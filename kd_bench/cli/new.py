@@ -1,4 +1,4 @@
-"""``kd-bench new``: a file to begin a method, a network, a data set or an augmentation with, and tests of it."""
+"""``kd-bench new``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from kd_bench.utils.errors import UserError, unknown
+from kd_bench.cli.options import check_choice
+from kd_bench.utils.errors import UserError
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 
-#: What to do next, by kind; $target is how commands name the plug-in, $name a row's label or a function.
+#: Commands to run next, by kind. $target is the plug-in's name in commands, $name the label of its row.
 _NEXT = {
     "method": (
         "kd-bench show $target",
@@ -42,14 +43,13 @@ _NEXT = {
 
 def new(
     kind: Annotated[str, typer.Argument(help="method, model, dataset or augmentation.")],
-    name: Annotated[str, typer.Argument(help="Its name in Python's snake case, e.g. my_loss.")],
-    to: Annotated[Path, typer.Option("--to", help="The folder to write to.")] = Path(),
+    name: Annotated[str, typer.Argument(help="Name in snake case, e.g. my_loss.")],
+    to: Annotated[Path, typer.Option("--to", help="Folder to write to.")] = Path(),
 ) -> None:
-    """Write a documented file to begin with, and tests of it that pass, and say what to run next."""
+    """Write a documented example of a plug-in to change, with tests that pass, and show the commands to run next."""
     from kd_bench.utils.files import write_new
 
-    if kind not in _NEXT:
-        raise unknown("kind of file", kind, _NEXT, "new")
+    check_choice("kind of file", kind, _NEXT, "new")
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name.startswith(("_", "test_")):
         raise UserError(f"new {kind}: {name!r} should be a name in Python's snake case, e.g. my_{kind}")
     class_name = "".join(word.capitalize() for word in name.split("_"))

@@ -1,106 +1,130 @@
-"""``kd-bench reproduce``: the tables of the paper."""
+"""``kd-bench reproduce``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from kd_bench.cli import common
-from kd_bench.cli.options import (
-    OUT,
-    CohortSize,
-    Data,
-    Device,
-    Format,
-    Jobs,
-    Only,
-    Out,
-    RetryFailed,
-    Threads,
-    Trials,
-)
-from kd_bench.cli.reproduce_imagenet import reproduce_imagenet
+from kd_bench.cli import options as opt
+from kd_bench.cli.table import print_summary
+from kd_bench.launch.options import RunOptions
 from kd_bench.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from kd_bench.launch.scheduler import RunOptions
-    from kd_bench.paper.cifar import CifarPart
 
 reproduce_app = typer.Typer(help="Reproduce the paper's tables.", no_args_is_help=True, rich_markup_mode=None)
 
-#: Most students in one process of a smoke run: all of a pair, because starting a process takes longer than they do.
-SMOKE_COHORT = 16
+Budget = Annotated[str, typer.Option("--budget", help="full, or smoke: all parts for a few batches, in minutes.")]
+
+_OPTIONS = ("out", "data", "jobs", "threads", "device", "cohort_size", "retry_failed")
 
 
-@reproduce_app.callback()
-def _reproduce() -> None:
-    """Reproduce the paper's tables."""
+@reproduce_app.command("imagenet")
+@opt.with_run_options(*_OPTIONS, "workers", "devices", "nodes")
+def reproduce_imagenet(
+    budget: Budget = "full",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weights", help="TEACHER=FILE: weights that are not fetched; can be repeated."),
+    ] = None,
+    only: opt.Only = None,
+    trials: opt.Trials = None,
+    set_: opt.Set = None,
+    *,
+    options: RunOptions,
+    format_: opt.Format = "terminal",
+) -> None:
+    """Train the missing trials of Table 8 and of the standard recipes, and print them beside published numbers.
 
-
-reproduce_app.command("imagenet")(reproduce_imagenet)
+    A stopped run continues. --budget smoke trains the real networks for a few steps, with random teachers, on a folder
+    of images below --data or on generated images. It writes to OUT/smoke and shows speed and memory, but no accuracy.
+    """
+    _check(format_, budget)
+    if budget == "smoke" and (trials is not None or weights):
+        raise UserError("--budget smoke trains each student once, with random weights of its teacher, so --trials "
+                        "and --weights must be left out")  # fmt: skip
+    if budget == "full" and set_:
+        raise UserError("--set is for --budget smoke; with other settings these would not be the published recipes")
+    files = {}
+    for pair in weights or ():
+        name, _, file = pair.partition("=")
+        if not name or not file:
+            raise UserError(f"--weights {pair}: should be TEACHER=FILE, e.g. resnet34.tv_in1k=resnet34.pth")
+        files[name] = Path(file)
+    _reproduce("imagenet", budget, options, format_, only=only, trials=trials, overrides=set_, weights=files)
 
 
 @reproduce_app.command("cifar")
+@opt.with_run_options(*_OPTIONS)
 def reproduce_cifar(
-    budget: Annotated[
-        str, typer.Option("--budget", help="full, or smoke: all parts on a few images, minutes.")
-    ] = "full",
-    train_teachers: Annotated[bool, typer.Option("--train-teachers", help="Do not fetch published weights.")] = False,
-    only: Only = None,
-    trials: Trials = None,
-    out: Out = OUT,
-    data: Data = None,
-    jobs: Jobs = None,
-    threads: Threads = 1,
-    device: Device = "auto",
-    cohort_size: CohortSize = 8,
-    retry_failed: RetryFailed = False,
-    format_: Format = "terminal",
+    budget: Budget = "full",
+    train_teachers: Annotated[
+        bool, typer.Option("--train-teachers", help="Train the teachers instead of fetching their weights.")
+    ] = False,
+    only: opt.Only = None,
+    trials: opt.Trials = None,
+    *,
+    options: RunOptions,
+    format_: opt.Format = "terminal",
 ) -> None:
-    """Train all that is missing of Table 6, teachers first, and print it beside the published one; resumes.
+    """Train the missing trials of Table 6, teachers first, and print them beside published numbers.
 
-    Teachers are the published ones where their weights can be fetched, and are trained where not. With --budget smoke
-    every method runs on all 13 published pairs for a few batches, into OUT/smoke, and nothing is measured.
+    A stopped run continues. A teacher is trained if its published weights cannot be fetched. --budget smoke trains
+    every method on all 13 published pairs for a few batches. It writes to OUT/smoke and measures nothing.
     """
-    from kd_bench.launch.scheduler import RunOptions, check_options
-    from kd_bench.paper import cifar
-
-    common.check_format(format_)
-    common.check_budget(budget)
-    smoke = budget == "smoke"
-    if smoke:
-        if trials is not None or train_teachers:
-            raise UserError("--budget smoke trains each teacher and each student once, so --trials and "
-                            "--train-teachers must be left out")  # fmt: skip
-        parts, images = cifar.smoke(data, only or ())
-        _say(f"smoke run on {images}; it measures nothing")
-        options = RunOptions(out / "smoke", data, jobs, threads, device, max(cohort_size, SMOKE_COHORT), retry_failed)
-        _run(parts, options, format_, images)
-        return
-    options = RunOptions(out, data, jobs, threads, device, cohort_size, retry_failed)
-    read, _, _ = common.plan(cifar.TABLE6, only, trials, None)
-    common.locate(read.dataset, data)
-    check_options(options)  # before anything is downloaded
-    _run(cifar.full(out, None if train_teachers else common.fetch, _say, only or (), trials), options, format_)
+    _check(format_, budget)
+    if budget == "smoke" and (trials is not None or train_teachers):
+        raise UserError("--budget smoke trains each teacher and each student once, so --trials and "
+                        "--train-teachers must be left out")  # fmt: skip
+    _reproduce("cifar", budget, options, format_, only=only, trials=trials, fetch=not train_teachers)
 
 
-def _run(parts: list[CifarPart], options: RunOptions, format_: str, smoke_on: str | None = None) -> None:
-    failed: dict[str, str] = {}
-    for part in parts:
-        failed |= common.train(part.recipe, part.context, part.planned, options)
-    summary = common.table([(part.recipe, part.context, part.planned) for part in parts], options.out)
-    if smoke_on is not None:
-        recipe = parts[0].recipe
-        note = (
-            f"Smoke run on {smoke_on}: teachers and students see {recipe.dataset.train_images} training images "
-            f"{recipe.epochs} times. It shows that every part runs and measures nothing."
-        )
-        summary = summary.headed("smoke run, measures nothing", note)
-    common.write(summary, format_)
-    if failed:
-        raise common.lost("reproduce cifar", failed)
+@reproduce_app.command("robustness")
+@opt.with_run_options(*_OPTIONS)
+def reproduce_robustness(
+    budget: Budget = "full",
+    attacks: opt.Attacks = None,
+    images: opt.AttackImages = None,
+    only: opt.Only = None,
+    trials: opt.Trials = None,
+    *,
+    options: RunOptions,
+    format_: opt.Format = "terminal",
+) -> None:
+    """Train and attack the missing networks of Tables 7 and 9 to 12, and print them beside published numbers.
+
+    A stopped run continues. A network in several tables is trained and attacked once. --budget smoke trains a small
+    network for every row for a few batches. It writes to OUT/smoke and measures nothing.
+    """
+    _check(format_, budget)
+    if budget == "smoke" and trials is not None:
+        raise UserError("--budget smoke trains each row once, so --trials must be left out")
+    _reproduce("robustness", budget, options, format_, only=only, trials=trials, attacks=attacks, images=images)
 
 
-def _say(line: str) -> None:
-    typer.echo(f"reproduce cifar: {line}", err=True)
+def _check(format_: str, budget: str) -> None:
+    from kd_bench.paper.reproduce import BUDGETS
+
+    opt.check_format(format_)
+    opt.check_choice("budget", budget, BUDGETS, "--budget")
+
+
+def _reproduce(name: str, budget: str, options: RunOptions, format_: str, fetch: bool = True, **settings: Any) -> None:
+    from kd_bench import api
+    from kd_bench.paper.reproduce import Reproduction
+    from kd_bench.report import render
+
+    def show(result: Any) -> None:
+        if name != "robustness":
+            print_summary(result, format_)
+            return
+        for index, table in enumerate(result):
+            typer.echo("\n" * (index > 0), nl=False)
+            render.write([table], format_, sys.stdout)
+
+    def log(line: str) -> None:
+        typer.echo(f"reproduce {name}: {line}", err=True)
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    Reproduction(name, options, log, fetch=api.fetch_weights if fetch else None, **given).run(budget, show)

@@ -1,4 +1,4 @@
-"""What is known of a name, whatever it names: for ``kd-bench show``."""
+"""Describes whatever a name stands for, for ``kd-bench show``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import fields
 
 from kd_bench.config.load import find_recipe, packaged_recipes
 from kd_bench.data import registry as datasets
-from kd_bench.methods import registry as methods
+from kd_bench.methods import _registry as methods
 from kd_bench.models import cards
 from kd_bench.models import registry as models
 from kd_bench.utils import plugins
@@ -16,68 +16,67 @@ ROLES: tuple[cards.Role, ...] = ("teachers", "students")
 
 
 def describe(name: str) -> str:
-    """The text for a method, network, teacher, student, data set or recipe.
+    """Returns a text about a method, network, teacher, student, data set, recipe or plug-in.
 
     Raises:
-        UserError: For a name that is none of them.
+        UserError: If there is none of this name.
     """
-    if plugins.is_file(name):
-        return _plugin(name)
+    if plugins.is_file_name(name):
+        return _describe_plugin(name)
     if name in methods.names():
-        return _method(name)
+        return _describe_method(name)
     if name in datasets.names():
         spec = datasets.spec(name)
-        rows = ((field.name, getattr(spec, field.name)) for field in fields(spec))
-        return "\n".join(f"{key}: {value}" for key, value in rows if value not in ((), None))
-    if found := _network(name):
-        return found
+        values = ((field.name, getattr(spec, field.name)) for field in fields(spec) if field.repr)
+        return "\n".join(f"{key}: {value}" for key, value in values if value not in ((), None))
+    if text := _describe_network(name):
+        return text
     try:
         path = find_recipe(name)
     except UserError:
-        card_names = [card.name for role in ROLES for card in cards.cards(role)]
+        card_names = [card.name for role in ROLES for card in cards.load_all(role)]
         names = [*methods.names(), *datasets.names(), *models.own_models(), *card_names, *packaged_recipes()]
         raise unknown("method, network, data set or recipe", name, dict.fromkeys(names)) from None
     return f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}"
 
 
-def _network(name: str) -> str | None:
-    """A network of ours, and every card that it, or a network of timm's, has; ``dataset/name`` takes one card."""
+def _describe_network(name: str) -> str:
+    """Describes a network of this package and all cards of a network; ``dataset/name`` selects one data set's cards."""
     dataset, _, short = name.rpartition("/")
-    own = models.own_models()
-    model = next((one for one in (f"cifar_{short}", short, models.PUBLISHED_NAMES.get(short)) if one in own), None)
-    lines = [f"{model}: {own[model]}"] if model and not dataset else []
+    networks = models.own_models()
+    names = (f"cifar_{short}", short, models.PUBLISHED_NAMES.get(short, ""))
+    texts = [f"{full}: {networks[full]}" for full in names if full in networks and not dataset][:1]
     for role in ROLES:
-        for one in sorted({card.dataset for card in cards.cards(role)}):
-            found = cards.find(role, one, short) if dataset in ("", one) else None
-            if found:
-                lines += ["", cards.describe(found)] if lines else [cards.describe(found)]
-    return "\n".join(lines) or None
+        for card_dataset in sorted({card.dataset for card in cards.load_all(role)}):
+            if dataset in ("", card_dataset) and (card := cards.find(role, card_dataset, short)):
+                texts.append(cards.describe(card))
+    return "\n\n".join(texts)
 
 
-def _plugin(name: str) -> str:
-    """One of the user's own; of what kind it is, the arguments tell."""
+def _describe_plugin(name: str) -> str:
+    """Describes a plug-in, whose kind follows from its arguments."""
     source = plugins.find(plugins.PluginKind("plug-in", ""), name).definition()
     kinds = (plugins.METHOD, plugins.AUGMENTATION, plugins.DATASET, plugins.MODEL)
-    kind = next((one for one in kinds if all(source.takes(argument) for argument in one.takes)), None)
+    kind = next((kind for kind in kinds if all(map(source.takes, kind.takes))), None)
     if kind is None:
-        wanted = "; ".join(f"a {one.noun} takes {' and '.join(one.takes)}" for one in kinds)
-        raise UserError(f"{name}: it can be none of what kd-bench knows by its arguments: {wanted}")
+        expected = "; ".join(f"a {kind.noun} takes {' and '.join(kind.takes)}" for kind in kinds)
+        raise UserError(f"{name}: its arguments are those of no kind of plug-in: {expected}")
     if kind is plugins.METHOD:
-        return _method(name)
+        return _describe_method(name)
     plugin = plugins.find(kind, name)
-    return f"{plugin.name} ({kind.noun})\n\n{plugin.source().doc}".rstrip()
+    return f"{plugin.name} ({kind.noun})\n\n{plugin.check().doc}".rstrip()
 
 
-def _method(name: str) -> str:
+def _describe_method(name: str) -> str:
     info = methods.describe(name)
     lines = [
         f"{name} ({info.family}{'' if info.needs_teacher else ', needs no teacher'})",
         "",
         info.doc.partition("\nArgs:\n")[0].strip(),
         "",
+        "Hyper-parameters:" if info.parameters else "It has no hyper-parameters.",
     ]
-    lines.append("Hyper-parameters:" if info.parameters else "It has no hyper-parameters.")
     for parameter in info.parameters:
-        about = f"  {' '.join(parameter.text.split())}" if parameter.text else ""
-        lines.append(f"  {parameter.name}: {parameter.annotation} = {parameter.default!r}{about}")
+        text = f"  {' '.join(parameter.text.split())}" if parameter.text else ""
+        lines.append(f"  {parameter.name}: {parameter.annotation} = {parameter.default!r}{text}")
     return "\n".join(lines)

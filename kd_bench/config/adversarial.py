@@ -4,148 +4,142 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, model_validator
 
-from kd_bench.config.base import NonNegative, Positive, PositiveInt, Settings
+from kd_bench.config.base import NonEmpty, PerTrial, Settings, Sha256, Shared
+from kd_bench.config.numbers import NonNegative, OpenFraction, Positive, PositiveCount
 
-#: Steps of the inner maximisation in each quarter of the training, and their length as a share of epsilon.
+#: Steps of the inner maximisation in each quarter of the training, and their length divided by epsilon.
 QUARTERS = ((2, 1.0), (3, 2 / 3), (4, 1 / 2), (5, 1 / 2))
 
 
 def _number(value: Any) -> Any:
-    """``8/255`` as a number; anything else as it is, for the type to refuse."""
+    """Converts text like ``8/255`` to a number, and returns anything else unchanged."""
     if isinstance(value, str):
-        above, slash, below = value.partition("/")
+        numerator, slash, denominator = value.partition("/")
         try:
-            return float(above) / float(below) if slash else value
+            return float(numerator) / float(denominator) if slash else value
         except (ValueError, ZeroDivisionError):
             return value
     return value
 
 
 #: A number above 0 that may be written as a fraction, e.g. ``8/255``.
-Length = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Length = Annotated[Positive, BeforeValidator(_number)]
 
 
 class WeightPerturbation(Settings):
     """Adversarial weight perturbation (Wu, Xia and Wang, 2020).
 
-    Before each step every weight tensor is moved up the gradient of the loss by ``gamma`` times its own norm; the
-    gradient is taken there, and the weights are put back before the step.
+    Before each step every weight tensor is moved up the gradient of the loss by ``gamma`` times its norm. The gradient
+    of the step is computed there, and the weights are restored before the step.
 
     Attributes:
-        gamma: Length of the move by the norm of the tensor.
-        from_epoch: First epoch, from 1, that has it.
+        gamma: Length of the move divided by the norm of the tensor.
+        from_epoch: First epoch, counted from 1, with the perturbation.
     """
 
     gamma: Positive = 0.005
-    from_epoch: PositiveInt = 10
+    from_epoch: PositiveCount = 10
 
 
 class EpochAverage(Settings):
-    """Moving average of the weights over the ends of epochs, batch norms' statistics included; it is what is evaluated.
+    """Moving average of the weights and batch-norm statistics over the ends of epochs. The average is evaluated.
 
     Attributes:
-        decay: Share of its former value that the average keeps at each epoch.
-        from_epoch: The epoch, from 1, at whose end it begins.
+        decay: Weight of the previous average at each epoch.
+        from_epoch: Epoch, counted from 1, at whose end the average starts.
     """
 
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    from_epoch: PositiveInt = 1
+    decay: OpenFraction = 0.9
+    from_epoch: PositiveCount = 1
 
 
 class SecondView(Settings):
-    """A second view of every image of a batch, with a crop and a flip of its own and more augmentation.
+    """A second view of every image of a batch, with its own crop and flip and with more augmentation.
 
-    Cross-entropy and perturbation have both views; the other terms of the loss are those of the first view plus
+    Cross-entropy and perturbation use both views. The other terms of the loss are those of the first view plus
     ``weight`` times those of the second.
 
     Attributes:
-        weight: Of the second view's terms (gamma in the released code).
+        weight: Weight of the second view's terms (gamma in the released code).
         autoaugment: Whether the second view has AutoAugment's CIFAR-10 policy.
         cutout: Side in pixels of the square that is blackened in the second view; None for none.
     """
 
     weight: NonNegative = 1.0
     autoaugment: bool = True
-    cutout: PositiveInt | None = None
+    cutout: PositiveCount | None = None
 
 
 class Generated(Settings):
-    """Generated images beside those of the data set.
+    """Generated images in addition to those of the data set.
 
-    An epoch has as many images as the training set; of each batch, ``share`` are drawn from the generated ones, with
+    An epoch has as many images as the training set. Of each batch, ``share`` are drawn from the generated images with
     replacement, and the rest from the training set in a new order each epoch, as in the code of Wang et al. (2023).
 
     Attributes:
-        path: An ``.npz`` with ``image``, (N, H, W, 3) uint8, and ``label``, (N,) integers; below the data folder or
-            absolute.
-        sha256: Of the file. A recipe's None is found from the file when the recipe is read.
-        share: Of a batch.
+        path: An ``.npz`` with ``image``, (N, H, W, 3) uint8, and ``label``, (N,) integers; relative to the data folder
+            or absolute.
+        sha256: Checksum of the file. If a recipe has None, it is computed when the recipe is read.
+        share: Fraction of a batch.
     """
 
-    path: Annotated[str, Field(min_length=1)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    path: NonEmpty
+    sha256: Sha256 | None = None
+    share: OpenFraction = 0.7
 
 
 class Adversarial(Settings):
-    """How a network is trained on perturbed images. Lengths are those of images with values from 0 to 1.
+    """How a network is trained on perturbed images. Lengths refer to images with values from 0 to 1.
 
     Attributes:
-        eps: Largest perturbation.
-        norm: Whether ``eps`` is of the largest change of any value (``Linf``) or of the Euclidean length (``L2``).
-        steps: Steps of projected gradient ascent; left out where there is a schedule.
+        eps: Largest perturbation, in ``norm``.
+        norm: ``Linf`` for the largest change of any value, ``L2`` for the Euclidean length.
+        steps: Steps of projected gradient ascent; left out with a ``schedule``.
         step_size: Length of a step; None for a quarter of the epoch's epsilon.
-        schedule: ``released`` for 5 steps of half the epoch's epsilon, which is what the released code of IKL-AT does;
-            ``intended`` for what it seems to have meant: by quarter of the training 2, 3, 4 and 5 steps of the epoch's
+        schedule: ``released`` for 5 steps of half the epoch's epsilon, as in the released code of IKL-AT; ``intended``
+            for what that code seems to intend: in the quarters of the training 2, 3, 4 and 5 steps of the epoch's
             epsilon, two thirds, half and half of it. None for ``steps`` and ``step_size``.
         ramp: Whether epsilon grows linearly, to its full size in the last epoch.
-        start: Where the ascent begins: at the image (``none``), beside it by normal noise of standard deviation 0.001
-            (``gaussian``), or anywhere within epsilon (``uniform``).
-        inner: What the ascent makes large: the method's ``own`` loss, the ``kl`` divergence from the images'
-            probabilities, or the ``cross_entropy`` with the labels.
+        start: Start of the ascent: the image (``none``), the image with normal noise of standard deviation 0.001
+            (``gaussian``), or a uniformly random point within epsilon (``uniform``).
+        inner: What the ascent maximises: the method's ``own`` loss, the ``kl`` divergence from the probabilities of the
+            clean images, or the ``cross_entropy`` with the labels.
         weight_perturbation: Perturbation of the weights as well; None for none.
-        average: What is evaluated is the average over epochs; None for the last epoch's network, or for the average
-            over steps where the trial has ``ema``.
+        average: Evaluates the average over epochs. With None the last epoch's network is evaluated, or the average over
+            steps if the trial has ``ema``.
         second_view: A second view of each image; None for none.
         generated: Generated images; None for none.
     """
 
-    eps: Length
-    norm: Literal["Linf", "L2"] = "Linf"
-    steps: PositiveInt | None = None
-    step_size: Length | None = None
-    schedule: Literal["released", "intended"] | None = None
-    ramp: bool = False
-    start: Literal["none", "gaussian", "uniform"] = "gaussian"
-    inner: Literal["own", "kl", "cross_entropy"] = "own"
-    weight_perturbation: WeightPerturbation | None = None
-    average: EpochAverage | None = None
-    second_view: SecondView | None = None
-    generated: Generated | None = None
+    eps: PerTrial[Length]
+    norm: PerTrial[Literal["Linf", "L2"]] = "Linf"
+    steps: PerTrial[PositiveCount | None] = None
+    step_size: PerTrial[Length | None] = None
+    schedule: PerTrial[Literal["released", "intended"] | None] = None
+    ramp: PerTrial[bool] = False
+    start: PerTrial[Literal["none", "gaussian", "uniform"]] = "gaussian"
+    inner: PerTrial[Literal["own", "kl", "cross_entropy"]] = "own"
+    weight_perturbation: PerTrial[WeightPerturbation | None] = None
+    average: PerTrial[EpochAverage | None] = None
+    second_view: Shared[SecondView | None] = None
+    generated: Shared[Generated | None] = None
 
     @model_validator(mode="after")
-    def _one_way_to_say_the_steps(self) -> Adversarial:
+    def _check_steps(self) -> Adversarial:
         if self.schedule is not None and (self.steps is not None or self.step_size is not None):
-            raise ValueError("schedule says steps and step_size, so these must be left out")
+            raise ValueError("schedule sets steps and step_size, so these must be left out")
         if self.schedule is None and self.steps is None:
-            raise ValueError("steps is missing, or a schedule that says it")
+            raise ValueError("steps is missing; set steps or schedule")
         return self
 
-    def at(self, epoch: int, epochs: int) -> tuple[float, int, float]:
-        """Epsilon, number of steps and length of a step in an epoch.
-
-        Args:
-            epoch: From 0.
-            epochs: All epochs.
-        """
+    def perturbation(self, epoch: int, epochs: int) -> tuple[float, int, float]:
+        """Returns epsilon, number of steps and step size in an epoch, counted from 0, of ``epochs``."""
         eps = self.eps * (epoch + 1) / epochs if self.ramp else self.eps
-        if self.schedule == "released":
-            steps, share = QUARTERS[-1]
-        elif self.schedule == "intended":
-            steps, share = next(one for i, one in enumerate(QUARTERS) if epoch + 1 <= (i + 1) * epochs // 4)
-        else:
+        if self.schedule is None:
             assert self.steps is not None
             return eps, self.steps, eps / 4 if self.step_size is None else self.step_size
-        return eps, steps, share * eps
+        quarter = next(i for i in range(4) if epoch + 1 <= (i + 1) * epochs // 4) if self.schedule == "intended" else 3
+        steps, length = QUARTERS[quarter]
+        return eps, steps, length * eps

@@ -1,26 +1,25 @@
-"""What an evaluation of robustness depends on, and how its numbers may be called. Imports nothing heavy."""
+"""The settings of a robustness evaluation, and the names and titles of attacks. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from kd_bench.config.base import Positive, PositiveInt, Settings
-from kd_bench.config.trial import Seed, identity
+from kd_bench.config.numbers import Positive, PositiveCount
+from kd_bench.config.trial import IdentifiedSettings, Seed
 from kd_bench.utils.errors import UserError, unknown
 
-#: Raised whenever the same settings begin to give other flags.
+#: Incremented whenever the same settings give other results.
 SCHEMA = 1
 
 #: Standard AutoAttack (Croce and Hein, 2020), in its order.
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
-#: What attacks are called in tables. ``apgd-dlr`` and ``fab`` are AutoAttack's others.
+#: Titles of attacks in tables. ``apgd-dlr`` and ``fab`` are AutoAttack's others.
 TITLES = {
     "apgd-ce": "APGD-CE",
     "apgd-dlr": "APGD-DLR",
@@ -30,37 +29,37 @@ TITLES = {
     "square": "Square",
 }
 
-#: Cheap attacks that can stand for the whole evaluation as an upper bound.
+#: Cheap attacks whose robust accuracy is an upper bound of the whole evaluation's.
 SCREENS = ("pgd-20", "apgd-ce")
 
 _PGD = re.compile(r"pgd-([1-9]\d{0,3})")
 
 
-class Attack(Settings):
-    """An evaluation's settings, without the network: with the same ones the same images are attacked alike.
+class Attack(IdentifiedSettings):
+    """An evaluation's settings, without the network. Equal settings attack the same images in the same way.
 
     Attributes:
         norm: ``Linf`` or ``L2``.
-        eps: Radius, of pixels from 0 to 1.
-        attacks: In their order.
-        images: Only so many test images, evenly over the classes; None for all.
-        batch_size: Images at once; batches have draws of their own, so it changes numbers a little.
-        seed: What all draws follow from.
-        library: Version of pyautoattack; None where none of its attacks is used.
+        eps: Radius, for pixels from 0 to 1.
+        attacks: Names of attacks, in order.
+        images: Number of test images, evenly over the classes; None for all.
+        batch_size: Images per batch. It changes results slightly, because each batch has random draws of its own.
+        seed: Seed of all random draws.
+        library: Version of pyautoattack; None if none of its attacks is used.
     """
 
     schema_version: int = SCHEMA
     norm: Literal["Linf", "L2"] = "Linf"
     eps: Positive
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = STANDARD
-    images: PositiveInt | None = None
-    batch_size: PositiveInt = 200
+    images: PositiveCount | None = None
+    batch_size: PositiveCount = 200
     seed: Seed = 0
     library: str | None = None
 
     @field_validator("attacks")
     @classmethod
-    def _known(cls, attacks: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_attacks(cls, attacks: tuple[str, ...]) -> tuple[str, ...]:
         for name in attacks:
             if name not in TITLES and not is_pgd(name):
                 raise ValueError(f"no attack is called {name!r}")
@@ -68,23 +67,14 @@ class Attack(Settings):
             raise ValueError("the same attack is there twice")
         return attacks
 
-    def settings(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return self.model_dump(mode="json")
-
-    @cached_property
-    def id(self) -> str:
-        """16 hexadecimal digits that stand for these settings."""
-        return identity(self.settings())
-
     @property
     def complete(self) -> bool:
-        """Whether all of standard AutoAttack is there, so that what still stands may be called AA."""
+        """Whether all attacks of standard AutoAttack are included, so that the robust accuracy may be called AA."""
         return set(STANDARD) <= set(self.attacks)
 
     @property
     def title(self) -> str:
-        """For people: ``Linf 8/255``."""
+        """Norm and radius for tables: ``Linf 8/255``."""
         return f"{self.norm} {show_eps(self.eps)}"
 
 
@@ -94,28 +84,31 @@ def is_pgd(name: str) -> bool:
 
 
 def pgd_steps(name: str) -> int:
-    """The steps in the name of a PGD attack: 20 of ``pgd-20``."""
-    found = _PGD.fullmatch(name)
-    assert found is not None
-    return int(found[1])
+    """Returns the steps in the name of a PGD attack: 20 for ``pgd-20``."""
+    match = _PGD.fullmatch(name)
+    assert match is not None
+    return int(match[1])
 
 
 def title(name: str) -> str:
-    """An attack as tables call it."""
+    """Returns an attack's title in tables."""
     return TITLES.get(name, name.upper())
 
 
 def chained(attacks: Iterable[str]) -> tuple[str, ...]:
-    """The attacks that follow each other on what still stands: all but plain PGD; the last PGD where it is alone."""
+    """Returns the attacks that run one after the other on the images that are still classified correctly.
+
+    These are all but plain PGD, or the last attack if all are plain PGD.
+    """
     names = tuple(attacks)
     return tuple(name for name in names if not is_pgd(name)) or names[-1:]
 
 
 def read_attacks(text: str, context: str) -> tuple[str, ...]:
-    """Attacks from their names with commas between.
+    """Reads names of attacks, separated by commas.
 
     Raises:
-        UserError: For one that does not exist or is there twice.
+        UserError: If an attack does not exist or is named twice.
     """
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
     for name in names:
@@ -127,28 +120,28 @@ def read_attacks(text: str, context: str) -> tuple[str, ...]:
 
 
 def read_eps(text: str, context: str) -> tuple[float, ...]:
-    """Radii from text like ``2/255,4/255`` or ``0.5``, rising.
+    """Reads radii like ``2/255,4/255`` or ``0.5`` and returns them sorted.
 
     Raises:
-        UserError: For what is no number above 0, or the same one twice.
+        UserError: If a radius is not a number above 0, or is there twice.
     """
-    found = []
+    radii = []
     for part in text.split(","):
         try:
-            above, _, below = part.partition("/")
-            value = float(Fraction(above.strip()) / Fraction(below.strip() or "1"))
+            numerator, _, denominator = part.partition("/")
+            radius = float(Fraction(numerator.strip()) / Fraction(denominator.strip() or "1"))
         except (ValueError, ZeroDivisionError):
-            raise UserError(f"{context}: {part.strip()!r} is no number; write 8/255 or 0.03") from None
-        if value <= 0:
+            raise UserError(f"{context}: {part.strip()!r} is not a number; write 8/255 or 0.03") from None
+        if radius <= 0:
             raise UserError(f"{context}: {part.strip()} must be above 0; pixels go from 0 to 1, so 8/255 is usual")
-        found.append(value)
-    if len(set(found)) != len(found):
+        radii.append(radius)
+    if len(set(radii)) != len(radii):
         raise UserError(f"{context}: the same radius is there twice (it is {text!r})")
-    return tuple(sorted(found))
+    return tuple(sorted(radii))
 
 
 def show_eps(eps: float) -> str:
-    """A radius for people: as a fraction of 255 where it is one and no short decimal."""
+    """Formats a radius as a fraction of 255, or as a decimal if it has at most three digits or is no such fraction."""
     levels = round(eps * 255, 4)
     short = abs(eps - round(eps, 3)) < 1e-12
     return f"{levels:g}/255" if not short and abs(levels / 255 - eps) < 1e-9 else f"{eps:g}"

@@ -1,14 +1,23 @@
-"""Base of all settings: strict pydantic models, bounded numbers, and fields that do not change identities."""
+"""Base of all settings: strict pydantic models, and marks of fields."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+T = TypeVar("T")
+
+_SHARED: Final = "shared by the trials of a cohort"
+_PER_TRIAL: Final = "of one trial"
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+#: A setting that must be equal in all trials of a cohort, because it changes the batches or the teacher's outputs.
+Shared = Annotated[T, _SHARED]
+#: A setting that may differ between the trials of a cohort.
+PerTrial = Annotated[T, _PER_TRIAL]
 
 
 class Settings(BaseModel):
@@ -18,8 +27,34 @@ class Settings(BaseModel):
 
 
 def added_field(default: Any = None) -> Any:
-    """A field that came after the first release: where it has its default it is left out of what is hashed.
+    """Returns a field that is left out of dumps, and so of hashes, if it has its default.
 
-    So trials from before it keep their identity. The default must mean what was done before the field came.
+    For fields that were added after the first release: earlier trials keep their identity. The default must mean what
+    was done before the field existed.
     """
     return Field(default=default, exclude_if=lambda value: value == default)
+
+
+def shared_fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Returns the fields marked ``Shared``, as the argument ``include`` of ``model_dump``.
+
+    Raises:
+        TypeError: If a field has no mark, and is no model whose fields are marked.
+    """
+    include: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if _SHARED in field.metadata:
+            include[name] = True
+        elif _PER_TRIAL not in field.metadata:
+            models = nested_models(field.annotation)
+            if not models:
+                raise TypeError(f"{model.__name__}.{name} is marked neither Shared nor PerTrial")
+            include[name] = {key: value for nested in models for key, value in shared_fields(nested).items()}
+    return include
+
+
+def nested_models(annotation: Any) -> list[type[BaseModel]]:
+    """Returns the models that are named in the annotation of a field."""
+    if get_origin(annotation) is None and isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for argument in get_args(annotation) for model in nested_models(argument)]

@@ -1,67 +1,80 @@
-"""The settings of images: which, what happens to them, how networks see them; and the base of all settings."""
+"""The settings of images: the data set, its augmentation, and the input of networks."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from annotated_types import Interval
+from pydantic import AfterValidator, model_validator
 
-from kd_bench.config.base import Positive, PositiveInt, Settings, added_field
+from kd_bench.config.base import NonEmpty, Settings, added_field
+from kd_bench.config.numbers import (
+    AtLeastTwo,
+    Count,
+    Fraction,
+    FractionBelowOne,
+    Positive,
+    PositiveCount,
+    PositiveFraction,
+)
+
+ImageSize = Annotated[int, Interval(ge=8)]
 
 
 class Dataset(Settings):
-    """Which images.
+    """A data set, or a part of one.
 
     Attributes:
         name: Name of the set, see ``kd-bench list datasets``.
-        labels: Which labels, where the set has several (CIFAR-100: fine or coarse; the columns of parquet files); None
-            takes the set's first.
-        classes: Only the first so many classes; None takes all.
-        path: Folder of a set that is not known by name (``folder``, ``parquet``), below the data folder or absolute.
-        size: Height and width in pixels that images are brought to, where the set leaves a choice; a recipe's None
-            takes the set's own.
-        train_images: Only so many training images, evenly over the classes; None takes all.
-        test_images: The same of the test set.
-        source: SHA-256 of a plug-in's file, for which a recipe's None takes that of the file as it is; None for the
-            sets that come with kd-bench.
+        labels: Kind of labels, if the set has several (CIFAR-100: fine or coarse; the columns of parquet files); None
+            for the set's first.
+        classes: Number of classes to use, from the first; None for all.
+        path: Folder of a set without a name of its own (``folder``, ``parquet``), relative to the data folder or
+            absolute.
+        size: Height and width in pixels that images are resized to, if the set leaves a choice; None in a recipe for
+            the set's default.
+        train_images: Number of training images to use, evenly over the classes; None for all.
+        test_images: Number of test images to use, evenly over the classes; None for all.
+        source: SHA-256 of a plug-in's file; None in a recipe for that of the present file. None for the sets that come
+            with kd-bench.
     """
 
     name: str
     labels: str | None = None
-    classes: Annotated[int, Field(ge=2)] | None = None
+    classes: AtLeastTwo | None = None
     path: str | None = added_field()
-    size: Annotated[int, Field(ge=8)] | None = added_field()
-    train_images: Annotated[int, Field(ge=2)] | None = added_field()
-    test_images: PositiveInt | None = added_field()
+    size: ImageSize | None = added_field()
+    train_images: AtLeastTwo | None = added_field()
+    test_images: PositiveCount | None = added_field()
     source: str | None = added_field()
 
     @property
     def title(self) -> str:
-        """For people: ``cifar100 (first 20 fine classes)``."""
-        of = self.name if self.path is None else f"{self.name} {self.path}"
-        about = []
+        """Name for tables: ``cifar100 (first 20 fine classes)``."""
+        name = self.name if self.path is None else f"{self.name} {self.path}"
+        parts = []
         if self.classes is not None:
-            about.append(f"first {self.classes} {self.labels + ' ' if self.labels else ''}classes")
+            parts.append(f"first {self.classes} {self.labels + ' ' if self.labels else ''}classes")
         elif self.labels is not None:
-            about.append(f"{self.labels} labels")
-        about += [f"{self.train_images} training images"] if self.train_images is not None else []
-        about += [f"{self.test_images} test images"] if self.test_images is not None else []
-        return f"{of} ({', '.join(about)})" if about else of
+            parts.append(f"{self.labels} labels")
+        parts += [f"{self.train_images} training images"] if self.train_images is not None else []
+        parts += [f"{self.test_images} test images"] if self.test_images is not None else []
+        return f"{name} ({', '.join(parts)})" if parts else name
 
 
 class RandAugment(Settings):
     """RandAugment (Cubuk et al., 2020) as torchvision draws it.
 
     Attributes:
-        operations: Operations an image, one after the other.
+        operations: Operations per image, one after the other.
         magnitude: Their strength, an index into ``bins`` strengths from none to the strongest.
-        bins: How many strengths there are.
+        bins: Number of strengths.
     """
 
-    operations: PositiveInt = 2
-    magnitude: Annotated[int, Field(ge=0)] = 9
-    bins: Annotated[int, Field(ge=2)] = 31
+    operations: PositiveCount = 2
+    magnitude: Count = 9
+    bins: AtLeastTwo = 31
 
     @model_validator(mode="after")
     def _magnitude_is_a_bin(self) -> RandAugment:
@@ -71,35 +84,35 @@ class RandAugment(Settings):
 
 
 class Augment(Settings):
-    """What happens to a training image, in this order.
+    """The augmentation of training images in memory.
 
-    Crop, flip, policy, the user's own, normalisation, cutout or erasing, mixing.
+    Order: crop, flip, policy, user-defined augmentation, normalisation, cutout or erasing, mixing.
 
     Attributes:
-        crop: Zero padding in pixels before the random crop back to the image's size; 0 for none. A recipe's None takes
-            what the set allows (4 for CIFAR).
-        flip: Whether to mirror every other image. A recipe's None takes what the set allows.
+        crop: Zero padding in pixels before the random crop back to the image's size; 0 for none. None in a recipe for
+            the most that the set allows (4 for CIFAR).
+        flip: Whether to mirror images with probability 1/2. None in a recipe for what the set allows.
         autoaugment: Whether to apply AutoAugment's CIFAR-10 policy (Cubuk et al., 2019).
         randaugment: RandAugment; None for none.
         cutout: Side in pixels of the square that is set to the mean colour (DeVries and Taylor, 2017); None for none.
         erase: Probability that a random rectangle is set to the mean colour (Zhong et al., 2020); None for none.
-        mixup: Parameter of the Beta distribution that weighs an image against another (Zhang et al., 2018).
-        cutmix: The same for the area that is cut from another image (Yun et al., 2019). With ``mixup`` as well, each
-            image gets one of the two.
-        own: An augmentation of the user's own, as ``path/to/file.py:name`` or by its name in an installed package (see
+        mixup: Parameter of the Beta distribution of the weight of an image against another (Zhang et al., 2018).
+        cutmix: Parameter of the Beta distribution of the area that is cut from another image (Yun et al., 2019). With
+            ``mixup`` as well, each image gets one of the two.
+        own: A user-defined augmentation, as ``path/to/file.py:name`` or by its name in an installed package (see
             ``kd_bench.data.augment.plugin``); None for none.
-        own_source: SHA-256 of its file, for which a recipe's None takes that of the file as it is.
+        own_source: SHA-256 of its file; None in a recipe for that of the present file.
     """
 
-    crop: Annotated[int, Field(ge=0)] | None = None
+    crop: Count | None = None
     flip: bool | None = None
     autoaugment: bool = added_field(False)
     randaugment: RandAugment | None = added_field()
-    cutout: PositiveInt | None = added_field()
-    erase: Annotated[float, Field(gt=0, le=1)] | None = added_field()
+    cutout: PositiveCount | None = added_field()
+    erase: PositiveFraction | None = added_field()
     mixup: Positive | None = added_field()
     cutmix: Positive | None = added_field()
-    own: Annotated[str, Field(min_length=1)] | None = added_field()
+    own: NonEmpty | None = added_field()
     own_source: str | None = added_field()
 
     @model_validator(mode="after")
@@ -110,8 +123,8 @@ class Augment(Settings):
 
 
 _ANY, _ABOVE_0 = r"\d+(\.\d+)?", r"[1-9]\d*(\.\d+)?|0\.\d*[1-9]\d*"
-#: The first word of timm's auto-augment strings, and what may follow it, between dashes, with what values. timm leaves
-#: out silently what it does not know.
+#: First word of timm's auto-augment strings: the keys that may follow it, between dashes, and patterns of their values.
+#: Checked here because timm ignores unknown parts silently.
 _POLICIES = {
     "rand": {
         "m": r"\d+",
@@ -136,84 +149,85 @@ def _timm_policy(text: str) -> str:
         key = next((key for key, value in _POLICIES[first].items() if re.fullmatch(f"{key}({value})", part)), None)
         if key is None or key in seen:
             known = ", ".join(_POLICIES[first])
-            fault = "timm does not know" if key is None else "it has twice what is"
-            raise ValueError(f"{fault} {part!r}; after {first!r} come, each once and with its value, {known}")
+            problem = f"timm does not know {part!r}" if key is None else f"{part!r} sets {key!r} a second time"
+            raise ValueError(f"{problem}; after {first!r} come, each once and with its value, {known}")
         seen.add(key)
     return text
 
 
 class Pipeline(Settings):
-    """How files of images become batches: by timm's transforms, each image decoded and drawn for when it is needed.
+    """How image files become batches: each image is decoded and augmented by timm's transforms when it is needed.
 
-    What happens to a training image, in this order: crop and resize, flip, policy, colours, normalisation, erasing,
-    mixing. Of a test image the middle is taken. Names in brackets are those of timm's training script.
+    Order for training images: crop and resize, flip, policy, colours, normalisation, erasing, mixing. Test images are
+    cropped at the centre. Names in brackets are those of timm's training script.
 
     Attributes:
         size: Height and width in pixels of training images.
-        scale: Least and greatest area of the crop as a fraction of the image's [scale].
-        ratio: Least and greatest width of the crop by its height [ratio].
+        scale: Smallest and largest area of the crop as a fraction of the image's [scale].
+        ratio: Smallest and largest aspect ratio of the crop, width by height [ratio].
         flip: Probability of mirroring [hflip].
-        auto_augment: A policy as timm writes it, e.g. ``rand-m7-mstd0.5``; None for none [aa].
-        color_jitter: How far brightness, contrast and saturation may change; None for not at all [color-jitter]. With a
-            policy timm has none, except with one of three operations (``3a``).
-        interpolation: With which training images are resized; ``random`` is one of the two [train-interpolation].
+        auto_augment: A policy in timm's notation, e.g. ``rand-m7-mstd0.5``; None for none [aa].
+        color_jitter: Largest relative change of brightness, contrast and saturation; None for none [color-jitter]. timm
+            combines it with no policy but those of three operations (``3a``).
+        interpolation: Of training images; ``random`` picks one of the two for each image [train-interpolation].
         erase: Probability that a random rectangle is set to the mean colour; None for none [reprob].
-        repeats: Times that each image of an epoch is in it, differently each time; with more than one an epoch has no
-            more images than before, and so only as many different ones as that leaves [aug-repeats].
-        mixup: Parameter of the Beta distribution that weighs images against others; None for none [mixup].
-        cutmix: The same for the area that is cut from others [cutmix]. A batch, or each micro-batch of its own, is
-            mixed with itself in reverse order, by one draw.
-        mixup_prob: Probability that a batch is mixed at all [mixup-prob].
-        switch_prob: Probability of cutmix where there is mixup too [mixup-switch-prob].
-        smoothing: What the labels give away to all classes alike [smoothing].
-        crop_pct: Side of the square that is tested on by the shorter side of the image [crop-pct].
+        repeats: Number of times that each image of an epoch is in it, augmented differently each time. An epoch keeps
+            its length, so that it has fewer different images [aug-repeats].
+        mixup: Parameter of the Beta distribution of the weight of an image against another; None for none [mixup].
+        cutmix: Parameter of the Beta distribution of the area that is cut from another image [cutmix]. A batch, or each
+            micro-batch by itself, is mixed with itself in reverse order, with one draw.
+        mixup_prob: Probability that a batch is mixed [mixup-prob].
+        switch_prob: Probability of cutmix if both are set [mixup-switch-prob].
+        smoothing: Label smoothing [smoothing].
+        crop_pct: Side of the square that is tested on, divided by the shorter side of the image [crop-pct].
         test_size: Height and width in pixels of test images; None for ``size``.
-        test_interpolation: With which test images are resized.
-        corrupt: What to do with an image that cannot be decoded: ``refuse`` to go on, or ``skip`` it, which puts the
-            next image of its class in its place in training, and leaves it out of the test.
+        test_interpolation: Of test images.
+        corrupt: ``refuse`` raises an error for an image that cannot be decoded. ``skip`` replaces it in training by the
+            next image of its class, and leaves it out of the test.
     """
 
-    size: Annotated[int, Field(ge=8)] = 224
-    scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.08, 1.0)
+    size: ImageSize = 224
+    scale: tuple[PositiveFraction, PositiveFraction] = (0.08, 1.0)
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    flip: Fraction = 0.5
     auto_augment: Annotated[str, AfterValidator(_timm_policy)] | None = None
     color_jitter: Positive | None = None
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    erase: Annotated[float, Field(gt=0, le=1)] | None = None
-    repeats: PositiveInt = 1
+    erase: PositiveFraction | None = None
+    repeats: PositiveCount = 1
     mixup: Positive | None = None
     cutmix: Positive | None = None
-    mixup_prob: Annotated[float, Field(gt=0, le=1)] = 1.0
-    switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = 0.875
-    test_size: Annotated[int, Field(ge=8)] | None = None
+    mixup_prob: PositiveFraction = 1.0
+    switch_prob: Fraction = 0.5
+    smoothing: FractionBelowOne = 0.0
+    crop_pct: PositiveFraction = 0.875
+    test_size: ImageSize | None = None
     test_interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     corrupt: Literal["refuse", "skip"] = "refuse"
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed with others."""
+        """Whether images are mixed with others, by mixup or cutmix."""
         return self.mixup is not None or self.cutmix is not None
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> Pipeline:
-        for name, (least, most) in (("scale", self.scale), ("ratio", self.ratio)):
-            if least > most:
-                raise ValueError(f"{name} must have its lesser value first")
+    def _check_combination(self) -> Pipeline:
+        for name, (smallest, largest) in (("scale", self.scale), ("ratio", self.ratio)):
+            if smallest > largest:
+                raise ValueError(f"{name} must have its smaller value first")
         if self.color_jitter is not None and self.auto_augment is not None and "3a" not in self.auto_augment:
             raise ValueError(f"color_jitter must be left out: timm has none with auto_augment {self.auto_augment!r}")
         return self
 
 
 class Input(Settings):
-    """How a network sees the images, which come in the data set's size and normalisation.
+    """The input of a network, to which the data set's images are converted.
 
     Attributes:
         size: Height and width in pixels; None for the data set's.
-        normalise: ``dataset`` for the data set's mean and std, ``network`` for those that timm knows the network by.
+        normalise: ``dataset`` for the data set's mean and std, ``network`` for those in timm's configuration of the
+            network.
     """
 
-    size: PositiveInt | None = None
+    size: PositiveCount | None = None
     normalise: Literal["dataset", "network"] = "dataset"

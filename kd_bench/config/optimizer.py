@@ -1,4 +1,4 @@
-"""The settings of optimisers and of the learning rate over the epochs."""
+"""The settings of optimisers and learning rate schedules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kd_bench.config.base import NonNegative, Positive, Settings, added_field
+from kd_bench.config.base import Settings, added_field
+from kd_bench.config.numbers import (
+    Count,
+    FractionBelowOne,
+    NonNegative,
+    OpenFraction,
+    Positive,
+    PositiveCount,
+    PositiveFraction,
+)
 
 
 class SGD(Settings):
@@ -14,7 +23,7 @@ class SGD(Settings):
 
     name: Literal["sgd"] = "sgd"
     lr: Positive = 0.05
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: FractionBelowOne = 0.9
     weight_decay: NonNegative = 5e-4
     nesterov: bool = False
 
@@ -30,21 +39,21 @@ class AdamW(Settings):
 
     name: Literal["adamw"]
     lr: Positive = 1e-3
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    beta1: FractionBelowOne = 0.9
+    beta2: FractionBelowOne = 0.999
     weight_decay: NonNegative = 0.05
 
 
 class Lamb(Settings):
-    """LAMB (You et al., 2020) as timm has it, with the gradient of all parameters clipped to norm 1.
+    """timm's LAMB (You et al., 2020), with the gradient of all parameters clipped to norm 1.
 
-    Biases and the parameters of norms have no weight decay, as in timm's recipes.
+    Biases and the parameters of norm layers have no weight decay, as in timm's recipes.
     """
 
     name: Literal["lamb"]
     lr: Positive = 5e-3
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    beta1: FractionBelowOne = 0.9
+    beta2: FractionBelowOne = 0.999
     eps: Positive = 1e-6
     weight_decay: NonNegative = 0.02
 
@@ -53,46 +62,46 @@ Optimizer = Annotated[SGD | AdamW | Lamb, Field(discriminator="name")]
 
 
 class StepSchedule(Settings):
-    """The learning rate times ``gamma`` after each milestone.
+    """Multiplies the learning rate by ``gamma`` after each milestone.
 
     Attributes:
         milestones: Epochs after which it drops: whole numbers, or fractions of all epochs (0.625 of 240 is 150).
-        gamma: Factor of each drop.
+        gamma: Factor.
         warmup_epochs: Epochs of linear increase at the start.
     """
 
     name: Literal["step"] = "step"
-    milestones: tuple[Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)], ...] = (0.625, 0.75, 0.875)
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    milestones: tuple[PositiveCount | OpenFraction, ...] = (0.625, 0.75, 0.875)
+    gamma: PositiveFraction = 0.1
+    warmup_epochs: Count = 0
 
 
 class CosineSchedule(Settings):
     """Half a cosine from the learning rate to ``final`` times it.
 
     Attributes:
-        final: Share of the learning rate that the cosine ends at, one epoch after the last.
+        final: Value of the cosine one epoch after the last, as a fraction of the learning rate.
         warmup_epochs: Epochs of linear increase at the start.
-        warmup_lr: Learning rate of the first of them; None for an equal step below that of the second.
-        whole: Whether the cosine is one over all epochs, whose beginning the warm-up hides, as timm's is; otherwise it
-            begins after the warm-up.
-        inside: Whether it is one epoch ahead on a way that is one epoch longer, as the code of IKL-AT has it, so that
-            neither its beginning nor its end is reached.
+        warmup_lr: Learning rate of the first epoch of the warm-up; None for an equal step below that of the second.
+        whole: Whether the cosine starts at the first epoch, and the warm-up replaces its beginning, as in timm.
+            Otherwise it starts after the warm-up.
+        inside: Whether the cosine is one epoch longer and starts one epoch ahead, as in the code of IKL-AT, so that
+            neither its start nor its end is reached.
     """
 
     name: Literal["cosine"]
-    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    final: FractionBelowOne = 0.0
+    warmup_epochs: Count = 0
     warmup_lr: NonNegative | None = added_field()
     whole: bool = added_field(False)
     inside: bool = added_field(False)
 
 
 class ConstantSchedule(Settings):
-    """The learning rate as it is."""
+    """A constant learning rate."""
 
     name: Literal["constant"]
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    warmup_epochs: Count = 0
 
 
 Schedule = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]

@@ -1,6 +1,6 @@
-"""A recipe: which pairs, methods and seeds are compared, and how they are trained.
+"""A recipe: the pairs, methods and seeds that are compared, and how they are trained.
 
-``kd_bench.plan`` expands it to trials.
+``kd_bench.plan`` expands a recipe to trials.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from kd_bench.config.base import PositiveInt, Settings, added_field
+from kd_bench.config.base import NonEmpty, Settings, added_field
 from kd_bench.config.data import Dataset
+from kd_bench.config.numbers import PositiveCount
 from kd_bench.config.trial import Seed, Training
 
 
@@ -19,8 +20,8 @@ class MethodEntry(Settings):
 
     Attributes:
         method: The method's name.
-        hyperparameters: Those that differ from its defaults.
-        training: Settings of the recipe, and of the pair, that differ for this row.
+        hyperparameters: Hyper-parameters that differ from the method's defaults.
+        training: Settings of the recipe and the pair that differ for this row.
     """
 
     method: str
@@ -29,13 +30,13 @@ class MethodEntry(Settings):
 
 
 class PairEntry(Settings):
-    """A teacher and a student, with what is particular to them.
+    """A teacher and a student, with the settings that differ for them.
 
     Attributes:
-        teacher: Network that teaches; None compares methods that need no teacher.
-        student: Network that learns.
+        teacher: Name of the teacher's network; None to compare methods that need no teacher.
+        student: Name of the student's network.
         training: Settings of the recipe that differ for this pair, e.g. ``{optimizer: {lr: 0.01}}``.
-        methods: Hyper-parameters that differ for this pair, by the label of the row.
+        methods: Hyper-parameters that differ for this pair, by label of the row.
     """
 
     teacher: str | None
@@ -45,21 +46,23 @@ class PairEntry(Settings):
 
 
 class Recipe(Training):
-    """What is compared. See ``recipes/`` for examples.
+    """A comparison of methods. See ``recipes/`` for examples.
 
     Attributes:
-        name: Folder of its results.
+        name: Name of the folder of its results.
         description: For people.
-        dataset: Which images.
+        dataset: The images.
         pairs: Teachers and students.
-        methods: The rows, by label, in the table's order.
-        trials: How many seeds, from 0; ``seeds`` names them instead.
+        methods: The rows by label, in the table's order.
+        trials: Number of seeds, from 0.
+        seeds: The seeds, instead of ``trials``.
         baseline: Label of the row that the others are compared with.
-        teacher_training: Settings of the recipe that differ for training its teachers (and ``seed``, by default 0).
-        teachers: The same for one teacher, by the network's name; with ``weights`` it is not trained, but read from
-            that file, or from the file that its card names where ``weights`` is ``published``.
-        published: Published numbers that the table shows beside those that were measured by their protocol: the name
-            of a file in ``results/published/``, or a file of that kind; None for none.
+        teacher_training: Settings of the recipe that differ for the training of its teachers (and ``seed``, by default
+            0).
+        teachers: The same for one teacher, by the network's name. With ``weights`` the teacher is not trained but read
+            from that file, or, if ``weights`` is ``published``, from the file that its card names.
+        published: Published numbers that the table shows beside results measured by the same protocol: the name of a
+            file in ``results/published/``, or the path of such a file; None for none.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -67,17 +70,17 @@ class Recipe(Training):
     dataset: Dataset
     pairs: Annotated[tuple[PairEntry, ...], Field(min_length=1)]
     methods: Annotated[dict[str, MethodEntry], Field(min_length=1)]
-    trials: PositiveInt = 3
+    trials: PositiveCount = 3
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     baseline: str = "kd"
     teacher_training: dict[str, Any] = {}
     teachers: dict[str, dict[str, Any]] = {}
-    published: Annotated[str, Field(min_length=1)] | None = None
+    published: NonEmpty | None = None
 
     def shared_training(self) -> dict[str, Any]:
-        """The part of the recipe that pairs and teachers may override, as plain values."""
+        """Returns the settings that pairs and teachers may override, as plain JSON values."""
         return self.model_dump(mode="json", include=set(Training.model_fields))
 
     def all_seeds(self) -> tuple[int, ...]:
-        """The seeds, one a trial."""
+        """Returns the seeds, one per trial."""
         return tuple(dict.fromkeys(self.seeds)) if self.seeds else tuple(range(self.trials))

@@ -1,4 +1,4 @@
-"""A trial: one training with everything that its result depends on. The hash of its settings is its identity."""
+"""A trial: the settings of one training, with everything that its result depends on. Their hash is its identity."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from kd_bench.config.adversarial import Adversarial
-from kd_bench.config.base import Positive, PositiveInt, Settings, added_field
+from kd_bench.config.base import PerTrial, Settings, Sha256, Shared, added_field, shared_fields
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
+from kd_bench.config.numbers import AtLeastTwo, FractionBelowOne, OpenFraction, Positive, PositiveCount
 from kd_bench.config.optimizer import SGD, Optimizer, Schedule, StepSchedule
 
-#: Raised whenever the same settings begin to give other numbers, so that old and new results are never mixed.
+#: Incremented whenever the same settings give other numbers, so that old and new results are never mixed.
 SCHEMA = 1
 
+Seed = Annotated[int, Interval(ge=0, lt=2**31)]
 
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-#: What the "ce" term of the methods is.
+#: Loss between logits and labels, the "ce" term of the methods.
 LabelLoss = Literal["cross_entropy", "binary_cross_entropy"]
 
 
 def _switch(value: Any) -> Any:
-    """YAML reads a bare ``on`` and ``off`` as true and false."""
+    """Undoes that YAML reads a bare ``on`` and ``off`` as true and false."""
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
@@ -37,222 +37,208 @@ class Training(Settings):
 
     Attributes:
         epochs: Passes over the training set.
-        batch_size: Images a step.
+        batch_size: Images per step.
         optimizer: Optimiser and learning rate.
         schedule: Learning rate over the epochs.
-        clip_norm: Largest norm of a student's gradient (all its parameters and its method's together); None: no limit.
-        label_loss: What the methods' "ce" term is: the cross-entropy, or the binary cross-entropy of each class by
-            itself, its mean over images and classes.
-        precision: What students and teacher compute in; losses are always in float32.
-        micro_batch: Images that batch norms and losses see at once, a divisor of ``batch_size``, whose gradients are
-            added up; None for the whole batch.
+        clip_norm: Largest norm of a student's gradient (all its parameters and its method's together); None for no
+            limit.
+        label_loss: The methods' "ce" term: the cross-entropy, or the binary cross-entropy of each class, averaged over
+            images and classes.
+        precision: Precision of the forward passes of students and teacher; losses are always in float32.
+        micro_batch: Number of images that batch norms and losses see at once, a divisor of ``batch_size``; gradients
+            are accumulated. None for the whole batch.
         drop_path: Rate of stochastic depth in the student.
-        ema: Share of its former value that the moving average of the student's weights keeps at each step, which is
-            evaluated beside the student; None for no average.
-        sync_batch_norm: Whether a student's batch norms see the whole batch, of which each process has one micro-batch,
-            rather than a micro-batch; the losses still see one.
-        channels_last: Whether networks keep images with the channels last, which changes the last bits.
-        compile: What ``torch.compile`` makes faster, which changes the last bits, and the draws of networks with
-            dropout or stochastic depth: "on" all networks; "graphs" the same as CUDA graphs, on a GPU; "auto" the
-            teacher, where its passes take so long that it pays and there is a compiler; "off" nothing.
-        teacher_precision: What a teacher computes in, where that is not the ``precision``; what it puts out is handed
-            on in that of the students.
-        augment: What happens to the training images.
-        pipeline: How files of images become batches, instead of ``augment``; None for a set that is decoded once and
-            lies in memory.
-        input: How the network sees images.
-        adversarial: How images are perturbed for the methods of adversarial training; other methods do without.
+        ema: Decay per step of the moving average of the student's weights, which is evaluated in addition to the
+            student; None for no average.
+        sync_batch_norm: Whether a student's batch norms see the whole batch, of which each process has one micro-batch;
+            the losses still see one micro-batch.
+        channels_last: Whether networks use the channels-last memory format, which changes the last bits.
+        compile: Networks that ``torch.compile`` is applied to, which changes the last bits, and the draws of networks
+            with dropout or stochastic depth: "on" all networks; "graphs" all networks, as CUDA graphs, on a GPU; "auto"
+            the teacher, if its passes are long enough and there is a compiler; "off" none.
+        teacher_precision: Precision of the teacher's forward pass; None for ``precision``. Its outputs are converted to
+            ``precision``.
+        augment: Augmentation of training images in memory.
+        pipeline: How image files become batches, instead of ``augment``; None for a set that is decoded once and kept
+            in memory.
+        input: The input of the network.
+        adversarial: How images are perturbed, for the methods of adversarial training only.
     """
 
-    epochs: PositiveInt = 240
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    optimizer: Optimizer = SGD()
-    schedule: Schedule = StepSchedule()
-    clip_norm: Positive | None = None
-    label_loss: LabelLoss = added_field("cross_entropy")
-    precision: Literal["float32", "bfloat16"] = added_field("float32")
-    micro_batch: Annotated[int, Field(ge=2)] | None = added_field()
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = added_field(0.0)
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = added_field()
-    sync_batch_norm: bool = added_field(False)
-    channels_last: bool = added_field(False)
-    compile: Annotated[Literal["off", "auto", "on", "graphs"], BeforeValidator(_switch)] = added_field("auto")
-    teacher_precision: Literal["float32", "bfloat16"] | None = added_field()
-    augment: Augment = Augment()
-    pipeline: Pipeline | None = added_field()
-    input: Input = added_field(Input())
+    epochs: Shared[PositiveCount] = 240
+    batch_size: Shared[AtLeastTwo] = 64
+    optimizer: PerTrial[Optimizer] = SGD()
+    schedule: PerTrial[Schedule] = StepSchedule()
+    clip_norm: PerTrial[Positive | None] = None
+    label_loss: PerTrial[LabelLoss] = added_field("cross_entropy")
+    precision: Shared[Literal["float32", "bfloat16"]] = added_field("float32")
+    micro_batch: Shared[AtLeastTwo | None] = added_field()
+    drop_path: PerTrial[FractionBelowOne] = added_field(0.0)
+    ema: PerTrial[OpenFraction | None] = added_field()
+    sync_batch_norm: PerTrial[bool] = added_field(False)
+    channels_last: Shared[bool] = added_field(False)
+    compile: Shared[Annotated[Literal["off", "auto", "on", "graphs"], BeforeValidator(_switch)]] = added_field("auto")
+    teacher_precision: Shared[Literal["float32", "bfloat16"] | None] = added_field()
+    augment: Shared[Augment] = Augment()
+    pipeline: Shared[Pipeline | None] = added_field()
+    input: PerTrial[Input] = added_field(Input())
     adversarial: Adversarial | None = added_field()
 
     @model_validator(mode="after")
-    def _adversarial_fits(self) -> Training:
+    def _check_adversarial(self) -> Training:
         if self.adversarial is None:
             return self
         for key in ("micro_batch", "pipeline"):
             if getattr(self, key) is not None:
                 raise ValueError(
-                    f"{key} must be left out where there is adversarial: images are perturbed batch by batch"
+                    f"{key} must be left out with adversarial, because images are perturbed batch by batch"
                 )
         average = self.adversarial.average
         if average is not None and self.ema is not None:
-            raise ValueError("ema must be left out where there is adversarial.average, the one that is evaluated")
-        for key, begins in (("average", average), ("weight_perturbation", self.adversarial.weight_perturbation)):
-            if begins is not None and begins.from_epoch > self.epochs:
+            raise ValueError("ema must be left out with adversarial.average, which is the average that is evaluated")
+        for key, part in (("average", average), ("weight_perturbation", self.adversarial.weight_perturbation)):
+            if part is not None and part.from_epoch > self.epochs:
                 raise ValueError(f"adversarial.{key}.from_epoch must not be above epochs, which is {self.epochs}")
         return self
 
     @model_validator(mode="after")
-    def _micro_batches_make_up_a_batch(self) -> Training:
+    def _check_micro_batch(self) -> Training:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch must divide batch_size, which is {self.batch_size}")
         return self
 
     @model_validator(mode="after")
-    def _pipeline_fits(self) -> Training:
+    def _check_pipeline(self) -> Training:
         if self.pipeline is None:
             return self
         if self.augment not in (Augment(), Augment(crop=0, flip=False)):
-            raise ValueError("augment must be left out where there is a pipeline, which says what happens to images")
+            raise ValueError("augment must be left out with a pipeline, which has an augmentation of its own")
         if self.pipeline.mixes and (self.micro_batch or self.batch_size) % 2:
-            at_once = "micro_batch" if self.micro_batch else "batch_size"
-            raise ValueError(f"{at_once} must be even for pipeline.mixup and pipeline.cutmix, which pair images")
+            key = "micro_batch" if self.micro_batch else "batch_size"
+            raise ValueError(f"{key} must be even for pipeline.mixup and pipeline.cutmix, which pair images")
         return self
 
 
 class MethodSettings(Settings):
-    """A method with all its hyper-parameters; ``source`` is the SHA-256 of a plug-in's file, None for our own."""
+    """A method with all its hyper-parameters. ``source`` is the SHA-256 of a plug-in's file, None for our methods."""
 
     name: str
     hyperparameters: dict[str, Any] = {}
     source: str | None = None
 
 
-class PretrainedTeacher(Settings):
+class IdentifiedSettings(Settings):
+    """Settings with an identity."""
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def id(self) -> str:
+        """Identity of the settings: 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
+        return identity(self.settings())
+
+
+class PretrainedTeacher(IdentifiedSettings):
     """A teacher that is not trained here: its weights come in a file. Written as its folder's ``trial.json``.
 
     Attributes:
         dataset: The images it was trained on.
         model: The network, by timm's name.
-        weights: SHA-256 of the file; where it lies does not matter.
-        input: How the network sees images.
-        pipeline: How test images are read, where they are not held in memory.
-        model_source: SHA-256 of the file of a network of the user's own; None for ours and timm's.
+        weights: SHA-256 of the file, wherever it is.
+        input: The input of the network.
+        pipeline: How test image files are read; None for images in memory.
+        model_source: SHA-256 of the file of a user-defined network; None for ours and timm's.
     """
 
     dataset: Dataset
     model: str
-    weights: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    weights: Sha256
     input: Input = added_field(Input())
     pipeline: Pipeline | None = added_field()
     model_source: str | None = added_field()
 
-    def settings(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return self.model_dump(mode="json")
-
-    @cached_property
-    def id(self) -> str:
-        """The identity of these weights on this data set, as a trial's."""
-        return identity(self.settings())
-
     @property
-    def stream(self) -> tuple[str, str | None]:
-        """As a trial's: it has nothing in common with anything."""
-        return self.id, None
+    def cohort_key(self) -> str:
+        """As a trial's. A pretrained teacher shares its cohort with nothing."""
+        return self.id
 
     @property
     def teacher(self) -> None:
-        """As a trial's: who taught it is not known."""
+        """Always None: a pretrained teacher has no known teacher of its own."""
         return
 
     @property
     def epochs(self) -> int:
-        """As a trial's: what there is to do is one pass, over the test set."""
+        """Always 1: the work is one pass over the test set."""
         return 1
 
 
-class Trial(Training):
+class Trial(Training, IdentifiedSettings):
     """One training: everything that its result depends on, and nothing else. Written as ``trial.json``.
 
-    ``model_source`` is the SHA-256 of the file of a network of the user's own, None for ours and timm's.
+    ``model_source`` is the SHA-256 of the file of a user-defined network, None for ours and timm's.
     """
 
-    schema_version: int = Field(default=SCHEMA, alias="schema")
-    dataset: Dataset
-    model: str
-    model_source: str | None = added_field()
-    method: MethodSettings
-    teacher: Trial | PretrainedTeacher | None = None
-    seed: Seed
+    schema_version: PerTrial[int] = Field(default=SCHEMA, alias="schema")
+    dataset: Shared[Dataset]
+    model: PerTrial[str]
+    model_source: PerTrial[str | None] = added_field()
+    method: PerTrial[MethodSettings]
+    teacher: Shared[Trial | PretrainedTeacher | None] = None
+    seed: Shared[Seed]
 
     model_config = ConfigDict(validate_by_alias=True, validate_by_name=True, serialize_by_alias=True)
 
-    def settings(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return self.model_dump(mode="json")
-
-    @cached_property
-    def id(self) -> str:
-        """The trial's identity: 16 hexadecimal digits of the SHA-256 of its settings as canonical JSON."""
-        return identity(self.settings())
-
     @property
-    def stream(self) -> tuple[str, str | None]:
-        """What trials must have in common to be trained side by side: the stream of batches, and the teacher."""
-        shared = {"dataset", "augment", "pipeline", "batch_size", "micro_batch", "precision", "epochs", "seed"}
-        shared |= {"channels_last", "compile", "teacher_precision"}
-        include: dict[str, Any] = {**dict.fromkeys(shared, True), "adversarial": {"second_view", "generated"}}
-        return canonical(self.model_dump(mode="json", include=include)), self.teacher.id if self.teacher else None
+    def cohort_key(self) -> str:
+        """Key that groups trials into cohorts: trials may be trained together if their shared settings are equal."""
+        return canonical(self.model_dump(mode="json", include=shared_fields(Trial)))
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Returns JSON with sorted keys and no spaces, so that equal values have equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def identity(settings: dict[str, Any]) -> str:
-    """The identity of a trial with these settings."""
+    """Returns the identity of settings: 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
     return hashlib.sha256(canonical(settings).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial and the cell of the table it belongs to; a trial without a teacher stands under every pair it serves.
-
-    Attributes:
-        trial: What is trained.
-        label: The table's row.
-        taught_by: The pair's teacher, trained or given, also where the trial itself has none.
-        weights: The file of a given teacher.
-    """
+    """A trial and its cell of the table. A trial without a teacher is in the cells of all pairs with its student."""
 
     trial: Trial
-    label: str
-    taught_by: Trial | PretrainedTeacher | None
-    weights: Path | None = None
+    label: str  # of the table's row
+    taught_by: Trial | PretrainedTeacher | None  # the pair's teacher, even if the trial itself has none
+    weights: Path | None = None  # file of a pretrained teacher
 
     @property
     def trial_id(self) -> str:
-        """Identity of the trial, and the name of its folder."""
+        """Identity of the trial, and name of its folder."""
         return self.trial.id
 
     @property
     def teacher_id(self) -> str | None:
-        """Identity of the training of the pair's teacher."""
+        """Identity of the pair's teacher."""
         return self.taught_by.id if self.taught_by else None
 
     @property
     def teacher(self) -> str:
-        """The teacher's network; a dash where the pair has none."""
+        """Name of the teacher's network; a dash if the pair has none."""
         return self.taught_by.model if self.taught_by else "-"
 
     @property
     def student(self) -> str:
-        """The student's network."""
+        """Name of the student's network."""
         return self.trial.model
 
     @property
     def method(self) -> str:
-        """The method's name."""
+        """Name of the method."""
         return self.trial.method.name
 
     @property
@@ -262,5 +248,5 @@ class PlannedTrial:
 
     @property
     def dataset(self) -> str:
-        """The data set, for people."""
+        """Title of the data set."""
         return self.trial.dataset.title

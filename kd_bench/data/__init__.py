@@ -1,1 +1,1 @@
-"""Data sets, one file a source, and the in-memory loader. ``registry`` is the light way in."""
+"""Data sets and loaders. Importing ``registry`` loads neither torch nor NumPy."""

@@ -1,16 +1,16 @@
-"""Images are decoded once: into one uint8 array a split, in a cache folder, that all processes of a machine share.
+"""Cache of decoded images: one uint8 array per split, in a cache folder that all processes of a machine share.
 
 An entry is three files named after the data set, the split and a key of its source: the images and the labels as
 ``.npy``, and a record with their checksums, written last. The decoder writes straight into the file of the images, so
-that they are never in memory a second time. All files are written under another name and renamed, so that nobody reads
-half of one. What fails its checksum is built again. Entries of sources that are gone stay until the user deletes the
-folder.
+that they are never in memory twice. All files are written under another name and renamed, so that nobody reads half of
+one. An entry that fails its checksum is built again. Entries of sources that are gone stay until the user deletes them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -25,14 +25,14 @@ import numpy as np
 import psutil
 
 from kd_bench.utils.errors import UserError
-from kd_bench.utils.files import disk_bytes, write_json
+from kd_bench.utils.files import disk_bytes, write_atomic, write_json
 from kd_bench.utils.paths import cache_folder
 
-_VERSION = 2  # to be raised when what is decoded, or how it is kept, changes
+_VERSION = 2  # to be raised when the content of entries, or their format, changes
 _BLOCK = 1 << 20
-_MOST_BLOCKS = 256  # of a file that are checked: at 4 GB/s a start is then held up by less than 0.1 s
+_MOST_BLOCKS = 256  # checked per file: at 4 GB/s this delays a start by less than 0.1 s
 
-#: Gives the decoder an array of this shape, uint8, to write the images into; to be called once.
+#: Returns a uint8 array of this shape for the decoder to write the images into; to be called once.
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 
@@ -43,56 +43,59 @@ class Decoded:
     images: np.ndarray
     """(N, 3, H, W) uint8, C-contiguous."""
     labels: np.ndarray
-    """(N, L) int64: a column a kind of label."""
+    """(N, L) int64: one column for each kind of label."""
     class_names: tuple[tuple[str, ...], ...]
-    """The names of the classes, for each kind of label; none where the source does not tell."""
+    """Names of the classes, for each kind of label; none if the source has none."""
 
 
-def facts(sources: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """What tells that files have changed: their names, sizes and times of change.
+def file_fingerprint(files: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Returns names, sizes and times of change of files, by which the cache notices that they have changed.
 
     Raises:
-        UserError: One is not there, as where a link leads nowhere.
+        UserError: One is missing, e.g. because a link leads nowhere.
     """
     try:
-        stats = [(path.name, path.stat()) for path in sources]
+        stats = [(path.name, path.stat()) for path in files]
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> Decoded:
-    """What ``decode`` gives, from the cache if it is there, and put there if it can be.
+    """Returns the result of ``decode``, from the cache if possible, and writes it to the cache if possible.
 
-    Of several processes that want the same entry at once, one decodes and the others wait for it. A cache folder that
-    cannot be written or locked is no error: every process then decodes for itself, into its memory.
+    Of several processes that need the same entry at once, one decodes and the others wait for it. A cache folder that
+    cannot be written or locked is no error: then every process decodes for itself, into its memory.
 
     Args:
         name: The entry's name, e.g. "cifar100-train".
-        source: All that the images depend on, as JSON can write it, e.g. the ``facts`` of files; the entry is good as
-            long as it is the same.
-        decode: Writes the images into the array that it asks for, and returns that with the rest.
+        source: All that the images depend on, for JSON, e.g. ``file_fingerprint``; another value is another entry.
+        decode: Writes the images into the array that it asks for, and returns that array with the rest.
 
     Returns:
-        The images as a copy-on-write map of the cache file where there is one.
+        The images as a copy-on-write map of the cache file, if there is one.
 
     Raises:
-        UserError: There is room for the images neither in the folder nor in memory.
+        UserError: There is no room for the images in the folder, nor in memory.
     """
     key = hashlib.blake2b(json.dumps([_VERSION, source]).encode(), digest_size=8).hexdigest()
-    place, stem = cache_folder(), f"{name}-{key}"
-    if found := _read(place, stem):
-        return found
-    with _alone(place, stem) as locked:
-        if found := _read(place, stem):  # built by another process in the meantime
-            return found
+    folder, stem = cache_folder(), f"{name}-{key}"
+    if cached := _read(folder, stem):
+        return cached
+    with _lock(folder, stem) as locked:
+        if cached := _read(folder, stem):  # built by another process in the meantime
+            return cached
         if locked:
-            _remove_leftovers(place, stem)
-        with _temporary(place, f"{stem}-images.npy") as images:
+            _remove_leftovers(folder, stem)
+        images = folder / f".{stem}-images.npy.{secrets.token_hex(6)}.tmp"
+        try:
             decoded = decode(lambda shape: _allocate(images, shape))
             if isinstance(decoded.images, np.memmap):
-                _write(place, stem, images, decoded)
-    return _read(place, stem) or decoded
+                _write(folder, stem, images, decoded)
+        finally:
+            with contextlib.suppress(OSError):
+                images.unlink(missing_ok=True)
+    return _read(folder, stem) or decoded
 
 
 @dataclass(frozen=True)
@@ -104,12 +107,12 @@ class CacheEntry:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes on the disk."""
+        """Bytes on the disk."""
         return sum(map(disk_bytes, self.files))
 
     @property
     def used(self) -> float:
-        """When it was last read, in seconds since 1970."""
+        """Time of the last use, in seconds since 1970."""
         return max(file.stat().st_atime for file in self.files)
 
     def remove(self) -> None:
@@ -118,35 +121,35 @@ class CacheEntry:
             file.unlink(missing_ok=True)
 
 
-def entries(place: Path) -> list[CacheEntry]:
-    """The decoded splits of a cache folder."""
+def entries(folder: Path) -> list[CacheEntry]:
+    """Returns the decoded splits of a cache folder."""
     found = [
-        CacheEntry(record.stem, (record, *(place / f"{record.stem}-{part}.npy" for part in ("images", "labels"))))
-        for record in sorted(place.glob("*.json"))
+        CacheEntry(record.stem, (record, *(folder / f"{record.stem}-{part}.npy" for part in ("images", "labels"))))
+        for record in sorted(folder.glob("*.json"))
     ]
     return [entry for entry in found if all(file.is_file() for file in entry.files)]
 
 
-def _read(place: Path, stem: str) -> Decoded | None:
+def _read(folder: Path, stem: str) -> Decoded | None:
     try:
-        record = json.loads((place / f"{stem}.json").read_bytes())
+        record = json.loads((folder / f"{stem}.json").read_bytes())
         arrays = {}
         for part, checksum in record["checksums"].items():
-            path = place / f"{stem}-{part}.npy"
+            path = folder / f"{stem}-{part}.npy"
             if _checksum(path) != checksum:
                 return None
-            # Copy-on-write rather than read-only, because torch wants memory that may be written.
+            # Copy-on-write rather than read-only, because torch requires writable memory.
             arrays[part] = np.load(path, mmap_mode="c", allow_pickle=False)
         return Decoded(arrays["images"], arrays["labels"], tuple(tuple(kind) for kind in record["class_names"]))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None  # not there, or damaged
+        return None  # missing or damaged
 
 
 def _checksum(path: Path) -> list[int]:
-    """Size and CRC-32: of all of a file that is not large, else of blocks spread evenly over it.
+    """Returns size and CRC-32: of the whole file if it is not large, else of blocks spread evenly over it.
 
-    A file that was cut short, not wholly written or overwritten is found out; in one of many GB a flipped bit, which a
-    training does not notice either, may not be.
+    That detects a file that was cut short, not wholly written or overwritten, but maybe not a flipped bit in many GB,
+    which does no harm to a training.
     """
     buffer, crc = bytearray(_BLOCK), 0
     with open(path, "rb", buffering=0) as file:
@@ -158,30 +161,19 @@ def _checksum(path: Path) -> list[int]:
     return [size, crc]
 
 
-def _remove_leftovers(place: Path, stem: str) -> None:
-    """Of processes that were killed while writing: whoever holds the lock is the only one at work."""
+def _remove_leftovers(folder: Path, stem: str) -> None:
+    """Removes files of processes that were killed while writing. The lock guarantees that no other process writes."""
     with contextlib.suppress(OSError):
-        for left in place.glob(f".{stem}*.tmp"):
-            left.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _temporary(place: Path, name: str) -> Iterator[Path]:
-    """A name to write a file under, before it is renamed; removes what has not been renamed."""
-    path = place / f".{name}.{secrets.token_hex(6)}.tmp"
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        for leftover in folder.glob(f".{stem}*.tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An array in a new file, or in memory where there can be no file."""
+    """Returns an array in a new file, or in memory if the file cannot be written."""
     size = math.prod(shape)
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-        # A map of a file that has no blocks yet would end the process, not raise an error, when the disk is full.
+        # Without blocks on the disk, a full disk would kill the process instead of raising an error.
         if hasattr(os, "posix_fallocate"):
             with open(path, "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -199,27 +191,26 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         return np.empty(shape, np.uint8)
 
 
-def _write(place: Path, stem: str, images: Path, decoded: Decoded) -> None:
-    with contextlib.suppress(OSError), _temporary(place, f"{stem}-labels.npy") as labels:
-        decoded.images.flush()  # type: ignore[attr-defined]  # load() has seen that it is a map
-        with open(labels, "wb") as file:
-            np.save(file, decoded.labels, allow_pickle=False)
-        checksums = {}
-        for part, path in (("images", images), ("labels", labels)):
-            checksums[part] = _checksum(path)
-            os.replace(path, place / f"{stem}-{part}.npy")
-        write_json(place / f"{stem}.json", {"checksums": checksums, "class_names": decoded.class_names})
+def _write(folder: Path, stem: str, images: Path, decoded: Decoded) -> None:
+    labels = io.BytesIO()
+    with contextlib.suppress(OSError):
+        decoded.images.flush()  # type: ignore[attr-defined]  # load() has checked that it is a map
+        np.save(labels, decoded.labels, allow_pickle=False)
+        write_atomic(folder / f"{stem}-labels.npy", labels.getvalue())
+        os.replace(images, folder / f"{stem}-images.npy")
+        checksums = {part: _checksum(folder / f"{stem}-{part}.npy") for part in ("images", "labels")}
+        write_json(folder / f"{stem}.json", {"checksums": checksums, "class_names": decoded.class_names})
 
 
 @contextlib.contextmanager
-def _alone(place: Path, stem: str) -> Iterator[bool]:
-    """Holds the entry's lock, which the system takes back from a process that dies; False where it cannot be had."""
+def _lock(folder: Path, stem: str) -> Iterator[bool]:
+    """Holds the entry's lock, which the system releases if the process dies; yields False if locking fails."""
     with contextlib.ExitStack() as stack:
         locked = False
         with contextlib.suppress(ImportError, OSError):
-            place.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             import fcntl
 
-            fcntl.flock(stack.enter_context(open(place / f"{stem}.lock", "wb")), fcntl.LOCK_EX)
+            fcntl.flock(stack.enter_context(open(folder / f"{stem}.lock", "wb")), fcntl.LOCK_EX)
             locked = True
         yield locked

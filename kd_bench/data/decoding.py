@@ -1,4 +1,4 @@
-"""Encoded images to pixels: what is read, what is refused, and how an image is brought to a size."""
+"""Decodes images: which formats are read, what is refused, and how an image is resized."""
 
 from __future__ import annotations
 
@@ -6,65 +6,61 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from kd_bench.utils.errors import UserError
 
-#: An image of more pixels is taken for an attack on the memory; Pillow warns from here on.
+#: An image of more pixels is taken for an attack on the memory; Pillow warns from this number on.
 MOST_PIXELS = 89_478_485
 
-#: By content, whatever a file is called; others are not even tried, because Pillow's readers of rarer formats start
+#: By content, not by the name of the file. Others are not tried, because Pillow's readers of rarer formats start
 #: programs and are little tested.
 _FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "TIFF")
-_CHUNK = 16  # images a thread takes at a time
+_CHUNK = 16  # images that a thread decodes at a time
 _SMALL = 64  # pixels up to which threads do not pay
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the end of a sentence that begins with its place."""
+    """An image that cannot be used. The message is the end of a sentence that begins with the image's place."""
 
 
-def decode(encoded: bytes, size: int, native: int | None = None) -> np.ndarray:
-    """Decodes an image and brings it to ``size`` x ``size`` pixels.
+def decode_square(encoded: bytes, size: int, native_size: int | None = None) -> np.ndarray:
+    """Decodes an image, training or test, and resizes it to ``size`` x ``size`` pixels.
 
-    Of an image of another size the square in its middle is cut out and resized, bicubically and with antialias: so its
-    shorter side becomes ``size``. Training and test images are treated alike.
+    The square in the middle of an image of another size is cut out and resized, bicubically and with antialias: so its
+    shorter side becomes ``size``.
 
     Args:
-        encoded: As ``picture`` takes it.
-        size: Height and width wanted, in pixels.
-        native: As ``picture`` takes it.
+        encoded: As for ``decode_image``.
+        size: Height and width of the result, in pixels.
+        native_size: As for ``decode_image``.
 
     Returns:
         (3, size, size) uint8, maybe not contiguous.
-
-    Raises:
-        BadImage: As ``picture``.
     """
-    whole = picture(encoded, native)
-    if whole.size != (size, size):
-        width, height = whole.size
+    image = decode_image(encoded, native_size)
+    if image.size != (size, size):
+        width, height = image.size
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
-        whole = whole.crop((left, top, left + side, top + side))
-        whole = whole.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(whole).transpose(2, 0, 1)
+        image = image.crop((left, top, left + side, top + side))
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).transpose(2, 0, 1)
 
 
-def picture(encoded: bytes, native: int | None = None) -> Image.Image:
+def decode_image(encoded: bytes, native_size: int | None = None) -> Image.Image:
     """Decodes an image.
 
-    The colours are those of Pillow's ``convert("RGB")``, as torchvision has them: grey is repeated, transparency left
-    out (what is below it shows), a palette looked up, CMYK converted without a colour profile. Of grey with 16 bits the
-    upper eight count (Pillow would make all above 255 white). EXIF is ignored, also an orientation; of an animation the
-    first image counts.
+    The colours are those of Pillow's ``convert("RGB")``, as in torchvision: grey is repeated, transparency dropped (the
+    colour below it shows), a palette looked up, CMYK converted without a colour profile. Of grey with 16 bits the upper
+    eight are used (Pillow would make all above 255 white). EXIF is ignored, including the orientation; of an animation
+    the first image is used.
 
     Args:
         encoded: JPEG, PNG, WebP, PPM, PGM, BMP or TIFF.
-        native: Height and width that the image must have, in pixels; None allows any.
+        native_size: Height and width that the image must have, in pixels; None allows any.
 
     Returns:
         In mode RGB.
@@ -77,14 +73,14 @@ def picture(encoded: bytes, native: int | None = None) -> Image.Image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise BadImage(f"has {width * height:,} pixels, more than the {MOST_PIXELS:,} that are allowed")
-            if native is not None and (width, height) != (native, native):
-                raise BadImage(f"is {height}x{width}, not {native}x{native}")
+            if native_size is not None and (width, height) != (native_size, native_size):
+                raise BadImage(f"is {height}x{width}, not {native_size}x{native_size}")
             return _rgb(image)
     except (BadImage, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise BadImage("cannot be decoded (it is no JPEG, PNG, WebP, PPM, BMP or TIFF)") from error
-    except Exception as error:  # what Pillow raises for garbage depends on the garbage
+    except Exception as error:  # Pillow raises many types for garbage
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"cannot be decoded ({reason})") from error
 
@@ -100,48 +96,31 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class Decoder:
-    """Decodes many images, in threads: Pillow lets others work while it decodes and resizes.
+def decode_all(
+    images: np.ndarray, read: Callable[[int], bytes], describe: Callable[[int], str], native_size: int | None = None
+) -> None:
+    """Decodes images into an array, in threads: Pillow releases the GIL while it decodes.
 
     With small images threads only wait for one another and make it slower, so there is one.
 
     Args:
-        size: As ``decode`` takes it.
-        native: As ``decode`` takes it.
+        images: (N, 3, size, size) uint8, to be filled.
+        read: Returns the i-th image, encoded; called from several threads.
+        describe: Names the i-th image, e.g. "a.parquet: the image in row 3".
+        native_size: As for ``decode_image``.
+
+    Raises:
+        UserError: Names the first image that is bad.
     """
 
-    def __init__(self, size: int, native: int | None = None) -> None:
-        self.size = size
-        self.native = native
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._pool = ThreadPoolExecutor(1 if native is not None and native <= _SMALL else cores)
+    def decode_chunk(start: int) -> None:
+        for i in range(start, min(start + _CHUNK, len(images))):
+            try:
+                images[i] = decode_square(read(i), images.shape[-1], native_size)
+            except BadImage as error:
+                raise UserError(f"{describe(i)} {error}") from error
 
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def fill(self, images: np.ndarray, read: Callable[[int], bytes], place: Callable[[int], str]) -> None:
-        """Decodes as many images as there is room for.
-
-        Args:
-            images: (N, 3, size, size) uint8, to be filled.
-            read: Gives the i-th image, encoded; called from several threads.
-            place: Where the i-th image is, e.g. "a.parquet: the image in row 3".
-
-        Raises:
-            UserError: One is bad: the first of them.
-        """
-
-        def some(start: int) -> None:
-            for number in range(start, min(start + _CHUNK, len(images))):
-                try:
-                    images[number] = decode(read(number), self.size, self.native)
-                except BadImage as error:
-                    raise UserError(f"{place(number)} {error}") from error
-
-        for _ in self._pool.map(some, range(0, len(images), _CHUNK)):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(1 if native_size is not None and native_size <= _SMALL else cores) as pool:
+        for _ in pool.map(decode_chunk, range(0, len(images), _CHUNK)):
             pass

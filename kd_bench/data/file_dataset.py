@@ -1,4 +1,4 @@
-"""A data set of images that are decoded when they are needed: only their names are in memory."""
+"""A data set of images that are decoded when they are needed: only the names of the files are in memory."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kd_bench.config.data import Pipeline
-from kd_bench.data.array_dataset import evenly
-from kd_bench.data.sources import find_files
+from kd_bench.data.array_dataset import balanced_indices
+from kd_bench.data.sources import _find_files
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,17 @@ class Files:
     """
 
     folders: tuple[Path, ...]
-    """One a class."""
+    """One per class."""
     names: np.ndarray
-    """(N,) bytes, of as many as the longest name needs."""
+    """(N,) bytes, as long as the longest name."""
     classes: np.ndarray
     """(N,) int64, rising."""
 
     @staticmethod
-    def of(folders: Sequence[Path], names: Iterable[Sequence[str]]) -> Files:
-        """The files with these names in these folders.
-
-        Args:
-            folders: One a class.
-            names: Of each folder, sorted.
-        """
-        lists = [np.array([os.fsencode(name) for name in some], "S") for some in names]
-        counts = [len(some) for some in lists]
+    def from_folders(folders: Sequence[Path], names: Iterable[Sequence[str]]) -> Files:
+        """Makes the list of files from the folders, one per class, and the sorted names in each folder."""
+        lists = [np.array([os.fsencode(name) for name in in_folder], "S") for in_folder in names]
+        counts = [len(in_folder) for in_folder in lists]
         return Files(tuple(folders), np.concatenate(lists), np.repeat(np.arange(len(lists)), counts))
 
     def __len__(self) -> int:
@@ -53,43 +49,44 @@ class Files:
         return torch.from_numpy(self.classes)
 
     def name(self, index: int) -> str:
-        """The file's name."""
+        """Returns the file's name."""
         return os.fsdecode(bytes(self.names[index]))
 
     def path(self, index: int) -> Path:
-        """The file."""
+        """Returns the file's path."""
         return self.folders[self.classes[index]] / self.name(index)
 
-    def home(self, index: int) -> str:
-        """Where the images of its class are, for people."""
+    def describe_class(self, index: int) -> str:
+        """Returns a text that names the image's class, for messages."""
         return str(self.folders[self.classes[index]])
 
     def read(self, index: int) -> bytes:
-        """What is in the file.
+        """Returns the file's content. Raises a UserError if it cannot be read."""
+        return _find_files.read_bytes(self.path(index))
 
-        Raises:
-            UserError: It cannot be read.
-        """
-        return find_files.read(self.path(index))
-
-    def others(self, index: int) -> Iterable[int]:
-        """The other images of the same class, from the next one on and round to the first."""
+    def same_class(self, index: int) -> Iterable[int]:
+        """Returns the other images of the same class, from the next one on and around to the first."""
         first, end = np.searchsorted(self.classes, [self.classes[index], self.classes[index] + 1]).tolist()
         return (*range(index + 1, end), *range(first, index))
 
-    def take(self, which: np.ndarray) -> Files:
-        """Only those files, which keep their order."""
-        return replace(self, names=self.names[which], classes=self.classes[which])
+    def select(self, rows: np.ndarray) -> Self:
+        """Returns the files in ``rows``, an index or a mask."""
+        return replace(self, names=self.names[rows], classes=self.classes[rows])
+
+    def subset(self, count: int | None) -> Self:
+        """Returns ``count`` files, balanced over the classes; None keeps all."""
+        rows = balanced_indices(self.labels, count)
+        return self if rows is None else self.select(rows.numpy())
 
 
 @dataclass(frozen=True)
 class FileDataset:
-    """A data set of which the files are known. It has what ``ArrayDataset`` has, except for the images."""
+    """A data set whose files are known. It has the properties of ``ArrayDataset`` except for the images."""
 
     train: Files
     test: Files
     class_names: tuple[str, ...]
-    """One a class, in the labels' order."""
+    """One per class, in the labels' order."""
     mean: tuple[float, float, float]
     """Of the channels, for images scaled to 0..1."""
     std: tuple[float, float, float]
@@ -114,19 +111,14 @@ class FileDataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(3, H, W) of the training images as batches have them."""
+        """(3, H, W) of the training images in batches."""
         return 3, self.pipeline.size, self.pipeline.size
 
-    def first(self, classes: int) -> FileDataset:
-        """As ``ArrayDataset.first``."""
-        train, test = (files.take(files.classes < classes) for files in (self.train, self.test))
-        return replace(self, train=train, test=test, class_names=self.class_names[:classes])
+    def take_classes(self, count: int) -> FileDataset:
+        """Returns the files of the first ``count`` classes."""
+        train, test = (files.select(files.classes < count) for files in (self.train, self.test))
+        return replace(self, train=train, test=test, class_names=self.class_names[:count])
 
-    def few(self, train_images: int | None, test_images: int | None) -> FileDataset:
-        """As ``ArrayDataset.few``."""
-        return replace(self, train=_few(self.train, train_images), test=_few(self.test, test_images))
-
-
-def _few(files: Files, wanted: int | None) -> Files:
-    which = evenly(files.labels, wanted)
-    return files if which is None else files.take(which.numpy())
+    def subset(self, train_images: int | None, test_images: int | None) -> FileDataset:
+        """Returns the given numbers of files, as ``ArrayDataset.subset`` chooses them."""
+        return replace(self, train=self.train.subset(train_images), test=self.test.subset(test_images))

@@ -1,4 +1,4 @@
-"""Batches of a set that lies in memory: no workers, no PIL, a few tensor operations a batch."""
+"""Loads batches of a set in memory: no workers, no PIL, a few tensor operations per batch."""
 
 from __future__ import annotations
 
@@ -12,50 +12,51 @@ from torch import Tensor
 from kd_bench.config.data import Augment
 from kd_bench.data.augment import mixing, policies
 from kd_bench.data.augment.crop_flip import (
-    Draws,
+    CropFlipParams,
     Normalise,
-    blank,
     crop_and_flip,
-    draw,
+    draw_crop_flip,
     draw_cutout,
     draw_erasing,
     view_count,
+    zero_boxes,
 )
-from kd_bench.data.augment.plugin import OwnAugment
+from kd_bench.data.augment.plugin import AugmentPlugin
 from kd_bench.types import Batch
 from kd_bench.utils import seeding
 
-#: Pixel values (4 MiB, 1,365 images of CIFAR) that a policy changes at once where batches are smaller: operations that
-#: one image in twenty has in common are not worth starting for 64 images.
-_AHEAD = 2**22
+#: Pixel values (4 MiB, 1,365 images of CIFAR) that a policy changes at once if batches are smaller: an operation that
+#: one image in twenty has is not worth starting for 64 images.
+_POLICY_VALUES = 2**22
 
 
 @dataclass(frozen=True)
-class _Epoch:
-    """What an epoch's augmentation does with every sample, in the set's order."""
+class _EpochParams:
+    """The random parameters of an epoch's augmentation, for every image in the set's order."""
 
-    moved: Draws | None
-    choices: policies.Choices | None
+    epoch: int
     seed: int
     """Of this view of the images."""
-    epoch: int
-    blanks: tuple[Tensor, ...]
-    mix: mixing.Mix | None
-    views: Tensor | None
-    """(N,) int64 on the CPU: the number of each sample's view, where crop and flip are all there is."""
+    crop_flip: CropFlipParams | None
+    policy: policies.PolicyParams | None
+    zeroed: tuple[Tensor, ...]
+    """Boxes of cutout and erasing, (N, 4) int64 each."""
+    mix: mixing.MixParams | None
+    view_ids: Tensor | None
+    """(N,) int64 on the CPU: the number of each image's view; None if there are other augmentations than crop and flip.
+    """
 
 
 class InMemoryLoader:
-    """Gives the batches of one epoch each time it is iterated over.
+    """Yields the batches of one epoch each time it is iterated over.
 
-    An epoch is a function of (seed, epoch) alone: iterating twice gives the same batches twice, and ``set_epoch``
-    moves on. What a sample looks like in an epoch does not depend on the batch it falls into; one that it is mixed with
-    looks there as it does by itself. All draws are made on the CPU, so that they are the same for every device, and
-    each kind of augmentation has draws of its own, so that switching one on does not change another.
+    An epoch is a function of (seed, epoch) alone: a second iteration yields the same batches, and ``set_epoch``
+    chooses another epoch. The augmentation of an image does not depend on its batch; the partner of a mixed image is
+    augmented as in its own batch. All random numbers are drawn on the CPU, so that they are the same for every device.
+    Each kind of augmentation has its own, so that switching one on does not change another.
 
-    The last batch may be smaller. When shuffling, a last batch of one single image is left out, because batch
-    normalisation cannot train on it; which image that is changes from epoch to epoch. (A batch size of one is the
-    user's own choice and keeps all.)
+    The last batch may be smaller. When shuffling, a last batch of one image is left out, because batch normalisation
+    cannot train on it; the image left out changes from epoch to epoch. (A batch size of one keeps all images.)
 
     Args:
         images: (N, C, H, W) uint8; a policy needs three channels. Moved to the device once; on the CPU they are not
@@ -65,15 +66,15 @@ class InMemoryLoader:
         mean: Of the channels, for images scaled to 0..1.
         std: Of the channels, for images scaled to 0..1.
         device: Where the batches are made.
-        augment: What happens to the images, where its None is none; None to leave them as they are.
-        num_classes: K of the (B, K) labels of mixed images; needed where ``augment`` mixes.
+        augment: The augmentation, in which None means none; None leaves the images as they are.
+        num_classes: K of the (B, K) labels of mixed images; required if ``augment`` mixes.
         shuffle: A new order every epoch; otherwise the set's.
         seed: The trial's seed.
-        view: Which view of the images this is: each has draws of its own, and all have the same order.
+        view: Number of this view of the images: each has its own random numbers, and all have the same order.
 
     Raises:
         ValueError: Sizes do not fit together, or ``num_classes`` is missing.
-        UserError: The user's own augmentation is not there, or was changed since the trial was planned.
+        UserError: The augmentation plug-in is missing, or was changed since the trial was planned.
     """
 
     def __init__(
@@ -109,23 +110,23 @@ class InMemoryLoader:
         self.view = view
         self.epoch = 0
         self._normalise = Normalise(mean, std, self.device)
-        self._own_augment = OwnAugment(self.augment.own, self.augment.own_source) if self.augment.own else None
+        self._plugin = AugmentPlugin(self.augment.own, self.augment.own_source) if self.augment.own else None
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, from 0, that the next iteration gives."""
+        """Sets the epoch, from 0, of the next iteration."""
         self.epoch = epoch
 
     @property
     def corrupt(self) -> dict[Path, str]:
-        """Files that could not be decoded, as loaders that decode have them; none here."""
+        """Files that could not be decoded, as in loaders that decode; none here."""
         return {}
 
     def close(self) -> None:
-        """Does nothing; a loader with workers ends them."""
+        """Does nothing, because there are no workers."""
 
     @property
-    def views(self) -> int:
-        """How many views an image has, where crop and flip are all that happens to it; otherwise 0."""
+    def view_count(self) -> int:
+        """Number of different views of an image; 0 if there are other augmentations than crop and flip."""
         only = Augment(crop=self.augment.crop, flip=self.augment.flip)
         return view_count(self.augment.crop or 0) if self.augment == only and (only.crop or only.flip) else 0
 
@@ -138,7 +139,7 @@ class InMemoryLoader:
         return self._batches(self._order(self.epoch), self._draw(self.epoch))
 
     def _order(self, epoch: int) -> Tensor:
-        """The places of an epoch's images, (at most ``len(self)`` times the batch size,) int64, batch by batch."""
+        """Returns the indices of an epoch's images: int64, at most ``len(self)`` times the batch size."""
         size = len(self.images)
         if self.shuffle:
             order = torch.randperm(size, generator=seeding.generator(self.seed, seeding.ORDER, epoch))
@@ -146,68 +147,68 @@ class InMemoryLoader:
             order = torch.arange(size)
         return order[: len(self) * self.batch_size]
 
-    def _draw(self, epoch: int) -> _Epoch:
+    def _draw(self, epoch: int) -> _EpochParams:
         augment, device = self.augment, self.device
         seed = seeding.derive(self.seed, f"{seeding.VIEW}/{self.view}") if self.view else self.seed
         size, _, height, width = self.images.shape
-        moved, mix, views, blanks = None, None, None, []
+        crop_flip, mix, view_ids, zeroed = None, None, None, []
         if augment.crop or augment.flip:
-            moved = draw(seed, epoch, size, augment.crop or 0)
+            crop_flip = draw_crop_flip(seed, epoch, size, augment.crop or 0)
             if not augment.flip:
-                moved = Draws(moved.offsets, torch.zeros_like(moved.flips))
-            views = moved.numbers(augment.crop or 0)
-            moved = moved.to(device)
+                crop_flip = CropFlipParams(crop_flip.offsets, torch.zeros_like(crop_flip.flips))
+            if self.view_count:
+                view_ids = crop_flip.view_ids(augment.crop or 0)
+            crop_flip = crop_flip.to(device)
         if augment.cutout:
-            blanks.append(draw_cutout(seed, epoch, size, augment.cutout, height, width).to(device))
+            zeroed.append(draw_cutout(seed, epoch, size, augment.cutout, height, width).to(device))
         if augment.erase:
-            blanks.append(draw_erasing(seed, epoch, size, augment.erase, height, width).to(device))
+            zeroed.append(draw_erasing(seed, epoch, size, augment.erase, height, width).to(device))
         if self.mixes:
-            mix = mixing.draw(seed, epoch, size, height, width, mixup=augment.mixup, cutmix=augment.cutmix)
-        choices = policies.draw(augment, seed, epoch, size, height, width)
-        return _Epoch(moved, choices, seed, epoch, tuple(blanks), mix, views if self.views else None)
+            mix = mixing.draw_mix(seed, epoch, size, height, width, mixup=augment.mixup, cutmix=augment.cutmix)
+        policy = policies.draw_policy(augment, seed, epoch, size, height, width)
+        return _EpochParams(epoch, seed, crop_flip, policy, tuple(zeroed), mix, view_ids)
 
-    def _batches(self, order: Tensor, drawn: _Epoch) -> Iterator[Batch]:
-        views = self._views(order, drawn)
-        numbers = None if drawn.views is None else order * self.views + drawn.views[order]
+    def _batches(self, order: Tensor, params: _EpochParams) -> Iterator[Batch]:
+        unmixed = self._unmixed(order, params)
+        view_ids = None if params.view_ids is None else order * self.view_count + params.view_ids[order]
         mix = partners = None
-        if drawn.mix is not None:
-            partners = self._views(drawn.mix.partner[order], drawn)
-            mix = drawn.mix.to(self.device)
+        if params.mix is not None:
+            partners = self._unmixed(params.mix.partner[order], params)
+            mix = params.mix.to(self.device)
         order = order.to(self.device)
         for step in range(len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images, labels = next(views), self.labels[index]
+            rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            index = order[rows]
+            images, labels = next(unmixed), self.labels[index]
             if mix is not None and partners is not None and self.num_classes is not None:
-                here = mix.of(index)
-                images = mixing.mix_images(images, next(partners), here)
-                labels = mixing.mix_labels(labels, self.labels[here.partner], here, self.num_classes)
-            seen = None if numbers is None else numbers[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Batch(images, labels, index, drawn.epoch, step, seen)
+                batch_mix = mix.select(index)
+                images = mixing.mix_images(images, next(partners), batch_mix)
+                labels = mixing.mix_labels(labels, self.labels[batch_mix.partner], batch_mix, self.num_classes)
+            yield Batch(images, labels, index, params.epoch, step, None if view_ids is None else view_ids[rows])
 
-    def _changed(self, images: Tensor, places: Tensor, drawn: _Epoch, step: int) -> Tensor:
-        """As the user's own augmentation leaves them."""
-        if self._own_augment is None:
-            return images
-        return self._own_augment(images, places.tolist(), drawn.seed, drawn.epoch, step)
-
-    def _views(self, order: Tensor, drawn: _Epoch) -> Iterator[Tensor]:
-        """What these samples look like before they are mixed, a batch at a time: (B, C, H, W) float."""
-        there = order.to(self.device)
+    def _unmixed(self, order: Tensor, params: _EpochParams) -> Iterator[Tensor]:
+        """Yields batches of these images before they are mixed: (B, C, H, W) float, normalised."""
+        device_order = order.to(self.device)
         at_once = self.batch_size
-        if drawn.choices is not None:
-            at_once *= max(1, _AHEAD // (self.batch_size * self.images.shape[1:].numel()))
+        if params.policy is not None:
+            at_once *= max(1, _POLICY_VALUES // (self.batch_size * self.images.shape[1:].numel()))
         for start in range(0, len(order), at_once):
-            part = there[start : start + at_once]
-            pictures = self.images.index_select(0, part)  # copies image by image; indexing copies pixel by pixel
-            if drawn.moved is not None:
-                pictures = crop_and_flip(pictures, drawn.moved.of(part), self.augment.crop or 0)
-            if drawn.choices is not None:
-                steps = drawn.choices.steps[order[start : start + at_once]]
-                pictures = policies.apply(pictures, steps, drawn.choices.operations)
-            batches = zip(part.split(self.batch_size), pictures.split(self.batch_size), strict=True)
-            for step, (index, few) in enumerate(batches, start // self.batch_size):
-                places = order[step * self.batch_size : (step + 1) * self.batch_size]
-                images = self._normalise(self._changed(few, places, drawn, step))
-                for boxes in drawn.blanks:
-                    images = blank(images, boxes[index])
-                yield images
+            index = device_order[start : start + at_once]
+            images = self.images.index_select(0, index)  # copies image by image; indexing copies pixel by pixel
+            if params.crop_flip is not None:
+                images = crop_and_flip(images, params.crop_flip.select(index), self.augment.crop or 0)
+            if params.policy is not None:
+                steps = params.policy.steps[order[start : start + at_once]]
+                images = policies.apply_policy(images, steps, params.policy.operations)
+            batches = zip(index.split(self.batch_size), images.split(self.batch_size), strict=True)
+            for step, (batch_index, batch) in enumerate(batches, start // self.batch_size):
+                normalised = self._normalise(self._apply_plugin(batch, order, params, step))
+                for boxes in params.zeroed:
+                    zero_boxes(normalised, boxes[batch_index])
+                yield normalised
+
+    def _apply_plugin(self, images: Tensor, order: Tensor, params: _EpochParams, step: int) -> Tensor:
+        if self._plugin is None:
+            return images
+        index = order[step * self.batch_size : (step + 1) * self.batch_size].tolist()
+        return self._plugin(images, index, params.seed, params.epoch, step)

@@ -1,4 +1,4 @@
-"""Batches of a set whose images are decoded when they are needed, by any number of processes."""
+"""Loads batches of a set whose images are decoded when they are needed, in any number of processes."""
 
 from __future__ import annotations
 
@@ -12,53 +12,58 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
-from kd_bench.data.augment.crop_flip import Normalise, blank
-from kd_bench.data.augment.timm_transforms import EvaluationTransform, Mixing, TrainTransform, undisturbed
-from kd_bench.data.batch_order import Order
+from kd_bench.data.augment.crop_flip import Normalise, zero_boxes
+from kd_bench.data.augment.timm_transforms import (
+    EvaluationTransform,
+    TimmMixup,
+    TrainTransform,
+    preserve_rng_state,
+)
+from kd_bench.data.batch_order import BatchOrder
 from kd_bench.data.decoding import BadImage
 from kd_bench.data.file_dataset import FileDataset, Files
 from kd_bench.types import Batch
 from kd_bench.utils.errors import UserError
 
-#: Images that a worker decodes at a time, some 10 MB: so that all workers make a batch of thousands together, and few
-#: batches lie in memory at once.
+#: Images that a worker decodes at a time, some 10 MB: so that all workers together make a batch of thousands, and few
+#: batches are in memory at once.
 _CHUNK = 64
 
 
-class _Wanted(NamedTuple):
-    """What a worker is to decode."""
+class _ChunkRequest(NamedTuple):
+    """The images that a worker decodes at a time."""
 
     epoch: int
-    which: list[int]
-    repeat: list[int]
+    indices: list[int]
+    repeats: list[int]
     last: bool
     """Whether a batch ends here."""
 
 
-class _Read(NamedTuple):
-    """What a worker has decoded."""
+class _Chunk(NamedTuple):
+    """The images that a worker has decoded."""
 
     images: Tensor
     """(n, 3, H, W) uint8."""
     boxes: Tensor
-    """(n, 4) int64: what is to be erased."""
-    which: Tensor
-    """(n,) int64: which images these are."""
+    """(n, 4) int64: boxes to erase."""
+    indices: Tensor
+    """(n,) int64."""
     bad: list[tuple[int, str]]
-    """Images that could not be decoded, and why."""
-    failure: str
-    """The sentence to end with; empty for none."""
+    """Images that could not be decoded, and the reasons."""
+    error: str
+    """Message of the error to raise; empty for none."""
     last: bool
 
 
-class _Reader(MapDataset[_Read]):
-    """Decodes. It has no state, so that it does not matter which worker decodes what.
+class _ChunkDecoder(MapDataset[_Chunk]):
+    """Decodes chunks. It has no state, so that any worker can decode any chunk.
 
     Args:
         files: The images.
-        transform: What happens to them.
-        skip: Whether to go on without those that cannot be decoded.
-        replace: Whether others take their place then.
+        transform: Decodes and augments an image.
+        skip: Whether to continue without images that cannot be decoded.
+        replace: Whether to take another image of the class instead.
     """
 
     def __init__(
@@ -69,155 +74,154 @@ class _Reader(MapDataset[_Read]):
         self.skip = skip
         self.replace = replace
 
-    def __getitems__(self, wanted: _Wanted) -> _Read:
-        """A chunk."""
+    def __getitems__(self, request: _ChunkRequest) -> _Chunk:
+        """Decodes a chunk."""
         size = self.transform.size
-        images = torch.empty(len(wanted.which), 3, size, size, dtype=torch.uint8)
-        boxes = torch.zeros(len(wanted.which), 4, dtype=torch.int64)
-        index: list[int] = []
+        images = torch.empty(len(request.indices), 3, size, size, dtype=torch.uint8)
+        boxes = torch.zeros(len(request.indices), 4, dtype=torch.int64)
+        indices: list[int] = []
         bad: list[tuple[int, str]] = []
-        failure = ""
-        with undisturbed():
-            for first, repeat in zip(wanted.which, wanted.repeat, strict=True):
+        message = ""
+        with preserve_rng_state():
+            for wanted, repeat in zip(request.indices, request.repeats, strict=True):
                 try:
-                    found = self._read(first, wanted.epoch, repeat, bad)
-                except UserError as error:  # goes by way of the answer: what a worker raises comes with a traceback
-                    failure = str(error)
+                    decoded = self._decode(wanted, request.epoch, repeat, bad)
+                except UserError as error:  # returned, because an error raised in a worker comes with a traceback
+                    message = str(error)
                     break
-                if found is not None:
-                    shown, images[len(index)], boxes[len(index)] = found
-                    index.append(shown)
-        there = len(index)
-        return _Read(images[:there], boxes[:there], torch.tensor(index, dtype=torch.int64), bad, failure, wanted.last)
+                if decoded is not None:
+                    index, images[len(indices)], boxes[len(indices)] = decoded
+                    indices.append(index)
+        n = len(indices)
+        return _Chunk(images[:n], boxes[:n], torch.tensor(indices, dtype=torch.int64), bad, message, request.last)
 
-    def _read(
-        self, first: int, epoch: int, repeat: int, bad: list[tuple[int, str]]
+    def _decode(
+        self, wanted: int, epoch: int, repeat: int, bad: list[tuple[int, str]]
     ) -> tuple[int, Tensor, Tensor] | None:
-        """An image, or the one that takes its place but has its draws; None where it is left out."""
-        for index in self._candidates(first):
+        """Returns an image, or its replacement with the same random numbers; None if the image is left out."""
+        for index in self._candidates(wanted):
             try:
-                return index, *self.transform(self.files.read(index), epoch, first, repeat)
+                return index, *self.transform(self.files.read(index), epoch, wanted, repeat)
             except BadImage as error:
                 bad.append((index, str(error)))
                 if not self.skip:
-                    place = self.files.path(index)
-                    raise UserError(f"{place}: the image {error}; pipeline.corrupt: skip goes on without it") from error
+                    path = self.files.path(index)
+                    raise UserError(f"{path}: the image {error}; pipeline.corrupt: skip goes on without it") from error
         if self.replace:
-            raise UserError(f"{self.files.home(first)}: has no image that can be decoded")
+            raise UserError(f"{self.files.describe_class(wanted)}: has no image that can be decoded")
         return None
 
-    def _candidates(self, first: int) -> Iterator[int]:
-        yield first
+    def _candidates(self, wanted: int) -> Iterator[int]:
+        yield wanted
         if self.replace:
-            yield from self.files.others(first)
+            yield from self.files.same_class(wanted)
 
 
-class _Plan:
-    """What is to be decoded in the epoch to come, chunk by chunk: a batch sampler for torch."""
+class _ChunkSampler:
+    """The chunks of the next epoch: a batch sampler for torch."""
 
     def __init__(self) -> None:
         self.epoch = 0
         self.steps: list[tuple[Tensor, Tensor]] = []
 
-    def __iter__(self) -> Iterator[_Wanted]:
-        for index, repeat in self.steps:
-            parts = math.ceil(len(index) / _CHUNK)
-            for part, (some, times) in enumerate(
-                zip(index.tensor_split(parts), repeat.tensor_split(parts), strict=True), 1
-            ):
-                yield _Wanted(self.epoch, some.tolist(), times.tolist(), part == parts)
+    def __iter__(self) -> Iterator[_ChunkRequest]:
+        for step in self.steps:
+            count = math.ceil(len(step[0]) / _CHUNK)
+            chunks = zip(*(tensor.tensor_split(count) for tensor in step), strict=True)
+            for number, (index, repeat) in enumerate(chunks, 1):
+                yield _ChunkRequest(self.epoch, index.tolist(), repeat.tolist(), number == count)
 
 
-class _Stream:
-    """What both loaders have in common: the workers, and the way to the device."""
+class _StreamBase:
+    """The workers and the copies to the device, for both loaders."""
 
     def __init__(
-        self, listed: FileDataset, reader: _Reader, batch_size: int, workers: int, device: torch.device | str
+        self, dataset: FileDataset, decoder: _ChunkDecoder, batch_size: int, workers: int, device: torch.device | str
     ) -> None:
         self.device = torch.device(device)
-        self.labels = reader.files.labels.to(self.device)
-        self._files = reader.files
+        self.labels = decoder.files.labels.to(self.device)
+        self._files = decoder.files
         self._corrupt: dict[int, str] = {}
-        self._normalise = Normalise(listed.mean, listed.std, self.device)
-        self._plan = _Plan()
-        self._reader = reader
+        self._normalise = Normalise(dataset.mean, dataset.std, self.device)
+        self._sampler = _ChunkSampler()
+        self._decoder = decoder
         self._workers = workers
-        # Two batches under way, and at least two chunks a worker.
-        self._ahead = max(2, math.ceil(2 * batch_size / (_CHUNK * workers))) if workers else None
-        self._loader: DataLoader[_Read] | None = None
+        # Two batches in preparation, and at least two chunks per worker.
+        self._prefetch = max(2, math.ceil(2 * batch_size / (_CHUNK * workers))) if workers else None
+        self._loader: DataLoader[_Chunk] | None = None
 
     @property
     def corrupt(self) -> dict[Path, str]:
-        """The files that could not be decoded and why, of those that this process has come upon so far, sorted."""
+        """Files that could not be decoded so far in this process, with the reasons, sorted."""
         return {self._files.path(index): reason for index, reason in sorted(self._corrupt.items())}
 
     def close(self) -> None:
-        """Ends the workers at once; another iteration would begin new ones."""
+        """Ends the workers at once; another iteration starts new ones."""
         self._loader = None
 
     def _read(self, epoch: int, steps: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each step the normalised images, the boxes to erase in them, and which images they are."""
-        self._plan.epoch, self._plan.steps = epoch, steps
-        parts: list[list[Tensor]] = []
+        """Yields for each step the normalised images, the boxes to erase in them, and their indices."""
+        self._sampler.epoch, self._sampler.steps = epoch, steps
         if self._loader is None:
             self._loader = DataLoader(
-                self._reader,
-                batch_sampler=self._plan,  # type: ignore[arg-type]  # not lists of numbers, but what the reader wants
-                collate_fn=_as_it_is,  # type: ignore[arg-type]
+                self._decoder,
+                batch_sampler=self._sampler,  # type: ignore[arg-type]  # not lists of numbers, but requests
+                collate_fn=_identity,  # type: ignore[arg-type]
                 num_workers=self._workers,
-                prefetch_factor=self._ahead,
+                prefetch_factor=self._prefetch,
                 persistent_workers=self._workers > 0,
                 pin_memory=self.device.type == "cuda",
-                generator=torch.Generator(),  # or it would draw from torch's global one
+                generator=torch.Generator(),  # else it would draw from torch's global generator
             )
-        for read in self._loader:
-            self._corrupt.update(read.bad)
-            if read.failure:
-                raise UserError(read.failure)
-            parts.append([part.to(self.device, non_blocking=True) for part in read[:3]])
-            if read.last:
+        chunks: list[list[Tensor]] = []
+        for chunk in self._loader:
+            self._corrupt.update(chunk.bad)
+            if chunk.error:
+                raise UserError(chunk.error)
+            chunks.append([tensor.to(self.device, non_blocking=True) for tensor in chunk[:3]])
+            if chunk.last:
                 images, boxes, index = (
-                    torch.cat(some) if len(some) > 1 else some[0] for some in zip(*parts, strict=True)
+                    torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*chunks, strict=True)
                 )
-                parts = []
+                chunks = []
                 yield self._normalise(images), boxes, index
 
 
-def _as_it_is(read: _Read) -> _Read:
-    return read
+def _identity(chunk: _Chunk) -> _Chunk:
+    return chunk
 
 
-class StreamLoader(_Stream):
-    """Gives the training batches of one epoch each time it is iterated over, as ``InMemoryLoader`` does.
+class StreamLoader(_StreamBase):
+    """Yields the training batches of one epoch each time it is iterated over, as ``InMemoryLoader`` does.
 
-    An epoch is a function of (seed, epoch) alone, however many workers there are. What an image looks like before it is
-    mixed is a function of (seed, epoch, image, repeat), and the same in any batch. All batches are full: the images
-    left over in an epoch, others each time, are not used, as in timm. It can be iterated over once at a time.
+    An epoch is a function of (seed, epoch) alone, however many workers there are. An image before mixing is a function
+    of (seed, epoch, image, repeat), and the same in any batch. All batches are full: the images left over in an epoch,
+    others each time, are not used, as in timm. Only one iteration can run at a time.
 
-    An image that cannot be decoded ends the training with its name when its turn comes. With ``corrupt: skip`` the next
-    one of its class that can be takes its place in the epoch and its draws, and ``corrupt`` counts it: to look at all
-    files beforehand would cost as much as an epoch.
+    An image that cannot be decoded ends the training with an error that names it. With ``corrupt: skip`` the next image
+    of its class that can be decoded replaces it, with the same random numbers, and ``corrupt`` counts it. The files are
+    not checked beforehand, because that would cost as much as an epoch.
 
     Args:
-        listed: The set and its pipeline.
-        batch_size: Images a step, of all processes together.
-        micro_batch: Images that are mixed with one another, see ``Order``; None for all of the batch.
+        dataset: The set and its pipeline.
+        batch_size: Images per step, of all processes together.
+        micro_batch: Group size of ``BatchOrder``: images that are mixed with one another; None for the whole batch.
         seed: The trial's seed.
         device: Where the batches are made.
-        workers: Processes that decode; 0 to decode in this one. They need room in shared memory, of two batches or two
-            chunks of 64 images a worker, whichever is more.
-        rank: The number of this process among those that train together.
-        world_size: How many these are. Each has an equal part of every batch, and its ``index`` tells which; what they
-            have together does not depend on how many they are.
+        workers: Processes that decode; 0 to decode in this one. They need shared memory for two batches or for two
+            chunks of 64 images per worker, whichever is more.
+        rank: Index of this process among those that train together.
+        world_size: Number of these processes. Each has an equal part of every batch; all together have the same images
+            whatever their number.
 
     Raises:
         UserError: The batch is larger than the set.
-        ValueError: The batch cannot be shared by so many processes.
+        ValueError: The batch cannot be shared by this number of processes.
     """
 
     def __init__(
         self,
-        listed: FileDataset,
+        dataset: FileDataset,
         *,
         batch_size: int,
         micro_batch: int | None = None,
@@ -227,26 +231,27 @@ class StreamLoader(_Stream):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        pipeline = listed.pipeline
-        self._order = Order(
-            seed, len(listed.train), batch_size, micro_batch or batch_size, pipeline.repeats, rank, world_size
+        pipeline = dataset.pipeline
+        self._order = BatchOrder(
+            seed, len(dataset.train), batch_size, micro_batch or batch_size, pipeline.repeats, rank, world_size
         )
         if not len(self._order):
-            raise UserError(f"batch_size: {batch_size} is more than the {self._order.length} images of an epoch")
-        transform = TrainTransform(pipeline, listed.mean, seed)
-        reader = _Reader(listed.train, transform, skip=pipeline.corrupt == "skip", replace=pipeline.corrupt == "skip")
-        super().__init__(listed, reader, batch_size // world_size, workers, device)
+            raise UserError(f"batch_size: {batch_size} is more than the {self._order.epoch_size} images of an epoch")
+        transform = TrainTransform(pipeline, dataset.mean, seed)
+        skip = pipeline.corrupt == "skip"
+        decoder = _ChunkDecoder(dataset.train, transform, skip=skip, replace=skip)
+        super().__init__(dataset, decoder, batch_size // world_size, workers, device)
         self.batch_size = batch_size
         self.epoch = self._begin = 0
         self._erases = pipeline.erase is not None
-        self._mixing = Mixing(pipeline, listed.num_classes, seed)
+        self._mix = TimmMixup(pipeline, dataset.num_classes, seed)
 
     def set_epoch(self, epoch: int, begin: int = 0) -> None:
-        """Chooses the epoch, from 0, that the next iteration gives.
+        """Sets the epoch of the next iteration.
 
         Args:
             epoch: From 0.
-            begin: Of so many first steps nothing is decoded; their batches are empty.
+            begin: First step whose images are decoded; the batches before it are empty.
         """
         self.epoch, self._begin = epoch, begin
 
@@ -259,40 +264,43 @@ class StreamLoader(_Stream):
 
     def _batches(self, epoch: int, begin: int) -> Iterator[Batch]:
         order = self._order
-        in_batch = order.batch_size // order.group
         steps = list(zip(*order.epoch(epoch), strict=True))
-        nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+        empty = torch.empty(0, dtype=torch.int64, device=self.device)
         for step in range(begin):
-            yield Batch(nothing, nothing, nothing, epoch, step)
+            yield Batch(empty, empty, empty, epoch, step)
         for step, (images, boxes, index) in enumerate(self._read(epoch, steps[begin:]), begin):
             if self._erases:
-                blank(images, boxes)
-            pairs = zip(images.chunk(len(order.groups)), self.labels[index].chunk(len(order.groups)), strict=True)
+                zero_boxes(images, boxes)
+            groups = zip(
+                order.groups,
+                images.chunk(len(order.groups)),
+                self.labels[index].chunk(len(order.groups)),
+                strict=True,
+            )
             labels = [
-                self._mixing(some, their, epoch, step * in_batch + group)
-                for group, (some, their) in zip(order.groups, pairs, strict=True)
+                self._mix(pixels, targets, epoch, step * order.group_count + group) for group, pixels, targets in groups
             ]
             yield Batch(images, torch.cat(labels), index, epoch, step)
 
 
-class StreamTestLoader(_Stream):
-    """Gives the test set: every image once, in its order, the last batch smaller where it must be.
+class StreamTestLoader(_StreamBase):
+    """Yields the test set: every image once, in its order, the last batch smaller if necessary.
 
-    An image that cannot be decoded ends the test with its name; with ``corrupt: skip`` it is left out and counted by
-    ``corrupt``, so that the images in the batches are to be counted, not those of the set.
+    An image that cannot be decoded ends the test with an error that names it. With ``corrupt: skip`` it is left out and
+    counted by ``corrupt``: then the batches have fewer images than the set.
 
     Args:
-        listed: The set and its pipeline.
-        batch_size: Images a step, of this process.
-        device: As ``StreamLoader`` takes it.
-        workers: As ``StreamLoader`` takes it.
-        rank: The number of this process among those that test together.
-        world_size: How many these are. Each takes every so-maniest image; some may have one less than others.
+        dataset: The set and its pipeline.
+        batch_size: Images per step, of this process.
+        device: As for ``StreamLoader``.
+        workers: As for ``StreamLoader``.
+        rank: Index of this process among those that test together.
+        world_size: Number of these processes, R. Each takes every R-th image; some may have one less.
     """
 
     def __init__(
         self,
-        listed: FileDataset,
+        dataset: FileDataset,
         *,
         batch_size: int,
         device: torch.device | str = "cpu",
@@ -300,18 +308,19 @@ class StreamTestLoader(_Stream):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        pipeline = listed.pipeline
-        reader = _Reader(listed.test, EvaluationTransform(pipeline), skip=pipeline.corrupt == "skip", replace=False)
-        super().__init__(listed, reader, batch_size, workers, device)
+        pipeline = dataset.pipeline
+        transform = EvaluationTransform(pipeline)
+        decoder = _ChunkDecoder(dataset.test, transform, skip=pipeline.corrupt == "skip", replace=False)
+        super().__init__(dataset, decoder, batch_size, workers, device)
         self.batch_size = batch_size
-        self.share = torch.arange(rank, len(listed.test), world_size)
+        self._indices = torch.arange(rank, len(dataset.test), world_size)
 
     def __len__(self) -> int:
         """Number of batches."""
-        return math.ceil(len(self.share) / self.batch_size)
+        return math.ceil(len(self._indices) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        steps = [(some, torch.zeros_like(some)) for some in self.share.split(self.batch_size)]
+        steps = [(index, torch.zeros_like(index)) for index in self._indices.split(self.batch_size)]
         for step, (images, _, index) in enumerate(self._read(0, steps)):
-            if len(index):  # or else none of the batch could be decoded
+            if len(index):  # empty if no image of the batch could be decoded
                 yield Batch(images, self.labels[index], index, 0, step)

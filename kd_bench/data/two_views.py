@@ -12,18 +12,18 @@ from kd_bench.types import Batch
 
 
 class TwoViews:
-    """Batches of 2 B images: first B images, then the same ones, in the same order, as another loader shows them.
+    """Yields batches of 2 B images: B images, then the same images in the same order, augmented by another loader.
 
     Args:
-        first: Gives the first view.
-        second: The second: a loader with the same images, seed and batch size, and another ``view``.
+        first: Loader of the first view.
+        second: Loader of the second view: with the same images, seed and batch size, and another ``view``.
     """
 
     def __init__(self, first: InMemoryLoader, second: InMemoryLoader) -> None:
         self.first, self.second = first, second
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch, from 0, that the next iteration gives."""
+        """Sets the epoch, from 0, of the next iteration."""
         self.first.set_epoch(epoch)
         self.second.set_epoch(epoch)
 
@@ -33,18 +33,18 @@ class TwoViews:
         return {}
 
     def close(self) -> None:
-        """Does nothing; a loader with workers ends them."""
+        """Does nothing, because there are no workers."""
 
     def __len__(self) -> int:
         """Number of batches."""
         return len(self.first)
 
     def __iter__(self) -> Iterator[Batch]:
-        for one, other in zip(self.first, self.second, strict=True):
+        for first, second in zip(self.first, self.second, strict=True):
             yield Batch(
-                torch.cat([one.images, other.images]),
-                torch.cat([one.labels, other.labels]),
-                torch.cat([one.index, other.index]),
-                one.epoch,
-                one.step,
+                torch.cat([first.images, second.images]),
+                torch.cat([first.labels, second.labels]),
+                torch.cat([first.index, second.index]),
+                first.epoch,
+                first.step,
             )

@@ -1,8 +1,8 @@
 """GPUs by the figures of their data sheets, and how long counted operations would take on them.
 
-Each operation takes as long as the slowest of three things: its arithmetic at a fraction of the peak, its memory
-traffic at a fraction of the bandwidth, and its launch. The fractions were chosen once, so that published speeds come
-out; ``benchmarks/estimate.py`` shows how near (``devices/speeds.csv``).
+An operation takes as long as the slowest of three things: its arithmetic at a fraction of the peak, its memory traffic
+at a fraction of the bandwidth, and its launch. The fractions were chosen once to match published speeds
+(``devices/speeds.csv``); ``benchmarks/estimate.py`` prints how close the estimates come.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kd_bench.config.base import Positive, Settings
+from kd_bench.config.base import Settings
 from kd_bench.config.load import parse, read_mapping
+from kd_bench.config.numbers import Positive
 from kd_bench.utils.errors import UserError, unknown
 from kd_bench.utils.paths import package_path
 
@@ -23,14 +24,14 @@ class Gpu(Settings):
     """A GPU's data sheet.
 
     Attributes:
-        title: For people.
+        title: Product name.
         fp32: Peak of float32 without tensor cores, in TFLOP/s.
-        tf32: Peak of TF32, dense; None where there is none.
-        bf16: Peak of bfloat16 accumulated in float32, dense; None where there is none.
-        fp16: The same of float16, where there is no bfloat16.
-        bandwidth: Of the memory, in GB/s.
-        memory: In GB.
-        source: Where the figures are from.
+        tf32: Dense peak of TF32, in TFLOP/s; None if the GPU has no TF32.
+        bf16: Dense peak of bfloat16 accumulated in float32, in TFLOP/s; None if the GPU has no bfloat16.
+        fp16: The same for float16, for GPUs without bfloat16.
+        bandwidth: Memory bandwidth in GB/s.
+        memory: Memory in GB.
+        source: The data sheet.
     """
 
     title: str
@@ -45,13 +46,13 @@ class Gpu(Settings):
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a data sheet does not say.
+    """Numbers that a data sheet does not have.
 
     Attributes:
-        compute: Fraction of the peak that products of matrices and convolutions reach.
+        compute: Fraction of the peak that matrix products and convolutions reach.
         training: Fraction of the bandwidth that operations reach in passes with gradients.
-        forward: The same in passes without.
-        launch: Seconds below which no operation comes.
+        forward: The same for passes without gradients.
+        launch: Shortest time of an operation, in seconds.
     """
 
     compute: float = 0.8
@@ -60,58 +61,56 @@ class Assumptions:
     launch: float = 6e-6
 
 
-def cards() -> dict[str, Gpu]:
-    """All that are known, by name."""
+def load_gpus() -> dict[str, Gpu]:
+    """Reads all GPUs of ``devices/gpus.yaml``, by name."""
     path = package_path("devices", "gpus.yaml")
     return {
         name: parse(Gpu, content, f"{path}: {name}") for name, content in read_mapping(path, "list of GPUs").items()
     }
 
 
-def chosen(names: str, context: str) -> dict[str, Gpu]:
-    """Those with these names.
+def select_gpus(names: str, context: str) -> dict[str, Gpu]:
+    """Returns the GPUs with these names.
 
     Args:
-        names: With commas between; ``none`` for none of them.
-        context: Where they were written, for the error.
+        names: Names separated by commas, or ``none``.
+        context: Name of the option, for error messages.
 
     Raises:
-        UserError: For a name that is not known, and where there is no name.
+        UserError: If a name is unknown, or if there is no name.
     """
-    known = cards()
-    wanted = list(dict.fromkeys(name.strip().lower() for name in names.split(",") if name.strip()))
-    if wanted == ["none"]:
+    gpus = load_gpus()
+    selected = list(dict.fromkeys(name.strip().lower() for name in names.split(",") if name.strip()))
+    if selected == ["none"]:
         return {}
-    if not wanted:
-        raise UserError(f"{context}: names no card; there are: {', '.join(known)}; or none")
-    for name in wanted:
-        if name not in known:
-            raise unknown("card", name, known, context)
-    return {name: known[name] for name in wanted}
+    if not selected:
+        raise UserError(f"{context}: names no card; there are: {', '.join(gpus)}; or none")
+    for name in selected:
+        if name not in gpus:
+            raise unknown("card", name, gpus, context)
+    return {name: gpus[name] for name in selected}
 
 
-def seconds(
-    counts: OperationCounts, card: Gpu, assumed: Assumptions, *, training: bool, half: float | None = None
+def estimate_seconds(
+    counts: OperationCounts, gpu: Gpu, assumed: Assumptions, *, training: bool, half: float | None = None
 ) -> float:
-    """How long a card takes for counted operations.
+    """Returns the seconds that a GPU takes for counted operations, one after the other.
 
     Args:
         counts: From ``kd_bench.estimate.operation_counter``.
-        card: The card.
-        assumed: What its data sheet does not say.
+        gpu: The GPU's data sheet.
+        assumed: Numbers that the data sheet does not have.
         training: Whether it is a pass with gradients.
-        half: Peak to go by for operations in half precision, in TFLOP/s; None for bfloat16's, or float32's where the
-            card has no bfloat16.
+        half: Peak of operations in half precision, in TFLOP/s. Defaults to the peak of bfloat16, or of float32 if the
+            GPU has no bfloat16.
     """
-    peaks = {
-        "half": half or card.bf16 or card.fp32,
-        "convolution": card.tf32 or card.fp32,
-        "single": card.fp32,
-    }
-    bandwidth = card.bandwidth * 1e9 * (assumed.training if training else assumed.forward)
+    peaks = {"half": half or gpu.bf16 or gpu.fp32, "convolution": gpu.tf32 or gpu.fp32, "single": gpu.fp32}
+    bandwidth = gpu.bandwidth * 1e9 * (assumed.training if training else assumed.forward)
 
-    def of(one: Operation) -> float:
-        arithmetic = one.flops / (peaks[one.arithmetic] * 1e12 * assumed.compute) if one.flops else 0.0
-        return max(arithmetic, one.moved / bandwidth, assumed.launch)
+    def seconds(operation: Operation) -> float:
+        arithmetic = 0.0
+        if operation.flops:
+            arithmetic = operation.flops / (peaks[operation.arithmetic] * 1e12 * assumed.compute)
+        return max(arithmetic, operation.moved / bandwidth, assumed.launch)
 
-    return counts.seconds(of)
+    return sum(seconds(operation) * times for operation, times in counts.operations.items())

@@ -1,4 +1,4 @@
-"""Notes the operations that run, with their arithmetic, their memory traffic, and what they leave allocated."""
+"""Counts the operations that run: their arithmetic, their memory traffic and the memory that they leave allocated."""
 
 from __future__ import annotations
 
@@ -15,26 +15,47 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-#: What a product of matrices or a convolution computes in: ``half`` (bfloat16), ``convolution`` (float32, which cuDNN
-#: computes in TF32 where the device has it) or ``single`` (float32 throughout); ``none`` for all other operations.
+#: Precision of a matrix product or a convolution: ``half`` (bfloat16), ``convolution`` (float32, which cuDNN computes
+#: in TF32 if the device supports it) or ``single`` (float32 throughout). ``none`` for all other operations.
 Arithmetic = Literal["half", "convolution", "single", "none"]
 
+#: Operations that allocate or rename memory without touching it.
+_NO_WORK = {
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias",
+                 "_unsafe_view", "lift_fresh", "_reshape_alias")
+}  # fmt: skip
+
+
+def _convolution_backward_flops(
+    grad_output: Tensor, images: Tensor, weight: Tensor, *settings: Any, out_val: Any
+) -> int:
+    """Returns the operations of a convolution's backward pass: those of its forward pass for each gradient.
+
+    torch's own formula ignores the groups in the gradient of the weight, and so counts that ``groups`` times. The
+    gradient of the bias is a sum, which is not counted.
+    """
+    transposed, output_mask = settings[4], settings[7]
+    pixels = (images if transposed else grad_output).shape[2:].numel()
+    return 2 * sum(output_mask[:2]) * len(images) * pixels * weight.numel()
+
+
 _aten = torch.ops.aten
-#: Operations that allocate or rename memory and touch none of it.
-_IDLE = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided",
-         "aten::detach", "aten::alias", "aten::_unsafe_view", "aten::lift_fresh", "aten::_reshape_alias"}  # fmt: skip
-#: Attention as the CPU has it, which torch's counter does not know, by the operation that costs the same.
-_ALIKE = {
-    "aten::_scaled_dot_product_flash_attention_for_cpu": _aten._scaled_dot_product_flash_attention,
-    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _aten._scaled_dot_product_flash_attention_backward,
+#: Formulas that torch lacks (attention on the CPU) or has wrong (convolutions in groups).
+_FLOP_FORMULAS: dict[str, Callable[..., int]] = {
+    "aten::convolution_backward": _convolution_backward_flops,
+    "aten::_scaled_dot_product_flash_attention_for_cpu": flop_registry[_aten._scaled_dot_product_flash_attention],
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
 }
 
 
 class Operation(NamedTuple):
-    """One operation, as far as its time depends on it."""
+    """An operation, as far as its time depends on it."""
 
     flops: int
-    """Floating-point operations: two a multiplication with addition; 0 for all but products and convolutions."""
+    """Floating-point operations, two for a multiplication with addition; 0 except for products and convolutions."""
     moved: int
     """Bytes read and written."""
     arithmetic: Arithmetic
@@ -42,50 +63,41 @@ class Operation(NamedTuple):
 
 @dataclass(frozen=True)
 class OperationCounts:
-    """The operations of a piece of work, each with how often it occurs."""
+    """How often each operation runs."""
 
     operations: Counter[Operation] = field(default_factory=Counter)
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of all products of matrices and convolutions."""
-        return sum(one.flops * times for one, times in self.operations.items())
-
-    @property
-    def moved(self) -> int:
-        """Bytes that all operations read and write."""
-        return sum(one.moved * times for one, times in self.operations.items())
+        """Floating-point operations of all matrix products and convolutions."""
+        return sum(operation.flops * times for operation, times in self.operations.items())
 
     @property
     def launches(self) -> int:
-        """How many operations there are."""
+        """Number of operations."""
         return sum(self.operations.values())
-
-    def seconds(self, of: Callable[[Operation], float]) -> float:
-        """The time of all of them, one after the other, by the time of one."""
-        return sum(of(one) * times for one, times in self.operations.items())
 
 
 class OperationCounter(TorchDispatchMode):
-    """Notes the operations that run inside, and how much memory they leave allocated at most.
+    """Context manager that counts the operations inside and the memory that they allocate.
 
-    A tensor without content that is asked for its number answers 1 (a step that was made), or False (nothing is amiss).
+    A tensor without content returns 1 from ``item()`` (a count of steps), or False (a flag of an error).
 
     Attributes:
-        operations: What was counted.
+        operations: How often each operation ran.
         allocated: Bytes that were allocated inside and are still in use.
-        peak: The most that ``allocated`` has been.
+        peak: The maximum of ``allocated``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations: Counter[Operation] = Counter()
         self.allocated = self.peak = 0
-        self._known: set[int] = set()
+        self._storages: set[int] = set()
 
     @property
     def counts(self) -> OperationCounts:
-        """What was counted so far."""
+        """The operations counted so far."""
         return OperationCounts(Counter(self.operations))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,8 +105,8 @@ class OperationCounter(TorchDispatchMode):
         name = func._schema.name
         if name == "aten::_local_scalar_dense" and (isinstance(args[0], FakeTensor) or args[0].is_meta):
             return False if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
-        counter = flop_registry.get(_ALIKE.get(name, func._overloadpacket))
-        if counter is None and func is not torch.ops.prim.device.default:
+        formula = _FLOP_FORMULAS.get(name) or flop_registry.get(func._overloadpacket)
+        if formula is None and func is not torch.ops.prim.device.default:
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -102,37 +114,32 @@ class OperationCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         if name.startswith("prim::"):
             return result
-        read = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-        written = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        self._note_memory(read, written)
-        if not func.is_view and name not in _IDLE:
-            flops = int(counter(*args, **kwargs, out_val=result)) if counter else 0
-            moved = sum(size(one) for one in read) + sum(size(one) for one in written)
-            self.operations[Operation(flops, moved, _arithmetic(name, read) if flops else "none")] += 1
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._count_memory(inputs, outputs)
+        if not func.is_view and name not in _NO_WORK:
+            flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
+            moved = sum(tensor.nbytes for tensor in (*inputs, *outputs))
+            self.operations[Operation(flops, moved, _arithmetic(name, inputs) if flops else "none")] += 1
         return result
 
-    def _note_memory(self, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
-        before = {one.untyped_storage()._cdata for one in read}
-        for tensor in written:
+    def _count_memory(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        reused = {tensor.untyped_storage()._cdata for tensor in inputs}
+        for tensor in outputs:
             storage = tensor.untyped_storage()
-            key, held = storage._cdata, storage.nbytes()
-            if key not in before and key not in self._known:
-                self._known.add(key)
-                self.allocated += held
+            key, num_bytes = storage._cdata, storage.nbytes()
+            if key not in reused and key not in self._storages:
+                self._storages.add(key)
+                self.allocated += num_bytes
                 self.peak = max(self.peak, self.allocated)
-                weakref.finalize(storage, self._freed, key, held)
+                weakref.finalize(storage, self._free, key, num_bytes)
 
-    def _freed(self, key: int, held: int) -> None:
-        self._known.discard(key)
-        self.allocated -= held
-
-
-def size(tensor: Tensor) -> int:
-    """Bytes of its elements."""
-    return tensor.numel() * tensor.element_size()
+    def _free(self, key: int, num_bytes: int) -> None:
+        self._storages.discard(key)
+        self.allocated -= num_bytes
 
 
-def _arithmetic(name: str, read: Sequence[Tensor]) -> Arithmetic:
-    if read[0].element_size() < 4:
+def _arithmetic(name: str, inputs: Sequence[Tensor]) -> Arithmetic:
+    if inputs[0].element_size() < 4:
         return "half"
     return "convolution" if "conv" in name else "single"

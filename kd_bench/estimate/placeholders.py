@@ -1,4 +1,4 @@
-"""What stands in, for an estimate, for weights and images that are not here."""
+"""Placeholders for missing weights and images, so that a recipe can be estimated without them."""
 
 from __future__ import annotations
 
@@ -20,96 +20,101 @@ if TYPE_CHECKING:
     from kd_bench.data.array_dataset import ArrayDataset
     from kd_bench.data.file_dataset import FileDataset
 
-#: Classes, training images and test images of sets whose size nothing but their files tells: ILSVRC 2012.
-SIZES = {"imagenet": (1000, 1_281_167, 50_000)}
-
-#: The hash of weights that are not here.
-UNKNOWN = "0" * 64
+#: Hash of missing weights.
+UNKNOWN_HASH = "0" * 64
 
 
-def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> tuple[list[PlannedTrial], list[str]]:
-    """The trials of a recipe, as ``kd_bench.plan`` gives them, whether or not its teachers' weights are here.
+def plan_with_placeholders(
+    recipe: Recipe, context: str, only: Iterable[str] = ()
+) -> tuple[list[PlannedTrial], list[str]]:
+    """Plans a recipe as ``kd_bench.plan.plan`` does, but does not need the weights of its teachers.
 
-    Trials of teachers whose weights are not here have another identity than they will have.
+    Trials whose teacher's weights are missing have another identity than they will have in a run.
 
     Returns:
-        The trials, and a sentence for each file of weights that is not here.
+        The trials, and a sentence for each missing file of weights.
 
     Raises:
-        UserError: As ``kd_bench.plan.plan``, except for weights that are not there.
+        UserError: As ``kd_bench.plan.plan``, except for missing weights.
     """
-    absent: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for pair in recipe.pairs:
         if pair.teacher is not None:
-            name = planning.network(recipe, pair.teacher, f"{context}: pairs")
-            missing = _missing(recipe, name, context)
-            if missing:
-                absent[name] = missing
-    if not absent:
+            name = planning.resolve_network(recipe, pair.teacher, f"{context}: pairs")
+            if reason := _missing_weights(recipe, name, context):
+                missing[name] = reason
+    if not missing:
         return planning.plan(recipe, context, only), []
-    shared = {key: value for key, value in recipe.teacher_training.items() if key != "weights"}
     teachers = {
-        key: {one: value for one, value in settings.items() if one != "weights"}
-        if planning.network(recipe, key, f"{context}: teachers") in absent
+        key: _without_weights(settings)
+        if planning.resolve_network(recipe, key, f"{context}: teachers") in missing
         else merge(settings, {"weights": settings.get("weights", recipe.teacher_training.get("weights"))})
         for key, settings in recipe.teachers.items()
     }
-    trained = recipe.model_copy(update={"teachers": teachers, "teacher_training": shared})
-    return [_given(one, absent) for one in planning.plan(trained, context, only)], [
-        f"{message}; the estimate does without them" for message in absent.values()
-    ]
+    trained = recipe.model_copy(
+        update={"teachers": teachers, "teacher_training": _without_weights(recipe.teacher_training)}
+    )
+    planned = [_with_placeholder(trial, missing) for trial in planning.plan(trained, context, only)]
+    return planned, [f"{reason}; the estimate does without them" for reason in missing.values()]
 
 
-def images(dataset: Dataset, pipeline: Pipeline | None, context: Path | None) -> tuple[ArrayDataset | FileDataset, str]:
-    """The images of a trial, or as many of the same shape where they are not here.
+def images_or_placeholders(
+    dataset: Dataset, pipeline: Pipeline | None, data_dir: Path | None
+) -> tuple[ArrayDataset | FileDataset, str]:
+    """Opens a data set, or returns placeholders of the same number and shape if its images are missing.
 
     Returns:
-        The images, and why others stand in for them; empty where none do.
+        The images, and the reason for placeholders; empty if there are none.
 
     Raises:
-        UserError: Where the images are not here and nothing says how many they are.
+        UserError: If the images are missing and their number is unknown.
     """
-    folder = datasets.data_dir(context)
+    data_dir = datasets.resolve_data_dir(data_dir)
     try:
-        datasets.locate(dataset, folder)
+        datasets.locate(dataset, data_dir)
     except UserError as error:
-        spec = datasets.chosen(dataset)
-        sizes = SIZES.get(dataset.name) or (spec.num_classes, spec.train_size, spec.test_size)
-        if None in sizes:
+        spec = datasets.resolve_spec(dataset)
+        classes, train, test = spec.full_size or (spec.num_classes, spec.train_size, spec.test_size)
+        if classes is None or train is None or test is None:
             raise
-        return _stand_in(dataset, pipeline, *sizes), str(error)  # type: ignore[arg-type]
-    return datasets.images(dataset, pipeline, folder), ""
+        return _placeholder_images(dataset, pipeline, classes, train, test), str(error)
+    return datasets.open_dataset(dataset, pipeline, data_dir), ""
 
 
-def _missing(recipe: Recipe, name: str, context: str) -> str:
-    own = dict(recipe.teacher_training)
-    for key, settings in recipe.teachers.items():
-        if planning.network(recipe, key, f"{context}: teachers") == name:
-            own = merge(own, settings)
-    weights = own.get("weights")
+def _without_weights(settings: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in settings.items() if key != "weights"}
+
+
+def _missing_weights(recipe: Recipe, name: str, context: str) -> str:
+    """Returns why the weights of a teacher (a network's name) are missing; empty if they exist or will be trained."""
+    weights = planning.teacher_settings(recipe, name, context).get("weights")
     if not isinstance(weights, str):
         return ""
     try:
-        planning.given_teacher(recipe.dataset, name, weights, f"{context}: teachers.{name}.weights")
+        planning.plan_pretrained_teacher(recipe.dataset, name, weights, f"{context}: teachers.{name}.weights")
     except UserError as error:
         return str(error)
     return ""
 
 
-def _given(planned: PlannedTrial, absent: dict[str, str]) -> PlannedTrial:
-    taught = planned.taught_by
-    if taught is None or taught.model not in absent:
+def _with_placeholder(planned: PlannedTrial, missing: dict[str, str]) -> PlannedTrial:
+    """Replaces the training of a teacher whose weights are missing by a pretrained teacher with an unknown hash."""
+    trained = planned.taught_by
+    if trained is None or trained.model not in missing:
         return planned
-    card = cards.find("teachers", taught.dataset.name, taught.model)
-    seen = card.input if card and taught.input == Input() else taught.input
-    given = PretrainedTeacher(
-        dataset=taught.dataset, model=taught.model, weights=UNKNOWN, input=seen, pipeline=taught.pipeline
+    card = cards.find("teachers", trained.dataset.name, trained.model)
+    teacher = PretrainedTeacher(
+        dataset=trained.dataset,
+        model=trained.model,
+        weights=UNKNOWN_HASH,
+        input=card.input if card and trained.input == Input() else trained.input,
+        pipeline=trained.pipeline,
     )
-    trial = planned.trial.model_copy(update={"teacher": given}) if planned.trial.teacher else planned.trial
-    return replace(planned, trial=trial, taught_by=given)
+    trial = planned.trial.model_copy(update={"teacher": teacher}) if planned.trial.teacher else planned.trial
+    return replace(planned, trial=trial, taught_by=teacher)
 
 
-def _stand_in(
+def _placeholder_images(
     dataset: Dataset, pipeline: Pipeline | None, classes: int, train: int, test: int
 ) -> ArrayDataset | FileDataset:
     import numpy as np
@@ -118,21 +123,23 @@ def _stand_in(
     from kd_bench.data.array_dataset import ArrayDataset
     from kd_bench.data.file_dataset import FileDataset, Files
 
-    spec = datasets.chosen(dataset)
-    kept = dataset.classes or classes
-    whole = spec.num_classes if dataset.classes is None else datasets.spec(dataset.name).num_classes
-    share = kept / max(kept, whole or classes)
+    spec = datasets.resolve_spec(dataset)
+    selected = dataset.classes or classes
+    all_classes = spec.num_classes if dataset.classes is None else datasets.spec(dataset.name).num_classes
+    fraction = selected / max(selected, all_classes or classes)
     sizes = [
-        min(wanted or size, round(size * share))
-        for size, wanted in ((train, dataset.train_images), (test, dataset.test_images))
+        min(limit or size, round(size * fraction))
+        for size, limit in ((train, dataset.train_images), (test, dataset.test_images))
     ]
-    labels = [np.arange(size) * kept // size for size in sizes]
-    names = tuple(str(one) for one in range(kept))
+    labels = [np.arange(size) * selected // size for size in sizes]
+    names = tuple(map(str, range(selected)))
     if pipeline is not None:
-        files = [Files((Path(),) * kept, np.zeros(len(one), "S1"), one) for one in labels]
-        return FileDataset(files[0], files[1], names, spec.mean, spec.std, pipeline)
-    image = torch.randint(0, 256, (1, spec.channels, spec.image_size, spec.image_size), dtype=torch.uint8,
-                          generator=torch.Generator().manual_seed(0))  # fmt: skip
-    images = [image.expand(size, -1, -1, -1) for size in sizes]  # takes no memory
-    classes_of = [torch.from_numpy(one) for one in labels]
-    return ArrayDataset(images[0], classes_of[0], images[1], classes_of[1], names, spec.mean, spec.std)
+        train_files, test_files = (Files((Path(),) * selected, np.zeros(len(split), "S1"), split) for split in labels)
+        return FileDataset(train_files, test_files, names, spec.mean, spec.std, pipeline)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(
+        0, 256, (1, spec.channels, spec.image_size, spec.image_size), dtype=torch.uint8, generator=generator
+    )
+    train_images, test_images = (image.expand(size, -1, -1, -1) for size in sizes)  # takes no memory
+    train_labels, test_labels = map(torch.from_numpy, labels)
+    return ArrayDataset(train_images, train_labels, test_images, test_labels, names, spec.mean, spec.std)

@@ -1,15 +1,15 @@
-"""What a cohort's step computes and keeps in memory, counted without computing it.
+"""Counts the arithmetic and the memory of a cohort's step without computing it.
 
-Networks, methods and optimisers are built of tensors that have a shape and no content, and take the very step of the
-training; each operation that goes by is noted with its arithmetic, the memory it reads and writes, and what it leaves
-allocated. Seconds follow for a device from its data sheet, see ``kd_bench.estimate.gpus``.
+Networks, methods and optimisers are built of fake tensors, which have a shape and no content, and run the step of the
+training. Each operation is counted with its arithmetic, the memory it reads and writes, and the memory it leaves
+allocated. ``kd_bench.estimate.gpus`` turns the counts into seconds.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,34 +21,43 @@ from torch.utils._pytree import tree_leaves
 
 from kd_bench.config.trial import MethodSettings, PretrainedTeacher, Trial
 from kd_bench.data.array_dataset import ArrayDataset
-from kd_bench.estimate.operation_counter import OperationCounter, OperationCounts, size
-from kd_bench.methods import registry as methods
+from kd_bench.estimate.operation_counter import OperationCounter, OperationCounts
+from kd_bench.methods import _registry as methods
 from kd_bench.models import registry as models
 from kd_bench.models.input_transform import InputTransform
 from kd_bench.training.adversarial import AdversarialStudentModule
-from kd_bench.training.cohort import CohortModule, DistillationCohort, SupervisedCohort
-from kd_bench.training.fit import Images, build_student
-from kd_bench.training.student import MicroBatch, NullWriter, StudentModule
-from kd_bench.types import Batch
+from kd_bench.training.build import build_student
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.forward_pass import precision_context
+from kd_bench.training.loaders import Images
+from kd_bench.training.micro_batch import MicroBatch
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule
+from kd_bench.types import Batch, Outputs
 from kd_bench.utils.errors import UserError, first_line
+
+_CPU = torch.device("cpu")
+
+#: A teacher's network and the transform of its images.
+TeacherParts = tuple[nn.Module, InputTransform]
 
 
 @dataclass(frozen=True)
 class StudentCost:
-    """What one student costs.
+    """The cost of one student with its method. Memory is in bytes.
 
     Attributes:
-        step: Forward and backward pass of one micro-batch, its method's part included.
-        update: The optimiser's step, once a batch.
-        evaluation: Forward pass of ``CohortCounts.images`` test images.
-        parameters: Bytes of parameters and buffers, the student's and its method's.
-        gradients: Bytes.
-        optimizer: Bytes of the optimiser's state.
-        average: Bytes of the moving average.
-        saved: Bytes that are kept between forward and backward pass of one micro-batch.
-        peak: Bytes in use at once during forward and backward pass of one micro-batch, beyond all of the above but
-            ``saved``.
-        uncounted: Why the method's part is missing; empty where it is not.
+        step: Operations of the forward and backward pass of one micro-batch, including the method.
+        update: Operations of the optimiser's step, once a batch.
+        evaluation: Operations of a forward pass of ``CohortCost.images`` test images.
+        parameters: Parameters and buffers of the student and its method.
+        gradients: Their gradients.
+        optimizer: The optimiser's state.
+        average: The moving average of the weights.
+        saved: Tensors kept between forward and backward pass of one micro-batch.
+        peak: Most memory in use during forward and backward pass of one micro-batch. It includes ``saved`` and none of
+            the others.
+        uncounted: Reason that the method could not be counted; empty if it was.
     """
 
     step: OperationCounts
@@ -64,26 +73,26 @@ class StudentCost:
 
     @property
     def resident(self) -> int:
-        """Bytes that it keeps between its steps."""
+        """Bytes in use between steps."""
         return self.parameters + self.optimizer + self.average
 
 
 @dataclass(frozen=True)
 class CohortCost:
-    """What a cohort costs.
+    """The cost of a cohort. Memory is in bytes.
 
     Attributes:
-        images: Images of a micro-batch, which ``teacher`` and the members' ``step`` and ``evaluation`` are for.
-        parts: Micro-batches of a step.
-        teacher: The teacher's pass over one micro-batch; nothing where nothing teaches.
-        teacher_parameters: Bytes of its parameters and buffers.
-        teacher_peak: Bytes in use at once during its pass, beyond those.
-        members: The students, in the trials' order.
-        data: Bytes of the images that lie on the device, the set's where it is held in memory and one batch.
+        images: Images of a micro-batch, to which ``teacher`` and the members' ``step`` and ``evaluation`` refer.
+        micro_batches: Micro-batches of a step.
+        teacher: Operations of the teacher's pass over one micro-batch; none without a teacher.
+        teacher_parameters: The teacher's parameters and buffers.
+        teacher_peak: Most memory in use during the teacher's pass, without its parameters.
+        members: Costs of the students, in the order of the trials.
+        data: Images on the device: the data set if it is held in memory, and one batch.
     """
 
     images: int
-    parts: int
+    micro_batches: int
     teacher: OperationCounts
     teacher_parameters: int
     teacher_peak: int
@@ -92,165 +101,176 @@ class CohortCost:
 
     @property
     def resident(self) -> int:
-        """Bytes that all students keep; with micro-batches their gradients, too, which are added up."""
-        return sum(one.resident + (one.gradients if self.parts > 1 else 0) for one in self.members)
+        """Bytes in use between steps by all students. Includes gradients if micro-batches accumulate them."""
+        accumulates = self.micro_batches > 1
+        return sum(member.resident + (member.gradients if accumulates else 0) for member in self.members)
 
     @property
-    def passing(self) -> int:
-        """Bytes that one of the students needs while it has its turn, or the teacher."""
-        return max([self.teacher_peak, *(one.peak + (one.gradients if self.parts == 1 else 0) for one in self.members)])
+    def transient(self) -> int:
+        """Most bytes in use during the pass of one student, or of the teacher; only one of them runs at a time."""
+        accumulates = self.micro_batches > 1
+        return max(
+            [self.teacher_peak, *(member.peak + (0 if accumulates else member.gradients) for member in self.members)]
+        )
 
     @property
     def memory(self) -> int:
-        """Bytes in use at once at most."""
-        return self.teacher_parameters + self.resident + self.passing + self.data
+        """Most bytes in use."""
+        return self.teacher_parameters + self.resident + self.transient + self.data
 
 
-def count(trials: Sequence[Trial], splits: Images) -> CohortCost:
-    """Counts a cohort.
+def count_cohort(trials: Sequence[Trial], splits: Images) -> CohortCost:
+    """Counts a cohort. Trials with equal settings are counted once.
 
     Args:
-        trials: Its members; each other kind of member is counted once.
-        splits: The data set, of which the sizes and the labels are read.
+        trials: The members' settings.
+        splits: The data set; only sizes and labels are read.
 
     Raises:
-        UserError: Where a network and a method do not fit together.
+        UserError: If a network and a method do not fit together.
     """
     first = trials[0]
     images = first.micro_batch or min(first.batch_size, len(splits.train_labels))
-    teacher, passed = None, OperationCounts()
-    parameters = peak = 0
-    with _quiet(), OperationCounter(), torch.device("meta"):
+    teacher, teacher_counts = None, OperationCounts()
+    teacher_parameters = teacher_peak = 0
+    with _silenced(), OperationCounter(), torch.device("meta"):
         if first.teacher is not None:
-            teacher = untrained(first.teacher, splits, first.channels_last)
+            teacher = build_untrained_teacher(first.teacher, splits, first.channels_last)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     batch = _batch(first, splits, images, mode)
-    found: dict[str, tuple[StudentCost, StudentModule]] = {}
+    costs: dict[str, tuple[StudentCost, StudentModule]] = {}
     for trial in trials:
-        if trial.id not in found:
-            found[trial.id] = _count(trial, splits, teacher, batch, mode)
+        if trial.id not in costs:
+            costs[trial.id] = _count_member(trial, splits, teacher, batch, mode)
     if teacher is not None:
-        cohort = _cohort([member for _, member in found.values()], teacher, mode)
-        with mode, torch.no_grad(), _computing(first), OperationCounter() as tally:
-            cohort.teach(batch)
-            passed, peak = tally.counts, tally.peak
-        parameters = _state(teacher[0])
-    held = (splits.train_images, splits.test_images) if isinstance(splits, ArrayDataset) else ()
-    data = sum(size(one) for one in held)
-    data += size(batch.images) * first.batch_size // images
-    members = tuple(found[trial.id][0] for trial in trials)
-    return CohortCost(images, first.batch_size // images or 1, passed, parameters, peak, members, data)
+        cohort = _cohort([member for _, member in costs.values()], teacher, mode)
+        with mode, torch.no_grad(), precision_context(first.precision, _CPU), OperationCounter() as counter:
+            cohort.teacher_outputs(batch)
+            teacher_counts, teacher_peak = counter.counts, counter.peak
+        teacher_parameters = _state_bytes(teacher[0])
+    data = batch.images.nbytes * first.batch_size // images
+    if isinstance(splits, ArrayDataset):
+        data += splits.train_images.nbytes + splits.test_images.nbytes
+    members = tuple(costs[trial.id][0] for trial in trials)
+    micro_batches = first.batch_size // images or 1
+    return CohortCost(images, micro_batches, teacher_counts, teacher_parameters, teacher_peak, members, data)
 
 
-def untrained(
+def build_untrained_teacher(
     trained: Trial | PretrainedTeacher, splits: Images, channels_last: bool = False
-) -> tuple[nn.Module, InputTransform]:
-    """A teacher's network as it is built, without its weights, and how it sees the images."""
+) -> TeacherParts:
+    """Builds a teacher's network without its weights, in evaluation mode, and the transform of its images."""
     image_size = splits.image_shape[-1]
     network = models.create(trained.model, splits.num_classes, trained.input.size or image_size)
     view = InputTransform(network, trained.input, image_size, splits.mean, splits.std, channels_last)
     return (network.to(memory_format=torch.channels_last) if channels_last else network).eval(), view
 
 
-class DiscardingWriter(NullWriter):
-    """A writer that keeps nothing, and lets a method's error end the work."""
+class DiscardingWriter(ResultWriter):
+    """A result writer that keeps nothing and raises a method's error."""
 
-    def crashed(self, member: StudentModule, reason: str) -> None:
-        """The method raised an error."""
+    def report_crash(self, member: StudentModule, reason: str) -> None:
+        """Raises the method's error as a RuntimeError."""
         raise RuntimeError(reason)
 
 
-def _count(
-    trial: Trial, splits: Images, teacher: tuple[nn.Module, InputTransform] | None, batch: Batch, mode: FakeTensorMode
+def _count_member(
+    trial: Trial, splits: Images, teacher: TeacherParts | None, batch: Batch, mode: FakeTensorMode
 ) -> tuple[StudentCost, StudentModule]:
+    """Counts a student with its method, or the student alone if the method cannot run without numbers."""
     try:
-        return _count_with(trial, splits, teacher, batch, mode)
+        return _count_student(trial, splits, teacher, batch, mode)
     except UserError:
         raise
-    except Exception as error:  # a method may do what cannot be done without numbers
+    except Exception as error:  # a plug-in may do anything
         if trial.method.name == "none":
             raise
-        alone = MethodSettings(name="none", hyperparameters=methods.check("none", {}, "none"))
-        by_itself = trial.model_copy(update={"method": alone, "teacher": None})
-        counts, member = _count_with(by_itself, splits, None, batch, mode)
-        return replace(counts, uncounted=first_line(error)), member
+        none = MethodSettings(name="none", hyperparameters=methods.check("none", {}, "none"))
+        student_alone = trial.model_copy(update={"method": none, "teacher": None})
+        cost, member = _count_student(student_alone, splits, None, batch, mode)
+        return replace(cost, uncounted=first_line(error)), member
 
 
-def _count_with(
-    trial: Trial, splits: Images, teacher: tuple[nn.Module, InputTransform] | None, batch: Batch, mode: FakeTensorMode
+def _count_student(
+    trial: Trial, splits: Images, teacher: TeacherParts | None, batch: Batch, mode: FakeTensorMode
 ) -> tuple[StudentCost, StudentModule]:
-    member = _build(trial, splits, teacher, mode)
+    member = _build_member(trial, splits, teacher, mode)
     cohort = _cohort([member], teacher, mode)
-    with mode, torch.no_grad(), _computing(trial):
-        taught = cohort.teach(batch).get(member.method.teacher_batch_norm)
-    given = {one.untyped_storage()._cdata for one in (*member.parameters(), *member.buffers())}
-    theirs = [one for one in tree_leaves(vars(taught) if taught else {}) if _is_tensor(one)]
-    given |= {one.untyped_storage()._cdata for one in theirs}
-    given.add(batch.images.untyped_storage()._cdata)
-    saved: dict[int, Any] = {}
-
-    def save(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in given:
-            saved[storage._cdata] = storage  # held, so that no other gets its number
-        return tensor
-
-    kept = 0
-
-    def backward(loss: Tensor) -> None:
-        nonlocal kept
-        kept = sum(storage.nbytes() for storage in saved.values())
-        saved.clear()
-        loss.backward()
-
-    with mode, _quiet(), OperationCounter() as tally:
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            member.step(taught, MicroBatch(batch, last=False), backward)
-        step, peak = tally.counts, tally.peak
-        gradients = sum(size(one.grad) for one in member.parameters() if one.grad is not None)
-    with mode, _quiet(), OperationCounter() as tally:
+    with mode, torch.no_grad(), precision_context(trial.precision, _CPU):
+        taught = cohort.teacher_outputs(batch).get(member.method.teacher_batch_norm)
+    teacher_outputs = _tensors(vars(taught) if taught else {})
+    step, saved, peak = _count_step(member, taught, batch, mode)
+    gradients = _total_bytes(parameter.grad for parameter in member.parameters() if parameter.grad is not None)
+    with mode, _silenced(), OperationCounter() as counter:
         for group in member.optimizer.param_groups:
             if "foreach" in group:
-                group["foreach"], group["fused"] = True, False  # the fused one cannot be counted
+                group["foreach"], group["fused"] = True, False  # the fused optimiser cannot be counted
         member.optimizer.step()
         if member.average is not None:
             member.average.update_parameters(member.network)
-        update = tally.counts
-    state = sum(size(one) for one in tree_leaves(dict(member.optimizer.state)) if _is_tensor(one))
-    average = 0 if member.average is None else _state(member.average)
+        update = counter.counts
+    average = 0 if member.average is None else _state_bytes(member.average)
     member.eval()
-    with mode, torch.no_grad(), OperationCounter() as tally:
-        images = batch.images[: len(batch.images) // _views(trial)]
+    with mode, torch.no_grad(), OperationCounter() as counter:
+        images = batch.images[: len(batch.images) // _views_per_image(trial)]
         member.evaluate(Batch(images, torch.zeros(len(images), dtype=torch.int64), batch.index[: len(images)], 0, 0))
-        evaluation = tally.counts
-    counts = StudentCost(
+        evaluation = counter.counts
+    cost = StudentCost(
         step=step,
         update=update,
         evaluation=evaluation,
-        parameters=_state(member) - average,
+        parameters=_state_bytes(member) - average,
         gradients=gradients,
-        optimizer=state,
+        optimizer=_total_bytes(_tensors(dict(member.optimizer.state))),
         average=average,
-        saved=kept,
-        peak=peak - gradients + sum(size(one) for one in theirs),
+        saved=saved,
+        peak=peak - gradients + _total_bytes(teacher_outputs),
     )
-    return counts, member
+    return cost, member
 
 
-def _build(
-    trial: Trial, splits: Images, teacher: tuple[nn.Module, InputTransform] | None, mode: FakeTensorMode
-) -> StudentModule:
-    """A member whose tensors have no content. It is built of "meta" tensors, which know no autocast, and moved."""
+def _count_step(
+    member: StudentModule, taught: Outputs | None, batch: Batch, mode: FakeTensorMode
+) -> tuple[OperationCounts, int, int]:
+    """Returns the operations of a forward and backward pass, the bytes saved in between, and the peak in bytes."""
+    teacher_outputs = _tensors(vars(taught) if taught else {})
+    inputs = {
+        tensor.untyped_storage()._cdata
+        for tensor in (*member.parameters(), *member.buffers(), *teacher_outputs, batch.images)
+    }
+    storages: dict[int, Any] = {}
+    saved = 0
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in inputs:
+            storages[storage._cdata] = storage  # a reference, so that no other storage gets its address
+        return tensor
+
+    def backward(loss: Tensor) -> None:
+        nonlocal saved
+        saved = sum(storage.nbytes() for storage in storages.values())
+        storages.clear()
+        loss.backward()
+
+    with mode, _silenced(), OperationCounter() as counter:
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            member.step(taught, MicroBatch(batch, last=False), backward)
+        return counter.counts, saved, counter.peak
+
+
+def _build_member(trial: Trial, splits: Images, teacher: TeacherParts | None, mode: FakeTensorMode) -> StudentModule:
+    """Builds a member of fake tensors: first of "meta" tensors, which do not support autocast, and then converted."""
     plain = trial.model_copy(update={"compile": "off"})
-    with _quiet(), OperationCounter(), torch.device("meta"):
+    with _silenced(), OperationCounter(), torch.device("meta"):
         built = build_student(plain, splits, teacher[0] if teacher else None, DiscardingWriter())
         view = InputTransform(
             built.network, trial.input, splits.image_shape[-1], splits.mean, splits.std, trial.channels_last
         )
     for module in (built.network, view, built.method):
-        without_content(module, mode)
+        convert_to_fake(module, mode)
     member: StudentModule
-    with mode, _quiet(), _copies_without_content():
+    with mode, _silenced(), _fake_deepcopy():
         if isinstance(built, AdversarialStudentModule) and isinstance(splits, ArrayDataset):
             member = AdversarialStudentModule(plain, built.network, view, built.method, DiscardingWriter(), splits)
         else:
@@ -259,82 +279,78 @@ def _build(
 
 
 @contextmanager
-def _copies_without_content() -> Iterator[None]:
-    """Inside, a deep copy of a tensor without content (of a network, for its average) is another such tensor.
+def _fake_deepcopy() -> Iterator[None]:
+    """Inside, a deep copy of a fake tensor (for a moving average) is another fake tensor.
 
-    torch's own way of copying writes to the memory that such a tensor says it has, which is somebody else's.
+    torch's own deep copy writes to the memory that the fake tensor claims to have, which belongs to others.
     """
 
-    def copy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    def deepcopy(tensor: FakeTensor, memo: dict[int, Any]) -> Tensor:
         new = tensor.detach().clone()
         memo[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         return memo[id(tensor)]
 
-    FakeTensor.__deepcopy__ = copy  # type: ignore[method-assign,assignment]
+    FakeTensor.__deepcopy__ = deepcopy  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
         del FakeTensor.__deepcopy__
 
 
-def _cohort(
-    members: Sequence[StudentModule], teacher: tuple[nn.Module, InputTransform] | None, mode: FakeTensorMode
-) -> CohortModule:
+def _cohort(members: Sequence[StudentModule], teacher: TeacherParts | None, mode: FakeTensorMode) -> CohortModule:
     if teacher is None:
-        return SupervisedCohort(members)
+        return CohortModule(members)
     for module in teacher:
-        without_content(module, mode)
-    return DistillationCohort(members, *teacher)
+        convert_to_fake(module, mode)
+    return CohortModule(members, *teacher)
 
 
-def without_content(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Replaces a module's parameters and buffers, built on "meta" or anywhere, by such that have a shape only."""
-    moved: dict[int, Tensor] = {}
+def convert_to_fake(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Replaces a module's parameters and buffers, on any device, by fake tensors of the same shapes."""
+    converted: dict[int, Tensor] = {}
     with mode:
-        for one in module.modules():
-            for tensors in (one._parameters, one._buffers):
+        for submodule in module.modules():
+            for tensors in (submodule._parameters, submodule._buffers):
                 for name, old in tensors.items():
                     if old is None or isinstance(old, FakeTensor):
                         continue
-                    if id(old) not in moved:
+                    if id(old) not in converted:
                         new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype)
-                        parameter = isinstance(old, nn.Parameter)
-                        moved[id(old)] = nn.Parameter(new, old.requires_grad) if parameter else new
-                    tensors[name] = moved[id(old)]  # type: ignore[assignment]
+                        is_parameter = isinstance(old, nn.Parameter)
+                        converted[id(old)] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+                    tensors[name] = converted[id(old)]  # type: ignore[assignment]
 
 
-def _batch(trial: Trial, splits: Images, images: int, mode: FakeTensorMode) -> Batch:
+def _batch(trial: Trial, splits: Images, size: int, mode: FakeTensorMode) -> Batch:
     mixed = trial.augment.mixup or trial.augment.cutmix or (trial.pipeline and trial.pipeline.mixes)
     with mode:
-        index = torch.zeros(images, dtype=torch.int64)
-        labels = torch.zeros(images, splits.num_classes) if mixed else index.clone()
-        made = Batch(torch.zeros(images, *splits.image_shape), labels, index, 0, 0)
-        if _views(trial) == 1:
-            return made
-        twice, theirs, places = (torch.cat([one, one]) for one in (made.images, made.labels, made.index))
-        return Batch(twice, theirs, places, 0, 0)
+        images = torch.zeros(size, *splits.image_shape)
+        index = torch.zeros(size, dtype=torch.int64)
+        labels = torch.zeros(size, splits.num_classes) if mixed else index.clone()
+        if _views_per_image(trial) == 2:
+            images, labels, index = (torch.cat([tensor, tensor]) for tensor in (images, labels, index))
+        return Batch(images, labels, index, 0, 0)
 
 
-def _views(trial: Trial) -> int:
-    """How often each image of a batch is in it."""
+def _views_per_image(trial: Trial) -> int:
     return 1 if trial.adversarial is None or trial.adversarial.second_view is None else 2
 
 
-def _computing(trial: Trial) -> Any:
-    return torch.autocast("cpu", torch.bfloat16, enabled=trial.precision == "bfloat16")
+def _state_bytes(module: nn.Module) -> int:
+    return _total_bytes((*module.parameters(), *module.buffers()))
 
 
-def _state(module: nn.Module) -> int:
-    return sum(size(one) for one in (*module.parameters(), *module.buffers()))
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def _total_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the log's word on methods that fail, which is told in the counts, and torch's on copies of averages."""
+def _silenced() -> Iterator[None]:
+    """Inside, nothing is logged about methods that fail, which the costs report, and torch does not warn of copies."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

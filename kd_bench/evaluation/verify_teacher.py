@@ -1,4 +1,4 @@
-"""Measures a teacher's network again, whether it was trained here or its weights come in a file."""
+"""Measures a teacher's accuracy again, and compares it with recorded and published values."""
 
 from __future__ import annotations
 
@@ -10,37 +10,39 @@ from kd_bench.models import cards, pretrained
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.utils.errors import RunFailed, UserError
 
-#: Percentage points within which two measurements of one network agree: a few images more or less are arithmetic of
-#: another machine or a normalisation rounded otherwise; more is another network.
+#: Percentage points within which two measurements of one network agree. The arithmetic of another machine, or a rounded
+#: normalisation, changes a few images; a larger difference means another network.
 TOLERANCE = 0.1
 
-#: The same for a figure that somebody else measured, with another library's arithmetic and sometimes of a sister file.
+#: The same for published values, which were measured with another library and sometimes with another file.
 PUBLISHED_TOLERANCE = 0.3
 
 
-def verify(taught: Trial | PretrainedTeacher, file: Path | None, out: Path, data: Path | None, device: str) -> str:
-    """Says how a teacher does on the test set, class by class, and what was said of it before.
+def verify_teacher(
+    teacher: Trial | PretrainedTeacher, file: Path | None, out: Path, data: Path | None, device: str
+) -> str:
+    """Returns lines with the teacher's test accuracy, recorded and published values, and its best and worst classes.
 
     Args:
-        taught: The teacher.
-        file: The weights of a given one; None for one that was trained here.
+        teacher: The teacher.
+        file: The weights of a pretrained teacher; None for a teacher that was trained here.
         out: The results folder.
-        data: Where data sets are; None for the default.
-        device: Where to evaluate.
+        data: Folder of data sets; None for the default.
+        device: Device to evaluate on.
 
     Raises:
-        UserError: Where it was not trained yet, or its weights are damaged.
-        RunFailed: Where the accuracy is another than was recorded or published.
+        UserError: If the teacher is not trained yet, or its weights are damaged.
+        RunFailed: If the accuracy differs from the recorded or published one.
     """
     expected: list[tuple[float, str]] = []
-    if isinstance(taught, Trial):
-        folder = TrialFolder(out / TEACHERS / taught.id)
-        folder.check()
+    if isinstance(teacher, Trial):
+        folder = TrialFolder(out / TEACHERS / teacher.id)
+        folder.check_settings()
         result = folder.result()
         if result is None or folder.status() != "done":
             raise UserError(
-                f"{folder.path}: {taught.model} has not been trained with these settings; "
-                f"train it with: kd-bench teacher train {taught.model} --dataset {taught.dataset.name}"
+                f"{folder.path}: {teacher.model} has not been trained with these settings; "
+                f"train it with: kd-bench teacher train {teacher.model} --dataset {teacher.dataset.name}"
             )
         file = folder.weights
         expected.append((result["top1_last"], "after training"))
@@ -49,48 +51,48 @@ def verify(taught: Trial | PretrainedTeacher, file: Path | None, out: Path, data
 
     from kd_bench.data import registry as datasets
     from kd_bench.models import weights
-    from kd_bench.training.fit import accuracy, load_network
+    from kd_bench.training.build import load_network
+    from kd_bench.training.evaluate import evaluate_accuracy
 
-    splits = datasets.images(taught.dataset, taught.pipeline, datasets.data_dir(data))
-    network, view = load_network(taught, file, splits)
-    found = accuracy(network, view, splits, torch.device(device))
-    card = cards.find("teachers", taught.dataset.name, taught.model)
-    if isinstance(taught, PretrainedTeacher):
+    images = datasets.open_dataset(teacher.dataset, teacher.pipeline, datasets.resolve_data_dir(data))
+    network, view = load_network(teacher, file, images)
+    accuracy = evaluate_accuracy(network, view, images, torch.device(device))
+    card = cards.find("teachers", teacher.dataset.name, teacher.model)
+    published = card.top1 if card else ()
+    if isinstance(teacher, PretrainedTeacher):
         recorded = weights.read(file).facts.get("accuracy")
         if isinstance(recorded, int | float):
             expected.append((float(recorded), "recorded in the file"))
-    lines = [
-        f"{taught.model} on {taught.dataset.title}: {found.top1:.2f} % top-1, {found.top5:.2f} % top-5",
-        *(f"  {top1:.2f} % {context}" for top1, context in expected),
-        *(f"  {one.value:.2f} % published ({one.source})" for one in (card.top1 if card else ())),
-        *_classes(found.classes, splits.class_names),
-    ]
-    report = "\n".join(lines)
-    if card and card.top1 and file == pretrained.place(card):
-        nearest = min((one.value for one in card.top1), key=lambda value: abs(value - found.top1))
-        if abs(found.top1 - nearest) > PUBLISHED_TOLERANCE:
+    name = f"{teacher.model} on {teacher.dataset.title}"
+    report = "\n".join(
+        [
+            f"{name}: {accuracy.top1:.2f} % top-1, {accuracy.top5:.2f} % top-5",
+            *(f"  {top1:.2f} % {source}" for top1, source in expected),
+            *(f"  {value.value:.2f} % published ({value.source})" for value in published),
+            *_class_lines(accuracy.classes, images.class_names),
+        ]
+    )
+    if card and published and file == pretrained.weights_path(card):
+        nearest = min((value.value for value in published), key=lambda value: abs(value - accuracy.top1))
+        if abs(accuracy.top1 - nearest) > PUBLISHED_TOLERANCE:
             raise RunFailed(
-                f"{taught.model} on {taught.dataset.title}: {found.top1:.2f} % here, {nearest:.2f} % published "
+                f"{name}: {accuracy.top1:.2f} % here, {nearest:.2f} % published "
                 f"({card.path}); the two should agree: {file}"
             )
-    for top1, context in expected:
-        if abs(found.top1 - top1) > TOLERANCE:
-            raise RunFailed(
-                f"{taught.model} on {taught.dataset.title}: {found.top1:.2f} % now, {top1:.2f} % {context}; "
-                f"the two should agree: {file}"
-            )
+    for top1, source in expected:
+        if abs(accuracy.top1 - top1) > TOLERANCE:
+            raise RunFailed(f"{name}: {accuracy.top1:.2f} % now, {top1:.2f} % {source}; the two should agree: {file}")
     return report
 
 
-def _classes(accuracies: tuple[float, ...], names: tuple[str, ...]) -> list[str]:
-    """The classes it knows best and worst."""
+def _class_lines(accuracies: tuple[float, ...], names: tuple[str, ...]) -> list[str]:
+    """Returns lines with the classes of the lowest and highest accuracy."""
     known = sorted((value, name) for value, name in zip(accuracies, names, strict=True) if not math.isnan(value))
     if not known:
         return []
-    middle = known[len(known) // 2][0]
-    few = min(5, len(known))
+    shown = min(5, len(known))
     return [
-        f"  classes: median {middle:.1f} %",
-        "  worst: " + ", ".join(f"{name} {value:.1f}" for value, name in known[:few]),
-        "  best: " + ", ".join(f"{name} {value:.1f}" for value, name in known[: -few - 1 : -1]),
+        f"  classes: median {known[len(known) // 2][0]:.1f} %",
+        "  worst: " + ", ".join(f"{name} {value:.1f}" for value, name in known[:shown]),
+        "  best: " + ", ".join(f"{name} {value:.1f}" for value, name in known[: -shown - 1 : -1]),
     ]

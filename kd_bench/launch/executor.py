@@ -1,114 +1,94 @@
-"""Where cohorts run: an executor has places for so many at once, and starts them."""
+"""Executors start the workers of cohorts: the base class, and the one for this machine."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-from kd_bench.launch import local_process, process_group, remote
-from kd_bench.launch.worker import WorkerJob
+from kd_bench.launch.devices import find_devices
+from kd_bench.launch.launcher import RankEnvironment
+from kd_bench.launch.launcher_ranks import LauncherRankZero
+from kd_bench.launch.local_process import WorkerProcess, free_port, start_rank
+from kd_bench.launch.options import RunOptions
+from kd_bench.launch.worker_group import WorkerGroup
+from kd_bench.launch.worker_protocol import WorkerJob
 from kd_bench.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from kd_bench.launch.scheduler import RunOptions
+#: Devices of a cohort's workers, e.g. ("cuda:0", "cuda:1").
+Devices = tuple[str, ...]
 
 
-class Executor(Protocol):
-    """Starts cohorts. What they are told, and what they write, does not depend on which executor it is."""
-
-    def free(self) -> bool:
-        """Whether there is a place for another cohort."""
-
-    def start(self, job: WorkerJob, log: Path) -> local_process.WorkerGroup:
-        """Starts a cohort's workers; the device is the executor's to say.
-
-        Args:
-            job: What to do.
-            log: Where what they print is added.
-        """
-
-    def ended(self, group: local_process.WorkerGroup) -> None:
-        """Told once a cohort has ended, whose place is free again."""
-
-    def close(self) -> None:
-        """Told when there is nothing more to be done."""
-
-
-def make_executor(options: RunOptions, folder: Path, launch: process_group.Launch | None) -> Executor:
-    """The executor that the user wants.
+class Executor:
+    """Starts cohorts. Jobs, events and results do not depend on the executor.
 
     Args:
-        options: How to run.
-        folder: The recipe's results.
-        launch: The launched processes, if any.
-
-    Raises:
-        UserError: Where it cannot be had.
-    """
-    given = remote.options(options.executor, list(options.executor_options))
-    if options.executor == "local":
-        return Local(options, launch)
-    if launch is not None or (options.devices or 1) > 1:
-        raise UserError(f"--executor {options.executor}: gives each cohort one device; --devices must be left out")
-    if options.executor == "ray":
-        from kd_bench.launch.ray_executor import Ray
-
-        return Ray(given, options.jobs, options.threads, options.device)
-    from kd_bench.launch.slurm_executor import Slurm
-
-    return Slurm(given, folder / "logs" / "slurm", options.jobs, options.device)
-
-
-class Local:
-    """This machine's devices, or all those that a launcher has started processes on.
-
-    Args:
-        options: How to run.
-        launch: The launched processes; None for this machine's devices.
-
-    Raises:
-        UserError: Where there are too few devices.
+        slots: One tuple of devices for each cohort that can run at a time.
     """
 
-    def __init__(self, options: RunOptions, launch: process_group.Launch | None) -> None:
-        self._launch = launch
-        self._free = _places(options, launch)
-        self._taken: dict[int, tuple[str, ...]] = {}
-        # Cohorts that share a GPU must not take each other's memory: one that wants too much is to fail by itself.
-        sharing = Counter(place for place in self._free)
-        self._fraction = {place: 1 / count for place, count in sharing.items() if count > 1 and place[0] != "cpu"}
+    def __init__(self, slots: list[Devices]) -> None:
+        self._free = slots
+        self._used: dict[int, Devices] = {}
 
-    def free(self) -> bool:
-        """Whether there is a place for another cohort."""
+    def has_free_slot(self) -> bool:
+        """Whether another cohort can start."""
         return bool(self._free)
 
-    def start(self, job: WorkerJob, log: Path) -> local_process.WorkerGroup:
-        """Starts a cohort's workers on the next free devices."""
-        place = self._free.pop(0)
-        group = process_group.start(job.on(place[0], self._fraction.get(place)), place, log, self._launch)
-        self._taken[id(group)] = place
+    def start(self, job: WorkerJob, log: Path) -> WorkerGroup:
+        """Starts a cohort's workers on free devices, and appends their standard error to the log."""
+        devices = self._free.pop(0)
+        group = self.start_workers(replace(job, device=devices[0]), devices, log)
+        self._used[id(group)] = devices
         return group
 
-    def ended(self, group: local_process.WorkerGroup) -> None:
-        """Frees the devices."""
-        self._free.append(self._taken.pop(id(group)))
+    def release(self, group: WorkerGroup) -> None:
+        """Frees the devices of a cohort that has ended."""
+        self._free.append(self._used.pop(id(group)))
+
+    def start_workers(self, job: WorkerJob, devices: Devices, log: Path) -> WorkerGroup:
+        """Starts a cohort's workers on these devices; for subclasses."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Does nothing: the processes have ended."""
+        """Ends the executor, after all workers have ended."""
 
 
-def _places(options: RunOptions, launch: process_group.Launch | None) -> list[tuple[str, ...]]:
-    """The devices of each of the cohorts that run at once."""
-    if launch is not None:
-        return [(launch.device,)]
-    each = options.devices or 1
-    found = local_process.devices(options.device)
-    if found == ["cpu"]:
-        jobs = options.jobs or max(1, (os.cpu_count() or 1) // (options.threads * each))
-        return [("cpu",) * each] * jobs
-    if len(found) < each:
-        raise UserError(f"--devices {each}: there are {len(found)}: {', '.join(found)}")
-    places = [tuple(found[start : start + each]) for start in range(0, len(found) - each + 1, each)]
-    return [places[index % len(places)] for index in range(options.jobs or len(places))]
+class LocalExecutor(Executor):
+    """Runs cohorts on this machine's devices, or in the processes that a launcher has started.
+
+    Raises:
+        UserError: If there are too few devices.
+    """
+
+    def __init__(self, options: RunOptions, launcher: LauncherRankZero | None) -> None:
+        super().__init__([(launcher.device,)] if launcher else _slots(options))
+        self._launcher = launcher
+        # Cohorts that share a GPU get equal shares of its memory, so that one that needs more fails alone.
+        counts = Counter(self._free)
+        self._memory_fraction = {
+            devices: 1 / count for devices, count in counts.items() if count > 1 and devices[0] != "cpu"
+        }
+
+    def start_workers(self, job: WorkerJob, devices: Devices, log: Path) -> WorkerGroup:
+        """Starts a worker on each device, or a single one that imports a pretrained teacher."""
+        job = replace(job, memory_fraction=self._memory_fraction.get(devices))
+        if job.weights is not None or (self._launcher is None and len(devices) == 1):
+            return WorkerGroup([WorkerProcess(job, log)])
+        if self._launcher is not None:
+            return self._launcher.start(job, log)
+        count, port = len(devices), free_port()
+        ranks = [RankEnvironment(rank, count, rank, count, "127.0.0.1", port) for rank in range(count)]
+        return WorkerGroup([start_rank(job, device, log, rank) for rank, device in zip(ranks, devices, strict=True)])
+
+
+def _slots(options: RunOptions) -> list[Devices]:
+    count = options.devices or 1
+    devices = find_devices(options.device)
+    if devices == ["cpu"]:
+        jobs = options.jobs or max(1, (os.cpu_count() or 1) // (options.threads * count))
+        return [("cpu",) * count] * jobs
+    if len(devices) < count:
+        raise UserError(f"--devices {count}: there are {len(devices)}: {', '.join(devices)}")
+    slots = [tuple(devices[start : start + count]) for start in range(0, len(devices) - count + 1, count)]
+    return [slots[index % len(slots)] for index in range(options.jobs or len(slots))]

@@ -1,10 +1,10 @@
-"""One tidy display of a run's progress: a live one on a terminal, plain lines elsewhere. Always on standard error."""
+"""Shows the progress of a run on standard error: a live table on a terminal, else plain lines."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,31 +16,36 @@ from rich.table import Table
 
 from kd_bench.config.trial import PretrainedTeacher, Trial
 
+#: A trial, or a teacher to import.
+AnyTrial = Trial | PretrainedTeacher
+
 #: Seconds between two plain lines about the same cohort.
-PLAIN_EVERY = 15.0
+PLAIN_SECONDS = 15.0
 
 
 @dataclass
 class _Row:
-    """A cohort under way."""
+    """A cohort in training."""
 
-    trials: Sequence[Trial | PretrainedTeacher]
+    trials: Sequence[AnyTrial]
     labels: dict[str, str]
-    told: float
-    done: float = 0.0
+    last_printed: float
+    epochs_done: float = 0.0
     rate: float | None = None
     top1: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         first = self.trials[0]
-        networks = sorted({trial.model for trial in self.trials})
-        pair = f"{first.teacher.model} -> " if first.teacher else ""
-        return f"{pair}{', '.join(networks)}{_seed(first)}"
+        return f"{_pair(first, sorted({trial.model for trial in self.trials}))}{_seed(first)}"
 
     @property
-    def epochs(self) -> str:
-        return f"epoch {int(self.done)}/{self.trials[0].epochs}"
+    def epoch(self) -> str:
+        return f"epoch {int(self.epochs_done)}/{self.trials[0].epochs}"
+
+    @property
+    def speed(self) -> str:
+        return f"{self.rate:.0f} images/s" if self.rate else ""
 
     @property
     def accuracies(self) -> str:
@@ -49,12 +54,12 @@ class _Row:
         )
 
 
-class Display:
-    """Tells a person how far a run is.
+class ProgressDisplay:
+    """Shows the progress of a run.
 
     Args:
-        name: The recipe's.
-        console: Where to write; by default standard error.
+        name: The recipe's name.
+        console: The console to write to; by default standard error.
     """
 
     def __init__(self, name: str, console: Console | None = None) -> None:
@@ -63,135 +68,126 @@ class Display:
         self._live: Live | None = None
         self._rows: dict[str, _Row] = {}
         self._labels: dict[str, str] = {}
-        self._work: dict[str, int] = {}
-        self._units = self._units_done = 0.0
-        self._began = time.monotonic()
+        self._epochs_left: dict[str, int] = {}
+        self._epochs_total = self._epochs_done = 0.0
+        self._started = time.monotonic()
 
-    def begin(
-        self,
-        labels: dict[str, str],
-        teachers: Sequence[Trial | PretrainedTeacher],
-        missing: Sequence[Trial | PretrainedTeacher],
-    ) -> None:
-        """Says what there is to do.
+    def start(self, labels: Mapping[str, str], teachers: Sequence[AnyTrial], missing: Sequence[AnyTrial]) -> None:
+        """Prints what there is to train, and starts the live table on a terminal.
 
         Args:
-            labels: The table's row of each trial of the recipe, by the trial's identity.
-            teachers: Teachers that have to be trained, or read from their files.
+            labels: The table row of each trial of the recipe, by the trial's id.
+            teachers: Teachers that have to be trained or imported.
             missing: Trials that have to be trained.
         """
-        self._labels = labels | {trial.id: "teacher" for trial in teachers}
-        self._work = {trial.id: trial.epochs for trial in [*teachers, *missing]}
-        self._units = float(sum(self._work.values()))
-        if not self._work:
-            self._say(f"{self.name}: all is done ({_count(len(labels), 'trial')}); nothing to train")
+        self._labels = {**labels, **{trial.id: "teacher" for trial in teachers}}
+        self._epochs_left = {trial.id: trial.epochs for trial in [*teachers, *missing]}
+        self._epochs_total = float(sum(self._epochs_left.values()))
+        if not self._epochs_left:
+            self.message(f"{self.name}: all is done ({_count(len(labels), 'trial')}); nothing to train")
             return
         trained = sum(isinstance(teacher, Trial) for teacher in teachers)
-        given = f", to read: {_count(len(teachers) - trained, 'teacher')}" if trained < len(teachers) else ""
-        self._say(f"{self.name}: to train: {_count(len(missing), 'trial')} and {_count(trained, 'teacher')}{given}")
+        imported = f", to read: {_count(len(teachers) - trained, 'teacher')}" if trained < len(teachers) else ""
+        work = f"{_count(len(missing), 'trial')} and {_count(trained, 'teacher')}"
+        self.message(f"{self.name}: to train: {work}{imported}")
         if self.console.is_terminal:
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
-    def started(self, trials: Sequence[Trial | PretrainedTeacher]) -> None:
-        """A worker has begun with these trials."""
+    def cohort_started(self, trials: Sequence[AnyTrial]) -> None:
+        """Shows a worker that has started to train these trials."""
         if trials:
             row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic())
-            for trial in trials:
-                self._rows[trial.id] = row
-            self._plain(f"{row.name}: {', '.join(row.labels.values())}: started")
+            self._rows |= {trial.id: row for trial in trials}
+            self._print_plain(f"{row.name}: {', '.join(row.labels.values())}: started")
 
-    def progress(self, trials: Sequence[Trial | PretrainedTeacher], event: dict[str, Any]) -> None:
-        """How far a cohort is in its epoch."""
-        row = self._row(trials)
+    def cohort_progress(self, trials: Sequence[AnyTrial], event: Mapping[str, Any]) -> None:
+        """Shows the position of a cohort in its epoch, from a worker's ``progress`` event."""
+        row = next((self._rows[trial.id] for trial in trials if trial.id in self._rows), None)
         if row is not None:
-            row.done = event["epoch"] + event["step"] / event["steps"]
+            row.epochs_done = event["epoch"] + event["step"] / event["steps"]
             row.rate = event["rate"]
 
-    def epoch(self, trial: Trial | PretrainedTeacher, epoch: int, top1: float) -> None:
-        """A trial has finished an epoch."""
+    def epoch_finished(self, trial: AnyTrial, epoch: int, top1: float) -> None:
+        """Shows a trial's accuracy, in percent, after an epoch (from 1)."""
         row = self._rows.get(trial.id)
         if row is None:
             return
-        row.done, row.top1[trial.id] = float(epoch), top1
-        if trial.id in self._work:
+        row.epochs_done, row.top1[trial.id] = float(epoch), top1
+        if trial.id in self._epochs_left:
             left = trial.epochs - epoch
-            self._units_done += self._work[trial.id] - left
-            self._work[trial.id] = left
-        complete = all(one.id in row.top1 for one in row.trials)
-        if complete and trial is row.trials[-1] and time.monotonic() - row.told > PLAIN_EVERY:
-            row.told = time.monotonic()
-            rate = f", {row.rate:.0f} images/s" if row.rate else ""
-            self._plain(f"{row.name}: {row.epochs}, {row.accuracies}{rate}{self._left()}")
+            self._epochs_done += self._epochs_left[trial.id] - left
+            self._epochs_left[trial.id] = left
+        complete = all(member.id in row.top1 for member in row.trials)
+        if complete and trial is row.trials[-1] and time.monotonic() - row.last_printed > PLAIN_SECONDS:
+            row.last_printed = time.monotonic()
+            speed = f", {row.speed}" if row.speed else ""
+            self._print_plain(f"{row.name}: {row.epoch}, {row.accuracies}{speed}{self._time_left()}")
 
-    def finished(self, trial: Trial | PretrainedTeacher, top1: float | None, reason: str | None) -> None:
-        """A trial is done, or failed for a reason."""
+    def trial_finished(self, trial: AnyTrial, top1: float | None, reason: str | None) -> None:
+        """Prints a trial's accuracy, or the reason why it has failed."""
         if reason is None:
-            self._plain(f"{self._about(trial)}: done, {top1:.2f} %{self._left()}")
+            self._print_plain(f"{self._title(trial)}: done, {top1:.2f} %{self._time_left()}")
         else:
-            self._say(f"{self._about(trial)}: failed: {reason}")
+            self.message(f"{self._title(trial)}: failed: {reason}")
 
-    def finished_elsewhere(self, trial: Trial | PretrainedTeacher, top1: float | None) -> None:
-        """Another process finished a trial that this run wanted."""
-        if trial.id in self._work:
-            self._units -= self._work.pop(trial.id)
+    def trial_finished_by_other_process(self, trial: AnyTrial, top1: float | None) -> None:
+        """Prints the result of a trial that another process has trained; ``top1`` is None if it has failed."""
+        if trial.id in self._epochs_left:
+            self._epochs_total -= self._epochs_left.pop(trial.id)
             outcome = "failed" if top1 is None else f"done, {top1:.2f} %"
-            self._plain(f"{self._about(trial)}: {outcome} (by another process)")
+            self._print_plain(f"{self._title(trial)}: {outcome} (by another process)")
 
-    def ended(self, trials: Sequence[Trial | PretrainedTeacher]) -> None:
-        """A worker has ended."""
+    def cohort_ended(self, trials: Sequence[AnyTrial]) -> None:
+        """Removes the row of a worker that has ended."""
         for trial in trials:
             self._rows.pop(trial.id, None)
 
-    def note(self, text: str) -> None:
-        """A sentence that the user should see."""
-        self._say(text)
+    def message(self, text: str) -> None:
+        """Prints a sentence."""
+        self.console.print(text, markup=False)
 
-    def tick(self) -> None:
-        """Redraws."""
+    def refresh(self) -> None:
+        """Redraws the live table."""
         if self._live:
             self._live.update(self._render())
 
-    def end(self) -> None:
-        """Clears the display."""
+    def close(self) -> None:
+        """Removes the live table."""
         if self._live:
             self._live.stop()
             self._live = None
 
-    def _about(self, trial: Trial | PretrainedTeacher) -> str:
-        pair = f"{trial.teacher.model} -> " if trial.teacher else ""
-        return f"{pair}{trial.model}, {self._labels[trial.id]}{_seed(trial)}"
+    def _title(self, trial: AnyTrial) -> str:
+        return f"{_pair(trial, [trial.model])}, {self._labels[trial.id]}{_seed(trial)}"
 
-    def _row(self, trials: Sequence[Trial | PretrainedTeacher]) -> _Row | None:
-        return next((self._rows[trial.id] for trial in trials if trial.id in self._rows), None)
-
-    def _left(self) -> str:
-        elapsed = time.monotonic() - self._began
-        if self._units_done < 1 or elapsed < 5:
+    def _time_left(self) -> str:
+        elapsed = time.monotonic() - self._started
+        if self._epochs_done < 1 or elapsed < 5:
             return ""
-        seconds = (self._units - self._units_done) * elapsed / self._units_done
+        seconds = (self._epochs_total - self._epochs_done) * elapsed / self._epochs_done
         return f", about {_duration(seconds)} left" if seconds >= 1 else ""
 
     def _render(self) -> Group:
-        trainings = sum(left == 0 for left in self._work.values())
+        done = sum(left == 0 for left in self._epochs_left.values())
         table = Table.grid(padding=(0, 2))
         for _ in range(5):
             table.add_column(no_wrap=True)
-        for row in {id(one): one for one in self._rows.values()}.values():
-            bar = ProgressBar(total=row.trials[0].epochs, completed=row.done, width=16)
-            rate = f"{row.rate:.0f} images/s" if row.rate else ""
-            table.add_row(row.name, bar, row.epochs, rate, row.accuracies)
-        return Group(f"{self.name}: {trainings} of {len(self._work)} trainings done{self._left()}", table)
+        for row in {id(row): row for row in self._rows.values()}.values():
+            bar = ProgressBar(total=row.trials[0].epochs, completed=row.epochs_done, width=16)
+            table.add_row(row.name, bar, row.epoch, row.speed, row.accuracies)
+        return Group(f"{self.name}: {done} of {len(self._epochs_left)} trainings done{self._time_left()}", table)
 
-    def _plain(self, text: str) -> None:
+    def _print_plain(self, text: str) -> None:
         if not self._live:
-            self._say(text)
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+            self.message(text)
 
 
-def _seed(trial: Trial | PretrainedTeacher) -> str:
+def _pair(trial: AnyTrial, students: Sequence[str]) -> str:
+    return f"{trial.teacher.model} -> {', '.join(students)}" if trial.teacher else ", ".join(students)
+
+
+def _seed(trial: AnyTrial) -> str:
     return f", seed {trial.seed}" if isinstance(trial, Trial) else ", given weights"
 
 
@@ -207,7 +203,7 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def download_bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on standard error for the bytes of a download; what it gives is told the bytes so far and all."""
+    """Shows a download on standard error. Yields a function to call with the bytes so far and the total, if known."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=None)

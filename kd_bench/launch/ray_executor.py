@@ -1,85 +1,69 @@
-"""Cohorts as tasks of a Ray cluster, an existing one or one of this machine: extra ``ray``."""
+"""Cohorts as tasks of a Ray cluster, an existing one or one on this machine: extra ``ray``."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
-from kd_bench.launch import local_process, remote
-from kd_bench.launch.worker import WorkerJob
+from kd_bench.launch.cluster_executor import ClusterExecutor, ClusterJob, RemoteJob
 from kd_bench.utils.errors import UserError, first_line
 
 
-class Ray:
-    """Ray finds a place for each cohort, and has the others wait.
+class RayExecutor(ClusterExecutor):
+    """Submits cohorts to Ray, which places and queues them.
 
     Args:
-        given: ``address`` of the cluster (by default the one that is there, else a new one on this machine); ``gpus``
-            and ``cpus`` of a cohort, fractions allowed.
-        jobs: Most cohorts at once; None for as many as the cluster has places for.
-        threads: Threads of a cohort, which are its processors where ``cpus`` is not given.
-        device: The user's choice of device.
+        settings: ``address`` of the cluster (default: the running one, else a new one on this machine); ``gpus`` and
+            ``cpus`` of a cohort (default: its threads), fractions allowed.
+        jobs, threads, device: As in ``RunOptions``.
 
     Raises:
-        UserError: Where Ray is not installed, or there is no cluster at the address.
+        UserError: If Ray is not installed, or there is no cluster at the address.
     """
 
-    def __init__(self, given: dict[str, Any], jobs: int | None, threads: int, device: str) -> None:
+    def __init__(self, settings: dict[str, Any], jobs: int | None, threads: int, device: str) -> None:
         try:
             import ray
         except ImportError:
-            raise UserError("--executor ray needs a package more; get it with: pip install 'kd-bench[ray]'") from None
-        self._ray = ray
+            raise UserError(
+                "--executor ray needs another package; install it with: pip install 'kd-bench[ray]'"
+            ) from None
+        self._ray, address = ray, settings.get("address")
         try:
-            ray.init(
-                address=given.get("address"), log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False
-            ) if not ray.is_initialized() else None
+            if not ray.is_initialized():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, ValueError) as error:
-            first = first_line(error)
-            raise UserError(f"--executor-option address={given.get('address')}: {first}") from None
-        gpus = given.get("gpus", 0.0 if device == "cpu" or not ray.cluster_resources().get("GPU") else 1.0)
-        self._device = "cuda:0" if gpus else "cpu"
-        self._task = ray.remote(num_cpus=given.get("cpus", float(threads)), num_gpus=gpus, max_retries=0, max_calls=1)(
-            _run
-        )
-        self._most, self._going = jobs or remote.MANY, 0
+            raise UserError(f"--executor-option address={address}: {first_line(error)}") from None
+        gpus = settings.get("gpus", 0.0 if device == "cpu" or not ray.cluster_resources().get("GPU") else 1.0)
+        super().__init__(jobs, gpus)
+        resources = {"num_cpus": settings.get("cpus", float(threads)), "num_gpus": gpus}
+        self._task = ray.remote(**resources, max_retries=0, max_calls=1)(_run)
 
-    def free(self) -> bool:
-        """Whether another cohort may be handed over."""
-        return self._going < self._most
-
-    def start(self, job: WorkerJob, log: Path) -> local_process.WorkerGroup:
-        """Hands a cohort over."""
-        self._going += 1
-        ray = self._ray
-        return remote.start(lambda work: _Task(ray, self._task.remote(work)), job.on(self._device), log)
-
-    def ended(self, group: local_process.WorkerGroup) -> None:
-        """Counts it off."""
-        self._going -= 1
+    def submit(self, work: RemoteJob) -> ClusterJob:
+        """Submits a task."""
+        return _RayJob(self._ray, self._task.remote(work))
 
     def close(self) -> None:
-        """Leaves the cluster; one that was begun here ends."""
+        """Disconnects from the cluster. A cluster that this process has started ends."""
         self._ray.shutdown()
 
 
-def _run(work: remote.Started) -> int:
+def _run(work: RemoteJob) -> int:
     return work()
 
 
-class _Task:
+class _RayJob:
     def __init__(self, ray: Any, reference: Any) -> None:
         self._ray, self._reference = ray, reference
 
-    def code(self) -> int | None:
+    def exit_code(self) -> int | None:
         if not self._ray.wait([self._reference], timeout=0)[0]:
             return None
         try:
             return int(self._ray.get(self._reference))
-        except self._ray.exceptions.RayError:  # its machine or its process is gone
+        except self._ray.exceptions.RayError:  # its machine or its process has died
             return -9
 
     def cancel(self) -> None:
-        if self.code() is None:
+        if self.exit_code() is None:
             self._ray.cancel(self._reference, force=True)

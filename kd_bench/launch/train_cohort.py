@@ -1,12 +1,12 @@
-"""Trains a cohort in this process, by itself or with others that share its batches."""
+"""Trains a cohort in this process, alone or as one of several processes that share its batches."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,15 +14,17 @@ from kd_bench.config.trial import Trial
 from kd_bench.data import registry as datasets
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.data.in_memory import InMemoryLoader
-from kd_bench.launch import worker
-from kd_bench.launch.worker import EventWriter, WorkerJob
-from kd_bench.training import fit as training
-from kd_bench.training import logit_cache
-from kd_bench.training.cohort import CohortModule, DistillationCohort, StopRequested, SupervisedCohort
-from kd_bench.training.logit_cache import LogitCache, open_store
-from kd_bench.training.student import NullWriter, ResultWriter, StudentModule, serialize_state
+from kd_bench.launch.worker_protocol import EventWriter, WorkerJob, stop_requested
+from kd_bench.training.build import build_student, load_network
+from kd_bench.training.callbacks import KeepSigtermHandler, MidEpochCheckpoint, ProgressReporter, StopRequested
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.fit import fit
+from kd_bench.training.loaders import TrainLoader, loaders
+from kd_bench.training.logit_cache import LogitCache, logits_folder, open_cache
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule, serialize_state
 from kd_bench.training.teacher import OpenLogitCache
-from kd_bench.trials.environment import bits_depend_on, describe
+from kd_bench.trials.environment import describe_environment, numerics_fingerprint
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Lease
 from kd_bench.trials.result_writer import TrialResultWriter
@@ -32,183 +34,191 @@ from kd_bench.utils.files import sha256
 
 
 class _CohortContext:
-    """What the members of a cohort have in common: images, teacher, device.
+    """What the members of a cohort share: images, teacher and device.
 
     Args:
-        job: What to do.
-        first: One of the trials.
+        job: The worker's job.
+        first: One of the trials, from which the shared settings are read.
+        send_event: Sends an event to the scheduler.
     """
 
-    def __init__(self, job: WorkerJob, first: Trial) -> None:
+    def __init__(self, job: WorkerJob, first: Trial, send_event: Callable[..., None]) -> None:
         torch.set_num_threads(job.threads)
         if job.memory_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(job.memory_fraction, job.device)
-        self.job, self.first = job, first
+        self.job, self.first, self.send_event = job, first, send_event
         self.device = torch.device(job.device)
-        if job.processes > 1:
+        if job.world_size > 1:
             distributed.init_process_group(self.device)
-        self.data_dir = datasets.data_dir(Path(job.data) if job.data else None)
-        self.images = datasets.images(first.dataset, first.pipeline, self.data_dir)
-        self.teacher = self.view = self.teacher_top1 = self.taught_by = None
+        self.data_dir = datasets.resolve_data_dir(Path(job.data) if job.data else None)
+        self.images = datasets.open_dataset(first.dataset, first.pipeline, self.data_dir)
+        self.teacher = self.view = self.teacher_top1 = self.teacher_folder = None
         if job.teacher is not None and first.teacher is not None:
-            self.taught_by = TrialFolder(Path(job.teacher))
-            self.teacher, self.view = training.load_network(
-                first.teacher, self.taught_by.weights, self.images, channels_last=first.channels_last
+            self.teacher_folder = TrialFolder(Path(job.teacher))
+            self.teacher, self.view = load_network(
+                first.teacher, self.teacher_folder.weights, self.images, channels_last=first.channels_last
             )
-            self.teacher_top1 = (self.taught_by.result() or {}).get("top1_last")
+            self.teacher_top1 = (self.teacher_folder.result() or {}).get("top1_last")
 
-    def member(self, trial: Trial, writer: ResultWriter) -> StudentModule:
-        """A trial, ready to begin.
+    def build_member(self, trial: Trial, writer: ResultWriter) -> StudentModule:
+        """Builds the student of a trial.
 
         Raises:
-            UserError: As ``build_member``, and where its batch norms cannot be synchronised on this device.
+            UserError: As ``build_student``, and if batch norms cannot be synchronised on this device.
         """
-        if trial.sync_batch_norm and self.job.processes > 1 and self.device.type == "cpu":
+        if trial.sync_batch_norm and self.job.world_size > 1 and self.device.type == "cpu":
             raise UserError("sync_batch_norm: torch synchronises batch norms between GPUs only")
-        return training.build_student(trial, self.images, self.teacher, writer)
+        return build_student(trial, self.images, self.teacher, writer)
 
-    def digest(self) -> str:
-        """Tells whether two processes have found the same images."""
+    def label_digest(self) -> str:
+        """Returns a hash of all labels. Processes that read different images have different hashes."""
         labels = [self.images.train_labels, self.images.test_labels]
-        return hashlib.sha256(b"".join(one.numpy().tobytes() for one in labels)).hexdigest()
+        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in labels)).hexdigest()
 
-    def fit(self, members: list[StudentModule], voice: EventWriter | None) -> None:
-        """Trains to the end; ``voice`` hears how far it is."""
+    def fit(self, members: list[StudentModule], mid_epoch_states: dict[str, list[bytes]]) -> None:
+        """Trains the members to the end.
+
+        Args:
+            members: Students in the state after their last finished epoch.
+            mid_epoch_states: A state within the next epoch for each process, by trial; may be empty.
+        """
+        for member in members:
+            if member.trial.id in mid_epoch_states:
+                state = io.BytesIO(mid_epoch_states[member.trial.id][self.job.rank])
+                member.restore_mid_epoch(torch.load(state, weights_only=True))
+        if not members:
+            return
 
         def progress(epoch: int, step: int, steps: int, rate: float) -> None:
-            if voice:
-                voice.tell("progress", epoch=epoch, step=step, steps=steps, rate=rate)
+            self.send_event("progress", epoch=epoch, step=step, steps=steps, rate=rate)
 
-        train, test = training.loaders(self.first, self.images, self.device, self.job.workers, self.data_dir)
-        cohort: CohortModule
-        if self.teacher is not None:
-            cohort = DistillationCohort(members, self.teacher, self.view, progress, self._remember(train))
-        else:
-            cohort = SupervisedCohort(members, progress)
-        cohort.listen = worker.listen
-        cohort.leaving, cohort.keep_seconds = worker.leaving.is_set, self.job.checkpoint_seconds
+        train, test = loaders(self.first, self.images, self.device, self.job.workers, self.data_dir)
+        cohort = CohortModule(members, self.teacher, self.view, self._logit_cache(train))
+        callbacks = [
+            ProgressReporter(progress),
+            MidEpochCheckpoint(self.job.checkpoint_seconds, stop_requested.is_set),
+            KeepSigtermHandler(),
+        ]
         try:
-            training.fit(cohort, train, test, self.device, self.job.processes)
+            fit(cohort, train, test, self.device, callbacks)
         except StopRequested:
-            if voice:
-                voice.tell("left", trials=[member.trial.id for member in members])
+            self.send_event("left", trials=[member.trial.id for member in members])
         finally:
-            found = {str(path): reason for path, reason in {**train.corrupt, **test.corrupt}.items()}
-            for path, reason in sorted({**found, **members[0].corrupt}.items()):
-                if voice:
-                    voice.tell("note", text=f"{path}: cannot be decoded and was skipped ({reason})")
+            corrupt = {str(path): reason for path, reason in {**train.corrupt, **test.corrupt}.items()}
+            for path, reason in sorted({**corrupt, **members[0].corrupt}.items()):
+                self.send_event("note", text=f"{path}: cannot be decoded and was skipped ({reason})")
             for loader in (train, test):
                 loader.close()
-            if isinstance(cohort, DistillationCohort):
+            if cohort.teacher is not None:
                 cohort.teacher.close()
 
-    def _remember(self, train: training.TrainLoader) -> OpenLogitCache | None:
-        """Opens the store of the teacher's logits of this loader's views, where they can be counted and it is exact."""
-        first, images = self.first, self.images
-        # A pass takes a GPU so little time that to fetch logits from a file, and to wait for those that go there, is
-        # no gain; and whether bits depend on the batch there is up to the library of the day.
+    def _logit_cache(self, train: TrainLoader) -> OpenLogitCache | None:
+        """Returns a function that opens the cache of the teacher's logits for the views of this loader.
+
+        Returns None if the loader has no finite set of views, or if cached logits would not be exact.
+        """
+        first, images, teacher_folder = self.first, self.images, self.teacher_folder
+        # A GPU computes a teacher's pass as fast as logits are read from a file. Whether its bits depend on the batch
+        # is up to the library's version.
         exact = self.device.type == "cpu" and first.precision == "float32"
-        if self.taught_by is None or first.teacher is None or not exact or not isinstance(images, ArrayDataset):
+        if teacher_folder is None or first.teacher is None or not exact or not isinstance(images, ArrayDataset):
             return None
-        views = train.views if isinstance(train, InMemoryLoader) else 0
+        views = train.view_count if isinstance(train, InMemoryLoader) else 0
         if not views:
             return None
-        taught_by, teacher = self.taught_by, first.teacher
+        teacher = first.teacher
 
-        def remember(compiled: bool) -> LogitCache | None:
-            about = {
+        def open_teacher_cache(compiled: bool) -> LogitCache | None:
+            key = {
                 "teacher": teacher.model,
                 "trained": teacher.id,
-                "weights": sha256(taught_by.weights),
+                "weights": sha256(teacher_folder.weights),
                 "dataset": first.dataset.title,
                 "images": hashlib.blake2b(images.train_images.contiguous().numpy().data, digest_size=16).hexdigest(),
                 "normalised": [list(images.mean), list(images.std)],
                 "augment": [first.augment.crop, first.augment.flip],
                 "input": teacher.input.model_dump(mode="json"),
                 "numerics": [first.teacher_precision, first.channels_last],
-                "machine": bits_depend_on(self.device, self.job.threads),
+                "machine": numerics_fingerprint(self.device, self.job.threads),
                 "compiled": compiled,
             }
             rows, size = views * len(images.train_labels), first.micro_batch or first.batch_size
-            # Compiled for each number of images by itself, a network has other bits for parts of a batch.
-            return open_store(logit_cache.folder(), about, rows, images.num_classes, size, parts=not compiled)
+            # A compiled network is specialised for each batch size, so a part of a batch has different last bits.
+            return open_cache(logits_folder(), key, rows, images.num_classes, size, parts=not compiled)
 
-        return remember
+        return open_teacher_cache
 
 
-def train(job: WorkerJob, held: list[tuple[Trial, TrialFolder, Lease]], voice: EventWriter) -> None:
-    """Trains what this process holds the leases of; results go to the trials' folders."""
-    room = _CohortContext(job, held[0][0])
-    environment = describe(job.device, job.threads)
-    if job.processes > 1:
-        environment["processes"] = job.processes
+def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events: EventWriter) -> None:
+    """Trains the trials whose leases this process holds, as rank 0, and writes the results to the trials' folders."""
+    context = _CohortContext(job, leased[0][0], events.send)
+    environment = describe_environment(job.device, job.threads)
+    if job.world_size > 1:
+        environment["processes"] = job.world_size
     members = []
-    for trial, folder, lease in held:
+    for trial, folder, lease in leased:
         writer = TrialResultWriter(
-            folder, lease, voice.tell, room.teacher_top1, len(room.images.train_labels), job.loggers
+            folder, lease, events.send, context.teacher_top1, len(context.images.train_labels), job.loggers
         )
         try:
-            member = room.member(trial, writer)
+            member = context.build_member(trial, writer)
         except UserError as error:
-            voice.tell("crashed", trial=folder.id, reason=str(error))
+            events.send("crashed", trial=folder.id, reason=str(error))
             continue
         writer.resume(member)
-        before = folder.write_environment(environment)
-        if member.epochs_done and before and before.get("threads") != job.threads:
-            voice.tell(
+        previous = folder.write_environment(environment)
+        if member.epochs_done and previous and previous.get("threads") != job.threads:
+            events.send(
                 "note",
-                text=f"{folder.path}: goes on with {job.threads} threads after {before.get('threads')}, "
-                "so its last bits will not be those of an undisturbed run",
+                text=f"{folder.path}: continues with {job.threads} threads after {previous.get('threads')}, "
+                "so its last bits differ from those of an uninterrupted run",
             )
         members.append(member)
-    within = _load_mid_epoch(members, job.processes)
-    if job.processes > 1:
-        states = {one.trial.id: serialize_state(one.state()) if one.epochs_done else None for one in members}
-        distributed.broadcast_object({"images": room.digest(), "states": states, "within": within})
-    _go_on(members, within, 0)
-    if members:
-        room.fit(members, voice)
+    mid_epoch_states = _read_mid_epoch_states(members, job.world_size)
+    if job.world_size > 1:
+        states = {
+            member.trial.id: serialize_state(member.state()) if member.epochs_done else None for member in members
+        }
+        distributed.broadcast_object((context.label_digest(), states, mid_epoch_states))
+    context.fit(members, mid_epoch_states)
 
 
-def assist(job: WorkerJob) -> None:
-    """Takes part in what the first process of the cohort does, from the epochs that it goes on from.
+def train_on_other_rank(job: WorkerJob) -> None:
+    """Trains the cohort as a rank above 0, from the states that rank 0 broadcasts. Writes no results.
 
     Raises:
-        UserError: Where the images are not those that the first process has.
+        UserError: If this process reads other images than rank 0.
     """
-    trials = {trial.id: trial for trial in (Trial.model_validate_json(json.dumps(one)) for one in job.trials)}
-    room = _CohortContext(job, next(iter(trials.values())))
-    told: dict[str, Any] = distributed.broadcast_object(None)
-    if told["images"] != room.digest():
-        raise UserError(f"process {job.rank + 1} of {job.processes}: its images are not those of the first process")
+    trials = {trial.id: trial for trial in (Trial.model_validate_json(json.dumps(settings)) for settings in job.trials)}
+    context = _CohortContext(job, next(iter(trials.values())), lambda *_, **__: None)
+    label_digest, states, mid_epoch_states = distributed.broadcast_object(None)
+    if label_digest != context.label_digest():
+        raise UserError(
+            f"process {job.rank + 1} of {job.world_size}: its images differ from those of the first process"
+        )
     members = []
-    for trial, state in told["states"].items():
-        member = room.member(trials[trial], NullWriter())
+    for trial_id, state in states.items():
+        member = context.build_member(trials[trial_id], ResultWriter())
         if state is not None:
             member.restore(torch.load(io.BytesIO(state), weights_only=True))
         members.append(member)
-    _go_on(members, told["within"], job.rank)
-    if members:
-        room.fit(members, None)
+    context.fit(members, mid_epoch_states)
 
 
-def _load_mid_epoch(members: list[StudentModule], processes: int) -> dict[str, list[bytes]]:
-    """What each process goes on from within an epoch, by trial; nothing where not all members can go on together."""
-    found: dict[str, list[bytes]] = {}
+def _read_mid_epoch_states(members: list[StudentModule], world_size: int) -> dict[str, list[bytes]]:
+    """Reads the checkpoints within the next epoch: a state for each process, by trial.
+
+    Returns an empty dict unless all unfinished members have such a checkpoint of the same step.
+    """
+    states: dict[str, list[bytes]] = {}
     steps = set()
     for member in members:
         if member.epochs_done == member.trial.epochs:
             continue
         assert isinstance(member.writer, TrialResultWriter)
-        kept = member.writer.saved_mid_epoch(member.epochs_done, processes)
-        if kept is None:
+        checkpoint = member.writer.read_mid_epoch(member.epochs_done, world_size)
+        if checkpoint is None:
             return {}
-        steps.add((member.epochs_done, kept[0]))
-        found[member.trial.id] = kept[1]
-    return found if len(steps) == 1 else {}
-
-
-def _go_on(members: list[StudentModule], within: dict[str, list[bytes]], rank: int) -> None:
-    for member in members:
-        if member.trial.id in within:
-            member.restore_mid_epoch(torch.load(io.BytesIO(within[member.trial.id][rank]), weights_only=True))
+        step, states[member.trial.id] = checkpoint
+        steps.add((member.epochs_done, step))
+    return states if len(steps) == 1 else {}

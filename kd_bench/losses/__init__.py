@@ -1,6 +1,6 @@
 """Losses of knowledge distillation: pure functions of tensors that import nothing but torch.
 
-All return scalars, means over the batch, in float32 (float64 for float64 inputs) whatever the precision around.
+All return scalars, means over the batch, in float32 (float64 for float64 inputs) under any autocast.
 """
 
 from kd_bench.losses.adversarial import class_weights, ikl_adversarial, trades

@@ -1,7 +1,6 @@
-"""The losses of adversarial training: how far a network's outputs of perturbed images are from those of the images.
+"""Losses of adversarial training, between a network's logits of images (natural) and of perturbed images (adversarial).
 
-Both sides are one network's, so both learn: the gradient goes to the natural logits, those of the images as they are,
-and to the adversarial ones. The cross-entropy with the labels stands beside these losses, not in them.
+Both are outputs of the network that is trained, so both sides have a gradient. The cross-entropy is not included.
 """
 
 import torch
@@ -16,11 +15,10 @@ def trades(natural_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
     """KL(softmax(n) || softmax(a)), summed over the classes, mean over the batch.
 
     Zhang et al., "Theoretically Principled Trade-off between Robustness and Accuracy" (2019), eq. 5 with the divergence
-    as the surrogate of their code, without its weight 1 / lambda. The gradient goes to both sides.
+    of their code, without its weight 1 / lambda. Both sides have a gradient.
 
     Args:
-        natural_logits: (B, C), n.
-        adversarial_logits: (B, C), a.
+        natural_logits, adversarial_logits: (B, C), n and a.
 
     >>> import torch
     >>> from kd_bench.losses import trades
@@ -34,18 +32,15 @@ def trades(natural_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
 def ikl_adversarial(
     natural_logits: Tensor, adversarial_logits: Tensor, weights: Tensor, alpha: float, beta: float
 ) -> Tensor:
-    """IKL between an image's and its perturbed image's logits, in O(B C) time and memory.
+    """IKL between natural and adversarial logits, in O(B C) time and memory.
 
     alpha * 1/4 sum_jk w_j w_k ((n_j - n_k) - (a_j - a_k))^2 + beta * -sum_j softmax(stop(n))_j log_softmax(a)_j, mean
-    over the batch. Cui et al., "Decoupled Kullback-Leibler Divergence Loss", appendix eq. 13 to 15. The gradient of the
-    pairwise term goes to both sides, that of the soft cross-entropy to the adversarial one alone, as in the released
-    code, where the two letters are exchanged.
+    over the batch. Cui et al., "Decoupled Kullback-Leibler Divergence Loss", appendix eq. 13 to 15. Both sides have a
+    gradient from the pairwise term, and only the adversarial side from the soft cross-entropy, as in the released code.
 
     Args:
-        natural_logits: (B, C), n.
-        adversarial_logits: (B, C), a.
-        weights: (B, C) or (C,), w; in the paper each image's row is ``class_weights`` averaged over its class. The
-            gradient would reach them too: the caller detaches them.
+        natural_logits, adversarial_logits: (B, C), n and a.
+        weights: (B, C) or (C,), w, detached; in the paper the mean of ``class_weights`` over the image's class.
         alpha: Weight of the pairwise term (``beta`` in the released code).
         beta: Weight of the soft cross-entropy (``alpha`` in the released code).
 
@@ -60,11 +55,11 @@ def ikl_adversarial(
 
 @torch.no_grad()
 def class_weights(logits: Tensor, tau: float) -> Tensor:
-    """softmax(logits / tau), (B, C), without gradient: an image's part of its class's weights (appendix eq. 15).
+    """softmax(logits / tau), (B, C), without gradient: an image's contribution to the weights of its class (eq. 15).
 
     Args:
         logits: (B, C).
-        tau: The temperature; the larger, the more even are the weights.
+        tau: The temperature.
 
     >>> import torch
     >>> from kd_bench.losses import class_weights

@@ -1,8 +1,8 @@
-"""Contrastive representation distillation: an image's embedding against a bank with one embedding an image.
+"""Contrastive representation distillation: an image's embedding is compared with a bank of one embedding per image.
 
 The published code gathers a copy of (1 + K) bank rows for each image of a batch. Here one matrix product with the whole
-bank gives all scores, and those that are asked for are picked from it; for banks that are many times larger than 1 + K
-the rows are gathered after all, for a few images at a time.
+bank yields all scores, from which the required ones are taken. If the bank is many times larger than 1 + K, its rows
+are gathered for a few images at a time.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from torch.autograd.function import once_differentiable
 
 from kd_bench.losses.precision import at_least_float32
 
-#: The published code's guard of its logarithms.
+#: The published code's constant that avoids log(0).
 EPS = 1e-7
 
-#: Whole-bank products pay as long as the bank has at most so many times the rows that each image is compared with.
-_DENSE = 8
+#: Largest ratio of bank rows to compared rows for which the product with the whole bank is used.
+_DENSE_RATIO = 8
 
-#: Numbers in the largest copy of bank rows.
-_COPY = 1 << 25
+#: Elements in the largest copy of bank rows.
+_COPY_SIZE = 1 << 25
 
 
 def contrast(anchors: Tensor, bank: Tensor, index: Tensor, log_z: Tensor, temperature: float) -> Tensor:
-    """Noise-contrastive loss of one side: each anchor shall know its own row of the bank from noise.
+    """Noise-contrastive loss of one side, which separates each anchor's own row of the bank from negatives.
 
     Tian et al., "Contrastive Representation Distillation" (2020), eq. 17 to 19, as released: with the probability
     P(a, i) = exp(a . bank_i / T) / Z, N rows in the bank, K negatives and noise K / N,
 
         - mean over anchors of [ log P+ / (P+ + K/N + eps) + sum over negatives of log (K/N) / (P- + K/N + eps) ].
 
-    The gradient goes to the anchors; the bank may be changed before it is taken. It cannot be differentiated twice.
+    Only the anchors have a gradient, and no second one. The bank may change before ``backward``.
 
     Args:
-        anchors: (B, D) embeddings of length 1.
-        bank: (N, D) embeddings of length 1 of the other network.
+        anchors: (B, D) embeddings of norm 1.
+        bank: (N, D) embeddings of norm 1 of the other network.
         index: (B, 1 + K) int64 rows of the bank, the positive first.
         log_z: Scalar, the logarithm of Z.
         temperature: T.
@@ -57,9 +57,9 @@ def contrast(anchors: Tensor, bank: Tensor, index: Tensor, log_z: Tensor, temper
 
 
 def log_normaliser(anchors: Tensor, bank: Tensor, index: Tensor, temperature: float) -> Tensor:
-    """log Z, a scalar: N times the mean of exp(a . bank_i / T) over what the anchors are compared with.
+    """log Z, a scalar without gradient: N times the mean of exp(a . bank_i / T) over anchors and compared rows.
 
-    The released code takes it of the first batch and keeps it. Arguments as for ``contrast``; no gradient.
+    The released code computes it from the first batch and keeps it. Arguments as for ``contrast``.
 
     >>> import torch
     >>> from kd_bench.losses import log_normaliser
@@ -72,12 +72,12 @@ def log_normaliser(anchors: Tensor, bank: Tensor, index: Tensor, temperature: fl
 
 
 class _Contrast(torch.autograd.Function):
-    """The loss and, in the same pass, its gradient: what autograd would keep for later is larger than both."""
+    """Computes the gradient in the forward pass, because autograd's saved tensors would need more memory."""
 
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, bank: Tensor, index: Tensor, log_z: Tensor, temperature: float) -> Tensor:
         with torch.autocast(anchors.device.type, enabled=False):
-            given, anchors, bank = anchors, at_least_float32(anchors), at_least_float32(bank)
+            dtype, anchors, bank = anchors.dtype, at_least_float32(anchors), at_least_float32(bank)
             noise = (index.shape[1] - 1) / len(bank)
             log_odds = _scores(anchors, bank, index).div_(temperature).sub_(log_z + math.log(noise + EPS))
             positives = F.softplus(-log_odds[:, 0]).sum()
@@ -86,7 +86,7 @@ class _Contrast(torch.autograd.Function):
                 slopes = log_odds.sigmoid_()
                 slopes[:, 0] -= 1
                 gradient = _weighted_rows(slopes, bank, index) / (temperature * len(anchors))
-                ctx.save_for_backward(gradient.to(given.dtype))
+                ctx.save_for_backward(gradient.to(dtype))
             return (positives + negatives) / len(anchors)
 
     @staticmethod
@@ -96,26 +96,26 @@ class _Contrast(torch.autograd.Function):
         return gradient * grads[0].to(gradient.dtype), None, None, None, None
 
 
-def _dense(bank: Tensor, index: Tensor) -> bool:
-    return len(bank) <= _DENSE * index.shape[1]
+def _is_dense(bank: Tensor, index: Tensor) -> bool:
+    return len(bank) <= _DENSE_RATIO * index.shape[1]
 
 
 def _scores(anchors: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    """(B, M) inner products of each anchor with its rows of the bank."""
-    if _dense(bank, index):
+    """Returns the inner products of each anchor with its rows of the bank, (B, M)."""
+    if _is_dense(bank, index):
         return (anchors @ bank.T).gather(1, index)
     parts = [bank[rows] @ anchor[:, :, None] for anchor, rows in _parts(anchors, bank, index)]
     return torch.cat(parts).squeeze(-1)
 
 
 def _weighted_rows(weights: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    """(B, D) sums of each anchor's rows of the bank, weighted by (B, M)."""
-    if _dense(bank, index):
+    """Returns the sum of each anchor's rows of the bank, (B, D), weighted by (B, M)."""
+    if _is_dense(bank, index):
         return weights.new_zeros(len(weights), len(bank)).scatter_add_(1, index, weights) @ bank
-    parts = [one[:, None, :] @ bank[rows] for one, rows in _parts(weights, bank, index)]
+    parts = [part[:, None, :] @ bank[rows] for part, rows in _parts(weights, bank, index)]
     return torch.cat(parts).squeeze(1)
 
 
 def _parts(values: Tensor, bank: Tensor, index: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    at_once = max(1, _COPY // (index.shape[1] * bank.shape[1]))
-    return zip(torch.split(values, at_once), torch.split(index, at_once), strict=True)
+    size = max(1, _COPY_SIZE // (index.shape[1] * bank.shape[1]))
+    return zip(torch.split(values, size), torch.split(index, size), strict=True)

@@ -1,4 +1,4 @@
-"""DIST: correlations of probabilities instead of their divergence."""
+"""DIST: correlations between probabilities instead of their divergence."""
 
 from torch import Tensor
 
@@ -10,11 +10,10 @@ def dist_terms(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 
     Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), eq. 6 to 9. The first is the mean over the
     images ("inter-class"), the second the mean over the classes ("intra-class"), which depends on the batch. There is
-    no factor T^2. The gradient goes to both sides.
+    no factor T^2. Both sides have a gradient.
 
     Args:
-        student_logits: (B, C).
-        teacher_logits: (B, C).
+        student_logits, teacher_logits: (B, C).
         temperature: T of both softmaxes.
 
     >>> import torch
@@ -30,7 +29,7 @@ def dist_terms(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
 
 
 def _correlations(x: Tensor, y: Tensor, dim: int) -> Tensor:
-    """Pearson's correlations along ``dim``; the published code's 1e-8 keeps constant rows from dividing by zero."""
+    """Returns Pearson's correlations along ``dim``. The published code's 1e-8 avoids a division by zero."""
     x, y = x - x.mean(dim, keepdim=True), y - y.mean(dim, keepdim=True)
-    lengths: Tensor = x.norm(dim=dim) * y.norm(dim=dim)
-    return (x * y).sum(dim) / (lengths + 1e-8)
+    norms: Tensor = x.norm(dim=dim) * y.norm(dim=dim)
+    return (x * y).sum(dim) / (norms + 1e-8)

@@ -15,12 +15,11 @@ def dkd_terms(
     Zhao et al., "Decoupled Knowledge Distillation" (2022), eq. 5 to 7: with p the teacher's and q the student's
     softmax at temperature T, and y the target class,
 
-    * TCKD = KL((p_y, 1 - p_y) || (q_y, 1 - q_y)), target against all the others;
-    * NCKD = KL(p' || q') with p'_j = p_j / (1 - p_y) for j != y, the others among themselves; 0 for two classes.
+    * TCKD = KL((p_y, 1 - p_y) || (q_y, 1 - q_y)), the target against all other classes;
+    * NCKD = KL(p' || q') with p'_j = p_j / (1 - p_y) for j != y, the other classes; 0 for two classes.
 
-    KL(p || q) = TCKD + (1 - p_y) * NCKD. Everything is written in logits, so that no logarithm of a probability that
-    rounds to 0 or 1 is ever taken: the log-odds of the target are z_y - logsumexp over the others. The gradient goes
-    to both sides.
+    KL(p || q) = TCKD + (1 - p_y) * NCKD. Computed from logits, with log-odds of the target z_y - logsumexp over the
+    others, because a probability can round to 0 or 1. Both sides have a gradient.
 
     Args:
         student_logits: (B, C), C >= 2.
@@ -44,7 +43,7 @@ def dkd_terms(
     teacher_odds = teacher.gather(-1, labels[:, None]) - teacher_total
     tckd = _divergence_at(teacher_odds, student_odds) + _divergence_at(-teacher_odds, -student_odds)
 
-    # At the target the weight is exactly 0 and the difference finite, so that it adds nothing to value or gradient.
+    # At the target the weight is exactly 0 and the difference is finite: no contribution to value or gradient.
     difference = (teacher - teacher_total) - (student - student_total)
     nckd = (teacher_others.softmax(-1) * difference).sum(-1)
     return tckd.mean() * temperature**2, nckd.mean() * temperature**2
@@ -53,7 +52,7 @@ def dkd_terms(
 def dkd(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float
 ) -> Tensor:
-    """``alpha`` * TCKD + ``beta`` * NCKD of ``dkd_terms``, whose shapes it takes.
+    """``alpha`` * TCKD + ``beta`` * NCKD. Shapes as for ``dkd_terms``.
 
     Zhao et al. (2022), eq. 8. ``alpha`` = 1 and ``beta`` = 1 - p_y for each sample would be classical distillation.
 
@@ -68,10 +67,10 @@ def dkd(
 
 
 def _split(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits / T, the same without the target (-inf), and the logsumexp of these, up to a constant a row.
+    """Returns logits / T, the same with -inf at the target, and the logsumexp of the latter, up to a constant per row.
 
-    The constant makes the largest of the others 0, so that neither a shift of all logits nor a huge one at the target
-    costs the others digits.
+    The constant moves the largest of the other logits to 0, so that a shift of all logits or a large target logit does
+    not reduce their precision.
     """
     logits = at_least_float32(logits)
     top = logits.detach().masked_fill(target, -float("inf")).amax(-1, keepdim=True)
@@ -81,5 +80,5 @@ def _split(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, 
 
 
 def _divergence_at(teacher_odds: Tensor, student_odds: Tensor) -> Tensor:
-    """p * log(p / q) for p and q given by their log-odds."""
+    """Returns p * log(p / q) from the log-odds of p and q."""
     return teacher_odds.sigmoid() * (F.logsigmoid(teacher_odds) - F.logsigmoid(student_odds))

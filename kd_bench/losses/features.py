@@ -1,4 +1,4 @@
-"""Losses between feature maps: the partial L2 of OFD with its margins, and ReviewKD's hierarchical context loss."""
+"""Losses between feature maps: OFD's partial L2 loss and its margins, and ReviewKD's hierarchical context loss."""
 
 import math
 
@@ -8,21 +8,21 @@ from torch import Tensor
 
 from kd_bench.losses.precision import at_least_float32
 
-#: Edges in pixels of the grids that ReviewKD's loss pools to, the finest first.
+#: Edges in pixels of the grids that ReviewKD's loss pools to, finest first.
 _GRIDS = (4, 2, 1)
 
 
 def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """Squared differences of pre-activations, summed over channels and pixels, mean over the batch.
 
-    Heo et al., "A Comprehensive Overhaul of Feature Distillation" (2019), eq. 2 and 3. The teacher's value is raised to
-    the margin; where it is positive every difference counts, elsewhere only a student that is above it. The gradient
-    goes to both feature maps.
+    Heo et al., "A Comprehensive Overhaul of Feature Distillation" (2019), eq. 2 and 3. The teacher's value is clamped
+    below at the margin. If the teacher is not positive, a student at or below this value has no loss. Both feature maps
+    have a gradient.
 
     Args:
         student: (B, C, H, W) pre-activations, after the connector.
         teacher: (B, C, H, W) pre-activations.
-        margin: (C,) or (1, C, 1, 1), of each channel, at most 0.
+        margin: (C,) or (1, C, 1, 1), at most 0.
 
     >>> import torch
     >>> from kd_bench.losses import partial_l2
@@ -32,21 +32,21 @@ def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     target = torch.maximum(teacher, at_least_float32(margin).view(1, -1, 1, 1))
-    # What does not count has itself for a target: one pass, where a mask of the squares would be several.
+    # Elements without loss have themselves as target, which is one pass over memory; masking the squares is several.
     target = torch.where((teacher <= 0) & (student <= target), student.detach(), target)
     return F.mse_loss(student, target, reduction="sum") / len(student)
 
 
 def ofd_margin(scale: Tensor, shift: Tensor) -> Tensor:
-    """(C,) means of the negative part of what a batch norm puts out, if that is normally distributed.
+    """The mean of the negative outputs of a batch norm, (C,), if its outputs are normally distributed.
 
-    Heo et al. (2019), section 3.2 and its supplement: of a normal variable with mean m and deviation s, the expectation
-    of its values below 0, m - s phi(m / s) / Phi(-m / s); and -3 s where less than a thousandth of them is below 0.
+    Heo et al. (2019), section 3.2 and supplement: m - s phi(m / s) / Phi(-m / s) for mean m and standard deviation s,
+    and -3 s if less than a thousandth of the outputs is negative.
 
     Args:
-        scale: (C,) the batch norm's weight, whose magnitude is s; 0 is a constant channel, whose margin is m if that
-            is negative, and else 0.
-        shift: (C,) its bias, m.
+        scale: (C,), the batch norm's weight, whose magnitude is s. If it is 0, the channel is constant, and the margin
+            is min(m, 0).
+        shift: (C,), its bias, m.
 
     >>> import torch
     >>> from kd_bench.losses import ofd_margin
@@ -65,9 +65,9 @@ def ofd_margin(scale: Tensor, shift: Tensor) -> Tensor:
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """ReviewKD's loss of a stage: mean squared errors at full size and averaged to grids of 4, 2 and 1 pixels.
 
-    Chen et al., "Distilling Knowledge via Knowledge Review" (2021), section 3.3, HCL. Each coarser level weighs half as
-    much as the one before; the weights are divided by their sum. Grids that are not smaller than the maps are left
-    out. The gradient goes to both feature maps.
+    Chen et al., "Distilling Knowledge via Knowledge Review" (2021), section 3.3, HCL. Each coarser level has half the
+    weight of the one before; the weights are divided by their sum. Grids that are not smaller than the maps are left
+    out. Both feature maps have a gradient.
 
     Args:
         student: (B, C, H, W), after the fusion.
@@ -80,15 +80,16 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     edges = student.shape[2:]
-    # Grids of equal cells nest in one another, so that each follows from the one before; others overlap.
+    # If the cells of the finest grid are equal, each grid can be pooled from the one before.
     nested = all(edge % _GRIDS[0] == 0 for edge in edges)
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
-    ours, theirs = student, teacher
+    pooled = student, teacher
     for grid in _GRIDS:
         if grid >= edges[0]:
             continue
         weight /= 2
         total += weight
-        ours, theirs = (F.adaptive_avg_pool2d(x, grid) for x in ((ours, theirs) if nested else (student, teacher)))
-        loss = loss + weight * F.mse_loss(ours, theirs)
+        source = pooled if nested else (student, teacher)
+        pooled = F.adaptive_avg_pool2d(source[0], grid), F.adaptive_avg_pool2d(source[1], grid)
+        loss = loss + weight * F.mse_loss(*pooled)
     return loss / total

@@ -1,9 +1,8 @@
-"""The Kullback-Leibler divergence decoupled (DKL) and improved (IKL), in closed form.
+"""The decoupled (DKL) and the improved (IKL) Kullback-Leibler divergence, in closed form.
 
-Both are a quadratic term on differences of logits, which carries the gradient of the teacher's side, plus a soft
-cross-entropy, which carries the student's. ``alpha`` weighs the first and ``beta`` the second, as in the paper (Cui et
-al., "Decoupled Kullback-Leibler Divergence Loss", appendix eq. 12 to 15); the authors' released code has the two
-letters the other way round.
+Both are a quadratic term on differences of logits with weight ``alpha``, plus a soft cross-entropy with weight
+``beta``, as in the paper (Cui et al., "Decoupled Kullback-Leibler Divergence Loss", appendix eq. 12 to 15). The
+authors' released code exchanges the two letters.
 """
 
 from typing import Any
@@ -20,13 +19,11 @@ def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor
     """1/4 sum_jk w_j w_k ((t_j - t_k) - (s_j - s_k))^2, mean over the batch, in O(B C) time and memory.
 
     With d = t - s, S = sum w and mu = sum(w d) / S the sum over pairs equals 1/2 S sum_j w_j (d_j - mu)^2: half the
-    weighted variance of d where the weights sum to one. Centring before squaring keeps the precision when teacher and
-    student differ by a large constant. The gradient goes to everything that requires one, the weights included: detach
-    what shall have none. It cannot be differentiated twice.
+    weighted variance of d if the weights sum to one. Centring before squaring preserves precision if teacher and
+    student differ by a large constant. All three arguments have a gradient, but no second one.
 
     Args:
-        student_logits: (B, C), s.
-        teacher_logits: (B, C), t.
+        student_logits, teacher_logits: (B, C), s and t.
         weights: (B, C) or (C,), w >= 0 with a positive sum in each row.
 
     >>> import torch
@@ -41,15 +38,14 @@ def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor
 
 
 def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
-    """DKL: with ``alpha`` = ``beta`` = 1 its gradients, to both sides, are those of KL(softmax(t) || softmax(s)).
+    """DKL: with ``alpha`` = ``beta`` = 1 its gradients of both sides are those of KL(softmax(t) || softmax(s)).
 
-    alpha * pairwise_mse(stop(s), t, stop(softmax(t))) + beta * soft_cross_entropy(s, stop(t)). That the gradients are
-    equal is Lemma 1 (appendix A.1, eq. 12 and 13, where t is o_m and s is o_n); the values are not. A teacher that is
-    not trained leaves the student nothing but the soft cross-entropy, which is what IKL mends.
+    alpha * pairwise_mse(stop(s), t, stop(softmax(t))) + beta * soft_cross_entropy(s, stop(t)). The gradients are equal
+    by Lemma 1 (appendix A.1, eq. 12 and 13, where t is o_m and s is o_n); the values are not. With a frozen teacher
+    only the soft cross-entropy trains the student.
 
     Args:
-        student_logits: (B, C), s.
-        teacher_logits: (B, C), t.
+        student_logits, teacher_logits: (B, C), s and t.
         alpha: Weight of the pairwise term (``beta`` in the released code).
         beta: Weight of the soft cross-entropy (``alpha`` in the released code).
 
@@ -77,15 +73,14 @@ def ikl(
 ) -> Tensor:
     """IKL: alpha * pairwise_mse(s, t, w) + beta * soft_cross_entropy(s, stop(t), T).
 
-    Against DKL the gradient of the pairwise term reaches the student too, and the weights are given: rows of class-wise
-    mean probabilities in the paper (appendix eq. 14 and 15), or softmax(t / tau) of the sample itself. The pairwise
-    term reads the raw logits; T is of the soft cross-entropy only, without a factor T^2. In adversarial training t are
-    the logits of the clean images and s those of the perturbed ones, and both sides learn.
+    Unlike DKL, the student has a gradient from the pairwise term, and the weights are an argument: class-wise mean
+    probabilities in the paper (appendix eq. 14 and 15), or softmax(t / tau) of the sample. The pairwise term uses the
+    logits themselves; T applies to the soft cross-entropy only, without a factor T^2. In adversarial training t are the
+    logits of clean images and s those of perturbed images.
 
     Args:
-        student_logits: (B, C), s.
-        teacher_logits: (B, C), t.
-        weights: (B, C) or (C,), w; as for ``pairwise_mse`` the caller detaches them.
+        student_logits, teacher_logits: (B, C), s and t.
+        weights: (B, C) or (C,), w, detached.
         alpha: Weight of the pairwise term (``beta`` in the released code).
         beta: Weight of the soft cross-entropy (``alpha`` in the released code).
         temperature: T.
@@ -102,13 +97,16 @@ def ikl(
 
 
 class _PairwiseMSE(torch.autograd.Function):
-    """Of d and w. That mu has no part in the gradient, autograd would find out at half of the time of it all."""
+    """The loss as a function of d and w. The backward pass leaves out the gradient through mu, which is zero.
+
+    Letting autograd compute that zero doubles the cost.
+    """
 
     @staticmethod
     def forward(ctx: Any, difference: Tensor, weights: Tensor) -> Tensor:
         total = weights.sum(-1)
         centred = difference - ((weights * difference).sum(-1) / total)[:, None]
-        # The mean of what has a large constant is rounded; the rest is found when that constant is gone.
+        # The first mean is rounded if the differences share a large constant; the second removes the rest.
         centred -= ((weights * centred).sum(-1) / total)[:, None]
         weighted = weights * centred
         ctx.save_for_backward(total, weighted, centred if ctx.needs_input_grad[1] else None)
@@ -119,9 +117,9 @@ class _PairwiseMSE(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
         total, weighted, centred = ctx.saved_tensors
         scale = grads[0] / len(weighted)
-        to_difference = weighted * (scale * total)[..., None]
+        difference_grad = weighted * (scale * total)[..., None]
         if centred is None:
-            return to_difference, None
+            return difference_grad, None
         rows = (weighted * centred).sum(-1, keepdim=True)
-        to_weights = 0.5 * scale * (rows + total[..., None] * centred.square())
-        return to_difference, to_weights if total.ndim else to_weights.sum(0)
+        weights_grad = 0.5 * scale * (rows + total[..., None] * centred.square())
+        return difference_grad, weights_grad if total.ndim else weights_grad.sum(0)

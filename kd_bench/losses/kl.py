@@ -23,13 +23,13 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each class by itself, present or not, mean over the batch and the classes.
+    """Binary cross-entropy of each class, mean over the batch and the classes.
 
-    Wightman et al., "ResNet strikes back" (2021), section 3: images that are mixed of two may have two classes.
+    Wightman et al., "ResNet strikes back" (2021), section 3, for images mixed of two, which may have two classes.
 
     Args:
         logits: (B, C).
-        labels: (B,) int64 class indices, or (B, C) shares.
+        labels: (B,) int64 class indices, or (B, C) probabilities.
 
     >>> import torch
     >>> from kd_bench.losses import binary_cross_entropy
@@ -37,19 +37,18 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     0.6931
     """
     logits = at_least_float32(logits)
-    shares = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[-1])
-    return F.binary_cross_entropy_with_logits(logits, shares.to(logits.dtype))
+    targets = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[-1])
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(softmax(t / T) || softmax(s / T)), summed over the classes, mean over the batch.
 
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; T^2 keeps the size of
-    the gradient about the same for every temperature. The gradient goes to both sides.
+    the gradient about the same for every temperature. Both sides have a gradient.
 
     Args:
-        student_logits: (B, C), s.
-        teacher_logits: (B, C), t.
+        student_logits, teacher_logits: (B, C), s and t.
         temperature: T.
 
     >>> import torch
@@ -65,16 +64,15 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """- sum_j softmax(t / T)_j * log_softmax(s / T)_j, mean over the batch; there is no factor T^2.
 
-    The second term of DKL and IKL (``kd_bench.losses.dkl``). The gradient goes to both sides.
+    The second term of DKL and IKL (``kd_bench.losses.dkl``). Both sides have a gradient.
 
     Args:
-        student_logits: (B, C), s.
-        teacher_logits: (B, C), t.
+        student_logits, teacher_logits: (B, C), s and t.
         temperature: T.
 
     >>> import torch
     >>> from kd_bench.losses import soft_cross_entropy
-    >>> round(soft_cross_entropy(torch.zeros(1, 4), torch.randn(1, 4)).item(), 4)  # log 4, whatever the teacher says
+    >>> round(soft_cross_entropy(torch.zeros(1, 4), torch.randn(1, 4)).item(), 4)  # log 4 for any teacher
     1.3863
     """
     student = F.log_softmax(tempered(student_logits, temperature), dim=-1)

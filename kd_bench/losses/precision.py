@@ -1,4 +1,4 @@
-"""Losses are computed in single precision at least: probabilities and their differences do not survive 8 bits."""
+"""Precision of the losses: at least float32, because differences of probabilities are lost in 8 bits."""
 
 import math
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """``values`` in float32 where they are half-precision, unchanged otherwise (float64 stays).
+    """Converts float16 and bfloat16 to float32, and returns other types unchanged.
 
-    The losses use no operation that ``torch.autocast`` would take back to half precision, so this is enough there too.
+    This is enough under ``torch.autocast`` too, because the losses use no operation that it runs in half precision.
 
     >>> import torch
     >>> from kd_bench.losses import at_least_float32
@@ -20,11 +20,10 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """``logits`` / ``temperature``, (B, C), up to a constant a row: the row's largest value is moved to 0 first.
+    """Returns ``logits`` / ``temperature``, (B, C), up to a constant per row: the row's maximum is moved to 0 first.
 
-    A softmax does not see the constant, but a division rounds: without this, logits that share a large constant would
-    lose the digits that tell them apart. A power of 2, as most temperatures are, divides without rounding, and the
-    logits are left where they are.
+    A softmax does not depend on the constant, but the division rounds, and logits that share a large constant would
+    lose precision. A division by a power of 2 does not round, so that the constant is left in.
 
     >>> tempered(torch.tensor([[1000.0, 1003.0]]), 3.0)
     tensor([[-1.,  0.]])

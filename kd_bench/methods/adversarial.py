@@ -1,4 +1,4 @@
-"""What every method of adversarial training is."""
+"""The base class of the methods of adversarial training."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from kd_bench.types import NOTHING, Batch, Needs, Outputs
 
 
 class AdversarialMethod(Method):
-    """Trains one network on images and on perturbed images; there is no teacher.
+    """Trains one network on natural and perturbed images; there is no teacher.
 
-    ``forward`` gets what the network puts out for the perturbed images as ``student`` and for the images as they are as
-    ``teacher``: the same network in the same state, and the gradient goes to both. ``family`` and ``needs_teacher``
-    have to stand in the class itself, as literals, like those of any method.
+    ``forward`` gets the network's outputs for the perturbed images as ``student`` and those for the natural images as
+    ``teacher``. Both come from the same network in the same state, and the gradient goes to both. A subclass writes
+    ``family`` and ``needs_teacher`` as literals, as every method does.
 
     Attributes:
-        demands: What must be switched on of a trial's ``adversarial`` settings, by their names.
+        required_settings: Names of the trial's ``adversarial`` settings that must be on.
     """
 
     family = "adversarial"
     needs_teacher = False
     needs = Needs(teacher=NOTHING)
-    demands: ClassVar[tuple[str, ...]] = ()
+    required_settings: ClassVar[tuple[str, ...]] = ()
 
     def inner_loss(self, natural: Tensor, adversarial: Tensor, batch: Batch) -> Tensor:
-        """What the perturbation of an image makes large; by default KL(softmax(n) || softmax(a)), as in TRADES.
+        """Returns the loss that the perturbation maximises; by default KL(softmax(n) || softmax(a)), as in TRADES.
 
         Args:
-            natural: (B, K) logits of the images, without gradient.
-            adversarial: (B, K) logits of the perturbed images, to which the gradient goes.
+            natural: (B, K) logits of the natural images, without gradient.
+            adversarial: (B, K) logits of the perturbed images; the gradient goes to them.
             batch: The images.
 
         Returns:
-            A scalar in which each image's part depends on that image alone.
+            A scalar, a sum or mean over images in which each image's summand depends on that image only.
         """
         return losses.trades(natural, adversarial)
 
 
-def natural_of(teacher: Outputs | None) -> Outputs:
-    """What the network puts out for the images as they are.
+def require_natural(teacher: Outputs | None) -> Outputs:
+    """Returns the network's outputs for the natural images.
 
     Raises:
-        ValueError: If there is nothing: the method was run as one that knows no perturbed images.
+        ValueError: If they are None, because the trainer did not perturb images.
     """
     if teacher is None:
-        raise ValueError("a method of adversarial training needs the outputs of the images as they are")
+        raise ValueError("a method of adversarial training needs the outputs for the natural images")
     return teacher

@@ -11,19 +11,21 @@ from kd_bench.types import Batch, Outputs, Pair
 
 
 class DIST(Method):
-    """DIST: probabilities that correlate with the teacher's, image by image and class by class.
+    """DIST: correlation with the teacher's probabilities, image by image and class by class.
 
-    ce_weight * CE + dist_weight * f * (beta * inter + gamma * intra), each 1 - Pearson's correlation of the softmaxes
-    at T. Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), eq. 6 to 10.
+    ce_weight * CE + dist_weight * f * (beta * inter + gamma * intra), where inter and intra are 1 - Pearson's
+    correlation of softmax(t / T) and softmax(s / T). Huang et al., "Knowledge Distillation from A Stronger Teacher"
+    (2022), eq. 6 to 10.
 
-    The factor f is T^2 in the code that gave the published numbers of CIFAR-100, and 1 in the paper;
-    ``tau_squared`` chooses. The paper's ImageNet runs have T = 1, where both are the same.
+    The factor f is T^2 in the code behind the published CIFAR-100 numbers, and 1 in the paper; ``tau_squared`` chooses.
+    The paper's ImageNet runs have T = 1, so both are the same.
 
     Args:
-        beta: Weight of the inter-class term, over the classes of an image.
-        gamma: Weight of the intra-class term, over the images of a class in the batch, and so of the batch's size.
-        dist_weight: Weight of both.
-        temperature: T, of both softmaxes.
+        beta: Weight of the inter-class term: correlation over the classes of an image.
+        gamma: Weight of the intra-class term: correlation over the images of the batch, so it depends on the batch
+            size.
+        dist_weight: Weight of both terms.
+        temperature: T of teacher and student.
         tau_squared: Whether both terms are multiplied by T^2.
         ce_weight: Weight of the cross-entropy with the labels.
     """
@@ -44,7 +46,7 @@ class DIST(Method):
         self.temperature, self.tau_squared = temperature, tau_squared
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce", "inter" and "intra"."""
+        """Returns the terms "ce", "inter" and "intra"."""
         logits = require_teacher(teacher).logits.detach()
         inter, intra = losses.dist_terms(student.logits, logits, self.temperature)
         factor = self.dist_weight * (self.temperature**2 if self.tau_squared else 1.0)

@@ -5,23 +5,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, hard_labels, require_teacher, warm_up
+from kd_bench.methods.base import Method, hard_labels, require_teacher, warmup_factor
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
 
 class DKD(Method):
-    """Decoupled distillation: the target class and the other classes among themselves, weighed apart.
+    """Decoupled distillation: separate weights for the target class and for the other classes among themselves.
 
     ce_weight * CE + warm-up * T^2 * (alpha * TCKD + beta * NCKD). Zhao et al., "Decoupled Knowledge Distillation"
-    (2022). On CIFAR-100 the published beta depends on the pair: 8 for most, 6 or 2 for some of one family. The target
-    of a mixed label is the class with the largest share.
+    (2022). On CIFAR-100 the published beta depends on the pair: 8 for most pairs, 6 or 2 for some pairs of the same
+    family. The target of a mixed label is the class with the largest share.
 
     Args:
         alpha: Weight of the target class against the rest (TCKD).
         beta: Weight of the classes other than the target among themselves (NCKD).
-        temperature: T, of both sides.
-        warmup_epochs: Epochs over which TCKD and NCKD grow linearly to their full weight; 0 for none.
+        temperature: T of teacher and student.
+        warmup_epochs: Epochs over which TCKD and NCKD grow linearly to their full weight; 0 for no warm-up.
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
@@ -40,10 +40,10 @@ class DKD(Method):
         self.warmup_epochs, self.ce_weight = warmup_epochs, ce_weight
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce", "tckd" and "nckd"."""
+        """Returns the terms "ce", "tckd" and "nckd"."""
         logits = require_teacher(teacher).logits.detach()
         tckd, nckd = losses.dkd_terms(student.logits, logits, hard_labels(batch), self.temperature)
-        factor = warm_up(batch.epoch, self.warmup_epochs)
+        factor = warmup_factor(batch.epoch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "tckd": factor * self.alpha * tckd,

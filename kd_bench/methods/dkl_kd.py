@@ -1,31 +1,31 @@
-"""Distillation by the decoupled Kullback-Leibler divergence, which IKL improves."""
+"""Distillation with the decoupled Kullback-Leibler divergence, which IKL improves."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, require_teacher, warm_up
+from kd_bench.methods.base import Method, require_teacher, warmup_factor
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
 
 class DKLKD(Method):
-    """Decoupled KL: what classical distillation trains, written as a pairwise term plus a soft cross-entropy.
+    """Decoupled KL: classical distillation, written as a pairwise term plus a soft cross-entropy.
 
     ce_weight * CE + warm-up * T^2 * DKL(t / T, s / T), where DKL = alpha * 1/4 sum_jk p_j p_k ((t_j - t_k) - stop(s_j -
     s_k))^2 + beta * soft-CE with p = softmax(t / T). Cui et al., "Decoupled Kullback-Leibler Divergence Loss", appendix
     eq. 12 and 13.
 
-    The student's side of the pairwise term is stopped and a frozen teacher learns nothing, so that only the soft
-    cross-entropy trains: with beta = 1 the gradients are those of KL times T^2 (Lemma 1), whatever ``alpha``. That is
-    what IKL mends (``ikl_kd``); the row is here to show it. In the authors' code the letters are the other way round.
+    The pairwise term has no gradient, because its student side is stopped and the teacher is frozen. Only the soft
+    cross-entropy trains: with beta = 1 the gradients are those of KL times T^2 (Lemma 1), for any ``alpha``. IKL
+    (``ikl_kd``) removes this defect; this method is here to show it. In the authors' code alpha and beta are swapped.
 
     Args:
-        alpha: Weight of the pairwise term, which is logged and trains nothing.
+        alpha: Weight of the pairwise term, which is logged and has no gradient.
         beta: Weight of the soft cross-entropy with the teacher.
-        temperature: T, of both.
-        warmup_epochs: Epochs over which both terms grow linearly to their full weight; 0 for none.
+        temperature: T of teacher and student.
+        warmup_epochs: Epochs over which both terms grow linearly to their full weight; 0 for no warm-up.
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
@@ -44,13 +44,13 @@ class DKLKD(Method):
         self.warmup_epochs, self.ce_weight = warmup_epochs, ce_weight
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce", "pairwise" and "soft_ce"."""
+        """Returns the terms "ce", "pairwise" and "soft_ce"."""
         logits = require_teacher(teacher).logits.detach()
         weights = (losses.at_least_float32(logits) / self.temperature).softmax(-1)
-        # T^2 and the temperature of the differences of logits cancel.
+        # T^2 cancels the two temperatures of the squared logit differences.
         pairwise = losses.pairwise_mse(student.logits.detach(), logits, weights)
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature) * self.temperature**2
-        factor = warm_up(batch.epoch, self.warmup_epochs)
+        factor = warmup_factor(batch.epoch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "pairwise": factor * self.alpha * pairwise,

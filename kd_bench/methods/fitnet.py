@@ -1,4 +1,4 @@
-"""FitNets: hints of the teacher's feature maps."""
+"""FitNets: hints from the teacher's feature maps."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_bench import losses
+from kd_bench.methods._connectors import Regressor
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.connectors import Regressor
 from kd_bench.methods.parameters import Count, NonNegative
 from kd_bench.types import Batch, Needs, Outputs, Pair
 from kd_bench.utils.errors import UserError
 
 
 class FitNet(Method):
-    """FitNet: the teacher's feature map of one stage, regressed from the student's.
+    """FitNet: regression of the teacher's feature map of one stage from the student's.
 
     ce_weight * CE + hint_weight * MSE between the teacher's map and the student's after a convolution, batch norm and
     ReLU. Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), eq. 3.
 
-    The paper trains the hint first and the classes after; the published numbers of CIFAR-100 come from code that trains
-    both at once, as is done here.
+    The paper first trains on the hint alone and then on the labels. The code behind the published CIFAR-100 numbers
+    trains on both at once, and so does this method.
 
     Args:
-        hint_weight: Weight of the hint.
-        hint_stage: Stage that is compared, in both networks; 0 is the stem.
+        hint_weight: Weight of the mean squared error.
+        hint_stage: Index of the stage that is compared, in both networks; 0 is the stem.
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
@@ -43,17 +43,16 @@ class FitNet(Method):
         self.hint_weight, self.hint_stage, self.ce_weight = hint_weight, hint_stage, ce_weight
         assert pair.teacher is not None
         for name, shapes in ((pair.student_name, pair.student), (pair.teacher_name, pair.teacher)):
-            if hint_stage >= len(shapes.stages):
-                raise UserError(
-                    f"fitnet: hint_stage = {hint_stage}, but {name} has the stages 0 to {len(shapes.stages) - 1}"
-                )
+            last = len(shapes.stages) - 1
+            if hint_stage > last:
+                raise UserError(f"fitnet: hint_stage = {hint_stage}, but {name} has the stages 0 to {last}")
         self.regressor = Regressor(pair.student.stages[hint_stage], pair.teacher.stages[hint_stage])
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce" and "hint"."""
+        """Returns the terms "ce" and "hint"."""
         hint = losses.at_least_float32(require_teacher(teacher).stages[self.hint_stage].detach())
-        guess = losses.at_least_float32(self.regressor(student.stages[self.hint_stage]))
+        prediction = losses.at_least_float32(self.regressor(student.stages[self.hint_stage]))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
-            "hint": self.hint_weight * F.mse_loss(guess, hint),
+            "hint": self.hint_weight * F.mse_loss(prediction, hint),
         }

@@ -1,4 +1,4 @@
-"""Adversarial training by the improved Kullback-Leibler divergence."""
+"""Adversarial training with the improved Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -7,33 +7,36 @@ from typing import Literal
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.adversarial import AdversarialMethod, natural_of
-from kd_bench.methods.class_prior import ClassPrior
+from kd_bench.methods._class_prior import ClassPrior
+from kd_bench.methods.adversarial import AdversarialMethod, require_natural
 from kd_bench.methods.parameters import NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
 
 class IKLAT(AdversarialMethod, ClassPrior):
-    """IKL-AT: differences of the images' and the perturbed images' logits pair by pair, and a soft cross-entropy.
+    """IKL-AT: improved KL divergence between the logits of natural and perturbed images.
 
-    ce_weight * CE(n) + alpha * 1/4 sum_jk w_j w_k ((n_j - n_k) - (a_j - a_k))^2 + beta * soft-CE(stop(n), a), n the
-    logits of the images and a those of the perturbed ones. Cui et al., "Decoupled Kullback-Leibler Divergence Loss",
-    appendix eq. 13 to 15. The letters are the paper's: the released code has them the other way round.
+    ce_weight * CE(n) + alpha * 1/4 sum_jk w_j w_k ((n_j - n_k) - (a_j - a_k))^2 + beta * soft-CE(stop(n), a), where n
+    are the logits of the natural images and a those of the perturbed images. Cui et al., "Decoupled Kullback-Leibler
+    Divergence Loss", appendix eq. 13 to 15. alpha and beta are named as in the paper; the released code swaps them.
 
-    Class weights begin uniform, 1 / K, and are rebuilt at the end of each epoch from softmax(n / tau) of that epoch's
-    images, of pairs of views the first; a class that was not seen keeps its row. The perturbed images are made with
-    the same loss with weights of its own, 1 and 1 in the released code for CIFAR-100, and 0 and 1 for CIFAR-10.
+    Class weights start uniform, 1 / K. At the end of each epoch they become the mean of softmax(n / tau) over that
+    epoch's images of the class (of two views, over the first); a class without images keeps its row. The perturbation
+    maximises the same two terms with weights of its own: 1 and 1 in the released code for CIFAR-100, 0 and 1 for
+    CIFAR-10.
 
-    The defaults gave the paper's 66.51 % on CIFAR-100; beta 4 and tau 2 gave 64.08 % and a higher robustness.
+    The defaults are the settings of the paper's 66.51 % on CIFAR-100; beta 4 and tau 2 are those of 64.08 % and a
+    higher robustness.
 
     Args:
         alpha: Weight of the pairwise term.
         beta: Weight of the soft cross-entropy.
         tau: Temperature of w.
-        weights: Where w comes from: "class", the mean over the images of the class; or "sample", the image itself.
+        weights: How w is computed: "sample" is softmax(n / tau) of the image, "class" its mean over the images of the
+            class.
         ce_weight: Weight of the cross-entropy with the labels.
-        inner_alpha: ``alpha`` while images are perturbed.
-        inner_beta: ``beta`` while images are perturbed.
+        inner_alpha: ``alpha`` of the loss that the perturbation maximises.
+        inner_beta: ``beta`` of the loss that the perturbation maximises.
     """
 
     family = "adversarial"
@@ -55,14 +58,14 @@ class IKLAT(AdversarialMethod, ClassPrior):
         self.alpha, self.beta, self.tau, self.weights, self.ce_weight = alpha, beta, tau, weights, ce_weight
         self.inner_alpha, self.inner_beta = inner_alpha, inner_beta
         if weights == "class":
-            self.start_prior()
+            self.init_prior()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce", "pairwise" and "soft_ce"."""
-        natural, adversarial = natural_of(teacher), student
+        """Returns the terms "ce", "pairwise" and "soft_ce"."""
+        natural, adversarial = require_natural(teacher), student
         pairwise = losses.pairwise_mse(adversarial.logits, natural.logits, self._weights(natural.logits, batch))
         if self.weights == "class":
-            self.count(losses.class_weights(natural.logits, self.tau), batch)
+            self.accumulate(losses.class_weights(natural.logits, self.tau), batch)
         return {
             "ce": self.ce_weight * self.label_loss(natural, batch),
             "pairwise": self.alpha * pairwise,
@@ -70,9 +73,9 @@ class IKLAT(AdversarialMethod, ClassPrior):
         }
 
     def inner_loss(self, natural: Tensor, adversarial: Tensor, batch: Batch) -> Tensor:
-        """The same divergence with the weights ``inner_alpha`` and ``inner_beta``."""
+        """Returns the same two terms, weighted by ``inner_alpha`` and ``inner_beta``."""
         weights = self._weights(natural, batch)
         return losses.ikl_adversarial(natural, adversarial, weights, self.inner_alpha, self.inner_beta)
 
     def _weights(self, natural: Tensor, batch: Batch) -> Tensor:
-        return self.of_classes(batch) if self.weights == "class" else losses.class_weights(natural, self.tau)
+        return self.prior_rows(batch) if self.weights == "class" else losses.class_weights(natural, self.tau)

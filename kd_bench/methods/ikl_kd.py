@@ -1,4 +1,4 @@
-"""Distillation by the improved Kullback-Leibler divergence."""
+"""Distillation with the improved Kullback-Leibler divergence."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from typing import Literal
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import require_teacher, warm_up
-from kd_bench.methods.class_prior import ClassPrior
+from kd_bench.methods._class_prior import ClassPrior
+from kd_bench.methods.base import require_teacher, warmup_factor
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
 
 class IKLKD(ClassPrior):
-    """Improved KL: differences of logits matched pair by pair, plus a soft cross-entropy.
+    """Improved KL: logit differences matched for every pair of classes, plus a soft cross-entropy.
 
     ce_weight * CE + warm-up * (alpha * 1/4 sum_jk w_j w_k ((t_j - t_k) - (s_j - s_k))^2 + beta * soft-CE at T). Cui et
     al., "Decoupled Kullback-Leibler Divergence Loss", appendix eq. 12 to 15. The pairwise term reads the raw logits;
     the soft cross-entropy has no factor T^2.
 
-    The letters are the paper's. The authors' code has them the other way round: its ALPHA is our ``beta`` and its BETA
-    our ``alpha``. The weights too come in two kinds, and the released runs do not all use the paper's: those on
-    CIFAR-100 use "sample" with tau 100, which is nearly uniform; those on ImageNet "class" with tau 1. The released
-    alpha / beta on CIFAR-100 depend on the pair: 8/1 for ResNet32x4 to ShuffleNet-V1, 4/1 for WRN-40-2 to
-    ShuffleNet-V1, 12/4 for VGG13 and 12/1 for ResNet50 to MobileNet-V2, 12/3 for ResNet32x4 to ShuffleNet-V2.
+    alpha and beta are named as in the paper. The authors' code swaps them: its ALPHA is our ``beta`` and its BETA our
+    ``alpha``. Not all released runs use the paper's class weights: those on CIFAR-100 use "sample" with tau 100, which
+    is nearly uniform; those on ImageNet use "class" with tau 1. The released alpha / beta on CIFAR-100 depend on the
+    pair: 8/1 for ResNet32x4 to ShuffleNet-V1, 4/1 for WRN-40-2 to ShuffleNet-V1, 12/4 for VGG13 and 12/1 for ResNet50
+    to MobileNet-V2, 12/3 for ResNet32x4 to ShuffleNet-V2.
 
-    Class weights begin uniform, 1 / K, and are rebuilt at the end of each epoch from the teacher's probabilities for
-    that epoch's images, over all processes; a class that was not seen keeps its row. The class of a mixed label is the
-    one with the largest share.
+    Class weights start uniform, 1 / K. At the end of each epoch they become the teacher's mean probabilities for that
+    epoch's images of the class, over all processes; a class without images keeps its row. The class of a mixed label is
+    the one with the largest share.
 
     Args:
         alpha: Weight of the pairwise term.
         beta: Weight of the soft cross-entropy with the teacher.
-        temperature: T, of both sides of the soft cross-entropy.
-        warmup_epochs: Epochs over which both terms grow linearly to their full weight; 0 for none.
+        temperature: T of teacher and student in the soft cross-entropy.
+        warmup_epochs: Epochs over which both terms grow linearly to their full weight; 0 for no warm-up.
         ce_weight: Weight of the cross-entropy with the labels.
-        weights: Where w comes from: "sample", softmax(t / tau) of the image; or "class", its mean over the images of
-            the class.
+        weights: How w is computed: "sample" is softmax(t / tau) of the image, "class" its mean over the images of the
+            class.
         tau: Temperature of w.
     """
 
@@ -58,14 +58,14 @@ class IKLKD(ClassPrior):
         self.warmup_epochs, self.ce_weight = warmup_epochs, ce_weight
         self.weights, self.tau = weights, tau
         if weights == "class":
-            self.start_prior()
+            self.init_prior()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce", "pairwise" and "soft_ce"."""
+        """Returns the terms "ce", "pairwise" and "soft_ce"."""
         logits = require_teacher(teacher).logits.detach()
         pairwise = losses.pairwise_mse(student.logits, logits, self._weights(logits, batch))
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature)
-        factor = warm_up(batch.epoch, self.warmup_epochs)
+        factor = warmup_factor(batch.epoch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "pairwise": factor * self.alpha * pairwise,
@@ -73,8 +73,8 @@ class IKLKD(ClassPrior):
         }
 
     def _weights(self, teacher_logits: Tensor, batch: Batch) -> Tensor:
-        own = losses.class_weights(teacher_logits, self.tau)
+        probabilities = losses.class_weights(teacher_logits, self.tau)
         if self.weights == "sample":
-            return own
-        self.count(own, batch)
-        return self.of_classes(batch)
+            return probabilities
+        self.accumulate(probabilities, batch)
+        return self.prior_rows(batch)

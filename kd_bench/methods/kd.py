@@ -11,15 +11,15 @@ from kd_bench.types import Batch, Outputs, Pair
 
 
 class KD(Method):
-    """Classical distillation: the divergence from the teacher's softened probabilities.
+    """Classical distillation: KL divergence from the teacher's softened probabilities.
 
     ce_weight * CE + kd_weight * T^2 * KL(softmax(t / T) || softmax(s / T)). Hinton, Vinyals and Dean, "Distilling the
     Knowledge in a Neural Network" (2015). The defaults are those of the published CIFAR-100 benchmarks.
 
     Args:
         ce_weight: Weight of the cross-entropy with the labels.
-        kd_weight: Weight of the divergence.
-        temperature: T, of both sides.
+        kd_weight: Weight of the KL divergence.
+        temperature: T of teacher and student.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class KD(Method):
         self.ce_weight, self.kd_weight, self.temperature = ce_weight, kd_weight, temperature
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce" and "kd"."""
+        """Returns the terms "ce" and "kd"."""
         divergence = losses.kd(student.logits, require_teacher(teacher).logits.detach(), self.temperature)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),

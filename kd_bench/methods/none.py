@@ -1,4 +1,4 @@
-"""The student alone."""
+"""Training without a teacher."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class Alone(Method):
         super().__init__(pair)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """The cross-entropy."""
+        """Returns the term "ce"."""
         return {"ce": self.label_loss(student, batch)}

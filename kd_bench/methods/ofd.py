@@ -1,4 +1,4 @@
-"""The overhaul of feature distillation."""
+"""OFD: the overhaul of feature distillation."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_bench import losses
+from kd_bench.methods._connectors import Connector
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.connectors import Connector
 from kd_bench.methods.parameters import NonNegative
 from kd_bench.types import Batch, Needs, Outputs, Pair
 from kd_bench.utils.errors import UserError
 
 
 class OFD(Method):
-    """Overhaul of feature distillation: pre-activations of all stages, as far as the activation would pass them on.
+    """Overhaul of feature distillation: partial L2 distance of the pre-activations of all stages.
 
     ce_weight * CE + feature_weight * sum over L stages of 2^-(L - 1 - l) * partial L2, the deepest being l = L - 1.
-    Heo et al., "A Comprehensive Overhaul of Feature Distillation" (2019), eq. 2 to 4: a teacher's value counts as it is
-    where it is positive, and elsewhere only against a student above it, as the margin of its channel at least. Margins
-    follow in closed form from the teacher's batch norms. All stages but the stems take part, the deepest of both
-    networks against one another; where sizes differ the teacher's map is averaged to the student's.
+    Heo et al., "A Comprehensive Overhaul of Feature Distillation" (2019), eq. 2 to 4. The teacher's value is raised to
+    the margin of its channel. Differences count where the teacher's value is positive, and elsewhere only if the
+    student's is above it. Margins follow in closed form from the teacher's batch norms. All stages except the stems are
+    compared, matched from the deepest; if sizes differ, the teacher's map is averaged to the student's size.
 
-    In the published code the teacher's batch norms go by the batch's statistics, and its author defends that as the
-    better choice; there it also lets them drift. Here "batch" leaves the teacher's buffers as they are, and "running"
+    In the published code the teacher's batch norms use the statistics of the batch, which its author defends as the
+    better choice, and their running statistics drift. Here "batch" does not change the teacher's buffers, and "running"
     is the usual frozen teacher.
 
     Args:
         feature_weight: Weight of the features; 1e-3 is published for CIFAR-100, 1e-4 for ImageNet.
-        teacher_batch_norm: Statistics that the teacher's batch norms go by, "batch" or "running".
+        teacher_batch_norm: Statistics that the teacher's batch norms use, "batch" or "running".
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
@@ -61,19 +61,19 @@ class OFD(Method):
             if norm is None:
                 stage = len(theirs) - self.stages + index + 1
                 raise UserError(
-                    f"ofd: the pre-activation of stage {stage} of {pair.teacher_name} is not put out by a batch norm, "
-                    "from which the margins follow; take another teacher"
+                    f"ofd: the pre-activation of stage {stage} of {pair.teacher_name} is not the output of a batch "
+                    "norm, which the margins need; choose another teacher"
                 )
-            # They follow from the teacher, so they are not part of what is checkpointed.
+            # Not checkpointed, because they follow from the teacher.
             self.register_buffer(f"margin{index}", losses.ofd_margin(*norm), persistent=False)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce" and "feature"."""
+        """Returns the terms "ce" and "feature"."""
         terms = []
         pairs = zip(student.preacts[-self.stages :], require_teacher(teacher).preacts[-self.stages :], strict=True)
         for index, (ours, theirs) in enumerate(pairs):
-            wanted = F.adaptive_avg_pool2d(theirs.detach(), (ours.shape[2], ours.shape[3]))
-            loss = losses.partial_l2(self.connectors[index](ours), wanted, self.get_buffer(f"margin{index}"))
+            target = F.adaptive_avg_pool2d(theirs.detach(), (ours.shape[2], ours.shape[3]))
+            loss = losses.partial_l2(self.connectors[index](ours), target, self.get_buffer(f"margin{index}"))
             terms.append(loss / 2 ** (self.stages - 1 - index))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),

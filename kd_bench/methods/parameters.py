@@ -1,62 +1,37 @@
-"""The types of hyper-parameters, and how a value that a user gave is brought to its type.
+"""The types of hyper-parameters, and how a user's value is converted to its type.
 
-A method annotates its keyword arguments with these, or with ``float``, ``int``, ``bool``, ``str``, ``Literal[...]`` and
-any of them ``| None``. The registry knows the annotations by their text, so a method's file need not be imported to
-check what is asked of it.
+A method annotates its keyword arguments with the number types below, or with ``float``, ``int``, ``bool``, ``str``,
+``Literal[...]`` and any of them ``| None``. Annotations are resolved from their text, so that hyper-parameters can be
+checked without importing the method's file.
 """
 
 from __future__ import annotations
 
 import ast
 import math
-from dataclasses import dataclass
+import operator
+from dataclasses import asdict
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Interval
 
-@dataclass(frozen=True)
-class Bounds:
-    """The interval that a number must lie in."""
+from kd_bench.config import numbers
+from kd_bench.config.numbers import Count, Fraction, NonNegative, Positive, PositiveCount
 
-    text: str
-    """In words, e.g. "at least 0"."""
-    low: float = -math.inf
-    high: float = math.inf
-    above_low: bool = False
-    """Whether ``low`` itself is excluded."""
+__all__ = ["Count", "Fraction", "NonNegative", "Positive", "PositiveCount", "allowed", "coerce", "resolve"]
 
-    def allow(self, value: float) -> bool:
-        """Whether ``value`` lies in the interval."""
-        return (value > self.low if self.above_low else value >= self.low) and value <= self.high
-
-
-NonNegative = Annotated[float, Bounds("at least 0", low=0)]
-Positive = Annotated[float, Bounds("above 0", low=0, above_low=True)]
-Fraction = Annotated[float, Bounds("from 0 to 1", low=0, high=1)]
-Count = Annotated[int, Bounds("at least 0", low=0)]
-PositiveCount = Annotated[int, Bounds("at least 1", low=1)]
-
-_KNOWN: dict[str, Any] = {
-    "float": float,
-    "int": int,
-    "bool": bool,
-    "str": str,
-    "None": None,
-    "NonNegative": NonNegative,
-    "Positive": Positive,
-    "Fraction": Fraction,
-    "Count": Count,
-    "PositiveCount": PositiveCount,
+_TYPES: dict[str, Any] = {kind.__name__: kind for kind in (float, int, bool, str)} | {
+    name: kind for name, kind in vars(numbers).items() if get_origin(kind) is Annotated
 }
-
 _WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
 
 
 def resolve(annotation: str) -> Any:
-    """The type that an annotation's text means; nothing is imported or run.
+    """Returns the type that the text of an annotation names; nothing is imported or run.
 
     Raises:
-        ValueError: With the end of a sentence, if it is none of the types that this module tells of.
+        ValueError: If the type is none of those in the module's docstring; the message is the end of a sentence.
 
     >>> resolve("float | None") == float | None
     True
@@ -64,8 +39,7 @@ def resolve(annotation: str) -> Any:
     try:
         return _resolve(ast.parse(annotation, mode="eval").body)
     except (SyntaxError, LookupError):
-        known = ", ".join(name for name in _KNOWN if name != "None")
-        raise ValueError(f"should be one of {known}, Literal[...], or one of these '| None'") from None
+        raise ValueError(f"should be one of {', '.join(_TYPES)}, Literal[...], or one of these '| None'") from None
 
 
 def _resolve(node: ast.expr) -> Any:
@@ -73,60 +47,67 @@ def _resolve(node: ast.expr) -> Any:
         case ast.Constant(value=None):
             return None
         case ast.Name(id=name) | ast.Attribute(attr=name):
-            return _KNOWN[name]
+            return _TYPES[name]
         case ast.Subscript(value=ast.Name(id="Literal") | ast.Attribute(attr="Literal"), slice=choices):
             nodes = choices.elts if isinstance(choices, ast.Tuple) else [choices]
-            if not all(isinstance(one, ast.Constant) for one in nodes):
+            if not all(isinstance(node, ast.Constant) for node in nodes):
                 raise LookupError
-            return Literal[tuple(one.value for one in nodes if isinstance(one, ast.Constant))]
+            return Literal[tuple(node.value for node in nodes if isinstance(node, ast.Constant))]
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return Union[_resolve(left), _resolve(right)]  # noqa: UP007 (None | None is no type)
     raise LookupError
 
 
 def allowed(kind: Any) -> str:
-    """What a type allows, in words.
+    """Describes the values of a type.
 
     >>> allowed(NonNegative), allowed(Literal["sample", "class"])
     ('a finite number, at least 0', "'sample' or 'class'")
     """
     if get_origin(kind) is Annotated:
-        base, bounds = get_args(kind)
-        return f"{_WORDS[base]}, {bounds.text}"
+        base, interval = get_args(kind)
+        return f"{_WORDS[base]}, {_bounds(interval)}"
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) in {Union, UnionType}:
-        return ", or ".join(allowed(one) for one in get_args(kind))
+        return ", or ".join(map(allowed, get_args(kind)))
     return _WORDS[type(None) if kind is None else kind]
 
 
+def _bounds(interval: Interval) -> str:
+    if interval.ge is not None and interval.le is not None:
+        return f"from {interval.ge} to {interval.le}"
+    words = {"above": interval.gt, "at least": interval.ge, "below": interval.lt, "at most": interval.le}
+    return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+
+
 def coerce(kind: Any, value: Any) -> Any:
-    """``value`` as the one form that its type has, so that equal settings have equal hashes: 4 is 4.0 for a float.
+    """Returns ``value`` in the form that its type has, so that equal settings have equal hashes: 4 is 4.0 for a float.
 
     Args:
         kind: A type from ``resolve``.
-        value: As read from YAML or given by Python.
+        value: As read from YAML or passed by Python.
 
     Raises:
-        ValueError: If the type does not allow it. Truth values and texts are not numbers; NaN and infinities are not
-            allowed.
+        ValueError: If the type does not allow it. Booleans and texts are not numbers; NaN and infinities are refused.
 
     >>> coerce(NonNegative, 4), coerce(Count, 20.0)
     (4.0, 20)
     """
+    choices = get_args(kind)
     if get_origin(kind) is Annotated:
-        base, bounds = get_args(kind)
-        number = coerce(base, value)
-        if bounds.allow(number):
+        number = coerce(choices[0], value)
+        bounds = {name: bound for name, bound in asdict(choices[1]).items() if bound is not None}
+        if all(getattr(operator, name)(number, bound) for name, bound in bounds.items()):
             return number
     elif get_origin(kind) is Literal:
-        for choice in get_args(kind):
+        for choice in choices:
             if type(choice) is type(value) and choice == value:
                 return choice
     elif get_origin(kind) in {Union, UnionType}:
-        for one in get_args(kind):
+        for choice in choices:
             try:
-                return coerce(one, value)
+                return coerce(choice, value)
             except ValueError:
                 continue
     elif kind in {None, type(None)}:
@@ -142,10 +123,10 @@ def coerce(kind: Any, value: Any) -> Any:
 
 def _number(kind: type, value: float) -> Any:
     try:
-        exact = kind(value)
-        good = math.isfinite(exact) and (kind is float or exact == value)
-    except (OverflowError, ValueError):  # NaN and infinities as a whole number, whole numbers too large for a float
-        good = False
-    if not good:
+        number = kind(value)
+        exact = math.isfinite(number) and (kind is float or number == value)
+    except (OverflowError, ValueError):  # int of NaN or an infinity, float of a huge int
+        exact = False
+    if not exact:
         raise ValueError(f"{value!r} is not {_WORDS[kind]}")
-    return exact + 0  # the only effect is that -0.0 becomes 0.0
+    return number + 0  # turns -0.0 into 0.0

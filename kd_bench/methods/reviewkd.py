@@ -1,4 +1,4 @@
-"""Distillation via knowledge review."""
+"""ReviewKD: distillation via knowledge review."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, require_teacher, warm_up
-from kd_bench.methods.connectors import Fusion, Map, embedding
+from kd_bench.methods._connectors import Fusion, Map, embedding
+from kd_bench.methods.base import Method, require_teacher, warmup_factor
 from kd_bench.methods.parameters import Count, NonNegative, PositiveCount
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
 class ReviewKD(Method):
-    """Knowledge review: each stage of the teacher taught to the student's same stage fused with all its deeper ones.
+    """Knowledge review: each stage of the teacher is matched by the student's same stage fused with its deeper stages.
 
     ce_weight * CE + warm-up * review_weight * sum over stages of the hierarchical context loss. Chen et al.,
-    "Distilling Knowledge via Knowledge Review" (2021), section 3.2 and 3.3. All stages but the stems take part, and the
-    pooled embeddings as the deepest; the deepest of both networks against one another. Fusions have as many channels
-    inside as the student's embedding, at most ``max_mid_channels``.
+    "Distilling Knowledge via Knowledge Review" (2021), section 3.2 and 3.3. All stages except the stems are compared,
+    and the pooled embeddings as the deepest stage; stages are matched from the deepest. A fusion has as many inner
+    channels as the student's embedding, at most ``max_mid_channels``.
 
-    The published code of CIFAR-100 compares the student's stages after the activation with the teacher's before it;
-    that of ImageNet takes both before it. It counts epochs from 0 in the warm-up, so that nothing is distilled in the
-    first; other code counts from 1. The published weights of CIFAR-100 depend on the pair, see the recipes.
+    The published CIFAR-100 code compares the student's stages after the activation with the teacher's before it; the
+    ImageNet code compares both before it. The published code counts epochs from 0 in the warm-up, so nothing is
+    distilled in the first epoch; other code counts from 1. The published weights on CIFAR-100 depend on the pair, see
+    the recipes.
 
     Args:
         review_weight: Weight of the review.
-        warmup_epochs: Epochs over which the review grows linearly to its full weight; 0 for none.
-        first_epoch: The number of the first epoch in the warm-up.
-        student_features: What of the student's stages is fused: "stages", after the activation, or "preacts".
-        teacher_features: What of the teacher's stages is taught: "preacts", as published, or "stages", after the
-            activation, which every network can give.
-        max_mid_channels: Most channels inside the fusions.
+        warmup_epochs: Epochs over which the review grows linearly to its full weight; 0 for no warm-up.
+        first_epoch: Number of the first epoch in the warm-up.
+        student_features: The student's features that are fused: "stages", after the activation, or "preacts".
+        teacher_features: The teacher's features that are matched: "preacts", as published, or "stages", which every
+            network has.
+        max_mid_channels: Upper limit of the fusions' inner channels.
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
@@ -43,7 +44,7 @@ class ReviewKD(Method):
 
     @classmethod
     def needs_with(cls, hyperparameters: Mapping[str, Any]) -> Needs:
-        """Pre-activations only where they are fused or taught."""
+        """Asks for pre-activations only if ``student_features`` or ``teacher_features`` are "preacts"."""
         return Needs(
             student=frozenset({"logits", hyperparameters["student_features"], "pooled"}),
             teacher=frozenset({hyperparameters["teacher_features"], "pooled"}),
@@ -70,18 +71,18 @@ class ReviewKD(Method):
         ours = _levels(getattr(pair.student, student_features), pair.student.pooled)
         theirs = _levels(getattr(pair.teacher, teacher_features), pair.teacher.pooled)
         self.stages = min(len(ours), len(theirs))
-        middle = min(max_mid_channels, ours[-1][0])
+        mid_chs = min(max_mid_channels, ours[-1][0])
         self.fusions = nn.ModuleList(
-            Fusion(student[0], middle, teacher[0], (teacher[1], teacher[2]), deepest=index == self.stages - 1)
+            Fusion(student[0], mid_chs, teacher[0], (teacher[1], teacher[2]), deepest=index == self.stages - 1)
             for index, (student, teacher) in enumerate(zip(ours[-self.stages :], theirs[-self.stages :], strict=True))
         )
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce" and "review"."""
+        """Returns the terms "ce" and "review"."""
         teacher = require_teacher(teacher)
         ours = [*getattr(student, self.student_features)[1:], embedding(student)[:, :, None, None]]
         theirs = [*getattr(teacher, self.teacher_features)[1:], embedding(teacher)[:, :, None, None]]
-        factor = warm_up(batch.epoch - 1 + self.first_epoch, self.warmup_epochs)
+        factor = warmup_factor(batch.epoch - 1 + self.first_epoch, self.warmup_epochs)
         terms, deeper = [], None
         for level in range(1, self.stages + 1):  # from the deepest
             restored, deeper = self.fusions[-level](ours[-level], deeper)

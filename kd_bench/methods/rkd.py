@@ -5,24 +5,25 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
+from kd_bench.methods._connectors import embedding
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.connectors import embedding
 from kd_bench.methods.parameters import NonNegative, Positive
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
 class RKD(Method):
-    """Relational distillation: distances and angles between a batch's pooled embeddings.
+    """Relational distillation: distances and angles between the pooled embeddings of a batch.
 
-    ce_weight * CE + distance_weight * RKD-D + angle_weight * RKD-A, each a smooth L1 loss. Park et al., "Relational
-    Knowledge Distillation" (2019), eq. 5 to 9. The embeddings are those that the classifiers read, of any two widths.
+    ce_weight * CE + distance_weight * RKD-D + angle_weight * RKD-A, where RKD-D and RKD-A are smooth L1 losses. Park et
+    al., "Relational Knowledge Distillation" (2019), eq. 5 to 9. The embeddings are the inputs of the classifiers; their
+    widths may differ.
 
     Args:
         distance_weight: Weight of the distances.
         angle_weight: Weight of the angles.
         ce_weight: Weight of the cross-entropy with the labels.
         squared: Whether to compare squared distances.
-        eps: Below it a squared distance counts as ``eps``.
+        eps: Smallest squared distance. Smaller ones are raised to ``eps`` and have no gradient.
     """
 
     family = "features"
@@ -43,7 +44,7 @@ class RKD(Method):
         self.squared, self.eps = squared, eps
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Terms "ce", "distance" and "angle"."""
+        """Returns the terms "ce", "distance" and "angle"."""
         ours, theirs = embedding(student), embedding(require_teacher(teacher)).detach()
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),

@@ -1,6 +1,6 @@
-"""Networks for 32x32 images behind timm's interface, and what any network of timm's puts out.
+"""Networks for 32x32 images with timm's interface, and the outputs of any network with that interface.
 
-``kd_bench.models.register()`` makes them known to ``timm.create_model``; ``registry`` is the light way in.
+``kd_bench.models.register()`` registers our networks with timm. Importing this package imports neither torch nor timm.
 """
 
 from kd_bench.models.registry import create, own_models, register, resolve

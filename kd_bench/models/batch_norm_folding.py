@@ -1,4 +1,4 @@
-"""A frozen network's batch norms as part of the convolutions before them."""
+"""Folds the batch norms of a frozen network into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from kd_bench.models.fast_convs import DepthwiseConv2d, PointwiseConv2d
 from kd_bench.models.outputs import observe
-from kd_bench.models.preactivations import share_sources
+from kd_bench.models.preactivations import share_stage_activations
 from kd_bench.models.timm_interface import dry_run
 from kd_bench.types import LOGITS, Output, Outputs
 from kd_bench.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-#: Largest difference to the network as it was, relative to its largest logit, with which one that is folded is used.
+#: Largest accepted difference of the logits of a folded network, relative to the network's largest logit.
 TOLERANCE = 1e-5
 
 
 class Folded(nn.Module):
-    """What is left of a batch norm that is folded away: what timm's do beside normalising, under the same names."""
+    """Replaces a folded batch norm: keeps dropout and activation of timm's batch norms, under the same names."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -37,85 +37,77 @@ class Folded(nn.Module):
         self.act = getattr(norm, "act", None) or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same shape."""
+        """Maps (B, C, H, W) to the same shape."""
         activated: Tensor = self.act(self.drop(x))
         return activated
 
 
 def fold(network: nn.Module, image: tuple[int, ...]) -> nn.Module:
-    """A copy for inference, in which batch norms that follow a convolution, and nothing else reads it, are part of it.
+    """Returns a copy for inference, in which batch norms are folded into convolutions that only they read.
 
-    In evaluation mode a batch norm is a scale and a shift of each channel; both go into the convolution's weights, in
-    float64, so that what the network puts out differs by rounding only. Which norm follows which convolution is found
-    from the graph of one dry forward pass, so it holds for any network. A network in which nothing can be folded, or
-    whose copy puts out something else, is returned as it is.
+    In evaluation mode a batch norm is a scale and a shift of each channel. Both are folded into the convolution's
+    weights in float64, so that outputs differ only by rounding. The graph of one dry forward pass shows which norm
+    follows which convolution, so this works for any network. The network itself is returned if nothing can be folded,
+    or if the outputs of the copy differ.
 
     Args:
-        network: In evaluation mode, with timm's interface; stays as it is.
-        image: (C, H, W) that it takes.
+        network: A network in evaluation mode, with timm's interface; does not change.
+        image: (C, H, W) of an image that it can process.
 
     Returns:
-        The copy, without gradients, or the network itself. It gives all outputs that the network gives, whatever will
-        be asked of it, so that what it computes does not depend on that.
+        The copy, without gradients, or the network itself. The copy has all outputs that the network has, so that its
+        computation does not depend on the outputs that are requested later.
     """
-    counted = isinstance(next(network.parameters()), FakeTensor)  # without numbers, and as it is written
-    if counted or not any(isinstance(module, _BatchNorm) for module in network.modules()):
+    is_fake = isinstance(next(network.parameters()), FakeTensor)  # costs are counted for the network as written
+    if is_fake or not any(isinstance(module, _BatchNorm) for module in network.modules()):
         return network
-    found = copy.deepcopy(network).requires_grad_(False)
-    outputs = _outputs(network, image)
-    share_sources(network, found, image, outputs)
-    pairs = _pairs(found, image, outputs)
+    folded = copy.deepcopy(network).requires_grad_(False)
+    outputs = _available_outputs(network, image)
+    share_stage_activations(network, folded, image, outputs)
+    pairs = _foldable_pairs(folded, image, outputs)
     if not pairs:
         return network
     for conv, name, norm in pairs:
         _fold(conv, norm)
-        found.set_submodule(name, Folded(norm))
-    return found if _same(network, found, image) else network
+        folded.set_submodule(name, Folded(norm))
+    return folded if _is_close(network, folded, image) else network
 
 
-def _outputs(network: nn.Module, image: tuple[int, ...]) -> frozenset[Output]:
-    """All that a network can give."""
-    found: frozenset[Output] = LOGITS
-    every: tuple[Output, ...] = ("pooled", "stages", "preacts")
-    for output in every:
+def _available_outputs(network: nn.Module, image: tuple[int, ...]) -> frozenset[Output]:
+    available: frozenset[Output] = LOGITS
+    others: tuple[Output, ...] = ("pooled", "stages", "preacts")
+    for output in others:
         with contextlib.suppress(UserError), dry_run(network, image) as black:
-            observe(network, black, found | {output})
-            found |= {output}
-    return found
+            observe(network, black, available | {output})
+            available |= {output}
+    return available
 
 
-def _pairs(
+def _foldable_pairs(
     network: nn.Module, image: tuple[int, ...], needs: frozenset[Output]
 ) -> list[tuple[nn.Conv2d, str, _BatchNorm]]:
-    """The convolutions, and names and modules of the batch norms that follow them."""
+    """Returns the convolutions, and names and modules of the batch norms that follow them."""
     convs: dict[Node, nn.Conv2d] = {}
     norms: list[tuple[Node | None, str, _BatchNorm]] = []
     calls: Counter[nn.Module] = Counter()
-    owners = Counter(id(one) for module in network.modules() for one in module.parameters(recurse=False))
+    owners = Counter(id(weight) for module in network.modules() for weight in module.parameters(recurse=False))
 
-    def seen(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            calls[module] += 1
-            if isinstance(module, _BatchNorm):
-                norms.append((inputs[0].grad_fn, name, module))
-            elif isinstance(module, nn.Conv2d) and output.grad_fn is not None:
-                convs[output.grad_fn] = module
+    names = {module: name for name, module in network.named_modules()}
 
-        return hook
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[module] += 1
+        if isinstance(module, _BatchNorm):
+            norms.append((inputs[0].grad_fn, names[module], module))
+        elif isinstance(module, nn.Conv2d) and output.grad_fn is not None:
+            convs[output.grad_fn] = module
 
-    hooks = [
-        module.register_forward_hook(seen(name))
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Conv2d, _BatchNorm))
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for module in names:
+            if isinstance(module, (nn.Conv2d, _BatchNorm)):
+                hooks.enter_context(module.register_forward_hook(record))
         with dry_run(network, image) as black:
-            outputs = observe(network, black, needs)
-            readers = _readers(outputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found = []
+            readers = _readers(observe(network, black, needs))
+    pairs = []
     for node, name, norm in norms:
         if node is None or node not in convs or readers[node] != 1:
             continue
@@ -126,24 +118,23 @@ def _pairs(
             and owners[id(conv.weight)] == 1
         )
         if plain and norm.track_running_stats and calls[conv] == calls[norm] == 1:
-            found.append((conv, name, norm))
-    return found
+            pairs.append((conv, name, norm))
+    return pairs
 
 
 def _readers(outputs: Outputs) -> Counter[Node]:
-    """How often each node of the graph is read, by another one or as an output."""
+    """Returns how often each node of the graph is read, by another node or as an output."""
     tensors = [outputs.logits, *outputs.stages, *outputs.preacts]
     tensors += [] if outputs.pooled is None else [outputs.pooled]
-    ends = {id(one): one.grad_fn for one in tensors if one.grad_fn is not None}
+    ends = {id(tensor): tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
     readers = Counter(ends.values())
-    waiting, visited = list(readers), set(readers)
-    while waiting:
-        for node, _ in waiting.pop().next_functions:
+    stack = list(readers)
+    while stack:
+        for node, _ in stack.pop().next_functions:
             if node is not None:
                 readers[node] += 1
-                if node not in visited:
-                    visited.add(node)
-                    waiting.append(node)
+                if readers[node] == 1:  # reached for the first time
+                    stack.append(node)
     return readers
 
 
@@ -162,7 +153,7 @@ def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
 
 
 @torch.no_grad()
-def _same(network: nn.Module, folded: nn.Module, image: tuple[int, ...]) -> bool:
+def _is_close(network: nn.Module, folded: nn.Module, image: tuple[int, ...]) -> bool:
     like = next(network.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *image, generator=generator).to(like)

@@ -1,7 +1,7 @@
-"""The cards of ``teachers/`` and ``students/``: what is published of a network on a data set, with its source.
+"""Reads the cards of ``teachers/`` and ``students/``: published facts about a network on a data set, with their source.
 
-A card is a file, ``teachers/<data set>/<name>.yaml`` or ``students/<data set>/<name>.yaml``. Those in the working
-folder outrank the packaged ones of the same place. Reading them costs next to nothing: no network is built for it.
+A card is a file, ``teachers/<data set>/<name>.yaml`` or ``students/<data set>/<name>.yaml``. A card in the working
+folder replaces the packaged card of the same path. Reading cards builds no network.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kd_bench.config.base import Positive, PositiveInt, Settings
+from kd_bench.config.base import Settings
 from kd_bench.config.data import Input
 from kd_bench.config.load import parse, read_mapping
+from kd_bench.config.numbers import Positive, PositiveCount
 from kd_bench.models.registry import PREFIX, PUBLISHED_NAMES
 from kd_bench.utils.errors import unknown
 from kd_bench.utils.paths import package_path
@@ -32,7 +33,7 @@ class Accuracy(Settings):
 
     Attributes:
         value: In percent.
-        source: Who says so.
+        source: Publication of the value.
     """
 
     value: Percent
@@ -40,14 +41,14 @@ class Accuracy(Settings):
 
 
 class Robustness(Settings):
-    """A published robust accuracy: l-infinity attacks of at most 8/255.
+    """A published robust accuracy under l-infinity attacks of at most 8/255.
 
     Attributes:
-        setting: What sets this training apart from the others, e.g. its augmentation.
+        setting: Name of the training's setting, e.g. its augmentation.
         clean: Top-1 accuracy without an attack, in percent.
         autoattack: Top-1 accuracy under AutoAttack (Croce and Hein, 2020), in percent.
-        source: Who says so.
-        page: Web page where the authors offer the weights.
+        source: Publication of the values.
+        page: Web page from which the authors' weights can be downloaded.
     """
 
     setting: Text
@@ -58,13 +59,13 @@ class Robustness(Settings):
 
 
 class Weights(Settings):
-    """A place that published weights can be had from.
+    """A source of published weights.
 
     Attributes:
-        url: The file, or the archive that it is in.
-        member: The file's path in the archive; None where ``url`` is the file itself.
-        key: Where in the file the state dict is, with dots; None where the file is nothing else.
-        sha256: Of the file, not of the archive; None where nobody has published it.
+        url: Address of the file, or of the archive that contains it.
+        member: Path of the file in the archive; None if ``url`` is the file itself.
+        key: Dotted key of the state dict in the file; None if the file is the state dict.
+        sha256: Checksum of the file, not of the archive; None if none is published.
     """
 
     url: Url
@@ -74,23 +75,22 @@ class Weights(Settings):
 
 
 class TrainedBy(Settings):
-    """How to train the network here.
+    """The recipe that trains the network.
 
     Attributes:
-        recipe: Name of a recipe, e.g. ``cifar100/teachers``.
+        recipe: Name of the recipe, e.g. ``cifar100/teachers``.
     """
 
     recipe: Text
 
 
 class Pairing(Settings):
-    """A teacher that a student is published with.
+    """A teacher with which published results of a student exist.
 
     Attributes:
         teacher: Name of the teacher's card for the same data set.
-        kd: Top-1 accuracy by classical distillation (Hinton et al., 2015) in percent, what other methods are compared
-            with.
-        source: Who says so.
+        kd: Top-1 accuracy by classical distillation (Hinton et al., 2015), in percent; the baseline of other methods.
+        source: Publication of ``kd``.
     """
 
     teacher: Text
@@ -105,26 +105,26 @@ class Pairing(Settings):
 
 
 class TeacherFile(Settings):
-    """What may stand in a teacher's card.
+    """Content of a teacher's card.
 
     Attributes:
-        model: The network by timm's name, as ``registry.resolve`` gives it.
-        published_name: What the literature calls it.
-        description: For people, a line.
+        model: timm's name of the network, as returned by ``registry.resolve``.
+        published_name: Name of the network in the literature.
+        description: One line of text.
         parameters: Number of its parameters with a classifier for this data set.
         top1: Published accuracies without distillation.
         robust: Published accuracies after adversarial training.
-        weights: Places to get its weights from, the preferred one first.
-        timm: Whether timm has its weights, under the tag that ``model`` names.
-        input: How the network sees images.
-        train: How to train it here.
-        notes: What else one should know, a sentence or more each.
+        weights: Sources of its weights, the preferred one first.
+        timm: Whether timm has its weights, under the tag in ``model``.
+        input: Size and normalisation of the network's images.
+        train: The recipe that trains it.
+        notes: Further text, one or more sentences each.
     """
 
     model: Text
     published_name: Text
     description: str = ""
-    parameters: PositiveInt | None = None
+    parameters: PositiveCount | None = None
     top1: tuple[Accuracy, ...] = ()
     robust: tuple[Robustness, ...] = ()
     weights: tuple[Weights, ...] = ()
@@ -134,7 +134,7 @@ class TeacherFile(Settings):
     notes: tuple[Text, ...] = ()
 
     @model_validator(mode="after")
-    def _timm_knows_which_weights(self) -> TeacherFile:
+    def _timm_needs_a_tag(self) -> TeacherFile:
         if self.timm and "." not in self.model:
             raise ValueError("timm: true needs a model with its tag, e.g. resnet50.tv_in1k")
         if self.timm and self.weights:
@@ -143,11 +143,11 @@ class TeacherFile(Settings):
 
 
 class StudentFile(TeacherFile):
-    """What may stand in a student's card.
+    """Content of a student's card.
 
     Attributes:
-        learning_rate: The published recipe's for this student.
-        teachers: Whom it is published with.
+        learning_rate: Learning rate of the published recipe for this student.
+        teachers: Teachers with which published results exist.
     """
 
     learning_rate: Positive | None = None
@@ -155,12 +155,12 @@ class StudentFile(TeacherFile):
 
 
 class Card(StudentFile):
-    """A card, and what its place says.
+    """A card with the facts that its path encodes.
 
     Attributes:
-        role: Whether it teaches or learns.
-        dataset: The images it is for.
-        name: What it is called here: the file's name.
+        role: Whether the network is a teacher or a student.
+        dataset: Name of the data set.
+        name: Name of the file without suffix.
         path: The file.
     """
 
@@ -170,144 +170,141 @@ class Card(StudentFile):
     path: Path
 
 
-_KINDS: dict[Role, type[TeacherFile]] = {"teachers": TeacherFile, "students": StudentFile}
+_CONTENTS: dict[Role, type[TeacherFile]] = {"teachers": TeacherFile, "students": StudentFile}
 
 
-def cards(role: Role, dataset: str | None = None) -> list[Card]:
-    """The cards there are, sorted by data set and name.
+def load_all(role: Role, dataset: str | None = None) -> list[Card]:
+    """Returns the cards, sorted by data set and name.
 
     Args:
-        role: Whose.
-        dataset: Only those for this data set; None for all.
+        role: Teachers or students.
+        dataset: Only cards of this data set; None for all.
 
     Raises:
-        UserError: For a card that is no YAML, or has a key or value that is not a card's.
+        UserError: If a card is not valid YAML, or has an invalid key or value.
     """
-    found = {(path.parent.name, path.stem): path for path in _paths(role, dataset)}
-    return [_read(path, role) for _, path in sorted(found.items())]
+    paths = {(path.parent.name, path.stem): path for path in _paths(role, dataset)}
+    return [_read(path, role) for _, path in sorted(paths.items())]
 
 
-def card(role: Role, dataset: str, name: str, context: str = "") -> Card:
-    """One card.
+def load(role: Role, dataset: str, name: str, context: str = "") -> Card:
+    """Returns one card.
 
     Args:
-        role: Whose.
-        dataset: For which images.
-        name: The card's own name, or the network's as ``registry.resolve`` takes it: "resnet32x4", "cifar_resnet32x4"
-            and "ResNet32x4" are the same.
+        role: Teachers or students.
+        dataset: Name of the data set.
+        name: Name of the card, or of the network as for ``registry.resolve``: "resnet32x4", "cifar_resnet32x4" and
+            "ResNet32x4" are the same.
         context: Where the name was written, for the error.
 
     Raises:
-        UserError: Where there is no such card; and as ``cards``.
+        UserError: If there is no such card; also as ``load_all``.
     """
-    there = cards(role, dataset)
-    found = _lookup(there, name)
-    if found is not None:
-        return found
-    if not there:
-        raise unknown(f"dataset with {role}' cards", dataset, {one.dataset for one in cards(role)}, context)
-    raise unknown(f"{role.removesuffix('s')} of {dataset}", name, [one.name for one in there], context)
+    cards = load_all(role, dataset)
+    if card := _best_match(cards, name):
+        return card
+    if not cards:
+        raise unknown(f"dataset with {role}' cards", dataset, {card.dataset for card in load_all(role)}, context)
+    raise unknown(f"{role.removesuffix('s')} of {dataset}", name, [card.name for card in cards], context)
 
 
 def find(role: Role, dataset: str, model: str) -> Card | None:
-    """The card of a network, by any name that ``card`` takes; None where it has none.
+    """Returns the card of a network by any name that ``load`` accepts; None if there is none.
 
     Raises:
-        UserError: As ``cards``.
+        UserError: As ``load_all``.
     """
-    return _lookup(cards(role, dataset), model)
+    return _best_match(load_all(role, dataset), model)
 
 
-def pairs(dataset: str) -> list[tuple[Card, Card]]:
-    """The published teachers and students of a data set, sorted by student and then as its card lists its teachers.
+def published_pairs(dataset: str) -> list[tuple[Card, Card]]:
+    """Returns the published pairs (teacher, student) of a data set, by student and in the order of the student's card.
 
     Raises:
-        UserError: For a teacher that has no card; and as ``cards``.
+        UserError: If a teacher has no card; also as ``load_all``.
     """
     return [
-        (card("teachers", dataset, pairing.teacher, f"{student.path}: teachers"), student)
-        for student in cards("students", dataset)
+        (load("teachers", dataset, pairing.teacher, f"{student.path}: teachers"), student)
+        for student in load_all("students", dataset)
         for pairing in student.teachers
     ]
 
 
-def summary(one: Card) -> str:
-    """A line for a list, without the card's name."""
-    parts = [f"{one.published_name} on {one.dataset}"]
-    parts += [f"{one.parameters / 1e6:.2f} M parameters"] if one.parameters else []
-    parts += [_percent(one.top1[0].value)] if one.top1 else []
-    parts += [_robust(one.robust[0])] if one.robust and not one.top1 else []
-    parts += ["weights published"] if one.weights or one.timm else []
+def summary(card: Card) -> str:
+    """Returns one line for a list, without the card's name."""
+    parts = [f"{card.published_name} on {card.dataset}"]
+    parts += [f"{card.parameters / 1e6:.2f} M parameters"] if card.parameters else []
+    parts += [_percent(card.top1[0].value)] if card.top1 else []
+    parts += [_robust(card.robust[0])] if card.robust and not card.top1 else []
+    parts += ["weights published"] if card.weights or card.timm else []
     return ", ".join(parts)
 
 
-def describe(one: Card) -> str:
-    """The text for people: everything that the card says, and whom the network is published with.
+def describe(card: Card) -> str:
+    """Returns the content of a card and the networks that it is published with, as text.
 
     Raises:
-        UserError: As ``pairs``.
+        UserError: As ``published_pairs``.
     """
-    lines = [f"{one.name}: {one.published_name}, a {one.role.removesuffix('s')} on {one.dataset}"]
-    lines += ["", one.description] if one.description else []
-    lines += ["", f"model: {one.model}"]
-    lines += [f"parameters: {one.parameters:,}"] if one.parameters else []
-    without = " without distillation" if one.role == "students" else ""
-    lines += [f"top-1{without}: {_percent(each.value)} ({each.source})" for each in one.top1]
-    for each in one.robust:
-        lines.append(f"robust, {each.setting}: {_robust(each)} ({each.source})")
-        lines += [f"  weights on {each.page}"] if each.page else []
-    lines += [f"learning rate: {one.learning_rate:g}"] if one.learning_rate else []
-    lines += [f"image size: {one.input.size}"] if one.input.size else []
-    lines += ["normalisation: the network's own"] if one.input.normalise == "network" else []
-    lines += [line for place in one.weights for line in _place(place)]
-    lines += ["weights: timm's"] if one.timm else []
-    lines += [f"trained here by: kd-bench run {one.train.recipe}"] if one.train else []
-    lines += _company(one)
-    lines += [line for note in one.notes for line in ("", " ".join(note.split()))]
-    return "\n".join([*lines, "", f"card: {one.path}"])
+    lines = [f"{card.name}: {card.published_name}, a {card.role.removesuffix('s')} on {card.dataset}"]
+    lines += ["", card.description] if card.description else []
+    lines += ["", f"model: {card.model}"]
+    lines += [f"parameters: {card.parameters:,}"] if card.parameters else []
+    without = " without distillation" if card.role == "students" else ""
+    lines += [f"top-1{without}: {_percent(accuracy.value)} ({accuracy.source})" for accuracy in card.top1]
+    for robust in card.robust:
+        lines.append(f"robust, {robust.setting}: {_robust(robust)} ({robust.source})")
+        lines += [f"  weights on {robust.page}"] if robust.page else []
+    lines += [f"learning rate: {card.learning_rate:g}"] if card.learning_rate else []
+    lines += [f"image size: {card.input.size}"] if card.input.size else []
+    lines += ["normalisation: the network's own"] if card.input.normalise == "network" else []
+    for source in card.weights:
+        details = {"file in it": source.member, "key in the file": source.key, "SHA-256 of the file": source.sha256}
+        lines.append(f"weights: {source.url}")
+        lines += [f"  {title}: {detail}" for title, detail in details.items() if detail]
+    lines += ["weights: timm's"] if card.timm else []
+    lines += [f"trained here by: kd-bench run {card.train.recipe}"] if card.train else []
+    lines += _published_with(card)
+    lines += [line for note in card.notes for line in ("", " ".join(note.split()))]
+    return "\n".join([*lines, "", f"card: {card.path}"])
 
 
 def _percent(value: float) -> str:
     return f"{value:.2f} %"
 
 
-def _robust(each: Robustness) -> str:
-    return f"{_percent(each.clean)} clean, {_percent(each.autoattack)} under AutoAttack"
+def _robust(robust: Robustness) -> str:
+    return f"{_percent(robust.clean)} clean, {_percent(robust.autoattack)} under AutoAttack"
 
 
-def _place(place: Weights) -> list[str]:
-    details = {"file in it": place.member, "key in the file": place.key, "SHA-256 of the file": place.sha256}
-    return [f"weights: {place.url}", *(f"  {title}: {detail}" for title, detail in details.items() if detail)]
-
-
-def _company(one: Card) -> list[str]:
-    """Lines about whom a network is published with."""
-    if one.role == "teachers":
-        students = [student.name for teacher, student in pairs(one.dataset) if teacher.name == one.name]
+def _published_with(card: Card) -> list[str]:
+    """Returns lines about the students of a teacher, or the teachers of a student."""
+    if card.role == "teachers":
+        students = [student.name for teacher, student in published_pairs(card.dataset) if teacher.name == card.name]
         return [f"published with the students: {', '.join(students)}"] if students else []
     lines = []
-    for pairing in one.teachers:
-        teacher = card("teachers", one.dataset, pairing.teacher, f"{one.path}: teachers")
+    for pairing in card.teachers:
+        teacher = load("teachers", card.dataset, pairing.teacher, f"{card.path}: teachers")
         top1 = f" ({_percent(teacher.top1[0].value)})" if teacher.top1 else ""
-        gain = "" if pairing.kd is None else f": {_percent(pairing.kd)} by classical distillation ({pairing.source})"
-        lines.append(f"published with the teacher {teacher.name}{top1}{gain}")
+        kd = "" if pairing.kd is None else f": {_percent(pairing.kd)} by classical distillation ({pairing.source})"
+        lines.append(f"published with the teacher {teacher.name}{top1}{kd}")
     return lines
 
 
-def _lookup(there: list[Card], name: str) -> Card | None:
-    """The card that ``name`` fits best: one that is called so goes before one whose network is."""
-    fitting = [one for one in there if name in _names(one)]
-    return min(fitting, key=lambda one: one.name not in {name, name.removeprefix(PREFIX)}, default=None)
+def _best_match(cards: list[Card], name: str) -> Card | None:
+    """Returns the card with this name, else a card whose network has it; None if there is none."""
+    matches = [card for card in cards if name in _names(card)]
+    return min(matches, key=lambda card: card.name not in {name, name.removeprefix(PREFIX)}, default=None)
 
 
-def _names(one: Card) -> set[str]:
-    untagged = one.model.partition(".")[0]
-    published = {name for name, model in PUBLISHED_NAMES.items() if model == one.model}
-    return {one.name, one.published_name, one.model, untagged, one.model.removeprefix(PREFIX)} | published
+def _names(card: Card) -> set[str]:
+    untagged = card.model.partition(".")[0]
+    published = {name for name, model in PUBLISHED_NAMES.items() if model == card.model}
+    return {card.name, card.published_name, card.model, untagged, card.model.removeprefix(PREFIX)} | published
 
 
 def _paths(role: Role, dataset: str | None) -> Iterator[Path]:
-    """The files, packaged ones first."""
+    """Yields the paths of the cards, packaged ones first."""
     for root in (package_path(role), Path(role)):
         for folder in root.iterdir() if root.is_dir() else ():
             if dataset in {None, folder.name}:
@@ -315,6 +312,6 @@ def _paths(role: Role, dataset: str | None) -> Iterator[Path]:
 
 
 def _read(path: Path, role: Role) -> Card:
-    content = parse(_KINDS[role], read_mapping(path, "card"), str(path))
-    written = {key: getattr(content, key) for key in type(content).model_fields}
-    return Card(**written, role=role, dataset=path.parent.name, name=path.stem, path=path)
+    content = parse(_CONTENTS[role], read_mapping(path, "card"), str(path))
+    fields = {key: getattr(content, key) for key in type(content).model_fields}
+    return Card(**fields, role=role, dataset=path.parent.name, name=path.stem, path=path)

@@ -1,4 +1,4 @@
-"""timm's interface for networks made for 32x32 images; a subclass says only how its stages follow one another."""
+"""timm's interface for networks made for 32x32 images; a subclass only defines its layers and ``forward_stages``."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from timm import models
 from timm.layers import create_classifier
-from timm.models import build_model_with_cfg, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kd_bench.utils.errors import UserError
 
 Entry = TypeVar("Entry", bound=Callable[..., nn.Module])
 
 
-class Walk(NamedTuple):
-    """What a network computes on the way to its classifier."""
+class StageOutputs(NamedTuple):
+    """Outputs of a network up to its classifier."""
 
     features: Tensor
-    """(B, D, H, W), what ``forward_head`` takes."""
+    """(B, D, H, W), the input of ``forward_head``."""
     stages: list[Tensor]
     """(B, C, H, W) each, stem first."""
     preacts: list[Tensor]
-    """As ``stages``, before the activation; empty unless asked for."""
+    """As ``stages``, before the activation; empty if not requested."""
 
 
 class CifarNet(nn.Module, ABC):
     """Base of our networks: timm's methods on top of ``forward_stages``.
 
-    A subclass builds its layers in the order of the published definition, whose state-dict keys it keeps, lists its
-    stages in ``feature_info`` and takes its classifier from ``make_classifier``. The global pooling is adaptive, so
+    A subclass builds its layers in the order of the published definition and keeps its state-dict keys, lists its
+    stages in ``feature_info``, and creates its classifier with ``make_classifier``. The global pooling is adaptive, so
     every input size that the strides divide works.
 
-    The batch norms behind the pre-activations are found by ``outputs.preact_norms``. A network of which a single
-    pre-activation is put together from the outputs of several has a method ``preact_norms`` that gives their scales and
-    shifts, as ``CifarShuffleNetV2`` has.
+    ``outputs.preact_norms`` finds the batch norms behind the pre-activations. A network has a method ``preact_norms``
+    that returns their scales and shifts if several batch norms contribute to one pre-activation, as
+    ``CifarShuffleNetV2`` has.
 
     Args:
         num_classes: Width of the classifier; 0 for none.
@@ -45,10 +46,13 @@ class CifarNet(nn.Module, ABC):
     """
 
     classifier_name: ClassVar[str] = "fc"
-    """Where the classifier sits, as the published state dicts call it."""
+    """Name of the classifier in the published state dicts."""
+
+    timm_feature_cfg: ClassVar[dict[str, Any]] = {"out_indices": (0, 1, 2, 3)}
+    """timm's configuration of ``features_only`` networks."""
 
     feature_info: list[dict[str, Any]]
-    """What the function ``feature_info`` gives."""
+    """Result of the function ``feature_info``."""
 
     def __init__(self, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -56,40 +60,39 @@ class CifarNet(nn.Module, ABC):
         self.in_chans = in_chans
 
     @abstractmethod
-    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> Walk:
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
         """Runs the network up to its classifier.
 
-        No tensor that is returned is written to afterwards, and nothing is computed for the pre-activations that the
-        plain forward would not compute anyway.
+        Returned tensors are not overwritten afterwards, and pre-activations cost no extra computation.
 
         Args:
             x: (B, in_chans, H, W).
             preacts: Whether to return the pre-activations.
-            last: Index of the last stage wanted. The run ends after it, and ``features`` are that stage's output; with
-                the index of the network's last stage or None they are what the classifier's pooling reads.
+            last: Index of the last stage to run; None for all. ``features`` are the output of that stage; with None or
+                the index of the network's last stage they are the input of the classifier's pooling.
         """
 
     @staticmethod
     def initialise(layer: nn.Module) -> None:
-        """Sets the published initial weights of one layer; called on each."""
+        """Sets the published initial weights of one layer; called for each layer."""
 
     def make_classifier(self, num_features: int, global_pool: str) -> nn.Module:
-        """Sets the pooling and the feature counts, and returns the classifier for the subclass to keep."""
+        """Sets the pooling and the feature counts, and returns the classifier, which the subclass assigns."""
         self.num_features = self.head_hidden_size = num_features
         classifier: nn.Module
         self.global_pool, classifier = create_classifier(num_features, self.num_classes, pool_type=global_pool)
         return classifier
 
     def get_classifier(self) -> nn.Module:
-        """The layer that maps the pooled embedding to logits."""
+        """Returns the layer that maps the pooled embedding to logits."""
         return self.get_submodule(self.classifier_name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replaces the classifier by a new one with initial weights.
 
         Args:
-            num_classes: Its width; 0 removes the classifier.
-            global_pool: timm's name of a pooling; None keeps the present one.
+            num_classes: Width of the new classifier; 0 removes the classifier.
+            global_pool: timm's name of a pooling; None keeps the current one.
         """
         self.num_classes = num_classes
         like = next(self.parameters())
@@ -98,17 +101,17 @@ class CifarNet(nn.Module, ABC):
         self.set_submodule(self.classifier_name, classifier.to(like.device, like.dtype))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) images to the (B, D, h, w) map that ``forward_head`` takes."""
+        """Maps (B, in_chans, H, W) images to the (B, D, h, w) input of ``forward_head``."""
         return self.forward_stages(x).features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, D, h, w) features to (B, K) logits, or to the (B, D) pooled embedding with ``pre_logits``."""
+        """Maps (B, D, h, w) features to (B, K) logits, or to the (B, D) pooled embedding with ``pre_logits``."""
         pooled = self.global_pool(x)
         out: Tensor = pooled if pre_logits else self.get_classifier()(pooled)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) images to (B, K) logits."""
+        """Maps (B, in_chans, H, W) images to (B, K) logits."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -120,29 +123,82 @@ class CifarNet(nn.Module, ABC):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The final features and the stages' outputs, as timm's networks give them.
+        """Returns the final features and the outputs of the stages, as timm's networks do.
 
         Args:
             x: (B, in_chans, H, W).
-            indices: Which stages: the last n for an int, all for None.
-            norm: Without effect, as for timm's convolutional networks.
-            stop_early: Whether to end after the last stage asked for, whose output then stands for the features.
+            indices: Stages to return: the last n for an int, all for None.
+            norm: Has no effect, as for timm's convolutional networks.
+            stop_early: Whether to stop after the last requested stage and return its output as the features.
             output_fmt: Only "NCHW".
-            intermediates_only: Whether to return the stages alone.
+            intermediates_only: Whether to return only the stages.
 
         Raises:
-            ValueError: For another format.
+            ValueError: If ``output_fmt`` is not "NCHW".
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}, but a convolutional network gives 'NCHW'")
+            raise ValueError(f"output_fmt is {output_fmt!r}, but a convolutional network returns 'NCHW'")
         taken, last = feature_take_indices(len(self.feature_info), indices)
-        walk = self.forward_stages(x, last=last if stop_early else None)
-        intermediates = [stage for index, stage in enumerate(walk.stages) if index in taken]
-        return intermediates if intermediates_only else (walk.features, intermediates)
+        outputs = self.forward_stages(x, last=last if stop_early else None)
+        intermediates = [stage for index, stage in enumerate(outputs.stages) if index in taken]
+        return intermediates if intermediates_only else (outputs.features, intermediates)
+
+
+class Stage(nn.Sequential):
+    """Blocks one after another."""
+
+    def forward(self, x: Tensor, activate: bool = True) -> Tensor:
+        """Returns the last block's output, or with ``activate=False`` the sum that its last ReLU reads."""
+        end = len(self) - 1
+        for index, block in enumerate(self):
+            x = block(x, activate or index < end)
+        return x
+
+
+class StagedCifarNet(CifarNet):
+    """Base of networks with a stem and stages ``layer1``, ``layer2``, ... that end with a ReLU.
+
+    Stages are the outputs after ReLU of the stem and of each ``layer``. Pre-activations are the same tensors before
+    that ReLU; in published code the stem's pre-activation is after it. A subclass adds the layers, which return their
+    output before the last ReLU if called with ``activate=False``, and the classifier.
+
+    Args:
+        widths: Channels of the stem and of the stages.
+        reductions: Reduction of the image's size by the stem and by the stages.
+        stem_kernel: Kernel size of the stem's convolution.
+        num_classes, in_chans: As for ``CifarNet``.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], reductions: Sequence[int], stem_kernel: int, num_classes: int, in_chans: int
+    ) -> None:
+        super().__init__(num_classes, in_chans)
+        self.conv1 = nn.Conv2d(in_chans, widths[0], stem_kernel, padding=stem_kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU()
+        self.feature_info = feature_info(
+            widths, reductions, ("relu", *(f"layer{index}" for index in range(1, len(widths))))
+        )
+
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
+        """See ``CifarNet.forward_stages``."""
+        before = self.bn1(self.conv1(x))
+        x = self.relu(before)
+        outputs = StageOutputs(x, [x], [before] if preacts else [])
+        for index in range(1, len(self.feature_info))[:last]:
+            layer = self.get_submodule(f"layer{index}")
+            if preacts:
+                before = layer(x, activate=False)
+                outputs.preacts.append(before)
+                x = F.relu(before)
+            else:
+                x = layer(x)
+            outputs.stages.append(x)
+        return outputs._replace(features=x)
 
 
 def feature_info(widths: Sequence[int], reductions: Sequence[int], modules: Sequence[str]) -> list[dict[str, Any]]:
-    """timm's list of a network's stages: channels, reduction of the image's size, the module that puts each out."""
+    """Returns timm's list of stages: channels, reduction of the image's size, name of the module that outputs it."""
     return [
         {"num_chs": width, "reduction": reduction, "module": module}
         for width, reduction, module in zip(widths, reductions, modules, strict=True)
@@ -150,13 +206,18 @@ def feature_info(widths: Sequence[int], reductions: Sequence[int], modules: Sequ
 
 
 def register_model(entry: Entry) -> Entry:
-    """timm's decorator of that name, with types."""
+    """Is timm's decorator of that name, with types."""
     models.register_model(entry)
     return entry
 
 
-def cifar_cfg(**overrides: Any) -> dict[str, Any]:
-    """timm's description of a network for CIFAR-100: no weights, and the normalisation of the published teachers."""
+def cifar_cfgs(*names: str, **overrides: Any) -> Any:
+    """Returns timm's configurations of networks for CIFAR-100: no weights, the published teachers' normalisation.
+
+    Args:
+        *names: The registered names.
+        **overrides: Values of the configuration that differ.
+    """
     cfg: dict[str, Any] = {
         "num_classes": 100,
         "input_size": (3, 32, 32),
@@ -168,11 +229,11 @@ def cifar_cfg(**overrides: Any) -> dict[str, Any]:
         "first_conv": "conv1",
         "classifier": "fc",
     }
-    return cfg | overrides
+    return generate_default_cfgs(dict.fromkeys(names, cfg | overrides))
 
 
 def build(cls: type[CifarNet], name: str, pretrained: bool, **kwargs: Any) -> CifarNet:
-    """Builds a registered network as timm builds its own; the body of every function decorated with ``register_model``.
+    """Builds a registered network as timm builds its own; every function with ``register_model`` calls it.
 
     Args:
         cls: The network's class.
@@ -181,7 +242,7 @@ def build(cls: type[CifarNet], name: str, pretrained: bool, **kwargs: Any) -> Ci
         **kwargs: Arguments of the class and of timm's builder.
 
     Raises:
-        UserError: For ``pretrained`` without a file.
+        UserError: If ``pretrained`` is true and the configuration names no file.
     """
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     if pretrained and not (cfg.has_weights or cfg.state_dict):
@@ -189,6 +250,6 @@ def build(cls: type[CifarNet], name: str, pretrained: bool, **kwargs: Any) -> Ci
             f"model {name}: pretrained=True, but no weights come with it; give a file, as in checkpoint_path='FILE' or "
             "pretrained_cfg_overlay={'file': 'FILE'}"
         )
-    kwargs.setdefault("feature_cfg", {"out_indices": (0, 1, 2, 3)})
+    kwargs.setdefault("feature_cfg", dict(cls.timm_feature_cfg))
     network: CifarNet = build_model_with_cfg(cls, name, pretrained, **kwargs)
     return network

@@ -1,4 +1,4 @@
-"""Weights of any layout to safetensors."""
+"""Converts weights of any layout to safetensors."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from kd_bench.utils.errors import UserError
 
 
 def convert(source: Path, target: Path, model: str | None, key: str | None) -> str:
-    """Writes the weights of a file as safetensors and says what they were.
+    """Writes the weights of a file as safetensors and returns a line that describes them.
 
     Args:
-        source: A file in any layout that can be read.
+        source: A file in any layout that ``weights.read`` reads.
         target: The file to write.
-        model: The network that they should fit; None does not check.
-        key: Where in the file they are; None looks for them.
+        model: Name of the network that the weights must fit; None does not check.
+        key: Dotted key of the weights in the file; None searches for them.
 
     Raises:
-        UserError: Where the file cannot be read, the weights do not fit, or the target cannot be written.
+        UserError: If the file cannot be read, the weights do not fit, or the target cannot be written.
     """
     loaded = weights.read(source, key)
     name = None
     if model is not None:
         name = registry.resolve(model, "--model")
-        classes = weights.classes_of(loaded.state, registry.create(name, 1))
+        classes = weights.num_classes(loaded.state, registry.create(name, 1))
         network = registry.create(name, classes or 1)
         weights.load_into(network, loaded.state, source, name)
     try:
@@ -32,6 +32,6 @@ def convert(source: Path, target: Path, model: str | None, key: str | None) -> s
     except OSError as error:
         raise UserError(f"{target}: cannot be written: {error.strerror or error}") from None
     numbers = sum(value.numel() for value in loaded.state.values())
-    likely = name or weights.likeliest(loaded.state)
-    of = f" of {likely}" if name else f", most likely of {likely}" if likely else ""
-    return f"{target}: {len(loaded.state)} tensors, {numbers:,} numbers{of}, from {loaded.layout}; sha256 {digest}"
+    closest = name or weights.closest_network(loaded.state)
+    origin = f" of {closest}" if name else f", most likely of {closest}" if closest else ""
+    return f"{target}: {len(loaded.state)} tensors, {numbers:,} numbers{origin}, from {loaded.layout}; sha256 {digest}"

@@ -1,4 +1,4 @@
-"""The same picture for networks that differ in input size and normalisation."""
+"""Converts images for networks that differ in input size and normalisation."""
 
 from __future__ import annotations
 
@@ -13,53 +13,54 @@ from kd_bench.utils.errors import UserError
 
 
 class InputTransform(nn.Module):
-    """Brings images in a data set's size and normalisation to those that a network wants.
+    """Converts images from a data set's size and normalisation to those of a network.
 
-    Changes of size are bicubic, antialiased, made on the normalised values, which for a linear filter is the same as
-    making them before. Where nothing differs the images pass as they are.
+    Resizing is bicubic and antialiased. It works on normalised values, which is equivalent for a linear filter. Images
+    are returned unchanged if nothing differs.
 
     Args:
-        network: What the images are for; its ``pretrained_cfg`` says how it wants them normalised.
-        wanted: The settings.
+        network: The network; its ``pretrained_cfg`` has its mean and std.
+        settings: The network's input settings.
         image_size: Height and width of the data set's images.
-        mean: The data set's, of the channels, for images scaled to 0..1.
+        mean: Channel mean of the data set, for images scaled to 0..1.
         std: As ``mean``.
-        channels_last: Whether to lay the images out with the channels last.
+        channels_last: Whether to convert the images to the channels-last memory format.
 
     Raises:
-        UserError: If the network's own normalisation is wanted, and it does not tell.
+        UserError: If the settings ask for the network's normalisation and its ``pretrained_cfg`` has none.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        wanted: Input,
+        settings: Input,
         image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        self.size = None if wanted.size in (None, image_size) else wanted.size
+        self.size = None if settings.size in (None, image_size) else settings.size
         self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.scale: Tensor | None
         self.shift: Tensor | None
         scale = shift = None
         cfg = getattr(network, "pretrained_cfg", {})
-        if wanted.normalise == "network" and not {"mean", "std"} <= set(cfg):
-            name = type(network).__name__
-            raise UserError(f"input.normalise: {name} does not say in a pretrained_cfg which mean and std it wants")
-        if wanted.normalise == "network" and (tuple(cfg["mean"]), tuple(cfg["std"])) != (tuple(mean), tuple(std)):
-            own = [torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (cfg["mean"], cfg["std"])]
-            given = [torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std)]
-            scale = (given[1] / own[1]).float()
-            shift = ((given[0] - own[0]) / own[1]).float()
-        # Not persistent: they follow from the trial's settings and the data set.
+        if settings.normalise == "network" and not {"mean", "std"} <= set(cfg):
+            raise UserError(f"input.normalise: {type(network).__name__} has no pretrained_cfg with mean and std")
+        if settings.normalise == "network" and (tuple(cfg["mean"]), tuple(cfg["std"])) != (tuple(mean), tuple(std)):
+            old_mean, old_std, new_mean, new_std = (
+                torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+                for values in (mean, std, cfg["mean"], cfg["std"])
+            )
+            scale = (old_std / new_std).float()
+            shift = ((old_mean - new_mean) / new_std).float()
+        # Not checkpointed, because they follow from the trial's settings and the data set.
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised images of the data set to (B, 3, size, size) ones of the network."""
+        """Maps (B, 3, H, W) normalised images of the data set to (B, 3, size, size) images of the network."""
         if self.size is not None:
             images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
         if self.scale is not None and self.shift is not None:

@@ -10,23 +10,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
-from kd_bench.models.cifar_network import CifarNet, Walk, build, cifar_cfg, feature_info, register_model
+from kd_bench.models.cifar_network import CifarNet, StageOutputs, build, cifar_cfgs, feature_info, register_model
 
 #: Channels at width 1, number of blocks and first stride of each of the ``blocks``.
 BLOCKS = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
 
-#: Which of them put out a stage.
+#: Indices of the ``blocks`` that end a stage.
 STAGE_ENDS = (1, 2, 4, 6)
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 convolution to more channels, a 3x3 convolution of each, a linear 1x1 convolution to few, and a shortcut.
+    """A 1x1 convolution to more channels, a 3x3 depthwise convolution, a linear 1x1 convolution, and a shortcut.
 
-    The first convolution is there without an expansion too, unlike in the paper, and the shortcut only where the block
-    changes neither the width nor the size.
+    Unlike in the paper, the first convolution exists with expansion 1 too. The shortcut exists only if the block
+    changes neither width nor size.
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, expansion: int) -> None:
@@ -45,7 +44,7 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output, which no activation follows."""
+        """Returns the block's output, without an activation."""
         out: Tensor = self.conv(x)
         return torch.add(x, out) if self.has_shortcut else out
 
@@ -53,23 +52,23 @@ class InvertedResidual(nn.Module):
 class CifarMobileNetV2(CifarNet):
     """MobileNet-V2 for 32x32 images: a stem at half size, seven groups of blocks, and a 1x1 convolution to the head.
 
-    Stages are the outputs of the stem after ReLU and of ``blocks`` 1, 2, 4 and 6. Blocks end linearly, so each stage
-    but the stem is its own pre-activation, which no ReLU follows: the output of the batch norm ``conv.7`` of its last
-    block, to which ``blocks`` 1, 2 and 4 add a shortcut. As in the residual networks, that batch norm is the one whose
-    scale and shift stand for the pre-activation's spread. (The batch norm that comes next, which the wide residual
-    networks' pre-activations are taken from, follows a convolution to six times the channels here.) The stem's
-    pre-activation is its batch norm's output. The pooled embedding is read from the head's convolution, after batch
-    norm and ReLU.
+    Stages are the outputs of the stem after ReLU and of ``blocks`` 1, 2, 4 and 6. Blocks end without an activation, so
+    each stage except the stem is its own pre-activation: the output of the batch norm ``conv.7`` of its last block, to
+    which ``blocks`` 1, 2 and 4 add a shortcut. As in the residual networks, the scale and shift of that batch norm are
+    those of the pre-activation. (The next batch norm, from which the wide residual networks' pre-activations come,
+    follows a convolution to six times the channels here.) The stem's pre-activation is its batch norm's output. The
+    pooled embedding is read from the head's convolution, after batch norm and ReLU.
 
     Args:
-        width: Multiple of the paper's channels; a head of 1280 channels is not made narrower.
-        expansion: Multiple of a block's input channels inside it, in all groups but the first, which has 1.
-        num_classes: Width of the classifier; 0 for none.
-        in_chans: Channels of the images.
+        width: Multiple of the paper's channels; the head has at least 1280 channels.
+        expansion: Ratio of a block's inner channels to its input channels, in all groups except the first, which has 1.
+        num_classes, in_chans: As for ``CifarNet``.
         global_pool: timm's name of a pooling.
     """
 
     classifier_name = "classifier.0"
+    # timm reads stages from inside Sequential modules only if it flattens them.
+    timm_feature_cfg = {"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True}
 
     def __init__(
         self,
@@ -106,23 +105,23 @@ class CifarMobileNetV2(CifarNet):
             nn.init.normal_(layer.weight, 0.0, 0.01)
             nn.init.zeros_(layer.bias)
 
-    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> Walk:
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
         """See ``CifarNet.forward_stages``."""
         conv, norm, relu = self.conv1
         before = norm(conv(x))
         x = relu(before)
-        walk = Walk(x, [x], [before] if preacts else [])
+        outputs = StageOutputs(x, [x], [before] if preacts else [])
         for index, group in enumerate(self.blocks):
-            if last == len(walk.stages) - 1:
+            if last == len(outputs.stages) - 1:
                 break
             x = group(x)
             if index in STAGE_ENDS:
-                walk.stages.append(x)
+                outputs.stages.append(x)
                 if preacts:
-                    walk.preacts.append(x)
-        if len(walk.stages) == len(self.feature_info):
+                    outputs.preacts.append(x)
+        if len(outputs.stages) == len(self.feature_info):
             x = self.conv2(x)
-        return walk._replace(features=x)
+        return outputs._replace(features=x)
 
 
 def _conv(in_chs: int, out_chs: int, kernel: int, stride: int) -> nn.Sequential:
@@ -135,14 +134,10 @@ def _group(in_chs: int, out_chs: int, depth: int, stride: int, expansion: int) -
     return nn.Sequential(first, *(InvertedResidual(out_chs, out_chs, 1, expansion) for _ in range(depth - 1)))
 
 
-default_cfgs = generate_default_cfgs(
-    {"cifar_mobilenet_v2": cifar_cfg(pool_size=(2, 2), first_conv="conv1.0", classifier="classifier.0")}
-)
+default_cfgs = cifar_cfgs("cifar_mobilenet_v2", pool_size=(2, 2), first_conv="conv1.0", classifier="classifier.0")
 
 
 @register_model
 def cifar_mobilenet_v2(pretrained: bool = False, **kwargs: Any) -> CifarNet:
     """MobileNet-V2 of half width for 32x32 images, 0.81 M parameters."""
-    # timm reads the stages from inside Sequential modules only when it may take those apart.
-    kwargs.setdefault("feature_cfg", {"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True})
     return build(CifarMobileNetV2, "cifar_mobilenet_v2", pretrained, width=0.5, expansion=6, **kwargs)

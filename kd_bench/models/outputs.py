@@ -1,4 +1,4 @@
-"""What a network puts out for a batch, whatever the network: ours and timm's answer to the same functions."""
+"""Runs any network, ours or timm's, on a batch and returns the outputs that methods need."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_bench.models.preactivations import affine, keeping, noting_norms, sources
-from kd_bench.models.timm_interface import cannot, dry_run, intermediates
+from kd_bench.models.preactivations import capture_preacts, norm_scale_shift, record_norms, stage_activations
+from kd_bench.models.timm_interface import dry_run, intermediates, missing_output
 from kd_bench.types import LOGITS, Output, Outputs, Shapes
 
 
 def observe(model: nn.Module, images: Tensor, needs: frozenset[Output]) -> Outputs:
-    """One forward pass that keeps what is asked for. Logits and buffers end up as after ``model(images)``.
+    """Runs one forward pass and returns the requested outputs. Logits and buffers are those of ``model(images)``.
 
     Args:
-        model: A network with timm's interface. One with our ``forward_stages`` says itself what its pre-activations
-            are; of others they are what the activations read that put out the stages, and the stages themselves where
-            a network of convolutions and batch norms ends a stage without activation.
+        model: A network with timm's interface. The pre-activations of a network with our ``forward_stages`` are those
+            that it returns. Those of other networks are the inputs of the activations that end the stages; a stage
+            without an activation, in a network of convolutions and batch norms, is its own pre-activation.
         images: (B, C, H, W).
-        needs: What to give beside the logits.
+        needs: Outputs to return beside the logits.
 
     Raises:
-        UserError: Where the network cannot give what is asked for.
+        UserError: If the network lacks an output.
     """
     if needs <= LOGITS:
         return Outputs(model(images))
@@ -34,9 +34,9 @@ def observe(model: nn.Module, images: Tensor, needs: frozenset[Output]) -> Outpu
 
 
 def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -> Shapes:
-    """The shapes, without the batch dimension, of what ``observe`` gives for one image.
+    """Returns the shapes, without the batch dimension, of the outputs of ``observe`` for one image.
 
-    Found by one forward pass in evaluation mode without gradients, which changes nothing in the network.
+    Runs one forward pass in evaluation mode without gradients, which does not change the network.
 
     Args:
         model: As for ``observe``.
@@ -44,7 +44,7 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
         needs: As for ``observe``.
 
     Raises:
-        UserError: Where the network cannot give what is asked for, or cannot take images of this size.
+        UserError: If the network lacks an output, or cannot process images of this size.
     """
     with dry_run(model, image) as black, torch.no_grad():
         outputs = observe(model, black, needs)
@@ -57,9 +57,9 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
 
 
 def preact_norms(model: nn.Module, image: tuple[int, ...]) -> tuple[tuple[Tensor, Tensor] | None, ...]:
-    """Scale and shift of the batch norm that puts out each pre-activation, as the network has them now.
+    """Returns the current scale and shift of the batch norm behind each pre-activation.
 
-    Found by one forward pass as by ``shapes``. A pre-activation that is a sum has the batch norm at the end of its
+    Runs one forward pass, as ``shapes`` does. For a pre-activation that is a sum it is the batch norm at the end of the
     residual branch.
 
     Args:
@@ -67,26 +67,26 @@ def preact_norms(model: nn.Module, image: tuple[int, ...]) -> tuple[tuple[Tensor
         image: (C, H, W) of the images.
 
     Returns:
-        One entry for each of what ``observe`` gives as ``preacts``: copies of scale and shift, (C,) each; None where no
-        single batch norm stands at the end of what computes the pre-activation, e.g. a bare convolution does.
+        One entry per pre-activation of ``observe``: copies of scale and shift, (C,) each; None if the pre-activation is
+        not the output of a single batch norm, e.g. that of a convolution.
 
     Raises:
-        UserError: Where the network cannot give pre-activations, or cannot take images of this size.
+        UserError: If the network lacks pre-activations, or cannot process images of this size.
     """
-    norms: Any = getattr(model, "preact_norms", None)
-    if norms is not None:
-        found = norms()
+    own_norms: Any = getattr(model, "preact_norms", None)
+    if own_norms is not None:
+        norms = own_norms()
     else:
-        with dry_run(model, image) as black, noting_norms(model) as noted:
+        with dry_run(model, image) as black, record_norms(model) as norm_of_node:
             preacts = observe(model, black, frozenset({"preacts"})).preacts
-        found = [affine(preact, noted) for preact in preacts]
-    return tuple(None if one is None else (one[0].detach().clone(), one[1].detach().clone()) for one in found)
+        norms = [norm_scale_shift(preact, norm_of_node) for preact in preacts]
+    return tuple(None if norm is None else (norm[0].detach().clone(), norm[1].detach().clone()) for norm in norms)
 
 
 def _observe_own(network: Any, images: Tensor, needs: frozenset[Output]) -> Outputs:
     features, stages, preacts = network.forward_stages(images, preacts="preacts" in needs)
     if "preacts" in needs and not preacts:
-        raise cannot(network, "preacts", "its forward_stages returns none")
+        raise missing_output(network, "preacts", "its forward_stages returns none")
     pooled = network.forward_head(features, pre_logits=True)
     return Outputs(
         logits=network.get_classifier()(pooled),
@@ -100,48 +100,49 @@ def _observe_timm(network: Any, images: Tensor, needs: frozenset[Output]) -> Out
     stages: list[Tensor] = []
     preacts: list[Tensor] = []
     if "preacts" in needs:
-        with keeping(network, sources(network, tuple(images.shape[1:]))) as kept:
+        activations = stage_activations(network, tuple(images.shape[1:]))
+        with capture_preacts(network, activations) as captured:
             features, stages = intermediates(network, images, "preacts")
-        preacts = kept(stages)
+        preacts = captured(stages)
     elif "stages" in needs:
         features, stages = intermediates(network, images, "stages")
     else:
-        features = _of_timm(network, "forward_features", needs)(images)
-    _of_timm(network, "forward_head", needs)
-    logits, pooled = _head(network, features) if "pooled" in needs else (network.forward_head(features), None)
+        features = _timm_method(network, "forward_features", needs)(images)
+    _timm_method(network, "forward_head", needs)
+    logits, pooled = _run_head(network, features) if "pooled" in needs else (network.forward_head(features), None)
     return Outputs(logits, tuple(stages) if "stages" in needs else (), tuple(preacts), pooled)
 
 
-def _of_timm(network: Any, name: str, needs: frozenset[Output]) -> Callable[..., Tensor]:
-    """A method that timm's networks have."""
+def _timm_method(network: Any, name: str, needs: frozenset[Output]) -> Callable[..., Tensor]:
+    """Returns a method of timm's interface, or raises the error for a network without it."""
     if not hasattr(network, name):
-        wanted: Output = "stages" if "stages" in needs else "preacts" if "preacts" in needs else "pooled"
-        raise cannot(network, wanted, f"it lacks {name}, which timm's networks have")
-    found: Callable[..., Tensor] = getattr(network, name)
-    return found
+        output: Output = "stages" if "stages" in needs else "preacts" if "preacts" in needs else "pooled"
+        raise missing_output(network, output, f"it lacks {name}, which timm's networks have")
+    method: Callable[..., Tensor] = getattr(network, name)
+    return method
 
 
-def _head(network: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and the pooled embedding, from a single run of the head wherever the head has a single classifier.
+def _run_head(network: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns logits and pooled embedding, from one run of the head if it has a single classifier.
 
-    The embedding is taken where the classifier reads it: some of timm's heads do more after ``pre_logits`` than apply
-    the classifier, and a second run of the head would draw dropout and update batch norms a second time.
+    The embedding is the classifier's input, because some of timm's heads have layers between ``pre_logits`` and the
+    classifier, and a second run of the head would draw dropout and update batch norms again.
     """
-    read: list[Tensor] = []
+    inputs: list[Tensor] = []
     classifier = network.get_classifier()
-    if isinstance(classifier, nn.Module):  # a pair, in networks that were made for distillation, is none
-        hook = classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    if isinstance(classifier, nn.Module):  # networks made for distillation have a pair of classifiers, not a module
+        hook = classifier.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
         try:
             logits = network.forward_head(features)
         finally:
             hook.remove()
     else:
         logits = network.forward_head(features)
-    pooled = _vectors(read[0]) if len(read) == 1 else None
+    pooled = _vectors(inputs[0]) if len(inputs) == 1 else None
     if pooled is None:
         pooled = _vectors(network.forward_head(features, pre_logits=True))
     if pooled is None:
-        raise cannot(network, "pooled", "its head does not pool to one vector an image")
+        raise missing_output(network, "pooled", "its head does not pool to one vector per image")
     return logits, pooled
 
 

@@ -1,7 +1,7 @@
-"""Where the pre-activations of a network's stages, and their batch norms, are found in its graph of computation.
+"""Finds the pre-activations of a network's stages, and the batch norms behind them, in its autograd graph.
 
-Nothing here knows a network by name. One dry forward pass records autograd's graph, whose nodes, unlike tensors, tell
-the values apart that an activation in place writes into the same memory.
+The search works for any network. One dry forward pass records the graph. Nodes of the graph, unlike tensors,
+distinguish values that an in-place activation writes into the same memory.
 """
 
 from __future__ import annotations
@@ -16,246 +16,238 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kd_bench.models.timm_interface import cannot, dry_run, intermediates
+from kd_bench.models.timm_interface import dry_run, intermediates, missing_output
 from kd_bench.types import Output
 
-#: Where the classes of activations come from.
+#: Modules that define the classes of activations.
 _ACTIVATIONS = {"torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me"}
 
-#: What autograd calls activations that a network applies as functions.
+#: autograd's names of activations that a network applies as functions.
 _FUNCTIONS = ("Relu", "LeakyRelu", "Elu", "Silu", "Gelu", "Hardtanh", "Hardswish", "Mish")
 
 
 class ActivationCall(NamedTuple):
-    """The call of an activation that puts out a stage."""
+    """The call of the activation at the end of a stage."""
 
     module: str
-    """Its name in the network."""
+    """Name of the activation in the network."""
     call: int
-    """Which of the module's calls in a forward pass, from 0."""
+    """Index of the call among the module's calls in a forward pass."""
     overwritten: bool
-    """Whether its input is gone later on, as with activations in place."""
+    """Whether the input is overwritten later, as by in-place activations."""
     pool: str | None
-    """The name of the max pooling between it and the stage, which goes with any activation that never falls."""
+    """Name of the max pooling between activation and stage; it commutes with every activation that never decreases."""
 
 
 class _Call(NamedTuple):
     module: str
     number: int
-    read: Tensor
+    input: Tensor
     version: int
     node: Node
 
 
-#: What ``sources`` found. Beside the networks and not in them, so that neither copies nor files of them have it.
-_found: WeakKeyDictionary[nn.Module, tuple[ActivationCall | None, ...]] = WeakKeyDictionary()
+#: Results of ``stage_activations``. They are not attributes of the networks, so that copies and files do not have them.
+_cache: WeakKeyDictionary[nn.Module, tuple[ActivationCall | None, ...]] = WeakKeyDictionary()
 
 
-def sources(network: nn.Module, image: tuple[int, ...]) -> tuple[ActivationCall | None, ...]:
-    """What puts out each stage of a network with timm's interface; found once a network.
+def stage_activations(network: nn.Module, image: tuple[int, ...]) -> tuple[ActivationCall | None, ...]:
+    """Returns the activation at the end of each stage of a network with timm's interface; the result is cached.
 
     Args:
-        network: Its weights and buffers stay as they are.
-        image: (C, H, W) of an image that it takes.
+        network: Its weights and buffers do not change.
+        image: (C, H, W) of an image that it can process.
 
     Returns:
-        One entry a stage: None where no activation does, and the stage is its own pre-activation.
+        One entry per stage; None if the stage ends without an activation and is its own pre-activation.
 
     Raises:
-        UserError: Where a stage has no pre-activation that is known here.
+        UserError: If a stage has no known pre-activation.
     """
-    if network not in _found:
-        _found[network] = _find(network, image)
-    return _found[network]
+    if network not in _cache:
+        _cache[network] = _find_activations(network, image)
+    return _cache[network]
 
 
-def share_sources(network: nn.Module, other: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -> None:
-    """Lets a copy of a network have the same sources, also once its batch norms, by which some are found, are gone.
+def share_stage_activations(
+    network: nn.Module, other: nn.Module, image: tuple[int, ...], needs: frozenset[Output]
+) -> None:
+    """Copies the cached activations to a copy of a network whose batch norms, which the search reads, will be removed.
 
     Args:
-        network: As for ``sources``.
-        other: Its copy, whose activations have the same names.
-        image: As for ``sources``.
-        needs: What is asked of both; nothing is to be done where pre-activations are not, or are the network's own.
+        network: As for ``stage_activations``.
+        other: The copy, whose activations have the same names.
+        image: As for ``stage_activations``.
+        needs: Outputs requested from both; nothing is copied without "preacts", or with our ``forward_stages``.
     """
     if "preacts" in needs and not hasattr(network, "forward_stages"):
-        _found[other] = sources(network, image)
+        _cache[other] = stage_activations(network, image)
 
 
 @contextmanager
-def keeping(
-    network: nn.Module, wanted: Iterable[ActivationCall | None]
+def capture_preacts(
+    network: nn.Module, activations: Iterable[ActivationCall | None]
 ) -> Iterator[Callable[[list[Tensor]], list[Tensor]]]:
-    """Keeps what the activations read in the one forward pass that runs inside.
+    """Captures the inputs of the activations in the one forward pass that runs inside.
 
-    What the network computes stays untouched: a pre-activation that will be overwritten is kept as a copy.
+    The network's computation does not change: a pre-activation that will be overwritten is copied.
 
     Args:
         network: The network.
-        wanted: As from ``sources``.
+        activations: Result of ``stage_activations``.
 
     Yields:
-        A function to call after the pass: from the stages to their pre-activations, both (B, C, H, W) each.
+        A function to call after the pass. It maps the stages to their pre-activations, (B, C, H, W) each.
     """
-    wanted = tuple(wanted)
+    activations = tuple(activations)
     calls: dict[str, dict[int, bool]] = {}
-    for source in filter(None, wanted):
-        calls.setdefault(source.module, {})[source.call] = source.overwritten
-    kept: dict[tuple[str, int], Tensor] = {}
+    for activation in filter(None, activations):
+        calls.setdefault(activation.module, {})[activation.call] = activation.overwritten
+    captured: dict[tuple[str, int], Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def capture(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         counter = itertools.count()
 
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            number = next(counter)
-            if number in calls[name]:
-                kept[name, number] = inputs[0].clone() if calls[name][number] else inputs[0]
+            index = next(counter)
+            if index in calls[name]:
+                captured[name, index] = inputs[0].clone() if calls[name][index] else inputs[0]
 
         return hook
 
     def preacts(stages: list[Tensor]) -> list[Tensor]:
         return [
-            stage if source is None else _preact(network, source, kept)
-            for source, stage in zip(wanted, stages, strict=True)
+            stage if activation is None else _preact(network, activation, captured)
+            for activation, stage in zip(activations, stages, strict=True)
         ]
 
     with ExitStack() as hooks:
         for name in calls:
-            hooks.enter_context(network.get_submodule(name).register_forward_pre_hook(keep(name)))
+            hooks.enter_context(network.get_submodule(name).register_forward_pre_hook(capture(name)))
         yield preacts
 
 
 @contextmanager
-def noting_norms(network: nn.Module) -> Iterator[dict[Node, _BatchNorm]]:
-    """Notes which batch norm each of their nodes in the graph belongs to, for the forward passes that run inside."""
-    noted: dict[Node, _BatchNorm] = {}
+def record_norms(network: nn.Module) -> Iterator[dict[Node, _BatchNorm]]:
+    """Records the batch norm of each batch-norm node in the graphs of the forward passes that run inside."""
+    norms: dict[Node, _BatchNorm] = {}
 
-    def note(norm: nn.Module, _: Any, output: Tensor) -> None:
-        # timm's batch norms may hold the activation that follows them.
+    def record(norm: nn.Module, _: Any, output: Tensor) -> None:
+        # timm's batch norms may contain the activation that follows them.
         node = output.grad_fn
         while node is not None and "BatchNorm" not in node.name():
             node = node.next_functions[0][0] if node.next_functions else None
         if node is not None and isinstance(norm, _BatchNorm):
-            noted[node] = norm
+            norms[node] = norm
 
     with ExitStack() as hooks:
         for module in network.modules():
             if isinstance(module, _BatchNorm):
-                hooks.enter_context(module.register_forward_hook(note))
-        yield noted
+                hooks.enter_context(module.register_forward_hook(record))
+        yield norms
 
 
-def affine(preact: Tensor, noted: Mapping[Node, _BatchNorm]) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift, (C,) each, of the batch norm that puts a pre-activation out.
+def norm_scale_shift(preact: Tensor, norms: Mapping[Node, _BatchNorm]) -> tuple[Tensor, Tensor] | None:
+    """Returns scale and shift, (C,) each, of the batch norm whose output a pre-activation is.
 
-    Of a sum that is the one at the end of the longer way through the network, i.e. of the residual branch and not of
-    the shortcut, be that the block's input or a convolution of it; of a map times a gate that is computed from it
-    (squeeze and excitation) it is the map's.
+    For a sum it is the batch norm at the end of the longer path through the network, i.e. of the residual branch and
+    not of the shortcut, whether that is the block's input or a convolution of it. For the product of a map and a gate
+    that is computed from it (squeeze and excitation) it is the map's batch norm.
 
     Args:
         preact: (B, C, H, W), with its graph.
-        noted: As from ``noting_norms``.
+        norms: Result of ``record_norms``.
 
     Returns:
-        None where something else stands at the end, e.g. a convolution, a concatenation, or several equal branches.
+        None if there is no such batch norm, e.g. at a convolution, a concatenation, or several equally long branches.
     """
-    node = _norm_behind(preact.grad_fn, noted)
-    if node is None or noted[node].num_features != preact.shape[1]:
+    node = _norm_node(preact.grad_fn, norms)
+    if node is None or norms[node].num_features != preact.shape[1]:
         return None
-    norm = noted[node]
+    norm = norms[node]
     scale = preact.new_ones(preact.shape[1]) if norm.weight is None else norm.weight
     shift = preact.new_zeros(preact.shape[1]) if norm.bias is None else norm.bias
     return scale, shift
 
 
-def _norm_behind(node: Node | None, noted: Mapping[Node, _BatchNorm]) -> Node | None:
+def _norm_node(node: Node | None, norms: Mapping[Node, _BatchNorm]) -> Node | None:
     depths = _depths(node)
-    while node is not None and node not in noted:
-        # A weight that takes part, e.g. a layer's scale, is no way back to the input.
-        read = [one for one, _ in node.next_functions if one is not None and "AccumulateGrad" not in one.name()]
-        depth = [depths[one] for one in read]
+    while node is not None and node not in norms:
+        # Weights, e.g. a layer's scale, are not on a path to the input.
+        inputs = [source for source, _ in node.next_functions if source and "AccumulateGrad" not in source.name()]
         name = node.name().partition("Backward")[0]
-        if name == "Add" and len(read) == 2 and depth[0] != depth[1]:
-            node = read[depth.index(max(depth))]
-        elif name == "Mul" and len(read) == 2:
-            node = read[depth.index(min(depth))]
+        if name == "Add" and len(inputs) == 2 and depths[inputs[0]] != depths[inputs[1]]:
+            node = max(inputs, key=depths.__getitem__)
+        elif name == "Mul" and len(inputs) == 2:
+            node = min(inputs, key=depths.__getitem__)
         elif name in ("Clone", "MaxPool2DWithIndices", "MaxPool2D"):
-            node = read[0]
+            node = inputs[0]
         else:
             return None
     return node
 
 
-def _find(network: nn.Module, image: tuple[int, ...]) -> tuple[ActivationCall | None, ...]:
+def _find_activations(network: nn.Module, image: tuple[int, ...]) -> tuple[ActivationCall | None, ...]:
     with dry_run(network, image) as black:
-        calls, pools, stages = _record(network, black)
-    by_node: dict[Node | None, _Call] = {call.node: call for call in calls}
-    found: list[ActivationCall | None] = []
+        calls, pools, stages = _record_calls(network, black)
+    call_of_node: dict[Node | None, _Call] = {call.node: call for call in calls}
+    activations: list[ActivationCall | None] = []
     for index, stage in enumerate(stages):
         pool, node = pools.get(stage.grad_fn, (None, stage.grad_fn))
-        call = by_node.get(node)
+        call = call_of_node.get(node)
         if call is not None:
-            # Looked at after the pass, since others than the activation may write there too.
-            overwritten = call.read._version != call.version
-            found.append(ActivationCall(call.module, call.number, overwritten, pool))
+            # Compared after the pass, because other modules than the activation may write to the input too.
+            overwritten = call.input._version != call.version
+            activations.append(ActivationCall(call.module, call.number, overwritten, pool))
         elif node is not None and node.name().partition("Backward")[0] in _FUNCTIONS:
-            raise cannot(network, "preacts", f"its stage {index} is put out by an activation that is no module")
+            raise missing_output(network, "preacts", f"its stage {index} ends with an activation that is not a module")
         elif not _has(network, _BatchNorm) or _has(network, nn.LayerNorm):
-            why = "stands for itself only in convolutional networks with batch norms and no layer norms"
-            raise cannot(network, "preacts", f"no activation puts out its stage {index}, and such a stage {why}")
+            reason = f"no activation ends its stage {index}, and such a stage is its own pre-activation"
+            condition = "only in convolutional networks with batch norms and no layer norms"
+            raise missing_output(network, "preacts", f"{reason} {condition}")
         else:
-            found.append(None)
-    return tuple(found)
+            activations.append(None)
+    return tuple(activations)
 
 
-def _record(
+def _record_calls(
     network: nn.Module, images: Tensor
 ) -> tuple[list[_Call], dict[Node | None, tuple[str, Node | None]], list[Tensor]]:
-    """The calls of activations; by its node, each max pooling's name and what it reads; and the stages."""
+    """Returns the calls of activations; name and input node of each max pooling, by its node; and the stages."""
     calls: list[_Call] = []
     pools: dict[Node | None, tuple[str, Node | None]] = {}
-    running: dict[str, tuple[int, int]] = {}
+    names = {module: name for name, module in network.named_modules()}
+    versions: dict[nn.Module, list[int]] = {}  # of the input of every call of an activation
 
-    def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        counter = itertools.count()
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        versions.setdefault(module, []).append(inputs[0]._version)
 
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            running[name] = next(counter), inputs[0]._version
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and output.grad_fn is not None:
+            number, version = len(versions[module]) - 1, versions[module][-1]
+            calls.append(_Call(names[module], number, inputs[0], version, output.grad_fn))
 
-        return hook
-
-    def after(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor) and output.grad_fn is not None:
-                number, version = running[name]
-                calls.append(_Call(name, number, inputs[0], version, output.grad_fn))
-
-        return hook
-
-    def pooling(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor):
-                pools[output.grad_fn] = name, inputs[0].grad_fn
-
-        return hook
+    def after_pool(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            pools[output.grad_fn] = names[module], inputs[0].grad_fn
 
     with ExitStack() as hooks:
-        for name, module in network.named_modules():
-            if any(one.__module__ in _ACTIVATIONS for one in type(module).__mro__):
-                hooks.enter_context(module.register_forward_pre_hook(before(name)))
-                hooks.enter_context(module.register_forward_hook(after(name)))
+        for module in names:
+            if any(base.__module__ in _ACTIVATIONS for base in type(module).__mro__):
+                hooks.enter_context(module.register_forward_pre_hook(before))
+                hooks.enter_context(module.register_forward_hook(after))
             elif isinstance(module, nn.MaxPool2d):
-                hooks.enter_context(module.register_forward_hook(pooling(name)))
+                hooks.enter_context(module.register_forward_hook(after_pool))
         _, stages = intermediates(network, images, "preacts")
     return calls, pools, stages
 
 
-def _preact(network: nn.Module, source: ActivationCall, kept: Mapping[tuple[str, int], Tensor]) -> Tensor:
-    preact = kept.get((source.module, source.call))
+def _preact(network: nn.Module, activation: ActivationCall, captured: Mapping[tuple[str, int], Tensor]) -> Tensor:
+    preact = captured.get((activation.module, activation.call))
     if preact is None:
-        raise cannot(network, "preacts", f"its {source.module} does not run as it did in evaluation mode")
-    if source.pool is not None:
-        preact = network.get_submodule(source.pool)(preact)
+        raise missing_output(network, "preacts", f"its {activation.module} does not run as it did in evaluation mode")
+    if activation.pool is not None:
+        preact = network.get_submodule(activation.pool)(preact)
     return preact
 
 
@@ -264,16 +256,16 @@ def _has(network: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _depths(end: Node | None) -> dict[Node, int]:
-    """How many nodes the longest way from each node to the network's input has."""
+    """Returns the number of nodes on the longest path from each node to the network's input."""
     depths: dict[Node, int] = {}
-    waiting = [] if end is None else [end]
-    while waiting:
-        node = waiting[-1]
-        read = [one for one, _ in node.next_functions if one is not None]
-        missing = [one for one in read if one not in depths]
+    stack = [] if end is None else [end]
+    while stack:
+        node = stack[-1]
+        inputs = [source for source, _ in node.next_functions if source is not None]
+        missing = [source for source in inputs if source not in depths]
         if missing:
-            waiting += missing
+            stack += missing
         else:
-            depths[node] = 1 + max((depths[one] for one in read), default=0)
-            waiting.pop()
+            depths[node] = 1 + max((depths[source] for source in inputs), default=0)
+            stack.pop()
     return depths

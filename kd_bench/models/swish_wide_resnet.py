@@ -8,29 +8,28 @@ published checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
-from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_bench.models.cifar_network import CifarNet, Walk, build, cifar_cfg, feature_info, register_model
-from kd_bench.models.wide_resnet import CifarWideResNet
+from kd_bench.models.cifar_network import CifarNet, StageOutputs, build, cifar_cfgs, feature_info, register_model
+from kd_bench.models.wide_resnet import CifarWideResNet, PreActStage, run_preact_stages
 
-#: Mean and std of the channels that the published networks have inside.
+#: Channel mean and std with which the published networks normalise.
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
-#: Of the batch norms' running statistics, as Wang et al. train; torch's default is ten times that.
+#: Momentum of the batch norms' running statistics in Wang et al.; torch's default is ten times that.
 MOMENTUM = 0.01
 
 
 class SwishBlock(nn.Module):
     """Batch norm, Swish and a 3x3 convolution, twice, and a shortcut.
 
-    Where the width changes the shortcut is a 1x1 convolution of the activated input, otherwise the input itself. A
-    convolution of stride 2 pads below and on the right only, as TensorFlow's "SAME" does.
+    If the width changes, the shortcut is a 1x1 convolution of the activated input, otherwise the input itself. A
+    convolution of stride 2 pads only below and on the right, as TensorFlow's "SAME" does.
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:
@@ -45,52 +44,33 @@ class SwishBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False)
 
     def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
-        """The block's output; ``normalised`` is ``batchnorm_0(x)`` where the caller has it already."""
+        """Returns the block's output; ``normalised`` is ``batchnorm_0(x)`` if the caller has computed it."""
         active = F.silu(self.batchnorm_0(x) if normalised is None else normalised)
         out = F.silu(self.batchnorm_1(self.conv_0(F.pad(active, self.padding))))
         shortcut = x if self.shortcut is None else self.shortcut(active)
         return torch.add(shortcut, self.conv_1(out))
 
 
-class SwishStage(nn.Module):
-    """Blocks one after another."""
-
-    def __init__(self, in_chs: int, out_chs: int, blocks: int, stride: int) -> None:
-        super().__init__()
-        first = SwishBlock(in_chs, out_chs, stride)
-        self.block = nn.Sequential(first, *(SwishBlock(out_chs, out_chs, 1) for _ in range(blocks - 1)))
-
-    @property
-    def first(self) -> SwishBlock:
-        """The block whose batch norm reads the stage's input."""
-        return cast(SwishBlock, self.block[0])
-
-    def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
-        """The last block's output; ``normalised`` is the first block's ``batchnorm_0(x)`` where it is known already."""
-        for block in self.block:
-            x, normalised = block(x, normalised), None
-        return x
-
-
 class CifarSwishWideResNet(CifarNet):
     """WRN with Swish for 32x32 images in [0, 1]: a 3x3 stem and three stages at full, half and quarter size.
 
-    Stages, pre-activations and the pooled embedding are as those of ``CifarWideResNet``, with Swish instead of ReLU.
-    The mean and std that images are normalised by are no part of the state dict, as with Wang et al.; a state dict that
-    has them, as RobustBench's do, loads strictly too and sets them.
+    Stages, pre-activations and the pooled embedding are those of ``CifarWideResNet``, with Swish instead of ReLU. The
+    mean and std of the normalisation are not in the state dict, as in Wang et al. A state dict that has them, as
+    RobustBench's, loads strictly too and sets them.
 
     Args:
-        depth: 6 n + 4 for n blocks a stage.
+        depth: 6 n + 4 for n blocks per stage.
         width: Multiple of the stages' 16, 32 and 64 channels.
-        mean: Of the channels, for images scaled to 0..1. None for that of the published networks: CIFAR-10's for ten
-            classes and CIFAR-100's for any other number, and the channels' average where they are not three.
+        mean: Channel mean, for images scaled to 0..1. None for that of the published networks: CIFAR-10's for ten
+            classes, else CIFAR-100's; its average over the channels if ``in_chans`` is not 3.
         std: As ``mean``.
-        num_classes: Width of the classifier; 0 for none.
-        in_chans: Channels of the images.
+        num_classes, in_chans: As for ``CifarNet``.
         global_pool: timm's name of a pooling.
     """
 
-    classifier_name: ClassVar[str] = "logits"
+    classifier_name = "logits"
+    # By default timm runs the modules one after another, without the normalisation.
+    timm_feature_cfg = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
 
     def __init__(
         self,
@@ -108,41 +88,27 @@ class CifarSwishWideResNet(CifarNet):
         self.mean: Tensor
         self.std: Tensor
         published = CIFAR10 if num_classes == 10 else CIFAR100
-        for name, given, own in zip(("mean", "std"), (mean, std), published, strict=True):
-            average = sum(own) / len(own)
-            default: Sequence[float] = own if in_chans == len(own) else [average] * in_chans
-            values = default if given is None else given
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+        for name, values, default in zip(("mean", "std"), (mean, std), published, strict=True):
+            by_default = default if in_chans == len(default) else [sum(default) / len(default)] * in_chans
+            tensor = torch.tensor(by_default if values is None else values)
+            self.register_buffer(name, tensor.view(-1, 1, 1), persistent=False)
         self.init_conv = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         stages = zip(widths[:-1], widths[1:], (1, 2, 2), strict=True)
-        self.layer = nn.Sequential(*(SwishStage(before, after, blocks, stride) for before, after, stride in stages))
+        self.layer = nn.Sequential(*(PreActStage("block", SwishBlock, blocks, *stage) for stage in stages))
         self.batchnorm = nn.BatchNorm2d(widths[3], momentum=MOMENTUM)
         self.feature_info = feature_info(widths, (1, 1, 2, 4), ("init_conv", "layer.0", "layer.1", "layer.2"))
         self.logits = self.make_classifier(widths[3], global_pool)
         self.apply(self.initialise)
         self.register_load_state_dict_pre_hook(_take_normalisation)
 
-    @staticmethod
-    def initialise(layer: nn.Module) -> None:
-        """As ``CifarWideResNet.initialise``."""
-        CifarWideResNet.initialise(layer)
+    initialise = staticmethod(CifarWideResNet.initialise)
 
-    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> Walk:
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
         """See ``CifarNet.forward_stages``."""
-        x = self.init_conv((x - self.mean) / self.std)
-        walk = Walk(x, [x], [x] if preacts else [])
-        _, second, third = (cast(SwishStage, stage) for stage in self.layer)
+        stem = self.init_conv((x - self.mean) / self.std)
+        _, second, third = (cast(PreActStage, stage) for stage in self.layer)
         norms = (second.first.batchnorm_0, third.first.batchnorm_0, self.batchnorm)
-        normalised = None
-        for stage, norm in list(zip(self.layer, norms, strict=True))[:last]:
-            x = stage(x, normalised)
-            walk.stages.append(x)
-            if preacts:
-                normalised = norm(x)
-                walk.preacts.append(normalised)
-        if last is None or last == len(norms):
-            x = F.silu(self.batchnorm(x) if normalised is None else normalised)
-        return walk._replace(features=x)
+        return run_preact_stages(stem, self.layer, norms, F.silu, preacts, last)
 
 
 def _take_normalisation(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -152,18 +118,12 @@ def _take_normalisation(network: nn.Module, state: dict[str, Any], prefix: str, 
             buffer.copy_(value.reshape(buffer.shape))
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "cifar_wrn_28_10_swish": cifar_cfg(
-            mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), first_conv="init_conv", classifier="logits"
-        )
-    }
+default_cfgs = cifar_cfgs(
+    "cifar_wrn_28_10_swish", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), first_conv="init_conv", classifier="logits"
 )
 
 
 @register_model
 def cifar_wrn_28_10_swish(pretrained: bool = False, **kwargs: Any) -> CifarNet:
     """WRN-28-10 with Swish for 32x32 images in [0, 1], which it normalises itself, 36.54 M parameters."""
-    # timm would by default run the modules one after another, and so without normalising the images.
-    kwargs.setdefault("feature_cfg", {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"})
     return build(CifarSwishWideResNet, "cifar_wrn_28_10_swish", pretrained, **{"depth": 28, "width": 10} | kwargs)

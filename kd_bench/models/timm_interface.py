@@ -1,4 +1,4 @@
-"""What is asked of any network behind timm's interface, and how it is said that one cannot answer."""
+"""Calls any network with timm's interface, and makes the errors for networks that lack an output."""
 
 from __future__ import annotations
 
@@ -10,64 +10,62 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench.types import Output
-from kd_bench.utils.errors import UserError
+from kd_bench.utils.errors import UserError, first_line
 
 
 @contextmanager
 def dry_run(network: nn.Module, image: tuple[int, ...]) -> Iterator[Tensor]:
-    """Puts a network in evaluation mode, without autocast, and gives a black image for it: (1, C, H, W).
+    """Puts a network in evaluation mode, without autocast, and yields a black image for it, (1, C, H, W).
 
-    Afterwards the network is as it was. Gradients are recorded, and the image takes part in them: what a network
-    computes from it has a graph even where all weights are frozen.
+    Afterwards the network's modes are restored. Gradients are recorded and the image requires one, so that outputs have
+    a graph even if all weights are frozen.
 
     Args:
         network: Any network with parameters.
-        image: (C, H, W).
+        image: (C, H, W) of the image.
 
     Raises:
-        UserError: Where the network cannot take the image.
+        UserError: If the network cannot process the image.
     """
     modes = {module: module.training for module in network.modules()}
     like = next(network.parameters())
     try:
         network.eval()
-        autocast = torch.amp.is_autocast_available(like.device.type)  # not so for the "meta" device
-        plain = torch.autocast(like.device.type, enabled=False) if autocast else nullcontext()
-        with torch.inference_mode(False), torch.enable_grad(), plain:
+        has_autocast = torch.amp.is_autocast_available(like.device.type)  # the "meta" device has none
+        no_autocast = torch.autocast(like.device.type, enabled=False) if has_autocast else nullcontext()
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast:
             yield torch.zeros(1, *image, device=like.device, dtype=like.dtype, requires_grad=True)
     except (RuntimeError, AssertionError, ValueError) as error:
-        why = str(error).strip().splitlines()
         size = "x".join(map(str, image))
-        raise UserError(
-            f"model {_name(network)}: cannot take images of {size}{f' ({why[0]})' if why else ''}"
-        ) from None
+        reason = f" ({first_line(error)})" if str(error).strip() else ""
+        raise UserError(f"model {_name(network)}: cannot take images of {size}{reason}") from None
     finally:
         for module, training in modes.items():
             module.training = training
 
 
 def intermediates(network: Any, images: Tensor, output: Output) -> tuple[Tensor, list[Tensor]]:
-    """The final features, and the stages as timm's ``forward_intermediates`` gives them: (B, C, H, W) each.
+    """Returns the final features and the stages, (B, C, H, W) each, of timm's ``forward_intermediates``.
 
     Args:
         network: A network with timm's interface.
         images: (B, C, H, W).
-        output: What they are needed for, for the error.
+        output: Output that needs the stages, for the error.
 
     Raises:
-        UserError: Where the network has no such stages.
+        UserError: If the network has no such stages.
     """
     if not hasattr(network, "forward_intermediates"):
-        raise cannot(network, output, "it has no forward_intermediates")
+        raise missing_output(network, output, "it has no forward_intermediates")
     features, stages = network.forward_intermediates(images, output_fmt="NCHW")
     if not all(isinstance(stage, Tensor) and stage.ndim == 4 for stage in stages):
-        raise cannot(network, output, "its intermediates are no (B, C, H, W) maps")
+        raise missing_output(network, output, "its intermediates are not (B, C, H, W) maps")
     return features, stages
 
 
-def cannot(network: nn.Module, output: Output, why: str) -> UserError:
-    """The error for a network that cannot give an output."""
-    return UserError(f"model {_name(network)}: cannot give the output {output!r}: {why}")
+def missing_output(network: nn.Module, output: Output, reason: str) -> UserError:
+    """Returns the error for a network that lacks an output."""
+    return UserError(f"model {_name(network)}: has no output {output!r}: {reason}")
 
 
 def _name(network: nn.Module) -> str:

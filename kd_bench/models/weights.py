@@ -1,4 +1,4 @@
-"""Weights in files: any layout read safely, loaded strictly, written as safetensors."""
+"""Reads weights from files of any layout safely, loads them strictly, and writes them as safetensors."""
 
 from __future__ import annotations
 
@@ -21,193 +21,190 @@ from kd_bench.models.checkpoints import SAFETENSORS, read_content
 from kd_bench.utils.errors import UserError, nearest
 from kd_bench.utils.files import write_atomic
 
-#: Under which keys training programs keep the weights, in the order in which they are preferred.
+#: Keys under which training programs store the weights, the preferred one first.
 KEYS = ("model", "state_dict", "model_state_dict", "net", "network")
 
-#: What wrappers put before every key.
+#: Prefixes that wrappers put before every key.
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "student.", "net.")
 
-_DEEPEST = 4  # mappings in mappings that are searched for weights
-_LONGEST_FACT = 200  # letters
-_ALIKE = 0.8  # of all parameters of two networks, those that both have: below, neither is the other's
+_MAX_DEPTH = 4  # of nested mappings that are searched for weights
+_MAX_FACT_LENGTH = 200  # characters
+_MIN_OVERLAP = 0.8  # share of common parameters from which on weights are taken for those of a network
 
-_WHOLE = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 
 _Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What a file holds."""
+    """Content of a file of weights."""
 
     state: dict[str, Tensor]
     """The state dict, on the CPU, without wrappers' prefixes."""
     layout: str
-    """For people: "'model' in a torch file, without the prefix 'module.'"."""
+    """Description, e.g. "'model' in a torch file, without the prefix 'module.'"."""
     facts: dict[str, str | int | float] = field(default_factory=dict)
-    """Plain values that were found beside the weights, e.g. an epoch and an accuracy."""
+    """Plain values stored beside the weights, e.g. an epoch and an accuracy."""
 
 
 def read(path: Path, key: str | None = None) -> LoadedWeights:
-    """Reads a state dict: bare or in another mapping, of torch's or Lightning's making, or safetensors.
+    """Reads a state dict from a file of torch, Lightning or safetensors, bare or inside another mapping.
 
     Nothing in the file is executed: torch reads it with ``weights_only=True`` and a short list of harmless classes.
 
     Args:
-        path: The file; what it is shows from its content, not from its name.
-        key: Where in the file the weights are, with dots; also what the keys of a part of a state dict begin with. By
-            default they are under the first of ``KEYS`` that holds any, or the only ones there are.
+        path: The file; its content, not its name, decides its format.
+        key: Dotted key of the weights in the file, or the prefix of the keys of a part of a state dict. By default the
+            first of ``KEYS`` that holds weights, or the only weights in the file.
 
     Raises:
-        UserError: For a file that is not there, damaged, of another kind, or that wants to run code; for weights that
-            are not there, not dense or not finite.
+        UserError: If the file does not exist, is damaged, has another format or contains code, or if the weights are
+            missing, not dense or not finite.
     """
     content, kind = read_content(path)
-    facts = _facts(about(path) if kind == SAFETENSORS else None)
-    found = content
-    for beside, inner in _walk(path, content, key or ""):
-        facts |= _facts(beside)
-        found = inner
-    keys, state = _search(path, found)
-    for one in keys:
-        facts |= _facts(found)
-        found = found[one]
-    keys_path = ".".join([*([key] if key else []), *keys])
-    state, layout = _unwrapped(dict(state), f"{keys_path!r} in {kind}" if keys_path else kind)
-    _check(path, state)
+    facts = _facts(read_metadata(path) if kind == SAFETENSORS else None)
+    for parent, child in _follow_key(path, content, key or ""):
+        facts |= _facts(parent)
+        content = child
+    keys, state = _search(path, content)
+    for part in keys:
+        facts |= _facts(content)
+        content = content[part]
+    full_key = ".".join([*([key] if key else []), *keys])
+    state, layout = _unwrap(dict(state), f"{full_key!r} in {kind}" if full_key else kind)
+    _check_values(path, state)
     return LoadedWeights(state, layout, facts)
 
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:
-    """Loads weights strictly; they take the network's type.
+    """Loads weights strictly and converts them to the network's dtype.
 
     Args:
-        network: Where to. Where the weights do not fit, those that do may have been loaded.
+        network: Receives the weights. If the weights do not fit, some of them may have been loaded.
         state: The state dict.
-        path: Where it came from, for errors.
-        name: The network's name, for errors.
+        path: File of the state dict, for errors.
+        name: Name of the network, for errors.
 
     Raises:
-        UserError: Where keys or shapes differ: says whether only the number of classes is another, else the first
-            keys that differ and the network that these weights most likely belong to.
+        UserError: If keys or shapes differ. The message names the class counts if only these differ, else the first
+            differing keys and the network that the weights probably belong to.
     """
-    own = {key: value.shape for key, value in network.state_dict().items()}
-    other = [key for key in own if key in state and state[key].shape != own[key]]
-    # Not strict, in order to have lists of what torch says in prose; they are as long as those of a strict loading.
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    misshapen = [key for key in shapes if key in state and state[key].shape != shapes[key]]
+    # Not strict, because torch then returns lists of keys instead of a message.
     missing, unexpected = network.load_state_dict(
-        {key: value for key, value in state.items() if key not in other}, strict=False
+        {key: value for key, value in state.items() if key not in misshapen}, strict=False
     )
-    missing = [key for key in missing if key not in other]
-    # What a network works out for itself (BEiT's tables of relative positions) stands in files of earlier versions.
-    worked_out = {key for key, _ in network.named_buffers()} - own.keys()
-    unexpected = [key for key in unexpected if key not in worked_out]
-    if not (missing or unexpected or other):
+    missing = [key for key in missing if key not in misshapen]
+    # Files of earlier versions contain buffers that the network computes (BEiT's tables of relative positions).
+    computed = {key for key, _ in network.named_buffers()} - shapes.keys()
+    unexpected = [key for key in unexpected if key not in computed]
+    if not (missing or unexpected or misshapen):
         return
-    of_classifier = [key for key in other if _is_under(_classifier_names(network), key)]
-    if of_classifier == other and not missing and not unexpected:
-        found, made = state[other[0]].shape[0], own[other[0]][0]
-        raise UserError(f"{path}: holds {name} for {found} classes, and {made} are wanted")
+    of_classifier = [key for key in misshapen if _is_under(_classifier_names(network), key)]
+    if of_classifier == misshapen and not missing and not unexpected:
+        in_file, expected = state[misshapen[0]].shape[0], shapes[misshapen[0]][0]
+        raise UserError(f"{path}: holds {name} for {in_file} classes, and {expected} are wanted")
     faults = [f"it lacks {missing[0]!r}"] if missing else []
     faults += [f"{unexpected[0]!r} is not the network's"] if unexpected else []
-    if shape := next((key for key in other if key not in of_classifier), None):
-        faults.append(f"{shape!r} is {tuple(state[shape].shape)} and should be {tuple(own[shape])}")
-    likely = likeliest(state)
-    hint = f"; these look like the weights of {likely}" if likely and likely != name else ""
+    if key := next((key for key in misshapen if key not in of_classifier), None):
+        faults.append(f"{key!r} is {tuple(state[key].shape)} and should be {tuple(shapes[key])}")
+    closest = closest_network(state)
+    hint = f"; these look like the weights of {closest}" if closest and closest != name else ""
     raise UserError(f"{path}: does not hold the weights of {name}: {', '.join(faults)}{hint}")
 
 
-def likeliest(state: Mapping[str, Tensor]) -> str | None:
-    """The network of ours whose parameters agree best with these, classifier aside; None where none agrees well."""
-    scores = {}
+def closest_network(state: Mapping[str, Tensor]) -> str | None:
+    """Returns our network whose parameters, except the classifier's, overlap most with these; None if none is close."""
+    overlaps = {}
     for name, (shapes, classifier) in _own_networks().items():
-        given = _shapes({key: value for key, value in state.items() if not _is_under(classifier, key)})
-        scores[name] = len(given & shapes) / len(given | shapes)
-    best = max(scores, key=lambda name: scores[name])
-    return best if scores[best] >= _ALIKE else None
+        in_state = _shapes(state, classifier)
+        overlaps[name] = len(in_state & shapes) / len(in_state | shapes)
+    best = max(overlaps, key=lambda name: overlaps[name])
+    return best if overlaps[best] >= _MIN_OVERLAP else None
 
 
-def classes_of(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
-    """For how many classes these weights were made, if they are this network's."""
+def num_classes(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
+    """Returns the number of classes of a network's weights; None if they lack its classifier."""
     names = _classifier_names(network)
     return next((value.shape[0] for key, value in state.items() if _is_under(names, key) and value.ndim), None)
 
 
 def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Writes safetensors, whole or not at all; equal weights and metadata give equal bytes.
+    """Writes safetensors atomically; the bytes depend only on the weights and the metadata.
 
     Args:
         path: The file.
         state: A state dict.
-        metadata: Plain values that are kept with it; ``about`` gives them back.
+        metadata: Plain values to store in the file; ``read_metadata`` returns them.
 
     Returns:
         SHA-256 of the file.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: If the file cannot be written.
     """
-    # Clones: safetensors refuses tensors that share memory.
+    # Cloned, because safetensors refuses tensors that share memory.
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
-    # One entry only: safetensors writes several in random order.
+    # One entry, because safetensors writes several in random order.
     content = save_safetensors(tensors, metadata={"kd_bench": json.dumps(dict(metadata), sort_keys=True)})
     write_atomic(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
-def about(path: Path) -> dict[str, Any] | None:
-    """The metadata that ``write`` kept in a file; None where there is none."""
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """Returns the metadata that ``write`` stored in a file; None if there is none."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {})["kd_bench"])
+            metadata = json.loads((file.metadata() or {})["kd_bench"])
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return metadata if isinstance(metadata, dict) else None
 
 
-def _walk(path: Path, content: Any, key: str) -> Iterator[tuple[Any, Any]]:
-    """What stands beside each step of ``key``, and what the step leads to."""
-    found, rest = content, key
-    while rest:
-        parts = rest.split(".")
-        # A key may have dots of its own: the longest goes first.
+def _follow_key(path: Path, content: Any, key: str) -> Iterator[tuple[Any, Any]]:
+    """Yields the mapping (None for a part of a state dict) and the value of each step along a dotted key."""
+    while key:
+        parts = key.split(".")
+        # Keys may contain dots, so the longest prefix is tried first.
         heads = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
-        mapping = found if isinstance(found, Mapping) else {}
-        head = next((one for one in heads if one in mapping), None)
+        mapping = content if isinstance(content, Mapping) else {}
+        head = next((head for head in heads if head in mapping), None)
         if head is not None:
-            yield found, found[head]
-            found, rest = found[head], rest[len(head) + 1 :]
+            yield content, content[head]
+            content, key = content[head], key[len(head) + 1 :]
             continue
-        part = {name[len(rest) + 1 :]: one for name, one in mapping.items() if str(name).startswith(f"{rest}.")}
+        part = {name[len(key) + 1 :]: value for name, value in mapping.items() if str(name).startswith(f"{key}.")}
         if part and _is_state(mapping):
             yield None, part
             return
         names = [str(name) for name in mapping]
-        hint = nearest(parts[0], names)
-        there = f"; did you mean {hint!r}?" if hint else f"; there are: {_listed(names)}" if names else ""
-        raise UserError(f"{path}: has no key {parts[0]!r}{there}")
+        near = nearest(parts[0], names)
+        hint = f"; did you mean {near!r}?" if near else f"; there are: {_listed(names)}" if names else ""
+        raise UserError(f"{path}: has no key {parts[0]!r}{hint}")
 
 
 def _search(path: Path, content: Any) -> tuple[tuple[str, ...], Mapping[str, Tensor]]:
-    """The keys that lead to the weights, and the weights."""
-    found = dict(_states(content, (), set()))
-    usual = {
-        tuple(KEYS.index(one) for one in keys): keys for keys in found if all(one in KEYS for one in keys)
-    }  # () where the content is the state dict itself
-    if usual:
-        keys = usual[min(usual)]
-    elif len(found) == 1:
-        keys = next(iter(found))
-    elif found:
-        raise UserError(f"{path}: holds weights under several keys, {_listed(map('.'.join, found))}; choose one")
+    """Returns the keys that lead to the weights, and the weights."""
+    states = dict(_states(content, (), set()))
+    # Indices in KEYS of the keys that lead to each state dict; () if the content is a state dict itself.
+    ranks = {tuple(map(KEYS.index, keys)): keys for keys in states if set(keys) <= set(KEYS)}
+    if ranks:
+        keys = ranks[min(ranks)]
+    elif len(states) == 1:
+        keys = next(iter(states))
+    elif states:
+        raise UserError(f"{path}: holds weights under several keys, {_listed(map('.'.join, states))}; choose one")
     else:
-        there = _listed(content) if isinstance(content, Mapping) else type(content).__name__
-        raise UserError(f"{path}: holds no weights that could be recognised, but {there or 'nothing'}")
-    return keys, found[keys]
+        names = _listed(content) if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(f"{path}: holds no weights that could be recognised, but {names or 'nothing'}")
+    return keys, states[keys]
 
 
 def _states(content: Any, keys: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All state dicts in a mapping of mappings, each once: a mapping in a file may hold itself."""
-    if not isinstance(content, Mapping) or id(content) in seen or len(keys) > _DEEPEST:
+    """Yields each state dict in nested mappings once, because a mapping in a file may contain itself."""
+    if not isinstance(content, Mapping) or id(content) in seen or len(keys) > _MAX_DEPTH:
         return
     seen.add(id(content))
     if _is_state(content):
@@ -218,46 +215,45 @@ def _states(content: Any, keys: tuple[str, ...], seen: set[int]) -> Iterator[tup
             yield from _states(value, (*keys, key), seen)
 
 
-def _is_state(found: Mapping[Any, Any]) -> bool:
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()) and any(
-        value.ndim for value in found.values()
-    )
+def _is_state(mapping: Mapping[Any, Any]) -> bool:
+    are_tensors = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in mapping.items())
+    return are_tensors and any(value.ndim for value in mapping.values())
 
 
-def _unwrapped(state: dict[str, Tensor], layout: str) -> tuple[dict[str, Tensor], str]:
-    while prefix := next((one for one in PREFIXES if all(name.startswith(one) for name in state)), None):
+def _unwrap(state: dict[str, Tensor], layout: str) -> tuple[dict[str, Tensor], str]:
+    while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
         layout += f", without the prefix {prefix!r}"
-    if any("._orig_mod." in name for name in state):  # where parts of the network were compiled
+    if any("._orig_mod." in name for name in state):  # parts of the network were compiled
         state = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
         layout += ", without '_orig_mod.'"
     return state, layout
 
 
-def _check(path: Path, state: Mapping[str, Tensor]) -> None:
+def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
     for key, value in state.items():
         dense = value.device.type == "cpu" and value.layout == torch.strided
-        real = value.is_floating_point() or value.dtype in _WHOLE
-        # One number that stands for very many would fill the memory when it is used.
+        real = value.is_floating_point() or value.dtype in _INTEGERS
+        # An expanded tensor, whose storage is smaller than its size, could fill the memory when it is used.
         if not (dense and real) or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(f"{path}: {key!r} is not a dense tensor of real numbers, as weights are")
         if value.is_floating_point():
-            # There is no arithmetic for numbers of eight bits.
+            # torch has no arithmetic for 8-bit floats.
             numbers = value.float() if value.element_size() == 1 else value
             if not torch.isfinite(numbers).all():
                 raise UserError(f"{path}: {key!r} holds numbers that are not finite")
 
 
-def _facts(found: Any) -> dict[str, str | int | float]:
+def _facts(content: Any) -> dict[str, str | int | float]:
     facts: dict[str, str | int | float] = {}
-    for key, value in found.items() if isinstance(found, Mapping) else ():
+    for key, value in content.items() if isinstance(content, Mapping) else ():
         scalar = isinstance(value, Tensor) and value.ndim == 0 and value.device.type == "cpu"
         plain = value.item() if scalar else value
         if isinstance(plain, str):
-            good = len(plain) <= _LONGEST_FACT and plain.isprintable()
+            valid = len(plain) <= _MAX_FACT_LENGTH and plain.isprintable()
         else:
-            good = isinstance(plain, int | float) and not isinstance(plain, bool) and math.isfinite(plain)
-        if good and isinstance(key, str) and key.isprintable():
+            valid = isinstance(plain, int | float) and not isinstance(plain, bool) and math.isfinite(plain)
+        if valid and isinstance(key, str) and key.isprintable():
             facts[key] = plain
     return facts
 
@@ -268,29 +264,33 @@ def _listed(names: Any) -> str:
 
 
 def _classifier_names(network: nn.Module) -> tuple[str, ...]:
-    """Paths of the modules that give logits: timm's distilled transformers have two."""
+    """Returns the names of the modules that compute logits; timm's distilled transformers have two."""
     classifier = network.get_classifier() if hasattr(network, "get_classifier") else ()  # type: ignore[operator]
     modules = classifier if isinstance(classifier, tuple) else (classifier,)
-    return tuple(name for name, module in network.named_modules() if any(module is one for one in modules))
+    return tuple(name for name, module in network.named_modules() if any(module is layer for layer in modules))
 
 
 def _is_under(names: tuple[str, ...], key: str) -> bool:
     return any(key.startswith(f"{name}.") for name in names)
 
 
-def _shapes(state: Mapping[str, Tensor]) -> _Shapes:
-    """Batch norms' counters are left out: old files have none, and they look alike in all networks."""
-    return frozenset((key, tuple(value.shape)) for key, value in state.items() if value.ndim)
+def _shapes(state: Mapping[str, Tensor], classifier: tuple[str, ...]) -> _Shapes:
+    """Returns names and shapes without the classifier and without scalars, the batch norms' counters.
+
+    Old files lack these counters, and all networks have the same ones.
+    """
+    return frozenset(
+        (key, tuple(value.shape)) for key, value in state.items() if value.ndim and not _is_under(classifier, key)
+    )
 
 
 @functools.cache
 def _own_networks() -> dict[str, tuple[_Shapes, tuple[str, ...]]]:
-    """Shapes without the classifier and the classifier's names, of every network of ours."""
-    found = {}
+    """Returns shapes without the classifier, and the classifier's names, of every network of ours."""
+    networks = {}
     for name in registry.own_models():
         with torch.device("meta"):
             network = registry.create(name, num_classes=1)
         classifier = _classifier_names(network)
-        state = {key: value for key, value in network.state_dict().items() if not _is_under(classifier, key)}
-        found[name] = (_shapes(state), classifier)
-    return found
+        networks[name] = (_shapes(network.state_dict(), classifier), classifier)
+    return networks

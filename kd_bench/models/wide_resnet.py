@@ -1,26 +1,27 @@
 """Wide residual networks for 32x32 images (Zagoruyko and Komodakis, "Wide Residual Networks", 2016).
 
-``cifar_wrn_40_2`` has 40 layers and is twice as wide as the thinnest. State-dict keys, shapes and outputs are those of
+``cifar_wrn_40_2`` has 40 layers and width 2. State-dict keys, shapes and outputs are those of
 the CIFAR-100 teachers of the distillation literature (Tian et al., "Contrastive Representation Distillation", 2020).
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
-from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_bench.models.cifar_network import CifarNet, Walk, build, cifar_cfg, feature_info, register_model
+from kd_bench.models.cifar_network import CifarNet, StageOutputs, build, cifar_cfgs, feature_info, register_model
 
 
 class PreActBlock(nn.Module):
     """Batch norm, ReLU and a 3x3 convolution, twice, and a shortcut.
 
-    Where the width changes the shortcut is a 1x1 convolution of the activated input, otherwise the input itself.
+    If the width changes, the shortcut is a 1x1 convolution of the activated input, otherwise the input itself.
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, drop_rate: float) -> None:
@@ -35,7 +36,7 @@ class PreActBlock(nn.Module):
             self.convShortcut = nn.Conv2d(in_chs, out_chs, 1, stride, bias=False)
 
     def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
-        """The block's output; ``normalised`` is ``bn1(x)`` where the caller has it already."""
+        """Returns the block's output; ``normalised`` is ``bn1(x)`` if the caller has computed it."""
         active = F.relu(self.bn1(x) if normalised is None else normalised)
         out = F.relu(self.bn2(self.conv1(active)))
         if self.drop_rate > 0:
@@ -44,22 +45,32 @@ class PreActBlock(nn.Module):
         return torch.add(self.conv2(out), shortcut)
 
 
-class WideStage(nn.Module):
-    """Blocks one after another."""
+class PreActStage(nn.Module):
+    """Pre-activation blocks one after another.
 
-    def __init__(self, in_chs: int, out_chs: int, blocks: int, stride: int, drop_rate: float) -> None:
+    Args:
+        name: Name of the ``nn.Sequential`` of the blocks in the state dict.
+        block: Builds a block from input channels, output channels and stride.
+        count: Number of blocks.
+        in_chs, out_chs, stride: Of the first block; the others change neither width nor size.
+    """
+
+    def __init__(
+        self, name: str, block: Callable[[int, int, int], nn.Module], count: int, in_chs: int, out_chs: int, stride: int
+    ) -> None:
         super().__init__()
-        first = PreActBlock(in_chs, out_chs, stride, drop_rate)
-        self.layer = nn.Sequential(first, *(PreActBlock(out_chs, out_chs, 1, drop_rate) for _ in range(blocks - 1)))
+        self.blocks_name = name
+        others = (block(out_chs, out_chs, 1) for _ in range(count - 1))
+        self.add_module(name, nn.Sequential(block(in_chs, out_chs, stride), *others))
 
     @property
-    def first(self) -> PreActBlock:
-        """The block whose batch norm reads the stage's input."""
-        return cast(PreActBlock, self.layer[0])
+    def first(self) -> Any:
+        """The first block, whose batch norm reads the stage's input."""
+        return next(self.get_submodule(self.blocks_name).children())
 
     def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
-        """The last block's output; ``normalised`` is the first block's ``bn1(x)`` where the caller has it already."""
-        for block in self.layer:
+        """Returns the last block's output; ``normalised`` is the input after the first batch norm if it is known."""
+        for block in self.get_submodule(self.blocks_name).children():
             x, normalised = block(x, normalised), None
         return x
 
@@ -67,20 +78,19 @@ class WideStage(nn.Module):
 class CifarWideResNet(CifarNet):
     """WRN for 32x32 images: a 3x3 stem and three stages of pre-activation blocks at full, half and quarter size.
 
-    Stages are the outputs of the stem's convolution and of each ``block``: sums that no activation follows, since this
-    is a pre-activation network. Pre-activations are the stem's output and, for each stage, its output under the batch
-    norm that comes next, the following stage's first or the final one. In training that batch norm runs once, not a
-    second time for the pre-activation. The pooled embedding is read from the last pre-activation after ReLU.
+    Stages are the outputs of the stem's convolution and of each ``block``. They are sums without an activation, because
+    this is a pre-activation network. Pre-activations are the stem's output and, for each stage, its output after the
+    next batch norm, which is the following stage's first or the final one. That batch norm runs once per forward pass,
+    not again for the pre-activation. The pooled embedding is read from the last pre-activation after ReLU.
 
     State dicts of TRADES' definition (Zhang et al., "Theoretically Principled Trade-off between Robustness and
-    Accuracy", 2019) load strictly too: it has a second ``block1``, ``sub_block1``, which never runs and is left out.
+    Accuracy", 2019) load strictly too. Their second ``block1``, ``sub_block1``, never runs and is ignored.
 
     Args:
-        depth: 6 n + 4 for n blocks a stage.
+        depth: 6 n + 4 for n blocks per stage.
         width: Multiple of the stages' 16, 32 and 64 channels.
         drop_rate: Probability of dropout between the convolutions of a block.
-        num_classes: Width of the classifier; 0 for none.
-        in_chans: Channels of the images.
+        num_classes, in_chans: As for ``CifarNet``.
         global_pool: timm's name of a pooling.
     """
 
@@ -97,15 +107,15 @@ class CifarWideResNet(CifarNet):
         blocks = (depth - 4) // 6
         widths = (16, 16 * width, 32 * width, 64 * width)
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
-        self.block1 = WideStage(widths[0], widths[1], blocks, 1, drop_rate)
-        self.block2 = WideStage(widths[1], widths[2], blocks, 2, drop_rate)
-        self.block3 = WideStage(widths[2], widths[3], blocks, 2, drop_rate)
+        block = functools.partial(PreActBlock, drop_rate=drop_rate)
+        self.block1 = PreActStage("layer", block, blocks, widths[0], widths[1], stride=1)
+        self.block2 = PreActStage("layer", block, blocks, widths[1], widths[2], stride=2)
+        self.block3 = PreActStage("layer", block, blocks, widths[2], widths[3], stride=2)
         self.bn1 = nn.BatchNorm2d(widths[3])
-        modules = ("conv1", "block1", "block2", "block3")
-        self.feature_info = feature_info(widths, (1, 1, 2, 4), modules)
+        self.feature_info = feature_info(widths, (1, 1, 2, 4), ("conv1", "block1", "block2", "block3"))
         self.fc = self.make_classifier(widths[3], global_pool)
         self.apply(self.initialise)
-        self.register_load_state_dict_pre_hook(_leave_out_sub_block1)
+        self.register_load_state_dict_pre_hook(_ignore_sub_block1)
 
     @staticmethod
     def initialise(layer: nn.Module) -> None:
@@ -116,38 +126,57 @@ class CifarWideResNet(CifarNet):
         elif isinstance(layer, nn.Linear):
             nn.init.zeros_(layer.bias)
 
-    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> Walk:
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
         """See ``CifarNet.forward_stages``."""
-        x = self.conv1(x)
-        walk = Walk(x, [x], [x] if preacts else [])
         norms = (self.block2.first.bn1, self.block3.first.bn1, self.bn1)
-        normalised = None
-        for block, norm in list(zip((self.block1, self.block2, self.block3), norms, strict=True))[:last]:
-            x = block(x, normalised)
-            walk.stages.append(x)
-            if preacts:
-                normalised = norm(x)
-                walk.preacts.append(normalised)
-        if last is None or last == len(norms):
-            x = F.relu(self.bn1(x) if normalised is None else normalised)
-        return walk._replace(features=x)
+        return run_preact_stages(self.conv1(x), (self.block1, self.block2, self.block3), norms, F.relu, preacts, last)
 
 
-def _leave_out_sub_block1(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def run_preact_stages(
+    stem: Tensor,
+    stages: Iterable[nn.Module],
+    norms: Sequence[nn.Module],
+    activation: Callable[[Tensor], Tensor],
+    preacts: bool,
+    last: int | None,
+) -> StageOutputs:
+    """Runs the stages of a pre-activation network.
+
+    Args:
+        stem: (B, C, H, W), the output of the stem.
+        stages: The stages, called with their input and, if it is known, the output of their first batch norm.
+        norms: The batch norm that reads each stage's output.
+        activation: The activation after the last batch norm.
+        preacts, last: As for ``CifarNet.forward_stages``.
+    """
+    outputs = StageOutputs(stem, [stem], [stem] if preacts else [])
+    x, normalised = stem, None
+    for stage, norm in list(zip(stages, norms, strict=True))[:last]:
+        x = stage(x, normalised)
+        outputs.stages.append(x)
+        if preacts:
+            normalised = norm(x)
+            outputs.preacts.append(normalised)
+    if last is None or last == len(norms):
+        x = activation(norms[-1](x) if normalised is None else normalised)
+    return outputs._replace(features=x)
+
+
+def _ignore_sub_block1(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     block1 = network.get_submodule("block1").state_dict()
     expected = {f"{prefix}sub_block1.{key}": value.shape for key, value in block1.items()}
-    found = {key: value.shape for key, value in state.items() if key.startswith(f"{prefix}sub_block1.")}
-    # Anything but a whole second block1 is no layout that we know, and strict loading is to complain of it.
-    if found == expected:
-        for key in found:
+    unused = {key: value.shape for key, value in state.items() if key.startswith(f"{prefix}sub_block1.")}
+    # Anything but a complete second block1 is an unknown layout, which strict loading should reject.
+    if unused == expected:
+        for key in unused:
             del state[key]
 
 
-default_cfgs = generate_default_cfgs(
-    {name: cifar_cfg() for name in ("cifar_wrn_16_1", "cifar_wrn_16_2", "cifar_wrn_40_1", "cifar_wrn_40_2")}
-    # Adversarial training works on pixels from 0 to 1, with no normalisation.
-    | {"cifar_wrn_34_10": cifar_cfg(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))}
-)
+default_cfgs = {
+    **cifar_cfgs("cifar_wrn_16_1", "cifar_wrn_16_2", "cifar_wrn_40_1", "cifar_wrn_40_2"),
+    # Adversarial training works on pixels from 0 to 1, without normalisation.
+    **cifar_cfgs("cifar_wrn_34_10", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+}
 
 
 @register_model

@@ -1,18 +1,14 @@
-"""The paper's Tables 6 to 12 printed again, from the files in ``results/published/`` and nothing else."""
+"""The paper's Tables 6 to 12 as printed, from the files in ``results/published/``."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from kd_bench.report import latex
-from kd_bench.report.grid import FAMILIES, places
+from kd_bench.report.paper_layout import FAMILIES, best_two
+from kd_bench.report.published_files import read_rows
+from kd_bench.report.render import DASH, FORMATS, Column, Table, TableRow, render
 from kd_bench.utils.errors import UserError, unknown
 from kd_bench.utils.paths import package_path
-
-#: Formats of ``reprint``; "terminal" is "plain".
-FORMATS = ("terminal", "markdown", "plain", "latex", "csv")
 
 #: The tables by number, and what they are of.
 TITLES = {
@@ -25,92 +21,81 @@ TITLES = {
     12: "AutoAttack accuracy in % on CIFAR-100 by the size of the perturbation",
 }
 
+#: Columns of numbers. The other columns identify a row.
+_NUMBERS = ("teacher_top1", "student_top1", "top1", "std", "clean", "autoattack", "apgd_ce", "apgd_t",
+            "computation_saving")  # fmt: skip
+
 _NOTE = "As printed in the appendix of the paper of the improved Kullback-Leibler loss; nothing here was measured."
 _NOTE_6 = "The row of teachers is mended: the appendix prints it one column to the right, without its last value."
 
 
-@dataclass(frozen=True)
-class PublishedTable:
-    """One table of the paper.
-
-    Attributes:
-        number: As the paper numbers it.
-        heads: Rows above the line, the last of them the names of the columns.
-        blocks: Blocks of rows with a line between.
-        marks: Place of the best two cells, by (block, row, column); empty where the paper marks none.
-    """
-
-    number: int
-    heads: tuple[tuple[str, ...], ...]
-    blocks: tuple[tuple[tuple[str, ...], ...], ...]
-    marks: dict[tuple[int, int, int], int]
-
-    @property
-    def title(self) -> str:
-        """Number and subject."""
-        return f"Table {self.number}. {TITLES[self.number]}"
-
-
 def reprint(format: str) -> str:
-    """All tables as text that ends with a line break.
+    """Returns all tables as text that ends with a line break.
 
     Args:
-        format: One of ``FORMATS``; "csv" has a row a number, of all tables one below the other.
+        format: One of ``render.FORMATS``. "csv" has one row for each number, with all tables one below the other.
 
     Raises:
-        UserError: There is no such format, or a file is missing or damaged.
+        UserError: If there is no such format, or if a file is missing or damaged.
     """
     if format not in FORMATS:
-        raise unknown("format of published tables", format, FORMATS, "--format")
+        raise unknown("format", format, FORMATS, "--format")
     if format == "csv":
         return _csv()
-    tables = [table(number) for number in TITLES]
-    if format == "latex":
-        return "\n".join(map(_latex, tables))
-    return "\n".join(_tabulated(one, format == "markdown") for one in tables) + f"\n{_NOTE} {_NOTE_6}\n"
+    if format in ("latex", "latex-long"):
+        return "\n".join(render([table(number, centred=True)], "latex", floating=True) for number in TITLES)
+    return f"{render([table(number) for number in TITLES], format)}\n{_NOTE} {_NOTE_6}\n"
 
 
-def table(number: int) -> PublishedTable:
-    """One of the tables, laid out as in the paper."""
+def table(number: int, centred: bool = False) -> Table:
+    """Returns one table in the layout of the paper.
+
+    Args:
+        number: The table's number in the paper.
+        centred: Whether the columns of numbers are centred, and the notes are in the table.
+    """
     rows = _rows(number)
     if number == 6:
-        return _table6(rows)
-    left_out = {"dataset", "teacher", "student", "recipe", "temperature"} if number > 7 else {"dataset"}
-    columns = [name for name in rows[0] if name not in left_out]
-    group = "varied" if "varied" in columns else "augmentation" if number == 7 else "epsilon" if number == 12 else None
-    blocks: dict[str, list[tuple[str, ...]]] = {}
-    for row in rows:
-        blocks.setdefault(row[group] if group else "", []).append(tuple(row[name] or "–" for name in columns))
-    heads = tuple(name.replace("_", " ") for name in columns)
-    return PublishedTable(number, (heads,), tuple(tuple(block) for block in blocks.values()), {})
-
-
-def _table6(rows: Sequence[dict[str, str]]) -> PublishedTable:
-    """A column a pair, teacher and student in the head, methods by family, the best two of each pair marked."""
-    pairs = list(dict.fromkeys((row["teacher"], row["student"]) for row in rows))
-    of_pair = {(row["teacher"], row["student"]): row for row in rows}
-    heads = (
-        ("", "teacher", *(teacher for teacher, _ in pairs)),
-        ("", "", *(of_pair[pair]["teacher_top1"] for pair in pairs)),
-        ("", "student", *(student for _, student in pairs)),
-        ("family", "method", *(of_pair[pair]["student_top1"] for pair in pairs)),
+        heads, groups = _table6(rows)
+    else:
+        left_out = {"dataset", "teacher", "student", "recipe", "temperature"} if number > 7 else {"dataset"}
+        columns = [name for name in rows[0] if name not in left_out]
+        key = next((name for name in ("varied", "augmentation", "epsilon") if name in columns), None)
+        groups = {}
+        for row in rows:
+            groups.setdefault(row[key] if key else "", []).append(TableRow([row[name] or DASH for name in columns]))
+        heads = [[name.replace("_", " ") for name in columns]]
+    return Table(
+        f"Table {number}. {TITLES[number]}",
+        tuple(Column((name,), "center" if centred and at > 1 else "left") for at, name in enumerate(heads[0])),
+        tuple(map(tuple, groups.values())),
+        ((_NOTE, *([_NOTE_6] if number == 6 else [])) if centred else ()),
+        tuple(map(tuple, heads[1:])),
     )
-    found = {(row["method"], row["teacher"], row["student"]): row for row in rows}
-    blocks = []
-    for family in FAMILIES:
-        methods = dict.fromkeys(row["method"] for row in rows if row["family"] == family)
-        blocks.append(
-            tuple(
-                (family * (at == 0), method, *(_value(found.get((method, *pair))) for pair in pairs))
-                for at, method in enumerate(methods)
-            )
-        )
-    marks: dict[tuple[int, int, int], int] = {}
-    for column in range(2, 2 + len(pairs)):
-        cells = [(block, row, line[column]) for block, lines in enumerate(blocks) for row, line in enumerate(lines)]
-        best = places([float(value.split(" ")[0]) if value else None for _, _, value in cells])
-        marks |= {(block, row, column): place for (block, row, _), place in zip(cells, best, strict=True) if place}
-    return PublishedTable(6, heads, tuple(blocks), marks)
+
+
+def _table6(rows: Sequence[dict[str, str]]) -> tuple[list[list[str]], dict[str, list[TableRow]]]:
+    """A column a pair, teacher and student in the head, methods by family, the best two of each pair marked."""
+    of_pair = {(row["teacher"], row["student"]): row for row in rows}
+    heads = [
+        ["", "teacher", *(row["teacher"] for row in of_pair.values())],
+        ["", "", *(row["teacher_top1"] for row in of_pair.values())],
+        ["", "student", *(row["student"] for row in of_pair.values())],
+        ["family", "method", *(row["student_top1"] for row in of_pair.values())],
+    ]
+    cells = {(row["method"], row["teacher"], row["student"]): row for row in rows}
+    methods = {row["method"]: row["family"] for row in rows}
+    ranks: dict[str, dict[int, int]] = {method: {} for method in methods}
+    for at, pair in enumerate(of_pair):
+        top1 = [float(cells[method, *pair]["top1"]) if (method, *pair) in cells else None for method in methods]
+        for method, rank in zip(methods, best_two(top1), strict=True):
+            if rank:
+                ranks[method][at + 2] = rank
+    groups: dict[str, list[TableRow]] = {family: [] for family in FAMILIES}
+    for method, family in methods.items():
+        values = [_value(cells.get((method, *pair))) for pair in of_pair]
+        groups[family].append(TableRow([family * (not groups[family]), method, *values], ranks=ranks[method]))
+    return heads, groups
 
 
 def _value(row: dict[str, str] | None) -> str:
@@ -121,71 +106,17 @@ def _value(row: dict[str, str] | None) -> str:
 
 def _rows(number: int) -> list[dict[str, str]]:
     path = package_path("results", "published", f"table{number}.csv")
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not rows or any(None in row or None in row.values() for row in rows):
-        raise UserError(f"{path}: should have a head and lines with as many values")
+    rows = [row for _, row in read_rows(path)]
+    if not rows:
+        raise UserError(f"{path}: has no rows")
     return rows
 
 
-def _tabulated(one: PublishedTable, markdown: bool) -> str:
-    from tabulate import tabulate
-
-    lines = [
-        [_marked(cell, one.marks.get((block, row, column)), markdown) for column, cell in enumerate(line)]
-        for block, group in enumerate(one.blocks)
-        for row, line in enumerate(group)
-    ]
-    *above, names = one.heads
-    text = tabulate(
-        [*(list(line) for line in above[1:]), *([list(names)] if above else []), *lines],
-        list(above[0] if above else names),
-        tablefmt="pipe" if markdown else "simple",
-        disable_numparse=True,
-    )
-    return f"{'### ' * markdown}{one.title}\n\n{text}\n"
-
-
-def _marked(cell: str, place: int | None, markdown: bool) -> str:
-    """Bold and underlined in Markdown, in HTML for want of its own; a star and a plus where there are no fonts."""
-    if place is None:
-        return cell
-    if markdown:
-        return f"**{cell}**" if place == 1 else f"<u>{cell}</u>"
-    return f"{cell} {'*' if place == 1 else '+'}"
-
-
-def _latex(one: PublishedTable) -> str:
-    width = len(one.heads[-1])
-    lines = [rf"\begin{{tabular}}{{@{{}}ll{'c' * (width - 2)}@{{}}}}", r"\toprule"]
-    lines += [" & ".join(map(latex.tex, head)) + r" \\" for head in one.heads]
-    for block, group in enumerate(one.blocks):
-        lines.append(r"\midrule")
-        for row, line in enumerate(group):
-            cells = []
-            for column, cell in enumerate(line):
-                shown = latex.tex(cell)
-                place = one.marks.get((block, row, column))
-                cells.append(rf"\textbf{{{shown}}}" if place == 1 else rf"\underline{{{shown}}}" if place else shown)
-            lines.append(" & ".join(cells) + r" \\")
-    notes = [_NOTE, *([_NOTE_6] if one.number == 6 else [])]
-    return latex.environment([[*lines, r"\bottomrule", r"\end{tabular}"]], notes, one.title)
-
-
 def _csv() -> str:
-    """Table, column and row of every number, as tables of different columns make no table together."""
+    """All numbers of all tables, one a line, because the tables have different columns."""
     lines = ["table,row,column,value"]
     for number in TITLES:
         for row in _rows(number):
-            keys = {name: value for name, value in row.items() if not _is_number(name)}
-            place = "; ".join(f"{name}={value}" for name, value in keys.items() if value)
-            lines += [f'{number},"{place}",{name},{row[name]}' for name in row if name not in keys and row[name]]
+            keys = "; ".join(f"{name}={value}" for name, value in row.items() if value and name not in _NUMBERS)
+            lines += [f'{number},"{keys}",{name},{row[name]}' for name in row if name in _NUMBERS and row[name]]
     return "\n".join(lines) + "\n"
-
-
-def _is_number(column: str) -> bool:
-    return column in {"teacher_top1", "student_top1", "top1", "std", "clean", "autoattack", "apgd_ce", "apgd_t",
-                      "computation_saving"}  # fmt: skip

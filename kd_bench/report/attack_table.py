@@ -1,12 +1,10 @@
-"""Evaluations of robustness: from the files in trial folders to a frame, statistics and text. Never imports torch."""
+"""Reads evaluations of robustness from trial folders, and makes tables of them. Never imports torch."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,15 +14,14 @@ import pandas as pd
 from pydantic import ValidationError
 
 from kd_bench.config.attack import Attack, chained, is_pgd, title
+from kd_bench.report.render import DASH, Column, Table, TableRow
+from kd_bench.report.results_frame import trial_columns
 from kd_bench.report.statistics import Difference, MeanAndStd, estimate, paired_difference
-from kd_bench.utils.errors import unknown
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
 
-FORMATS = ("terminal", "markdown", "plain", "latex", "csv")
-
-#: Folder of evaluations in a trial's.
+#: Folder of evaluations in a trial's folder.
 FOLDER = "attacks"
 
 CLEAN = "clean"
@@ -36,14 +33,14 @@ class Evaluation:
 
     Attributes:
         attack: Its settings.
-        images: How many were attacked.
-        of: How many the test set has.
-        accuracy: What stands after each attack that was run, ``clean`` first.
-        robust: What stands in the end.
-        complete: Whether that is the accuracy under standard AutoAttack; otherwise it is an upper bound of it.
-        skipped: Attacks that need more classes than there are.
-        warnings: What makes the numbers doubtful.
-        weights: SHA-256 of the file that was attacked.
+        images: Number of attacked images.
+        of: Number of images in the test set.
+        accuracy: Accuracy after each attack, ``clean`` first.
+        robust: Accuracy after all attacks.
+        complete: Whether ``robust`` is the accuracy under standard AutoAttack; otherwise it is an upper bound of it.
+        skipped: Attacks that need more classes than the dataset has.
+        warnings: Reasons to doubt the numbers.
+        weights: SHA-256 of the attacked weights.
     """
 
     attack: Attack
@@ -58,98 +55,89 @@ class Evaluation:
 
     @property
     def columns(self) -> dict[str, str]:
-        """What a table shows of it: titles by key of ``accuracy``. FAB-T is told apart in files only."""
-        run = [name for name in self.accuracy if name != CLEAN]
-        last = chained(run)[-1]
-        left_out = {"fab-t"} if self.complete else set()
-        shown = {name: title(name) for name in run if name != last and name not in left_out}
-        return {CLEAN: "clean", **shown, last: "AA" if self.complete else f"{title(last)} (upper bound)"}
+        """Titles of a table's columns by key of ``accuracy``. FAB-T has no column in complete evaluations."""
+        names = [name for name in self.accuracy if name != CLEAN]
+        last = chained(names)[-1]
+        left_out = {last, "fab-t"} if self.complete else {last}
+        titles = {name: title(name) for name in names if name not in left_out}
+        return {CLEAN: "clean", **titles, last: "AA" if self.complete else f"{title(last)} (upper bound)"}
 
     @property
-    def about(self) -> str:
-        """What it is of, for people: ``Linf 8/255, 100 of 10000 images``."""
+    def description(self) -> str:
+        """Attack and images, as in ``Linf 8/255, 100 of 10000 images``."""
         images = f"{self.images} images" if self.images == self.of else f"{self.images} of {self.of} images"
         return f"{self.attack.title}, {images}"
 
 
 def read_evaluation(file: Path) -> Evaluation | None:
-    """A finished evaluation; None for one that is not finished, or a file that holds none."""
+    """Reads a finished evaluation. Returns None if it is not finished or the file is damaged."""
     try:
-        found = json.loads(file.read_bytes())
-        if not isinstance(found, dict) or found.get("kind") != "attack" or found.get("status") != "done":
+        content = json.loads(file.read_bytes())
+        if content.get("kind") != "attack" or content.get("status") != "done":
             return None
-        accuracy = {str(name): _percent(value) for name, value in found["accuracy"].items()}
-        attack = Attack.model_validate_json(json.dumps(found["attack"]))
-        skipped = tuple(map(str, found["skipped"]))
+        accuracy = {str(name): _percent(value) for name, value in content["accuracy"].items()}
+        attack = Attack.model_validate_json(json.dumps(content["attack"]))
+        skipped = tuple(map(str, content["skipped"]))
         return Evaluation(
             attack=attack,
-            images=int(found["images"]),
-            of=int(found["of"]),
+            images=int(content["images"]),
+            of=int(content["of"]),
             accuracy={name: accuracy[name] for name in (CLEAN, *attack.attacks) if name not in skipped},
-            robust=_percent(found["robust"]),
+            robust=_percent(content["robust"]),
             complete=attack.complete and not skipped,
             skipped=skipped,
-            warnings=tuple(map(str, found["warnings"])),
-            weights=str(found["subject"]["weights"]),
+            warnings=tuple(map(str, content["warnings"])),
+            weights=str(content["subject"]["weights"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError):
         return None
 
 
 def read_evaluations(trial: Path) -> list[Evaluation]:
-    """The finished evaluations in a trial's folder, by norm and rising radius; none of weights of before."""
-    files = sorted((trial / FOLDER).glob("*.json"))
-    weights = _weights(trial)
-    found = [one for one in map(read_evaluation, files) if one is not None and weights in (None, one.weights)]
-    return sorted(found, key=lambda one: (one.attack.norm, one.attack.eps))
+    """Reads the finished evaluations of a trial's present weights, sorted by norm and radius."""
+    try:
+        weights = str(json.loads((trial / "result.json").read_bytes())["weights_sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        weights = None
+    evaluations = [read_evaluation(file) for file in sorted((trial / FOLDER).glob("*.json"))]
+    current = [item for item in evaluations if item is not None and weights in (None, item.weights)]
+    return sorted(current, key=lambda evaluation: (evaluation.attack.norm, evaluation.attack.eps))
 
 
 def attack_frame(folder: Path, planned: Sequence[PlannedTrial]) -> pd.DataFrame:
-    """A row for each evaluation of each planned cell.
+    """Returns a row for each evaluation of each planned cell.
 
     Args:
         folder: The recipe's folder, with a folder for each trial.
-        planned: What the recipe expands to.
+        planned: The trials of the recipe.
 
     Returns:
-        Columns ``dataset, teacher, student, label, method, seed, trial_id``; ``attack_id``, ``norm``, ``eps``,
-        ``images``, ``clean`` and ``robust`` (percent), ``robust_is_aa`` (bool; otherwise it is an upper bound), and
-        ``evaluation``, the ``Evaluation``.
+        The columns of ``trial_columns``, ``attack_id``, ``norm``, ``eps``, and ``evaluation``, the ``Evaluation``.
     """
     read = cache(read_evaluations)
     rows = [
         {
-            "dataset": cell.dataset,
-            "teacher": "" if cell.teacher == "-" else cell.teacher,
-            "student": cell.student,
-            "label": cell.label,
-            "method": cell.method,
-            "seed": cell.seed,
-            "trial_id": cell.trial_id,
-            "attack_id": one.attack.id,
-            "norm": one.attack.norm,
-            "eps": one.attack.eps,
-            "images": one.images,
-            "clean": one.accuracy[CLEAN],
-            "robust": one.robust,
-            "robust_is_aa": one.complete,
-            "evaluation": one,
+            **trial_columns(cell),
+            "attack_id": evaluation.attack.id,
+            "norm": evaluation.attack.norm,
+            "eps": evaluation.attack.eps,
+            "evaluation": evaluation,
         }
         for cell in planned
-        for one in read(folder / cell.trial_id)
+        for evaluation in read(folder / cell.trial_id)
     ]
-    columns = ("dataset", "teacher", "student", "label", "method", "seed", "trial_id", "attack_id", "norm", "eps")
-    return pd.DataFrame(rows, columns=[*columns, "images", "clean", "robust", "robust_is_aa", "evaluation"])
+    columns = ["dataset", "teacher", "student", "label", "method", "seed", "trial_id", "attack_id", "norm", "eps"]
+    return pd.DataFrame(rows, columns=[*columns, "evaluation"])
 
 
 @dataclass(frozen=True)
 class AttackRow:
-    """A line: a method, or a single network.
+    """The row of a method or of a single network.
 
     Attributes:
-        label: Of the line.
-        values: Mean and spread over seeds, by the table's columns.
-        difference: Of the last column to the baseline's, paired by seed; None for the baseline and without one.
+        label: Label of the row.
+        values: Mean and standard deviation over seeds, by key of the table's columns.
+        difference: Last column minus the baseline's, paired by seed; None for the baseline, or without a baseline.
     """
 
     label: str
@@ -159,16 +147,16 @@ class AttackRow:
 
 @dataclass(frozen=True)
 class AttackTable:
-    """The lines of one pair under one attack.
+    """The rows of one pair, or of one network, under one attack.
 
     Attributes:
-        title: What they are of.
+        title: Networks, dataset, attack and images.
         columns: Titles by key of the rows' values.
-        rows: The lines.
+        rows: The rows.
         baseline: Label that differences are taken to; None for none.
-        notes: Sentences below it.
-        kind: What the lines are of.
-        ball: Norm and radius of the attack; None where it does not matter.
+        notes: Sentences below the table.
+        kind: Whether the rows are of methods or of networks.
+        norm_and_eps: Norm and radius of the attack; None for a single network.
     """
 
     title: str
@@ -177,108 +165,114 @@ class AttackTable:
     baseline: str | None
     notes: tuple[str, ...]
     kind: str = "method"
-    ball: tuple[str, float] | None = None
+    norm_and_eps: tuple[str, float] | None = None
 
 
 def summarise_attacks(frame: pd.DataFrame, baseline: str = "kd") -> list[AttackTable]:
-    """Tables of clean and robust accuracy by method, one for each pair and attack.
+    """Returns tables of clean and robust accuracy by method, one for each pair and attack.
 
     Args:
         frame: From ``attack_frame``.
-        baseline: Label of the line that the others are compared with.
+        baseline: Label of the row that the others are compared with.
     """
-    tables = []
     keys = ["dataset", "teacher", "student", "norm", "eps", "attack_id"]
-    for (dataset, teacher, student, *_), cells in frame.groupby(keys, sort=False):
-        first: Evaluation = cells["evaluation"].iloc[0]
-        columns = first.columns
-        last = list(columns)[-1]
-        by_label = {
-            str(label): dict(zip(of_one["seed"].tolist(), of_one["evaluation"].tolist(), strict=True))
-            for label, of_one in cells.groupby("label", sort=False)
-        }
-        compared = {seed: one.accuracy[last] for seed, one in by_label.get(baseline, {}).items()}
-        rows = []
-        for label, evaluations in by_label.items():
-            values = {key: estimate([one.accuracy[key] for one in evaluations.values()]) for key in columns}
-            robust = {seed: one.accuracy[last] for seed, one in evaluations.items()}
-            difference = paired_difference(robust, compared) if label != baseline else None
-            rows.append(AttackRow(label, {key: value for key, value in values.items() if value}, difference))
-        networks = f"{teacher} → {student}" if teacher else str(student)
-        every = [one for evaluations in by_label.values() for one in evaluations.values()]
-        notes = _notes(every, columns[last])
-        if compared:
-            notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by seed, "
-                         "with the 95 % interval of the paired t distribution.")  # fmt: skip
-        known = baseline if compared and len(by_label) > 1 else None
-        title = f"{networks} on {dataset}, {first.about}"
-        ball = (first.attack.norm, first.attack.eps)
-        tables.append(AttackTable(title, columns, tuple(rows), known, tuple(notes), ball=ball))
-    return tables
+    return [
+        _attack_table(f"{teacher} → {student}" if teacher else str(student), str(dataset), rows, baseline)
+        for (dataset, teacher, student, *_), rows in frame.groupby(keys, sort=False)
+    ]
 
 
-def table_of(name: str, about: str, evaluation: Evaluation) -> AttackTable:
-    """The table of one network.
+def _attack_table(networks: str, dataset: str, frame: pd.DataFrame, baseline: str) -> AttackTable:
+    evaluations: list[Evaluation] = frame["evaluation"].tolist()
+    first, columns = evaluations[0], evaluations[0].columns
+    last = list(columns)[-1]
+    by_label: dict[str, dict[int, Evaluation]] = {}
+    for label, seed, evaluation in zip(frame["label"], frame["seed"], evaluations, strict=True):
+        by_label.setdefault(label, {})[seed] = evaluation
+    robust = {
+        label: {seed: evaluation.accuracy[last] for seed, evaluation in by_seed.items()}
+        for label, by_seed in by_label.items()
+    }
+    compared = robust.get(baseline, {})
+    rows = [
+        AttackRow(
+            label,
+            _means(by_seed.values(), columns),
+            paired_difference(robust[label], compared) if label != baseline else None,
+        )
+        for label, by_seed in by_label.items()
+    ]
+    notes = _notes([evaluation for by_seed in by_label.values() for evaluation in by_seed.values()], columns[last])
+    if compared:
+        notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by seed, "
+                     "with the 95 % interval of the paired t distribution.")  # fmt: skip
+    return AttackTable(
+        f"{networks} on {dataset}, {first.description}",
+        columns,
+        tuple(rows),
+        baseline if compared and len(by_label) > 1 else None,
+        tuple(notes),
+        norm_and_eps=(first.attack.norm, first.attack.eps),
+    )
+
+
+def _means(evaluations: Collection[Evaluation], columns: Iterable[str]) -> dict[str, MeanAndStd]:
+    means = {key: estimate([evaluation.accuracy[key] for evaluation in evaluations]) for key in columns}
+    return {key: mean for key, mean in means.items() if mean}
+
+
+def network_table(name: str, about: str, evaluation: Evaluation) -> AttackTable:
+    """Returns the table of one network.
 
     Args:
-        name: Of the network, for its line.
-        about: What it is and of which images.
+        name: The network's name in its row.
+        about: Network and dataset.
         evaluation: The evaluation.
     """
     columns = evaluation.columns
-    values = {key: MeanAndStd(evaluation.accuracy[key], None, 1) for key in columns}
+    row = AttackRow(name, _means([evaluation], columns))
     notes = tuple(_notes([evaluation], list(columns.values())[-1])[1:])
-    return AttackTable(f"{about}, {evaluation.about}", columns, (AttackRow(name, values),), None, notes, "network")
+    return AttackTable(f"{about}, {evaluation.description}", columns, (row,), None, notes, "network")
 
 
-def render_attacks(tables: Sequence[AttackTable], format_: str, *, ascii_only: bool = False) -> str:
-    """Tables as text that ends with a line break; "csv" has full precision and no notes.
+def render_tables(tables: Sequence[AttackTable], format: str) -> list[Table]:
+    """Returns the tables for ``render``. "csv" is one table with a row for each number, in full precision."""
+    return [_csv_table(tables)] if format == "csv" else [_text_table(table) for table in tables]
 
-    Args:
-        tables: What to show.
-        format_: One of ``FORMATS``.
-        ascii_only: Spells what ASCII lacks.
 
-    Raises:
-        UserError: There is no such format.
-    """
-    if format_ not in FORMATS:
-        raise unknown("format", format_, FORMATS, "--format")
-    if format_ == "csv":
-        return _csv(tables)
-    from tabulate import tabulate
-
-    blocks = []
-    for table in tables:
-        headers = [table.kind, *(f"{name} %" for name in table.columns.values())]
-        rows = [[row.label, *(_spread(row.values[key]) for key in table.columns)] for row in table.rows]
+def _text_table(table: AttackTable) -> Table:
+    """A row for each method or network, with the number of trials and the difference if there are any."""
+    headers = [table.kind, *(f"{name} %" for name in table.columns.values())]
+    headers += ["n"] * (table.kind == "method") + [f"difference to {table.baseline}"] * (table.baseline is not None)
+    rows = []
+    for row in table.rows:
+        cells = [row.label, *(str(row.values[key]) for key in table.columns)]
         if table.kind == "method":
-            headers.append("n")
-            for cells, row in zip(rows, table.rows, strict=True):
-                cells.append(str(max(value.n for value in row.values.values())))
+            cells.append(str(max(value.n for value in row.values.values())))
         if table.baseline is not None:
-            headers.append(f"difference to {table.baseline}")
-            for cells, row in zip(rows, table.rows, strict=True):
-                cells.append(_interval(row.difference))
-        kind = {"markdown": "pipe", "latex": "latex_booktabs"}.get(format_, "simple")
-        text = tabulate(rows, headers, tablefmt=kind, disable_numparse=True)
-        mark = {"markdown": "### ", "latex": "% "}.get(format_, "")
-        bullet = {"markdown": "- ", "latex": "% "}.get(format_, "")
-        notes = "".join(f"{bullet}{note}\n" for note in table.notes)
-        blocks.append(f"{mark}{table.title}\n\n{text}\n\n{notes}")
-    whole = "\n".join(blocks)
-    if ascii_only:
-        whole = whole.replace("±", "+-").replace("→", "->").replace("–", "-")
-        whole = whole.encode("ascii", "backslashreplace").decode()
-    return whole
+            cells.append(_interval(row.difference))
+        rows.append(TableRow(cells))
+    return Table(table.title, tuple(Column((header,)) for header in headers), (tuple(rows),), table.notes)
+
+
+def _csv_table(tables: Sequence[AttackTable]) -> Table:
+    rows = []
+    for table in tables:
+        for row in table.rows:
+            for key, name in table.columns.items():
+                value, difference = row.values[key], row.difference if key == list(table.columns)[-1] else None
+                interval = (difference.mean, difference.low, difference.high) if difference else (None, None, None)
+                rows.append(TableRow([table.title, row.label, name, value.mean, value.std, value.n, *interval]))
+    names = ("table", "label", "column", "mean", "std", "n", "difference", "low", "high")
+    return Table("", tuple(Column((name,)) for name in names), (tuple(rows),))
 
 
 def _notes(evaluations: Sequence[Evaluation], last: str) -> list[str]:
-    """What the columns mean, the spread first."""
+    """The meaning of the columns, that of mean and standard deviation first."""
     first = evaluations[0]
     notes = ["Top-1 accuracy in percent; mean ± sample standard deviation (ddof = 1) over n trials."]
     if len([name for name in first.accuracy if name != CLEAN and not is_pgd(name)]) > 1:
-        notes.append("An attack goes on with the images that still stand after those before it (PGD with all).")
+        notes.append("Each attack continues with the images that are still classified correctly (PGD with all images).")
     if first.complete:
         notes.append("AA: accuracy under standard AutoAttack; the columns before it are upper bounds of it.")
     else:
@@ -286,47 +280,19 @@ def _notes(evaluations: Sequence[Evaluation], last: str) -> list[str]:
         notes.append(f"{last}: not all of standard AutoAttack was run{reason}, so the number is an upper bound of the "
                      "accuracy under it.")  # fmt: skip
     if first.images < first.of:
-        most = 50 / math.sqrt(first.images)
+        error = 50 / math.sqrt(first.images)
         notes.append(f"On {first.images} of {first.of} test images, evenly over the classes: the sample alone gives a "
-                     f"standard error of up to {most:.1f} points.")  # fmt: skip
-    warnings = dict.fromkeys(line for one in evaluations for line in one.warnings)
-    return [*notes, *(f"Doubtful: {line}." for line in warnings)]
-
-
-def _csv(tables: Sequence[AttackTable]) -> str:
-    out = io.StringIO()
-    header = ("table", "label", "column", "mean", "std", "n", "difference", "low", "high")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    for table in tables:
-        for row in table.rows:
-            for key, name in table.columns.items():
-                value = row.values[key]
-                found = row.difference if key == list(table.columns)[-1] else None
-                ends = (found.mean, found.low, found.high) if found else (None, None, None)
-                writer.writerow([table.title, row.label, name, value.mean, value.std, value.n, *ends])
-    return out.getvalue()
-
-
-def _spread(value: MeanAndStd) -> str:
-    return f"{value.mean:5.2f}" if value.std is None else f"{value.mean:5.2f} ± {value.std:.2f}"
+                     f"standard error of up to {error:.1f} points.")  # fmt: skip
+    warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
+    return [*notes, *(f"Doubtful: {warning}." for warning in warnings)]
 
 
 def _interval(value: Difference | None) -> str:
     if value is None:
-        return "–"
+        return DASH
     if value.low is None or value.high is None:
         return f"{value.mean:+.2f}"
     return f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
-
-
-def _weights(trial: Path) -> str | None:
-    """SHA-256 of the trial's weights, where its result tells."""
-    try:
-        found = json.loads((trial / "result.json").read_bytes())
-        return str(found["weights_sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
 
 
 def _percent(value: Any) -> float:

@@ -1,11 +1,11 @@
-"""Results for other programs: CSV with a line a trial, or a line an epoch of each trial."""
+"""Writes results as CSV for other programs: one line a trial, or one line for each epoch of each trial."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,98 +18,78 @@ from kd_bench.utils.errors import first_line
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
 
-#: What both kinds of line begin with: what the trial is.
+#: First columns of both files, which identify the trial.
 KEYS = ("recipe", "dataset", "teacher", "student", "label", "method", "hyperparameters", "seed", "trial_id")
 
-#: What a trial came to; accuracies in percent, times in seconds, memory in bytes. Empty where a trial has none.
+#: Result of a trial: accuracies in percent, times in seconds, memory in bytes. Missing values are empty.
 RESULTS = ("teacher_id", "status", "reason", *PERCENTAGES, *NUMBERS, *COUNTS, "finished")
 
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
+#: Name of a recipe, its folder, and its trials.
+RecipeTrials = tuple[str, Path, Sequence["PlannedTrial"]]
 
-class CsvTable(NamedTuple):
-    """A CSV file.
 
-    Attributes:
-        text: Its content.
-        lines: How many there are, without the header.
-        problems: Sentences on files that could not be read.
-    """
+class CsvFile(NamedTuple):
+    """The content of a CSV file, its number of lines without the header, and sentences on files that are damaged."""
 
     text: str
     lines: int
     problems: tuple[str, ...]
 
 
-def trials(parts: Sequence[tuple[str, Path, Sequence[PlannedTrial]]]) -> CsvTable:
-    """A line for each trial, those that are missing or failed included.
+def trials(recipes: Iterable[RecipeTrials]) -> CsvFile:
+    """Returns a line for each trial, whether or not it is done.
 
-    Args:
-        parts: Names of recipes, their folders, and what is planned of them. A trial that stands under several pairs has
-            one line, and a student alone no teacher.
+    A trial in several pairs has one line. A student alone has no teacher.
     """
     rows = []
-    for name, folder, cells in parts:
-        once = list(_once(cells))
-        found = read_results(folder, once).to_dict("records")
-        for cell, result in zip(once, found, strict=True):
-            known = {str(key): value for key, value in result.items()}
-            taught = known | {"teacher_id": cell.teacher_id if cell.trial.teacher else None}
-            rows.append({**_about(name, cell), **{key: _plain(taught.get(key)) for key in RESULTS}})
-    return CsvTable(_csv((*KEYS, *RESULTS), rows), len(rows), ())
+    for recipe, folder, planned in recipes:
+        cells = _unique(planned)
+        for cell, result in zip(cells, read_results(folder, cells).to_dict("records"), strict=True):
+            values: dict[Any, Any] = {**result, "teacher_id": cell.teacher_id if cell.trial.teacher else None}
+            rows.append(_keys(recipe, cell) | {key: "" if pd.isna(values[key]) else values[key] for key in RESULTS})
+    return CsvFile(_csv((*KEYS, *RESULTS), rows), len(rows), ())
 
 
-def epochs(parts: Sequence[tuple[str, Path, Sequence[PlannedTrial]]]) -> CsvTable:
-    """A line for each epoch of each trial, finished or not: the columns of ``metrics.csv``.
-
-    Args:
-        parts: As of ``trials``.
-    """
+def epochs(recipes: Iterable[RecipeTrials]) -> CsvFile:
+    """Returns a line for each epoch of each trial, finished or not, with the columns of ``metrics.csv``."""
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     columns: dict[str, None] = {}
-    for name, folder, cells in parts:
-        for cell in _once(cells):
+    for recipe, folder, planned in recipes:
+        for cell in _unique(planned):
             file = folder / cell.trial_id / "metrics.csv"
             try:
-                measured = list(_read(file))
-            except FileNotFoundError:
-                continue  # not begun
+                metrics = list(_metrics(file))
+            except FileNotFoundError:  # the trial has not begun
+                continue
             except (OSError, ValueError, csv.Error) as error:
                 problems.append(f"{file}: left out, because it is damaged ({first_line(error)})")
                 continue
-            about = _about(name, cell)
-            rows += [{**about, **row} for row in measured]
-            columns |= dict.fromkeys(key for row in measured for key in row)
-    return CsvTable(_csv((*KEYS, *columns), rows), len(rows), tuple(problems))
+            rows += [_keys(recipe, cell) | row for row in metrics]
+            columns |= dict.fromkeys(key for row in metrics for key in row)
+    return CsvFile(_csv((*KEYS, *columns), rows), len(rows), tuple(problems))
 
 
-def _once(cells: Sequence[PlannedTrial]) -> Iterator[PlannedTrial]:
-    """Each trial once, where it stands first."""
-    seen: set[str] = set()
-    for cell in cells:
-        if cell.trial_id not in seen:
-            seen.add(cell.trial_id)
-            yield cell
+def _unique(planned: Iterable[PlannedTrial]) -> list[PlannedTrial]:
+    """The first cell of each trial."""
+    cells: dict[str, PlannedTrial] = {}
+    for cell in planned:
+        cells.setdefault(cell.trial_id, cell)
+    return list(cells.values())
 
 
-def _about(recipe: str, cell: PlannedTrial) -> dict[str, Any]:
+def _keys(recipe: str, cell: PlannedTrial) -> dict[str, Any]:
     trial = cell.trial
-    return {
-        "recipe": recipe,
-        "dataset": cell.dataset,
-        "teacher": trial.teacher.model if trial.teacher else "",
-        "student": cell.student,
-        "label": cell.label,
-        "method": cell.method,
-        "hyperparameters": canonical(trial.method.hyperparameters),
-        "seed": cell.seed,
-        "trial_id": cell.trial_id,
-    }
+    teacher = trial.teacher.model if trial.teacher else ""
+    hyperparameters = canonical(trial.method.hyperparameters)
+    values = (recipe, cell.dataset, teacher, cell.student, cell.label, cell.method, hyperparameters, cell.seed)
+    return dict(zip(KEYS, (*values, cell.trial_id), strict=True))
 
 
-def _read(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of ``metrics.csv``; ValueError where it is none."""
+def _metrics(file: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of ``metrics.csv``. Raises a ValueError if the file is damaged."""
     reader = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")), strict=True)
     names = reader.fieldnames or ()
     if "epoch" not in names or not all(_COLUMN.fullmatch(name) for name in names):
@@ -117,18 +97,12 @@ def _read(file: Path) -> Iterator[dict[str, Any]]:
     for row in reader:
         if None in row or None in row.values():
             raise ValueError(f"line {reader.line_num} has not one value a column")
-        for value in row.values():
-            if value:
-                float(value)
+        for value in filter(None, row.values()):
+            float(value)
         yield row
 
 
-def _plain(value: Any) -> Any:
-    """As CSV has it: nothing for what a frame has no value for, and whole numbers as such."""
-    return "" if pd.isna(value) else value
-
-
-def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

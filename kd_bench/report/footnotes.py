@@ -1,135 +1,153 @@
-"""The sentences below a table: what its columns mean, what is incomplete, why trials failed."""
+"""The sentences below a table: what its columns mean, what is incomplete, and why trials failed.
+
+``footnotes`` lists the notes in their order. Each note has a function that decides whether it is printed and what it
+says.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.report.ranks import Ranking
+from kd_bench.report.summary import CONFIDENCE, PairTable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kd_bench.report.table import PairTable
-
-
-#: What footnotes about columns begin with that only long layouts have.
+#: First words of the notes on columns that only the long layouts have.
 LONG_ONLY = ("Difference:", "No differences:", "P-values", "Best epoch:", "Seconds an epoch:", "Minus published:")
+
+_TOP1 = (
+    "Top-1: accuracy on the test set after the last epoch, in percent; mean ± sample standard deviation (ddof = 1) "
+    "over n trials, one a seed (of the teacher: over n teachers); (2/3) stands for 2 of 3 planned trials."
+)
+_BEST = "Best epoch: selected by its accuracy on the test set itself, therefore optimistic; mean ± std."
+_SECONDS = (
+    "Seconds an epoch: mean cost of training when run alone: the trial's own steps plus the shared data and teacher "
+    "pass."
+)
 
 
 def footnotes(
-    frame: pd.DataFrame,
-    pairs: tuple[PairTable, ...],
-    baseline: str,
-    labels: list[str],
-    rankings: tuple[tuple[str, Ranking], ...],
-    confidence: float,
-) -> list[str]:
-    """What the columns mean, and over what they are taken."""
+    frame: pd.DataFrame, pairs: Sequence[PairTable], baseline: str, rankings: Sequence[tuple[str, Ranking]]
+) -> Iterator[str]:
+    """Yields the notes of a table: what is incomplete, the meaning of each column, the ranks, facts on each dataset.
+
+    Args:
+        frame: From ``read_results``.
+        pairs: The tables of the pairs.
+        baseline: Label of the rows that the others are compared with.
+        rankings: Ranks of the methods by dataset.
+    """
     if not pairs:
-        return ["No trials are planned."]
-    notes = []
+        yield "No trials are planned."
+        return
+    yield from _incomplete(frame)
+    yield from _other_protocol(pairs)
+    yield _TOP1
+    labels = list(dict.fromkeys(frame["label"]))
+    if baseline in labels:
+        yield from _differences(pairs, baseline)
+    else:
+        yield f"No differences: the recipe plans no {baseline!r} to compare with (it has {', '.join(labels)})."
+    yield from (_BEST, _SECONDS)
+    for dataset, ranking in rankings:
+        yield _ranks(dataset if len(rankings) > 1 else "", ranking)
+    for name, trials in frame.groupby("dataset", sort=False):
+        yield _dataset(str(name), trials, pairs)
+
+
+def _incomplete(frame: pd.DataFrame) -> Iterator[str]:
+    """If trials are not done: how many."""
     trials = Counter(frame.drop_duplicates("trial_id")["status"])
     if trials["done"] < trials.total():
         lacking = ", ".join(f"{trials[s]} {s}" for s in ("failed", "unreadable", "missing") if trials[s])
-        notes.append(f"Incomplete: {trials['done']} of {count(trials.total(), 'planned trial')} done ({lacking}).")
+        yield f"Incomplete: {trials['done']} of {count(trials.total(), 'planned trial')} done ({lacking})."
+
+
+def _other_protocol(pairs: Sequence[PairTable]) -> Iterator[str]:
+    """If trials were left out because of their protocol: how many."""
     left_out = sum(row.other for pair in pairs for row in pair.rows)
     if left_out:
-        notes.append(f"Left out of every mean: {count(left_out, 'trial')} of another protocol than the line's others.")
-    notes.append(
-        "Top-1: accuracy on the test set after the last epoch, in percent; mean ± sample standard deviation (ddof = 1) "
-        "over n trials, one a seed (of the teacher: over n teachers); (2/3) stands for 2 of 3 planned trials."
-    )
-    if baseline in labels:
-        percent = round(100 * confidence)
-        sizes = sorted({row.difference.n for pair in pairs for row in pair.rows if row.difference})
-        if not sizes:
-            over = "the seeds that both have"
-        elif len(sizes) == 1:
-            over = f"the {count(sizes[0], 'seed')} that both have"
-        else:
-            over = f"the {sizes[0]} to {sizes[-1]} seeds that both have"
-        notes.append(
-            f"Difference: method minus {baseline} in percentage points, paired by seed: mean over {over}, {percent} % "
-            "interval of the paired t distribution (none for a single seed), not corrected for the number of methods."
-        )
-        if any(row.significance and row.significance.p_flip for pair in pairs for row in pair.rows):
-            notes.append(
-                "P-values, where shown: two-sided; of the paired t test, and of the exact test that flips the signs of "
-                f"the differences (for n = {max(sizes)} never below {2 / 2 ** min(max(sizes), 60):.2g}); in "
-                "brackets after Holm's correction for the methods of the pair."
-            )
+        yield f"Left out of every mean: {count(left_out, 'trial')} of another protocol than the line's others."
+
+
+def _differences(pairs: Sequence[PairTable], baseline: str) -> Iterator[str]:
+    """The meaning of the differences, and of their p-values if any difference has two seeds."""
+    sizes = sorted({row.difference.n for pair in pairs for row in pair.rows if row.difference})
+    if not sizes:
+        over = "the seeds"
+    elif len(sizes) == 1:
+        over = f"the {count(sizes[0], 'seed')}"
     else:
-        notes.append(f"No differences: the recipe plans no {baseline!r} to compare with (it has {', '.join(labels)}).")
-    notes.append("Best epoch: selected by its accuracy on the test set itself, therefore optimistic; mean ± std.")
-    notes.append(
-        "Seconds an epoch: mean cost of training when run alone: the trial's own steps plus the shared data and "
-        "teacher pass."
+        over = f"the {sizes[0]} to {sizes[-1]} seeds"
+    yield (
+        f"Difference: method minus {baseline} in percentage points, paired by seed: mean over {over} that both have, "
+        f"{round(100 * CONFIDENCE)} % interval of the paired t distribution (none for a single seed), not corrected "
+        "for the number of methods."
     )
-    notes += [_of_ranks(dataset, found, len(rankings) > 1) for dataset, found in rankings]
-    for dataset, cells in frame.groupby("dataset", sort=False):
-        facts = [f"Dataset: {dataset}"]
-        usual = commonest(cells.loc[cells["status"] == "done", "epochs"])
-        if usual:
-            facts.append(f"{count(usual, 'epoch')} a trial")
-        taught = {n for p in pairs if p.dataset == dataset for r in p.rows if r.kind == "teacher" for n in r.epochs}
-        if taught:
-            facts.append(f"teachers {' or '.join(str(epochs) if epochs else 'given' for epochs in sorted(taught))}")
-        notes.append(f"{', '.join(facts)}.")
-    return notes
+    if sizes and sizes[-1] > 1:
+        yield (
+            "P-values, where shown: two-sided; of the paired t test, and of the exact test that flips the signs of the "
+            f"differences (for n = {sizes[-1]} never below {2 / 2 ** min(sizes[-1], 60):.2g}); in brackets after "
+            "Holm's correction for the methods of the pair."
+        )
 
 
-def _of_ranks(dataset: str, found: Ranking, several: bool) -> str:
-    """The average ranks, and what may be concluded from them."""
-    ranks = ", ".join(f"{label} {value:.2f}" for label, value in found.average.items())
-    test = "" if found.p is None else f"; Friedman's test that all rank alike: p = {found.p:.3g}"
+def _ranks(dataset: str, ranking: Ranking) -> str:
+    """The average ranks on a dataset (named if not empty), and the conclusion that they allow."""
+    ranks = ", ".join(f"{label} {value:.2f}" for label, value in ranking.average.items())
+    test = "" if ranking.p is None else f"; Friedman's test that all rank alike: p = {ranking.p:.3g}"
     critical = (
-        "so no two are told apart"
-        if found.critical is None
-        else f"two differ at 5 % (Nemenyi) from a difference of {found.critical:.2f} on"
+        "so no two methods are called different"
+        if ranking.critical is None
+        else f"two differ at 5 % (Nemenyi) from a difference of {ranking.critical:.2f} on"
     )
     return (
-        f"Average rank{f' on {dataset}' * several} over the {count(found.pairs, 'pair')} in which all methods are "
-        f"complete, 1 the best: {ranks}{test}; {critical}. Pairs that share a network are not independent."
+        f"Average rank{f' on {dataset}' if dataset else ''} over the {count(ranking.pairs, 'pair')} in which all "
+        f"methods are complete, 1 the best: {ranks}{test}; {critical}. Pairs that share a network are not independent."
     )
+
+
+def _dataset(dataset: str, trials: pd.DataFrame, pairs: Sequence[PairTable]) -> str:
+    """The numbers of epochs of the trials and teachers on a dataset."""
+    facts = [f"Dataset: {dataset}"]
+    epochs = most_frequent(trials.loc[trials["status"] == "done", "epochs"])
+    if epochs:
+        facts.append(f"{count(epochs, 'epoch')} a trial")
+    teachers = {row.epochs for pair in pairs if pair.dataset == dataset for row in pair.rows if row.kind == "teacher"}
+    lengths = sorted({epochs for lengths in teachers for epochs in lengths})
+    if lengths:
+        facts.append(f"teachers {' or '.join(str(epochs) if epochs else 'given' for epochs in lengths)}")
+    return f"{', '.join(facts)}."
 
 
 def problems(frame: pd.DataFrame) -> list[str]:
-    """Why trials, and teachers' own trials, are failed or unreadable; each of them once."""
-    sentences = {}
-    texts = [
-        "label",
-        "teacher",
-        "student",
-        "trial_id",
-        "teacher_id",
-        "status",
-        "reason",
-        "teacher_status",
-        "teacher_reason",
-    ]
+    """Returns a sentence for each trial, and each teacher's own trial, that failed or cannot be read."""
+    sentences: dict[str, str] = {}
+    names = ("label", "teacher", "student", "trial_id", "teacher_id")
+    reasons = ("status", "reason", "teacher_status", "teacher_reason")
+    texts = [*names, *reasons]
     for row in frame[[*texts, "seed"]].fillna(dict.fromkeys(texts, "")).to_dict("records"):
-        if row["status"] in ("failed", "unreadable"):
-            sentences[row["trial_id"]] = (
-                f"{row['label']}, student {row['student']}, seed {row['seed']} ({row['trial_id']}) {row['status']}: "
-                f"{_shortened(row['reason'])}"
-            )
-        if row["teacher_status"] in ("failed", "unreadable"):
-            sentences[row["teacher_id"]] = (
-                f"teacher {row['teacher']} ({row['teacher_id']}) {row['teacher_status']}: "
-                f"{_shortened(row['teacher_reason'])}"
-            )
+        trial = f"{row['label']}, student {row['student']}, seed {row['seed']} ({row['trial_id']})"
+        teacher = f"teacher {row['teacher']} ({row['teacher_id']})"
+        for key, name, prefix in (("trial_id", trial, ""), ("teacher_id", teacher, "teacher_")):
+            status, reason = row[f"{prefix}status"], row[f"{prefix}reason"]
+            if status in ("failed", "unreadable"):
+                sentences[row[key]] = f"{name} {status}: {_shortened(reason)}"
     return list(sentences.values())
 
 
-def commonest(values: pd.Series[Any]) -> Any:
-    """The value that occurs most, the first of them; None where there is none."""
-    found = Counter(values.dropna().tolist()).most_common(1)
-    return found[0][0] if found else None
+def most_frequent(values: pd.Series[Any]) -> Any:
+    """Returns the most frequent value, the first one if several are; None if there are no values."""
+    counts = Counter(values.dropna().tolist()).most_common(1)
+    return counts[0][0] if counts else None
 
 
 def count(n: int, noun: str) -> str:
-    """``1 seed``, ``2 seeds``."""
+    """Returns ``1 seed`` or ``2 seeds``."""
     return f"{n} {noun}{'s' * (n != 1)}"
 
 

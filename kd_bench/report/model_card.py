@@ -1,4 +1,4 @@
-"""A trained student's model card: metadata as the Hugging Face hub reads them, and a page with what was measured."""
+"""Writes the model card of a trained student: metadata for the Hugging Face hub, and a page of measured results."""
 
 from __future__ import annotations
 
@@ -14,28 +14,22 @@ from kd_bench.report.attack_table import CLEAN, Evaluation, read_evaluations
 from kd_bench.report.results_frame import read_result
 from kd_bench.report.statistics import MeanAndStd, estimate
 
-#: The hub's names of data sets, and what it calls the part that is tested on.
-_HUB = {
-    "cifar10": ("uoft-cs/cifar10", "test"),
-    "cifar100": ("uoft-cs/cifar100", "test"),
-    "imagenet": ("ILSVRC/imagenet-1k", "validation"),
-}
-
 
 @dataclass(frozen=True)
-class Subject:
-    """What a card is of.
+class CardSubject:
+    """The student that a card describes.
 
     Attributes:
-        folder: The trial's.
-        trial: Its settings.
-        result: Its ``result.json``, of a trial that is done.
-        environment: Its ``environment.json``; empty where there is none.
-        method: A sentence on the method.
-        dataset: The data set's title.
-        sees: A sentence on the images as the network takes them.
-        loading: Python that loads the network, with the card's folder as the working folder.
-        again: The command that trains it once more; empty where that is not known.
+        folder: Folder of the trial.
+        trial: Settings of the trial.
+        result: Its ``result.json``, with the status "done".
+        environment: Its ``environment.json``; empty if there is none.
+        method: A sentence about the method.
+        dataset: Title of the dataset.
+        hub: Id of the dataset on the Hugging Face hub and name of its test split; None if it is not there.
+        input_description: A sentence about the images that the network takes.
+        loading_code: Python code that loads the network, if the card's folder is the working folder.
+        training_command: The command that trains it again; empty if it is not known.
     """
 
     folder: Path
@@ -44,43 +38,49 @@ class Subject:
     environment: Mapping[str, Any]
     method: str
     dataset: str
-    sees: str
-    loading: str
-    again: str
+    hub: tuple[str, str] | None
+    input_description: str
+    loading_code: str
+    training_command: str
 
     @property
     def title(self) -> str:
-        """For people: ``cifar_resnet8 taught by cifar_resnet14 (kd, digits)``."""
+        """Networks, method and dataset, as in ``cifar_resnet8 taught by cifar_resnet14 (kd, digits)``."""
         trial = self.trial
-        taught = f" taught by {trial.teacher.model}" if trial.teacher else ""
-        return _inline(f"{trial.model}{taught} ({trial.method.name}, {trial.dataset.title})")
+        teacher = f" taught by {trial.teacher.model}" if trial.teacher else ""
+        return _inline(f"{trial.model}{teacher} ({trial.method.name}, {trial.dataset.title})")
 
 
-def card(subject: Subject) -> str:
-    """The text of ``README.md``. Nothing published stands in it, and no licence, which is its owner's to give."""
+def model_card(subject: CardSubject) -> str:
+    """Returns the text of ``README.md``. It has no published numbers and no licence, which the owner must choose."""
     evaluations = read_evaluations(subject.folder)
     blocks = [
         f"---\n{_metadata(subject, evaluations)}---",
         f"# {subject.title}",
         _inline(subject.method),
         "## Measured",
-        _table(["", ""], [[name, value] for name, value in _measured(subject)]),
+        _table(["", ""], list(_measured(subject))),
+        *(f"{_inline(evaluation.description)}:\n\n{_attacked(evaluation)}" for evaluation in evaluations),
+        "## Use",
+        _inline(subject.input_description),
+        f"```python\n{subject.loading_code}```",
+        "## How it was trained",
+        *_training(subject),
     ]
-    if evaluations:
-        blocks += [f"{_inline(one.about)}:\n\n{_attacked(one)}" for one in evaluations]
-    blocks += ["## Use", _inline(subject.sees), f"```python\n{subject.loading}```", "## How it was trained"]
-    blocks += list(_how(subject))
     return "\n\n".join(blocks) + "\n"
 
 
-def _metadata(subject: Subject, evaluations: Sequence[Evaluation]) -> str:
+def _metadata(subject: CardSubject, evaluations: Sequence[Evaluation]) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     trial, result = subject.trial, subject.result
-    hub, split = _HUB.get(trial.dataset.name, ("", "test"))
-
-    def measured(name: str, percent: float) -> EvalResult:
-        return EvalResult(
+    hub, split = subject.hub or ("", "test")
+    accuracies = {"Top-1 accuracy": result["top1_last"], "Top-5 accuracy": result.get("top5_last")}
+    for evaluation in evaluations:
+        name = list(evaluation.columns.values())[-1]
+        accuracies[f"Top-1 accuracy under {name}, {evaluation.description}"] = evaluation.robust
+    results = [
+        EvalResult(
             task_type="image-classification",
             task_name="Image classification",
             dataset_type=hub or trial.dataset.name,
@@ -90,13 +90,9 @@ def _metadata(subject: Subject, evaluations: Sequence[Evaluation]) -> str:
             metric_name=name,
             metric_value=round(percent / 100, 6),
         )
-
-    found = [measured("Top-1 accuracy", result["top1_last"])]
-    if result.get("top5_last") is not None:
-        found.append(measured("Top-5 accuracy", result["top5_last"]))
-    for one in evaluations:
-        name = list(one.columns.values())[-1]
-        found.append(measured(f"Top-1 accuracy under {name}, {one.about}", one.robust))
+        for name, percent in accuracies.items()
+        if percent is not None
+    ]
     tags = ["image-classification", "timm", "kd-bench"]
     data = ModelCardData(
         model_name=subject.title,
@@ -105,20 +101,19 @@ def _metadata(subject: Subject, evaluations: Sequence[Evaluation]) -> str:
         tags=[*tags, "knowledge-distillation"] if trial.teacher else tags,
         datasets=[hub] if hub else None,
         metrics=["accuracy"],
-        eval_results=found,
+        eval_results=results,
         distillation_method=trial.method.name if trial.teacher else None,
         teacher=trial.teacher.model if trial.teacher else None,
     )
     return f"{data.to_yaml()}\n"
 
 
-def _measured(subject: Subject) -> Iterator[tuple[str, str]]:
+def _measured(subject: CardSubject) -> Iterator[tuple[str, str]]:
     trial, result = subject.trial, subject.result
     yield "top-1, last epoch", f"{result['top1_last']:.2f} %"
-    siblings = _siblings(subject)
-    if siblings is not None:
-        spread = f" ± {siblings.std:.2f}" if siblings.std is not None else ""
-        yield f"the same over {siblings.n} seeds", f"{siblings.mean:.2f}{spread} % (mean ± sample standard deviation)"
+    seeds = _all_seeds(subject)
+    if seeds is not None:
+        yield f"the same over {seeds.n} seeds", f"{seeds} % (mean ± sample standard deviation)"
     if result.get("top5_last") is not None:
         yield "top-5, last epoch", f"{result['top5_last']:.2f} %"
     if "evaluated" in result:
@@ -131,38 +126,40 @@ def _measured(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "images", _inline(f"{trial.dataset.title}: {subject.dataset}")
 
 
-def _siblings(subject: Subject) -> MeanAndStd | None:
-    """The trials beside it that differ in nothing but the seed, its own among them; None where there is no other."""
-    own = subject.trial.model_copy(update={"seed": 0})
-    found = []
+def _all_seeds(subject: CardSubject) -> MeanAndStd | None:
+    """Accuracy over all finished trials of the folder with the same settings except the seed; None if there is one."""
+    settings = subject.trial.model_copy(update={"seed": 0})
+    top1 = []
     for file in sorted(subject.folder.parent.glob("*/trial.json")):
         try:
-            other = Trial.model_validate_json(file.read_bytes())
+            trial = Trial.model_validate_json(file.read_bytes())
         except (OSError, ValueError, RecursionError):
             continue
-        if other.model_copy(update={"seed": 0}) == own:
+        if trial.model_copy(update={"seed": 0}) == settings:
             result = read_result(file.parent)
             if result["status"] == "done":
-                found.append(float(result["top1_last"]))
-    return estimate(found) if len(found) > 1 else None
+                top1.append(float(result["top1_last"]))
+    return estimate(top1) if len(top1) > 1 else None
 
 
-def _attacked(one: Evaluation) -> str:
-    rows = [["none" if key == CLEAN else name, f"{one.accuracy[key]:.2f} %"] for key, name in one.columns.items()]
-    notes = [] if one.complete else ["Not all of standard AutoAttack was run, so the last number is an upper bound."]
-    notes += [_inline(f"Doubtful: {line}.") for line in one.warnings]
+def _attacked(evaluation: Evaluation) -> str:
+    accuracy, columns = evaluation.accuracy, evaluation.columns
+    rows = [("none" if key == CLEAN else name, f"{accuracy[key]:.2f} %") for key, name in columns.items()]
+    notes = [_inline(f"Doubtful: {warning}.") for warning in evaluation.warnings]
+    if not evaluation.complete:
+        notes.insert(0, "Not all of standard AutoAttack was run, so the last number is an upper bound.")
     return "\n\n".join([_table(["attack", "top-1"], rows), *notes])
 
 
-def _how(subject: Subject) -> Iterator[str]:
+def _training(subject: CardSubject) -> Iterator[str]:
     packages = subject.environment.get("packages")
     packages = packages if isinstance(packages, Mapping) else {}
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     device = subject.environment.get("device_name")
     on = f" on {device}" if device else ""
     yield _inline(f"By kd-bench, as trial {subject.folder.name}{on}" + (f", with {versions}." if versions else "."))
-    if subject.again:
-        yield f"Train it once more:\n\n```sh\n{_inline(subject.again)}\n```"
+    if subject.training_command:
+        yield f"Train it once more:\n\n```sh\n{_inline(subject.training_command)}\n```"
     settings = yaml.safe_dump(subject.trial.settings(), sort_keys=False, allow_unicode=True, width=100)
     yield f"All settings that the result depends on:\n\n```yaml\n{settings}```"
 
@@ -173,5 +170,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """In one line, and no markup."""
+    """Returns text in one line, without markup."""
     return " ".join(text.split()).replace("<", "&lt;").replace("`", "'")

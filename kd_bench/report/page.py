@@ -1,4 +1,4 @@
-"""One HTML page that holds everything: it fetches nothing, and what comes from files is text in it and never markup."""
+"""Builds the report: one HTML page that fetches nothing. Text from files is escaped and never becomes markup."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -15,225 +15,157 @@ from markupsafe import Markup
 from kd_bench.report import plots, svg
 from kd_bench.report.attack_table import AttackTable, attack_frame, summarise_attacks
 from kd_bench.report.footnotes import count
-from kd_bench.report.grid import grids, short_names
-from kd_bench.report.published_robustness import published_lines
-from kd_bench.report.render import spelt_p
+from kd_bench.report.paper_layout import paper_tables, short_names
+from kd_bench.report.published_robustness import published_cells
+from kd_bench.report.render import DASH
 from kd_bench.report.results_frame import read_result
-from kd_bench.report.statistics import MeanAndStd
-from kd_bench.report.table import PairTable, Row, Summary
-from kd_bench.report.trial_data import TrialDataIndex, TrialLocation, script
+from kd_bench.report.summary import FolderResults, PairTable, SummaryRow
+from kd_bench.report.summary_text import format_p
+from kd_bench.report.trial_data import PageTrials, script, training_command
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kd_bench.config.trial import PlannedTrial
-
-_NOTHING = "–"
-
-
-@dataclass(frozen=True)
-class PagePart:
-    """What one recipe, or one folder, has.
-
-    Attributes:
-        name: Heading.
-        about: A sentence below it.
-        summary: The table.
-        frame: What it was made of, as of ``read_results``, with the same names of data sets.
-        cells: The trials.
-        folder: Where they lie; teachers' lie in ``teachers`` beside it.
-        recipe: By which name or file ``kd-bench run`` finds the recipe; empty for none.
-        rows: The rows that ``--method`` adds to it.
-    """
-
-    name: str
-    about: str
-    summary: Summary
-    frame: pd.DataFrame
-    cells: Sequence[PlannedTrial]
-    folder: Path
-    recipe: str
-    rows: tuple[str, ...] = ()
-
 
 @dataclass
-class Section:
-    """A part as the template shows it."""
+class PageSection:
+    """The plots and robustness tables of one recipe or folder, as the template needs them."""
 
-    part: PagePart
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    results: FolderResults
     forests: list[dict[str, Any]] = field(default_factory=list)
-    pictures: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    plots: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     attacks: list[dict[str, Any]] = field(default_factory=list)
-    grids: list[dict[str, Any]] = field(default_factory=list)
 
 
-def page(parts: Sequence[PagePart]) -> str:
-    """The page as text, UTF-8 safe.
-
-    Args:
-        parts: In the order in which they are to stand.
-    """
+def page(results: Sequence[FolderResults]) -> str:
+    """Returns the page with the results, in their order, as text that UTF-8 can encode."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    import kd_bench
-
+    loader = PackageLoader("kd_bench.report")
     templates = Environment(
-        loader=PackageLoader("kd_bench.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters |= {"spread": spread, "p": lambda p: _NOTHING if p is None else spelt_p(p), "signed": signed}
-    loader = templates.loader
-    assert loader is not None
+    templates.filters |= {"spread": lambda value: str(value or DASH), "p": format_p, "signed": signed}
     code, style = (loader.get_source(templates, name)[0] for name in ("report.js", "report.css"))
-    build = _Build()
-    sections = [build.section(part) for part in parts]
-    trials = {row["trial_id"]: row["status"] for part in parts for row in part.frame.to_dict("records")}
-    done = sum(status == "done" for status in trials.values())
+    builder = _PageBuilder()
+    sections = [builder.section(folder_results) for folder_results in results]
+    statuses = {row["trial_id"]: row["status"] for part in results for row in part.frame.to_dict("records")}
+    done = sum(status == "done" for status in statuses.values())
     text = templates.get_template("report.html").render(
         sections=sections,
-        pairs=build.pairs,
-        methods=build.methods,
-        families=sorted({family for _, family in build.methods.values() if family}),
+        attributes=builder.attributes,
+        cell_number=builder.cell_number,
+        paper_tables=paper_tables,
+        short_names=short_names,
+        pairs=builder.pairs,
+        methods=builder.methods,
+        families=sorted({family for _, family in builder.methods.values() if family}),
         series=svg.series,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=kd_bench.__version__,
-        counts=f"{done} of {count(len(trials), 'trial')} done",
+        version=metadata.version("kd-bench"),
+        counts=f"{done} of {count(len(statuses), 'trial')} done",
         code=Markup(code),
         style=Markup(style),
         code_hash=_hash(code),
         style_hash=_hash(style),
-        data=Markup(script({"cells": build.cells, **build.behind.data()})),
+        data=Markup(script({"cells": builder.cells, **builder.trials.data()})),
     )
     return text.encode("utf-8", "replace").decode()
 
 
 def _hash(text: str) -> str:
-    """As a content security policy names an inline script or style, so that no other is run."""
+    """The hash by which a content security policy allows an inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def spread(value: MeanAndStd | None) -> str:
-    """``76.64 ± 0.02``."""
-    if value is None:
-        return _NOTHING
-    return f"{value.mean:.2f}" if value.std is None else f"{value.mean:.2f} ± {value.std:.2f}"
-
-
-def signed(value: float | None) -> str:
-    """``+1.20``, with a minus sign that is as wide."""
-    if value is None:
-        return _NOTHING
+def signed(value: float) -> str:
+    """Returns a number with its sign, as in ``+1.20``, with a minus sign as wide as the plus sign."""
     text = f"{value:+.2f}".replace("-", "−")
     return "0.00" if text in ("+0.00", "−0.00") else text
 
 
-class _Build:
-    """Gives pairs, methods and cells their numbers on the page, and gathers the trials behind them."""
+class _PageBuilder:
+    """Builds sections, and numbers the pairs, methods and cells of the whole page.
+
+    Attributes:
+        trials: The trials behind all numbers.
+        pairs: Number of each pair by its title.
+        methods: Number and family of each method by its label.
+        cells: Title, sentences and trials behind each row of a table.
+    """
 
     def __init__(self) -> None:
-        self.behind = TrialDataIndex()
+        self.trials = PageTrials()
         self.pairs: dict[str, int] = {}
         self.methods: dict[str, tuple[int, str]] = {}
         self.cells: list[dict[str, Any]] = []
+        self._numbers: dict[int, int] = {}  # by id() of the row
 
-    def section(self, part: PagePart) -> Section:
-        """Everything about one part."""
-        section = Section(part)
-        groups = dict(iter(part.frame.groupby(["dataset", "teacher", "student"], sort=False)))
-        numbers: dict[int, int] = {}  # of a row's cell, by the row's identity
-        for pair in part.summary.pairs:
-            rows = groups[pair.dataset, pair.teacher, pair.student]
+    def section(self, results: FolderResults) -> PageSection:
+        """Returns the section of one recipe or folder."""
+        section = PageSection(results)
+        frames = dict(iter(results.frame.groupby(["dataset", "teacher", "student"], sort=False)))
+        for pair in results.summary.pairs:
             for row in pair.rows:
-                numbers[id(row)] = self._cell(part, pair, row, rows)
-            section.lines += [self._line(pair, row, numbers[id(row)], part.summary.baseline) for row in pair.rows]
-            self._pictures(section, part, pair, numbers)
-        section.grids = [self._grid(grid, numbers) for grid in grids(part.summary)]
-        section.attacks = list(self._attacks(part))
+                self._add_cell(results, pair, row, frames[pair.dataset, pair.teacher, pair.student])
+            self._add_plots(section, pair)
+            self._add_forest(section, pair)
+        section.attacks = list(self._attacks(results))
         return section
 
-    def _pair(self, pair: PairTable) -> dict[str, Any]:
+    def attributes(self, pair: PairTable, row: SummaryRow | None = None) -> dict[str, Any]:
+        """Returns title and number of a pair, and number and family of a row's method, for the page's filters."""
         names = short_names([pair.teacher, pair.student])
         arrow = f"{names[pair.teacher]} → " if pair.teacher else ""
         title = f"{arrow}{names[pair.student]} on {pair.dataset}"
-        return {"pair": str(self.pairs.setdefault(title, len(self.pairs))), "title": title}
+        attributes = {"title": title, "pair": str(self.pairs.setdefault(title, len(self.pairs)))}
+        if row is None:
+            return attributes
+        if row.kind != "method":
+            return attributes | {"method": "", "family": ""}
+        number, _ = self.methods.setdefault(row.label, (len(self.methods), row.family))
+        return attributes | {"method": str(number), "family": row.family}
 
-    def _mark(self, pair: PairTable, row: Row) -> plots.Mark:
-        index, _ = self.methods.setdefault(row.label, (len(self.methods), row.family))
-        attributes = {"pair": self._pair(pair)["pair"], "method": str(index), "family": row.family}
-        return plots.Mark(row.label, index, attributes)
+    def cell_number(self, row: SummaryRow) -> int:
+        """Returns the number of a row's cell."""
+        return self._numbers[id(row)]
 
-    def _cell(self, part: PagePart, pair: PairTable, row: Row, rows: pd.DataFrame) -> int:
-        """The number of a line's cell: which trials it is of, and what its statistics are."""
+    def _mark(self, pair: PairTable, row: SummaryRow) -> plots.Mark:
+        attributes = self.attributes(pair, row)
+        del attributes["title"]
+        return plots.Mark(row.label, int(attributes["method"]), attributes)
+
+    def _add_cell(self, results: FolderResults, pair: PairTable, row: SummaryRow, frame: pd.DataFrame) -> None:
+        """Adds the cell of a row, with its statistics and trials."""
         keys = []
         if row.kind == "teacher":
-            for name in rows["teacher_id"].dropna().unique():
-                folder = part.folder.parent / "teachers" / name
-                self.behind.add_teacher(f"teachers/{name}", folder, read_result(folder))
+            for name in frame["teacher_id"].dropna().unique():
                 keys.append(f"teachers/{name}")
+                folder = results.folder.parent / "teachers" / name
+                self.trials.add_teacher(keys[-1], read_result(folder), folder)
         else:
-            planned = {cell.trial_id: cell for cell in part.cells if cell.label == row.label}
-            own = rows[rows["label"] == row.label].drop_duplicates("trial_id")
-            for found in own.to_dict("records"):
-                record = {str(key): value for key, value in found.items()}
-                name = record["trial_id"]
-                keys.append(f"{part.folder.name}/{name}")
-                self.behind.add(
-                    keys[-1], record, TrialLocation(part.folder / name, planned[name], part.recipe, part.rows)
-                )
-        title = self._pair(pair)["title"]
-        self.cells.append({"title": f"{name_of(row)}: {title}", "trials": keys, "says": list(_says(row, part.summary))})
-        return len(self.cells) - 1
+            planned = {cell.trial_id: cell for cell in results.cells if cell.label == row.label}
+            trials = frame[frame["label"] == row.label].drop_duplicates("trial_id")
+            for name, record in zip(trials["trial_id"], trials.to_dict("records"), strict=True):
+                keys.append(f"{results.folder.name}/{name}")
+                cell, recipe = planned[name], results.recipe
+                command = training_command(cell, recipe, results.methods) if recipe else None
+                columns = {str(column): value for column, value in record.items()}
+                self.trials.add(keys[-1], columns, results.folder / name, cell, command)
+        self._numbers[id(row)] = len(self.cells)
+        sentences = list(_sentences(pair, row, results.summary.baseline))
+        self.cells.append({"title": f"{row.name}: {self.attributes(pair)['title']}", "trials": keys, "says": sentences})
 
-    def _line(self, pair: PairTable, row: Row, cell: int, baseline: str | None) -> dict[str, Any]:
-        attributes = self._pair(pair)
-        if row.kind == "method":
-            attributes |= self._mark(pair, row).attributes
-        elif row.kind == "student":
-            attributes |= {"method": "", "family": ""}
-        return {**attributes, "name": name_of(row), "row": row, "cell": cell, "baseline": row.label == baseline}
-
-    def _grid(self, grid: Any, numbers: Mapping[int, int]) -> dict[str, Any]:
-        names = short_names(name for column in grid.columns for name in (column.pair.teacher, column.pair.student))
-        lines = [
-            {
-                "label": line.label,
-                "family": family,
-                "method": self.methods[line.label][0],
-                "cells": [
-                    {"cell": cell, "number": numbers[id(cell.row)] if cell else None, "pair": pair["pair"]}
-                    for cell, pair in zip(line.cells, [self._pair(one.pair) for one in grid.columns], strict=True)
-                ],
-            }
-            for family, of_family in grid.families
-            for line in of_family
-        ]
-        columns = [
-            {
-                **self._pair(one.pair),
-                "teacher": names[one.pair.teacher],
-                "student": names[one.pair.student],
-                "teacher_row": one.teacher,
-                "student_row": one.student,
-                "teacher_cell": numbers[id(one.teacher)] if one.teacher else None,
-                "student_cell": numbers[id(one.student)] if one.student else None,
-            }
-            for one in grid.columns
-        ]
-        return {"dataset": grid.dataset, "columns": columns, "lines": lines}
-
-    def _pictures(self, section: Section, part: PagePart, pair: PairTable, numbers: Mapping[int, int]) -> None:
-        place = self._pair(pair)
+    def _add_plots(self, section: PageSection, pair: PairTable) -> None:
+        """Adds learning curves, accuracy against cost and memory, and changes by class."""
+        title = self.attributes(pair)["title"]
         rows = [row for row in pair.rows if row.kind == "method"]
         curves, costs, memory = [], [], []
         for row in rows:
             mark = self._mark(pair, row)
-            keys = self._keys(part, row)
             if row.comparable:
-                curves.append((mark, [self.behind.details[key].curves.get("top1", ()) for key in keys]))
+                keys = _keys(section.results, row)
+                curves.append((mark, [self.trials.details[key].curves.get("top1", ()) for key in keys]))
             if row.top1 is None:
                 continue
             shape = {"hollow": not row.ranked, "square": row.family == "logits"}
@@ -243,69 +175,61 @@ class _Build:
                 memory.append(plots.Point(mark, row.memory / 2**20, row.top1, **shape))
         top1 = "top-1 on the test set, %"
         drawn = {
-            "curves": plots.curves(place["title"], curves),
-            "costs": plots.scatter(f"Accuracy against cost: {place['title']}", costs, "seconds an epoch", top1, True),
-            "memory": plots.scatter(f"Accuracy against memory: {place['title']}", memory, "MiB at most", top1, True),
+            "curves": plots.curves(title, curves),
+            "costs": plots.scatter(f"Accuracy against cost: {title}", costs, "seconds an epoch", top1, True),
+            "memory": plots.scatter(f"Accuracy against memory: {title}", memory, "MiB at most", top1, True),
         }
-        for kind, picture in drawn.items():
-            if picture is not None:
-                section.pictures.setdefault(kind, []).append({**place, "svg": picture})
-        compared = [row for row in rows if row.difference is not None]
-        if compared:
-            scale = plots.forest_scale([row.difference for row in compared if row.difference])
-            lines = [
-                {"svg": plots.forest_row(self._mark(pair, row), row.difference, scale), "row": row,
-                 "cell": numbers[id(row)], **self._mark(pair, row).attributes}
-                for row in compared
-                if row.difference
-            ]  # fmt: skip
-            section.forests.append({**place, "axis": plots.forest_axis(scale), "lines": lines})
-        for of_class in self._classes(part, pair, rows):
-            section.pictures.setdefault("classes", []).append({**place, **of_class})
+        for kind, plot in drawn.items():
+            if plot is not None:
+                section.plots.setdefault(kind, []).append({**self.attributes(pair), "svg": plot})
+        section.plots.setdefault("classes", []).extend(self._classes(section.results, pair, rows))
 
-    def _keys(self, part: PagePart, row: Row) -> list[str]:
-        """The trials that the line's means are of, by their names on the page."""
-        return [f"{part.folder.name}/{name}" for name in row.trials]
-
-    def _classes(self, part: PagePart, pair: PairTable, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-        """Changes by class against the baseline, over the seeds that both have and recorded by class."""
-
-        def by_seed(row: Row) -> dict[int, tuple[float, ...]]:
-            found = {}
-            for key in self._keys(part, row):
-                seed, classes = self.behind.seed(key), self.behind.details[key].classes
-                if classes and seed is not None:
-                    found[seed] = classes
-            return found
-
-        baseline = part.summary.baseline
-        compared = next((by_seed(row) for row in rows if row.label == baseline and row.comparable), {})
+    def _classes(self, results: FolderResults, pair: PairTable, rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
+        """Changes by class against the baseline, over the seeds of which both have accuracies by class."""
+        by_label: dict[str, dict[int | None, tuple[float, ...]]] = {}
         for row in rows:
-            own = by_seed(row) if row.label != baseline and row.comparable else {}
-            seeds = [seed for seed in own if len(own[seed]) == len(compared.get(seed, ()))]
+            trials = {self.trials.seed(key): self.trials.details[key].classes for key in _keys(results, row)}
+            by_label[row.label] = {seed: classes for seed, classes in trials.items() if classes and row.comparable}
+        compared = by_label.pop(results.summary.baseline or "", {})
+        for row in rows:
+            accuracies = by_label.get(row.label, {})
+            seeds = [seed for seed in accuracies if len(accuracies[seed]) == len(compared.get(seed, ()))]
             if seeds:
                 changes = [
-                    sum(own[seed][at] - compared[seed][at] for seed in seeds) / len(seeds)
-                    for at in range(len(own[seeds[0]]))
+                    sum(accuracies[seed][at] - compared[seed][at] for seed in seeds) / len(seeds)
+                    for at in range(len(accuracies[seeds[0]]))
                 ]
-                mark = self._mark(pair, row)
-                yield {"svg": plots.classes(row.label, mark, changes), "caption": row.label, **mark.attributes}
+                plot = plots.classes(row.label, self._mark(pair, row), changes)
+                yield {**self.attributes(pair, row), "svg": plot, "caption": row.label}
 
-    def _attacks(self, part: PagePart) -> Iterator[dict[str, Any]]:
-        """Clean and robust accuracy of pairs under each attack, of trials that entered the table, beside published."""
-        frame = attack_frame(part.folder, part.cells)
-        for pair in part.summary.pairs:
-            entered = {name for row in pair.rows for name in row.trials}
-            own = frame[(frame["teacher"] == pair.teacher) & frame["trial_id"].isin(entered)]
+    def _add_forest(self, section: PageSection, pair: PairTable) -> None:
+        """Adds the differences to the baseline with their intervals."""
+        rows = [(row, row.difference) for row in pair.rows if row.kind == "method" and row.difference is not None]
+        if rows:
+            scale = plots.forest_scale([difference for _, difference in rows])
+            intervals = [plots.forest_row(self._mark(pair, row), difference, scale) for row, difference in rows]
+            lines = [(row, interval) for (row, _), interval in zip(rows, intervals, strict=True)]
+            section.forests.append({"pair": pair, "axis": plots.forest_axis(scale), "rows": lines})
+
+    def _attacks(self, results: FolderResults) -> Iterator[dict[str, Any]]:
+        """Clean and robust accuracy under each attack, of the trials in the table, beside published values."""
+        frame = attack_frame(results.folder, results.cells)
+        for pair in results.summary.pairs:
+            trials = {name for row in pair.rows for name in row.trials}
             rows = {row.label: row for row in pair.rows}
-            for table in summarise_attacks(own, part.summary.baseline or ""):
-                known = [(line, rows.get(line.label)) for line in table.rows]
-                lines = [(replace(line, difference=None) if row and not row.comparable else line, row)
-                         for line, row in known]  # fmt: skip
-                place = self._pair(pair) | {"published": published_lines(part.recipe, table)}
-                yield {**place, "table": table, "lines": lines, "svg": self._robust(pair, rows, table)}
+            attacked = frame[(frame["teacher"] == pair.teacher) & frame["trial_id"].isin(trials)]
+            for table in summarise_attacks(attacked, results.summary.baseline or ""):
+                lines = []
+                for line in table.rows:
+                    row = rows.get(line.label)
+                    lines.append((replace(line, difference=None) if row and not row.comparable else line, row))
+                plot = self._clean_against_robust(pair, rows, table)
+                published = published_cells(results.recipe, table)
+                yield {"pair": pair, "table": table, "rows": lines, "published": published, "svg": plot}
 
-    def _robust(self, pair: PairTable, rows: Mapping[str, Row], table: AttackTable) -> Markup | None:
+    def _clean_against_robust(
+        self, pair: PairTable, rows: Mapping[str, SummaryRow], table: AttackTable
+    ) -> Markup | None:
         last = list(table.columns)[-1]
         points = [
             plots.Point(self._mark(pair, rows[row.label]), row.values["clean"].mean, row.values[last])
@@ -315,40 +239,34 @@ class _Build:
         return plots.scatter(f"Clean against robust: {table.title}", points, "clean, %", f"{table.columns[last]}, %")
 
 
-def name_of(row: Row) -> str:
-    """What a line is called."""
-    if row.kind == "teacher":
-        return "teacher"
-    if row.kind == "student":
-        return "student alone" if row.label == "none" else f"student alone ({row.label})"
-    return row.label
+def _keys(results: FolderResults, row: SummaryRow) -> list[str]:
+    """The keys on the page of the trials behind a row's means."""
+    return [f"{results.folder.name}/{name}" for name in row.trials]
 
 
-def _says(row: Row, summary: Summary) -> Iterator[str]:
-    """A line's statistics in sentences."""
+def _sentences(pair: PairTable, row: SummaryRow, baseline: str | None) -> Iterator[str]:
+    """Yields the statistics of a row in sentences."""
     planned = f"{row.done} of {count(row.planned, 'planned trial')} done"
-    yield f"Top-1 after the last epoch: {spread(row.top1)} % ({planned})."
+    yield f"Top-1 after the last epoch: {row.top1 or DASH} % ({planned})."
     if row.best is not None:
-        yield f"Best epoch, selected on the test set: {spread(row.best)} %."
-    difference, tested = row.difference, row.significance
+        yield f"Best epoch, selected on the test set: {row.best} %."
+    difference, tests = row.difference, pair.significance.get(row.label)
     if difference is not None:
         interval = ""
-        if difference.low is not None:
+        if difference.low is not None and difference.high is not None:
             interval = f", 95 % interval {signed(difference.low)} to {signed(difference.high)} (paired t)"
-        yield f"Difference to {summary.baseline}: {signed(difference.mean)} points over {difference.n} seeds{interval}."
-    if tested is not None:
-        yield f"Differences by seed: {', '.join(signed(one) for one in tested.differences)}."
-        for name, p, holm in (("paired t test", tested.p_t, tested.p_t_holm),
-                              ("exact sign-flip test", tested.p_flip, tested.p_flip_holm)):  # fmt: skip
+        yield f"Difference to {baseline}: {signed(difference.mean)} points over {difference.n} seeds{interval}."
+    if tests is not None:
+        yield f"Differences by seed: {', '.join(map(signed, tests.differences))}."
+        for name, p, holm in (("paired t test", tests.p_t, tests.p_t_holm),
+                              ("exact sign-flip test", tests.p_flip, tests.p_flip_holm)):  # fmt: skip
             if p is not None:
-                corrected = "" if holm is None else f", after Holm's correction {spelt_p(holm)}"
-                yield f"p of the {name}: {spelt_p(p)}{corrected}."
-        if tested.bootstrap is not None:
-            low, high = map(signed, tested.bootstrap)
+                corrected = "" if holm is None else f", after Holm's correction {format_p(holm)}"
+                yield f"p of the {name}: {format_p(p)}{corrected}."
+        if tests.bootstrap is not None:
+            low, high = map(signed, tests.bootstrap)
             yield f"Bootstrap interval (BCa) of the difference: {low} to {high}."
     if row.published is not None:
-        value = row.published
-        published = spread(MeanAndStd(value.top1, value.std, 1))
-        yield f"Published, and not measured here: {published} % ({value.source})."
+        yield f"Published, and not measured here: {row.published.value} % ({row.published.source})."
     if row.note:
         yield f"Note: {row.note}."

@@ -1,83 +1,85 @@
-"""By which protocol a trial was trained: all of it must agree before numbers may be averaged, some before compared.
+"""The protocol of a trial: the settings that must agree before results are averaged, and those before they are
+compared.
 
-A recipe may train a row by settings of its own, a learning rate that suits its method, say. Such rows are compared, and
-a note says what is different. Rows that see other images, or more often, or whose accuracy is of other weights than
+A recipe may train a row with its own settings, such as a learning rate that suits its method. Such rows are compared,
+and a note names the difference. Rows that see other images or more epochs, or whose accuracy is of other weights than
 the last ones, are not compared.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.trial import canonical
 
-#: Settings of a trial that say what it is rather than how it is trained.
+if TYPE_CHECKING:
+    from kd_bench.config.trial import Trial
+
+#: Settings that identify a trial and are not part of its protocol.
 IDENTITY = frozenset({"model", "method", "teacher", "seed"})
 
-#: What must agree before two lines may be compared: data, augmentation, length, and which weights are evaluated.
+#: Settings that must agree before two rows are compared: data, augmentation, epochs, and the evaluated weights.
 COMPARED = ("schema", "epochs", "dataset", "augment", "pipeline", "input", "ema")
 _ADVERSARIAL = ("average", "second_view", "generated")
 
-#: Differences that a sentence names.
-NAMED = 3
+#: Number of differences that a sentence names.
+_NAMED = 3
 
 
-def protocol(cell: Any, epochs: int | None) -> str:
-    """The protocol of a planned trial, as JSON that is equal where protocols are.
+def protocol(trial: Trial | None, epochs: int | None) -> str:
+    """Returns the protocol of a trial as JSON, which is equal for equal protocols.
 
     Args:
-        cell: With ``trial``, its settings; of a cell without them only the epochs are known.
-        epochs: The number that its result says, which goes before the planned one.
+        trial: The trial; None if only the epochs are known.
+        epochs: Number of epochs in the trial's result, which replaces the planned one; None if there is no result.
     """
-    trial = getattr(cell, "trial", None)
-    settings = {} if trial is None else {k: v for k, v in trial.settings().items() if k not in IDENTITY}
+    settings = {} if trial is None else {key: value for key, value in trial.settings().items() if key not in IDENTITY}
     if epochs is not None:
         settings["epochs"] = epochs
     return canonical(settings)
 
 
 def comparable(ours: str, theirs: str) -> bool:
-    """Whether what must agree between two protocols does."""
-    return _decisive(ours) == _decisive(theirs)
+    """Whether two protocols agree in the settings that must agree before rows are compared."""
+    return _compared(ours) == _compared(theirs)
 
 
 def explain(ours: str, theirs: str) -> str:
-    """In what a protocol differs from another, in words: the first few differences, the decisive ones first."""
-    found = list(differences(_decisive(ours), _decisive(theirs)))
-    found += [one for one in differences(json.loads(ours), json.loads(theirs)) if one not in found]
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-    return ", ".join(found[:NAMED]) + more
+    """Returns the first few differences between two protocols in words, those that prevent a comparison first."""
+    phrases = dict.fromkeys(differences(_compared(ours), _compared(theirs)))
+    return first_few(list(phrases | dict.fromkeys(differences(json.loads(ours), json.loads(theirs)))))
 
 
-def _decisive(text: str) -> dict[str, Any]:
+def _compared(text: str) -> dict[str, Any]:
     settings = json.loads(text)
-    kept = {key: settings[key] for key in COMPARED if key in settings}
+    compared = {key: settings[key] for key in COMPARED if key in settings}
     adversarial = settings.get("adversarial") or {}
     inner = {key: adversarial[key] for key in _ADVERSARIAL if adversarial.get(key) is not None}
-    return kept | ({"adversarial": inner} if inner else {})
+    return compared | ({"adversarial": inner} if inner else {})
 
 
-def differences(given: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """A phrase a leaf that is not as wanted, one that is not wanted included."""
-    for key in dict.fromkeys([*wanted, *given]):
-        ours, theirs = given.get(key), wanted.get(key)
-        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            yield from differences(ours, theirs, f"{path}{key}.")
-        elif ours != theirs:
-            yield instead(f"{path}{key}", ours, theirs)
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yields a phrase for each setting in which nested settings differ, or which only one of them has."""
+    for key in dict.fromkeys([*theirs, *ours]):
+        our, their = ours.get(key), theirs.get(key)
+        if isinstance(our, Mapping) and isinstance(their, Mapping):
+            yield from differences(our, their, f"{path}{key}.")
+        elif our != their:
+            yield f"{path}{key} {format_value(our)} instead of {format_value(their)}"
 
 
-def instead(key: str, ours: Any, theirs: Any) -> str:
-    """``epochs 60 instead of 240``."""
-    return f"{key} {spelt(ours)} instead of {spelt(theirs)}"
+def first_few(phrases: Sequence[str]) -> str:
+    """Returns the first phrases and the number of the others."""
+    more = f" and {len(phrases) - _NAMED} more" if len(phrases) > _NAMED else ""
+    return ", ".join(phrases[:_NAMED]) + more
 
 
-def spelt(value: Any) -> str:
-    """A setting's value in words."""
+def format_value(value: Any) -> str:
+    """Returns the value of a setting in words."""
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        return " ".join(f"{key} {spelt(one)}" for key, one in value.items())
+        return " ".join(f"{key} {format_value(inner)}" for key, inner in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)

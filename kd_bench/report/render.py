@@ -1,4 +1,7 @@
-"""A summary as text: for a terminal, for a page, for a paper, for a program."""
+"""Prints tables: for a terminal, as plain text, Markdown, LaTeX or CSV. Every command's tables come from here.
+
+A table is built as data (``Table``), and ``render`` turns tables into text. No other file knows the formats.
+"""
 
 from __future__ import annotations
 
@@ -7,80 +10,175 @@ import io
 import os
 import shutil
 import textwrap
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, TextIO
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TextIO
 
-from kd_bench.report import latex
-from kd_bench.report.statistics import MeanAndStd
-from kd_bench.report.table import CONFIDENCE, PairTable, Row, Summary
 from kd_bench.utils.errors import unknown
 
-if TYPE_CHECKING:
-    from kd_bench.report.statistics import Difference
-
+#: Values of every command's ``--format``. A table with a single LaTeX layout is the same in both LaTeX formats.
 FORMATS = ("terminal", "markdown", "plain", "latex", "latex-long", "csv")
 
-_NOTHING = "–"
+#: Shown for a value that does not exist.
+DASH = "–"
+
+#: Columns of the terminal that names keep when a table is too wide, as "student alone" needs.
+_NAME_WIDTH = 13
+
 _ASCII = str.maketrans({"±": "+-", "–": "-", "→": "->", "─": "-"})
 _MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*`<>"})
+_TEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "_%&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        # LaTeX would read these two as arguments of the \\ that ends the line above
+        "[": "{[}",
+        "*": "{*}",
+        "<": r"$<$",
+        ">": r"$>$",
+        "|": r"$|$",
+        "±": r"$\pm$",
+        "→": r"$\to$",
+        "–": "--",
+    }
+)
+_TEX_SIGNS = str.maketrans({"-": "$-$", "+": "$+$"})
 
 
-class _Column(NamedTuple):
-    """What a column is called, in lines, and what a row shows in it."""
+class Tex(str):
+    """LaTeX source, which is printed without escaping."""
+
+    __slots__ = ()
+
+
+class Column(NamedTuple):
+    """A column.
+
+    Attributes:
+        header: Lines of its header. A terminal stacks them, other formats join them.
+        align: Alignment of its cells.
+        numeric: Whether LaTeX prints the "-" and "+" of its cells as signs.
+    """
 
     header: tuple[str, ...]
-    show: Callable[[Row], str]
-    align: Literal["left", "right"] = "left"
+    align: Literal["left", "center", "right"] = "left"
+    numeric: bool = False
 
 
-def render(summary: Summary, format: str, *, width: int = 80, colour: bool = False, ascii_only: bool = False) -> str:
-    """The summary as text that ends with a line break.
+@dataclass(frozen=True)
+class TableRow:
+    """A row.
 
-    "csv" has a row a line of the table, with numbers in full precision and their facts (baseline, coverage, epochs) in
-    columns; "latex" is laid out as the paper's Table 6, a column a pair, "latex-long" has a row for what "markdown" has
-    one for; all but "csv" round and add the footnotes.
+    Attributes:
+        cells: One value a column. CSV prints numbers in full precision and None as nothing; other formats need text.
+        note: Remark on the row; empty for none.
+        ranks: 1 for the best and 2 for the second best of a column, by index of the column.
+    """
+
+    cells: Sequence[Any]
+    note: str = ""
+    ranks: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: Printed above it; empty for none.
+        columns: Its columns.
+        groups: Groups of rows. A terminal and LaTeX print a rule between groups.
+        notes: Sentences printed below it.
+        head_rows: Rows of text that belong to the header, below the columns' names.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    groups: tuple[tuple[TableRow, ...], ...]
+    notes: tuple[str, ...] = ()
+    head_rows: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def rows(self) -> list[TableRow]:
+        """The rows of all groups."""
+        return [row for group in self.groups for row in group]
+
+
+def render(
+    tables: Sequence[Table],
+    format: str,
+    *,
+    notes: Sequence[str] = (),
+    width: int | None = None,
+    colour: bool = False,
+    ascii_only: bool = False,
+    floating: bool = False,
+) -> str:
+    """Returns tables as text that ends with a line break.
 
     Args:
-        summary: From ``summarise``.
+        tables: The tables. CSV needs the same columns in all of them and leaves out notes.
         format: One of ``FORMATS``.
-        width: Columns of the terminal. A number is never cut: where it does not fit, the lines are longer.
-        colour: Whether "terminal" may use ANSI escapes.
-        ascii_only: Spells what ASCII lacks, "+-" for "±".
+        notes: Sentences printed below all tables.
+        width: Columns of the terminal, for "terminal". A number is never cut: a line is longer if it does not fit. None
+            prints "terminal" as "plain", with headers and cells of several lines.
+        colour: Whether "terminal" may use ANSI escapes; needs ``width``.
+        ascii_only: Whether to replace characters outside ASCII, "±" by "+-".
+        floating: Whether LaTeX is a ``table`` environment with a caption and notes: "latex" with a tabular for each
+            table, "latex-long" with one tabular for all. False prints bare tabulars with title and notes as comments.
 
     Raises:
-        UserError: There is no such format.
+        UserError: If there is no such format.
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
     if format == "csv":
-        text = _csv(summary)
-    elif format == "latex":
-        text = latex.paper(summary)
-    elif format == "latex-long":
-        text = _latex_long(summary)
-    elif format == "terminal":
-        text = _terminal(summary, width, colour, ascii_only)
+        text = _csv(tables)
+    elif format.startswith("latex") and floating:
+        text = _latex(tables, notes, merged=format == "latex-long")
+    elif format == "terminal" and width is not None:
+        text = _terminal(tables, notes, width, colour, _ASCII if ascii_only else {})
     else:
-        text = _tabulated(summary, format, ascii_only)
+        text = _tabulated(tables, notes, format, ascii_only)
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode() if ascii_only else text
 
 
-def write(summary: Summary, format: str, stream: TextIO) -> None:
-    """Writes ``render`` to a stream, as wide, as colourful and in such letters as the stream can show."""
-    terminal = stream.isatty()
+def write(
+    tables: Sequence[Table],
+    format: str,
+    stream: TextIO,
+    *,
+    notes: Sequence[str] = (),
+    fit: bool = False,
+    floating: bool = False,
+) -> None:
+    """Writes ``render(tables, format, ...)`` to a stream, with the characters and colours that the stream can show.
+
+    Args:
+        tables, format, notes, floating: As for ``render``.
+        stream: Where to write.
+        fit: Whether "terminal" fits the tables to the width of the terminal, with colours.
+
+    Raises:
+        UserError: If there is no such format.
+    """
     text = render(
-        summary,
+        tables,
         format,
-        width=shutil.get_terminal_size((100, 24)).columns,
-        colour=terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb",
-        ascii_only=not _encodes(stream, "±–→─"),
+        notes=notes,
+        width=shutil.get_terminal_size((100, 24)).columns if fit else None,
+        colour=stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb",
+        ascii_only=not _can_encode(stream, "±–→─"),
+        floating=floating,
     )
-    # a name may hold what the stream cannot show even where it shows the letters above
+    # a name may have characters that the stream cannot encode, even if it can encode those above
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _encodes(stream: TextIO, text: str) -> bool:
+def _can_encode(stream: TextIO, text: str) -> bool:
     try:
         text.encode(stream.encoding or "utf-8")
     except UnicodeEncodeError:
@@ -88,165 +186,93 @@ def _encodes(stream: TextIO, text: str) -> bool:
     return True
 
 
-# --- what the cells say ---
+def _csv(tables: Sequence[Table]) -> str:
+    """One line a row, with a first column "table" if the tables have titles."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    titled = any(table.title for table in tables)
+    if tables:
+        writer.writerow(["table"] * titled + [" ".join(column.header) for column in tables[0].columns])
+    for table in tables:
+        writer.writerows([table.title] * titled + list(row.cells) for row in table.rows)
+    return out.getvalue()
 
 
-def _columns(summary: Summary, tests: bool = False) -> list[_Column]:
-    """The table's columns; the difference and its ``tests`` only where there is a baseline, the published likewise."""
-    columns = [
-        _Column(("method",), _name),
-        _Column(("top-1 %", "mean ± std (n)"), _with_count),
-        _Column(("best epoch,", "selected on", "the test set"), lambda row: _spread(row.best)),
-        _Column(("seconds", "an epoch"), lambda row: _seconds(row.seconds), "right"),
-    ]
-    if summary.baseline is not None:
-        header = (f"difference to {summary.baseline}", f"[{round(100 * CONFIDENCE)} % interval]")
-        columns.insert(2, _Column(header, lambda row: _interval(row.difference)))
-        if tests:
-            columns.insert(3, _Column(("p of the paired t test", "(Holm)"), lambda row: _p(row, "t")))
-            columns.insert(4, _Column(("p of the sign-flip test", "(Holm)"), lambda row: _p(row, "flip")))
-    if any(row.published for pair in summary.pairs for row in pair.rows):
-        columns[2:2] = [
-            _Column(("published %", "(source)"), _published),
-            _Column(("minus published", "(inside interval?)"), _minus_published),
-        ]
-    return columns
+# --- plain text, Markdown and bare LaTeX ---
 
 
-def _name(row: Row) -> str:
-    if row.kind == "teacher":
-        return "teacher"
-    if row.kind == "student":
-        return "student alone" if row.label == "none" else f"student alone ({row.label})"
-    return row.label
-
-
-def _spread(value: MeanAndStd | None) -> str:
-    if value is None:
-        return _NOTHING
-    mean = f"{value.mean:5.2f}"  # so that 9.80 stands well under 10.20
-    return mean if value.std is None else f"{mean} ± {value.std:.2f}"
-
-
-def _with_count(row: Row) -> str:
-    return f"{_spread(row.top1)} ({row.done if row.complete else f'{row.done}/{row.planned}'})"
-
-
-def _interval(value: Difference | None) -> str:
-    if value is None:
-        return _NOTHING
-    mean = _signed(value.mean)
-    return mean if value.low is None or value.high is None else f"{mean} [{_signed(value.low)}, {_signed(value.high)}]"
-
-
-def _p(row: Row, test: Literal["t", "flip"]) -> str:
-    """A p-value, and behind it the one that is corrected for the number of methods, where there is one."""
-    found = row.significance
-    if found is None:
-        return _NOTHING
-    p, corrected = (found.p_t, found.p_t_holm) if test == "t" else (found.p_flip, found.p_flip_holm)
-    if p is None:
-        return _NOTHING
-    return spelt_p(p) if corrected is None else f"{spelt_p(p)} ({spelt_p(corrected)})"
-
-
-def spelt_p(p: float) -> str:
-    """A p-value to three decimals."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _published(row: Row) -> str:
-    value = row.published
-    return f"{_spread(MeanAndStd(value.top1, value.std, 1))} ({value.mark})" if value else _NOTHING
-
-
-def _minus_published(row: Row) -> str:
-    value = row.published
-    if value is None or value.difference is None:
-        return _NOTHING
-    inside = "" if value.inside is None else " (inside)" if value.inside else " (outside)"
-    return f"{_signed(value.difference)}{inside}"
-
-
-def _signed(value: float) -> str:
-    text = f"{value:+.2f}"
-    return "0.00" if text in ("+0.00", "-0.00") else text
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return _NOTHING
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _title(pair: PairTable) -> str:
-    networks = f"{pair.teacher} → {pair.student}" if pair.teacher else pair.student
-    return f"{networks} on {pair.dataset}"
-
-
-def _begins_methods(pair: PairTable, at: int) -> bool:
-    """Whether the first method stands in this line, below the teacher and the student alone."""
-    return pair.rows[at].kind == "method" and (at == 0 or pair.rows[at - 1].kind != "method")
-
-
-# --- the formats ---
-
-
-def _tabulated(summary: Summary, format: str, ascii_only: bool) -> str:
-    """Markdown, or the same with nothing but spaces and rules."""
+def _tabulated(tables: Sequence[Table], notes: Sequence[str], format: str, ascii_only: bool) -> str:
     from tabulate import tabulate
 
-    markdown = format == "markdown"
-    # tabulate aligns by length, so "±" is respelt before it sees the cells
-    spell = {**(_MARKDOWN if markdown else {}), **(_ASCII if ascii_only else {})}
-    columns = _columns(summary, tests=True)
-    noted = any(row.note for pair in summary.pairs for row in pair.rows)
+    style = "markdown" if format == "markdown" else "latex" if format.startswith("latex") else "plain"
+    title_mark = {"markdown": "### ", "latex": "% ", "plain": ""}[style]
+    note_mark = {"markdown": "- ", "latex": "% ", "plain": ""}[style]
+    # characters are replaced before tabulate sees the cells, because tabulate aligns by their number
+    replaced = {**(_MARKDOWN if style == "markdown" else {}), **(_ASCII if ascii_only else {})}
+
+    def plain(text: str) -> str:
+        lines = text if format == "terminal" else " ".join(text.split()) if "\n" in text else text
+        return lines.translate(replaced)
+
+    def cell(row: TableRow, at: int) -> str:
+        text, rank = plain(str(row.cells[at])), row.ranks.get(at)
+        if rank is None:
+            return text
+        if style == "markdown":  # Markdown has no underline of its own
+            return f"**{text}**" if rank == 1 else f"<u>{text}</u>"
+        return f"{text} {'*' if rank == 1 else '+'}"
+
+    noted = any(row.note for table in tables for row in table.rows)
     blocks = []
-    for pair in summary.pairs:
-        headers = [" ".join(column.header) for column in columns] + ["note"] * noted
-        rows = [[column.show(row) for column in columns] + [row.note] * noted for row in pair.rows]
-        table = tabulate(
-            [[cell.translate(spell) for cell in row] for row in rows],
-            [header.translate(spell) for header in headers],
-            tablefmt="pipe" if markdown else "simple",
+    for table in tables:
+        rows = [[plain(value) for value in head] for head in table.head_rows]
+        rows += [[cell(row, at) for at in range(len(row.cells))] + [plain(row.note)] * noted for row in table.rows]
+        text = tabulate(
+            rows,
+            [plain("\n".join(column.header)) for column in table.columns] + ["note"] * noted,
+            tablefmt={"markdown": "pipe", "latex": "latex_booktabs", "plain": "simple"}[style],
             disable_numparse=True,
-            colalign=[column.align for column in columns] + ["left"] * noted,
+            colalign=[column.align for column in table.columns] + ["left"] * noted if rows else None,
         )
-        blocks.append(f"{'### ' * markdown}{_title(pair).translate(spell)}\n\n{table}\n")
-    remarks = [*summary.footnotes, *summary.problems]
-    blocks.append("".join(f"{'- ' * markdown}{remark.translate(spell)}\n" for remark in remarks))
+        blocks.append(f"{title_mark}{plain(table.title)}\n\n{text}\n" if table.title else f"{text}\n")
+        if table.notes:
+            blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in table.notes))
+    if notes:
+        blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in notes))
     return "\n".join(blocks)
 
 
-def _terminal(summary: Summary, width: int, colour: bool, ascii_only: bool) -> str:
-    """One table a pair, all with the same columns, and under each what is incomplete in it."""
+# --- the terminal ---
+
+
+def _terminal(
+    tables: Sequence[Table], notes: Sequence[str], width: int, colour: bool, replaced: Mapping[int, str]
+) -> str:
+    """Tables that share the widths of their columns. Rows with a note are coloured, and the note is printed below."""
     from rich import box
     from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    spell = _ASCII if ascii_only else {}
-    columns = _columns(summary)
-    headers = ["\n".join(column.header).translate(spell) for column in columns]
-    cells = {
-        id(row): [column.show(row).translate(spell) for column in columns]
-        for pair in summary.pairs
-        for row in pair.rows
-    }
+    def styled(text: str, style: str = "") -> Text:
+        return Text(text.translate(replaced), style=style)
+
+    headers = [styled("\n".join(column.header)) for column in tables[0].columns] if tables else []
+    cells = [[styled(str(cell)) for cell in row.cells] for table in tables for row in table.rows]
     widths = [
-        max(map(cell_len, (*header.split("\n"), *(shown[at] for shown in cells.values()))))
-        for at, header in enumerate(headers)
+        max(cell_len(line) for text in column for line in text.plain.split("\n"))
+        for column in zip(headers, *cells, strict=True)
     ]
-    # the frame takes 2 columns; a gap between columns takes 2, or 1 where space is short; last, names are folded
+    # the frame takes 2 columns, a gap between columns 2, or 1 if space is short; names are folded last
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) + 2 <= width else 1
-    spare = width - 2 - sum(widths) - gap * (len(widths) - 1)
-    widths[0] = max(widths[0] + min(spare, 0), min(widths[0], len("student alone")))
-    whole = max(width, sum(widths) + gap * (len(widths) - 1) + 2)
+    needed = sum(widths) + gap * (len(widths) - 1) + 2
+    if widths:
+        widths[0] = max(widths[0] + min(width - needed, 0), min(widths[0], _NAME_WIDTH))
     out = io.StringIO()
     console = Console(
         file=out,
-        width=whole,
+        width=max(width, sum(widths) + gap * (len(widths) - 1) + 2),
         force_terminal=colour,
         color_system="standard" if colour else None,
         legacy_windows=False,
@@ -254,117 +280,105 @@ def _terminal(summary: Summary, width: int, colour: bool, ascii_only: bool) -> s
         highlight=False,
         emoji=False,
     )
-    for pair in summary.pairs:
-        table = Table(box=box.HORIZONTALS, padding=(0, gap - 1, 0, 0), pad_edge=False)
-        for at, column in enumerate(columns):
-            table.add_column(
-                Text(headers[at]),
+    for table in tables:
+        framed = RichTable(box=box.HORIZONTALS, padding=(0, gap - 1, 0, 0), pad_edge=False)
+        for at, column in enumerate(table.columns):
+            framed.add_column(
+                headers[at],
                 justify=column.align,
                 width=widths[at],
                 no_wrap=at > 0,
                 overflow="fold",
                 vertical="top",
             )
-        for at, row in enumerate(pair.rows):
-            if _begins_methods(pair, at):
-                table.add_section()
-            table.add_row(*map(Text, cells[id(row)]), style="yellow" if row.note else "")
-        console.print(Text(_title(pair).translate(spell), style="bold"))
-        console.print(table)
-        for row in pair.rows:
+        for group in table.groups:
+            framed.add_section()
+            for row in group:
+                framed.add_row(*(styled(str(cell)) for cell in row.cells), style="yellow" if row.note else "")
+        if table.title:
+            console.print(styled(table.title, "bold"))
+        console.print(framed)
+        for row in table.rows:
             if row.note:
-                console.print(Text(f"  {_name(row)}: {row.note}".translate(spell), style="yellow"))
+                console.print(styled(f"  {row.cells[0]}: {row.note}", "yellow"))
         console.print()
-    for remark in (*summary.footnotes, *summary.problems):
-        lines = textwrap.wrap(remark.translate(spell), width, subsequent_indent="  ", break_on_hyphens=False)
+    for note in (*(note for table in tables for note in table.notes), *notes):
+        lines = textwrap.wrap(note.translate(replaced), width, subsequent_indent="  ", break_on_hyphens=False)
         console.print(Text("\n".join(lines), style="dim"))
     text = out.getvalue()
     return text if colour else "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
-def _latex_long(summary: Summary) -> str:
-    """A block a pair and a row a line, with the statistics that the other layout has no room for."""
-    columns = _columns(summary, tests=True)
-    body = []
-    notes = []
-    for pair in summary.pairs:
-        title = latex.tex(_title(pair))
-        body += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{@{{}}l}}{{\textbf{{{title}}}}} \\"]
-        for at, row in enumerate(pair.rows):
-            if at == 0 or _begins_methods(pair, at):
-                body.append(r"\midrule")
-            name, *numbers = (column.show(row) for column in columns)
-            body.append(" & ".join([latex.tex(name), *map(latex.number, numbers)]) + r" \\")
-            if row.note:
-                notes.append(f"{_name(row)} ({_title(pair)}): {row.note}.")
-    tabular = [
-        rf"\begin{{tabular}}{{@{{}}{''.join(column.align[0] for column in columns)}@{{}}}}",
-        r"\toprule",
-        " & ".join(map(_tex_header, columns)) + r" \\",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
+# --- LaTeX ---
+
+
+def escape_tex(text: str) -> str:
+    """Returns LaTeX source that prints the text."""
+    return text if isinstance(text, Tex) else text.translate(_TEX)
+
+
+def _latex(tables: Sequence[Table], notes: Sequence[str], merged: bool) -> str:
+    """A ``table`` environment for the package booktabs, with notes below the tabulars."""
+    captions = [] if merged else [table.title for table in tables if table.title]
+    parts = [tables] if merged else [[table] for table in tables]
+    body = [line for part in parts for line in (*_tabular(part, titled=merged), "", r"\medskip")]
+    remarks = [note for table in tables for note in table.notes] + list(notes)
+    for table in tables:
+        where = f" ({table.title})" if table.title else ""
+        remarks += [f"{row.cells[0]}{where}: {row.note}." for row in table.rows if row.note]
+    minipage = [
+        r"\smallskip",
+        r"\begin{minipage}{\linewidth}",
+        r"\scriptsize",
+        *(rf"{escape_tex(remark)}\par" for remark in remarks),
+        r"\end{minipage}",
     ]
-    return latex.environment([tabular], (*summary.footnotes, *notes))
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            *(rf"\caption{{{escape_tex(caption)}}}" for caption in captions),
+            r"\footnotesize",
+            r"\setlength{\tabcolsep}{4pt}",
+            *body[:-2],
+            "",
+            *(minipage if remarks else []),
+            r"\end{table}",
+            "",
+        ]
+    )
 
 
-def _tex_header(column: _Column) -> str:
-    lines = [latex.tex(line) for line in column.header]
+def _tabular(tables: Sequence[Table], titled: bool) -> list[str]:
+    """The lines of one tabular with the rows of all tables, which have the same columns."""
+    columns = tables[0].columns if tables else ()
+    lines = [rf"\begin{{tabular}}{{@{{}}{''.join(column.align[0] for column in columns)}@{{}}}}", r"\toprule"]
+    if any(column.header for column in columns):
+        lines.append(" & ".join(map(_tex_header, columns)) + r" \\")
+    for table in tables:
+        lines += [" & ".join(map(escape_tex, head)) + r" \\" for head in table.head_rows]
+        if titled:
+            title = rf"\textbf{{{escape_tex(table.title)}}}"
+            lines += [r"\midrule", rf"\multicolumn{{{len(columns)}}}{{@{{}}l}}{{{title}}} \\"]
+        for group in table.groups:
+            if lines[-1] != r"\toprule":
+                lines.append(r"\midrule")
+            lines += [" & ".join(_tex_cells(row, columns)) + r" \\" for row in group]
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
+
+
+def _tex_header(column: Column) -> str:
+    lines = [escape_tex(line) for line in column.header]
     stacked = r" \\ ".join(rf"\strut {line}" for line in lines)
-    return lines[0] if len(lines) == 1 else rf"\shortstack[{column.align[0]}]{{{stacked}}}"
+    return "".join(lines) if len(lines) < 2 else rf"\shortstack[{column.align[0]}]{{{stacked}}}"
 
 
-def _csv(summary: Summary) -> str:
-    """A row a line of the table; empty where there is no number."""
-    records = [_record(pair, row, summary.baseline) for pair in summary.pairs for row in pair.rows]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, records[0].keys() if records else (), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
-
-
-def _record(pair: PairTable, row: Row, baseline: str | None) -> dict[str, str | float | None]:
-    top1, best, difference, published = row.top1, row.best, row.difference, row.published
-    tested = row.significance
-    bootstrap = tested.bootstrap if tested else None
-    return {
-        "dataset": pair.dataset,
-        "teacher": pair.teacher,
-        "student": pair.student,
-        "kind": row.kind,
-        "label": row.label,
-        "family": row.family,
-        "planned": row.planned,
-        "done": row.done,
-        "failed": row.failed,
-        "unreadable": row.unreadable,
-        "missing": row.missing,
-        "other_protocol": row.other,
-        "comparable": row.comparable,
-        "top1_last_mean": top1.mean if top1 else None,
-        "top1_last_std": top1.std if top1 else None,
-        "top1_best_mean": best.mean if best else None,
-        "top1_best_std": best.std if best else None,
-        "baseline": baseline,
-        "difference_mean": difference.mean if difference else None,
-        "difference_low": difference.low if difference else None,
-        "difference_high": difference.high if difference else None,
-        "difference_n": difference.n if difference else None,
-        "difference_coverage": CONFIDENCE if difference and difference.low is not None else None,
-        "p_paired_t": tested.p_t if tested else None,
-        "p_paired_t_holm": tested.p_t_holm if tested else None,
-        "p_sign_flip": tested.p_flip if tested else None,
-        "p_sign_flip_holm": tested.p_flip_holm if tested else None,
-        "bootstrap_low": bootstrap[0] if bootstrap else None,
-        "bootstrap_high": bootstrap[1] if bootstrap else None,
-        "published": published.top1 if published else None,
-        "published_std": published.std if published else None,
-        "published_source": published.source if published else None,
-        "minus_published": published.difference if published else None,
-        "published_inside": published.inside if published else None,
-        "seconds_per_epoch": row.seconds,
-        "peak_memory_bytes": row.memory,
-        "epochs": row.epochs[0] if len(row.epochs) == 1 else None,
-        "note": row.note,
-    }
+def _tex_cells(row: TableRow, columns: Sequence[Column]) -> list[str]:
+    cells = []
+    for at, value in enumerate(row.cells):
+        cell, rank = escape_tex(value), row.ranks.get(at)
+        if columns[at].numeric and not isinstance(value, Tex):
+            cell = value.translate({**_TEX, **_TEX_SIGNS})
+        cells.append(rf"\textbf{{{cell}}}" if rank == 1 else rf"\underline{{{cell}}}" if rank else cell)
+    return cells

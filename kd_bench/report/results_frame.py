@@ -1,4 +1,4 @@
-"""Trial folders to one tidy frame: a row for every trial that was planned, whether or not it was run."""
+"""Reads the results in trial folders into one tidy frame, with one row for every planned trial, run or not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -15,14 +15,13 @@ from kd_bench.report.protocol import protocol
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
 
-Status = Literal["done", "failed", "missing", "unreadable"]
-
 #: Fields of ``result.json``: accuracies in percent, other numbers, and counts.
 PERCENTAGES = ("top1_last", "top1_best", "top5_last", "teacher_top1")
 NUMBERS = ("seconds", "seconds_per_epoch", "images_per_second")
 COUNTS = ("best_epoch", "epochs", "parameters", "cohort", "peak_memory_bytes")
 
-_TEACHERS_OWN = {
+#: Columns about the teacher's own trial, with the fields of its ``result.json``.
+_TEACHER_COLUMNS = {
     "teacher_status": "status",
     "teacher_reason": "reason",
     "teacher_top1": "top1_last",
@@ -34,56 +33,57 @@ _LARGEST = 2**62  # fits the frame's integers
 
 
 def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path | None = None) -> pd.DataFrame:
-    """One row a planned cell, in the order of ``planned``.
+    """Reads the ``result.json`` of each planned trial and returns a frame with one row a cell, in the order of
+    ``planned``.
 
-    Only ``result.json`` of each trial is read. A trial that several pairs share (the student alone) is read once and
-    has a row in each pair.
+    A trial that several pairs share (the student alone) is read once and has a row in each pair.
 
     Args:
         folder: The recipe's folder, with a folder for each trial.
-        planned: What the recipe expands to.
+        planned: The trials of the recipe.
         teachers: Folder with the teachers' own trials; by default ``teachers`` beside ``folder``.
 
     Returns:
-        Columns ``dataset, teacher, student, label, method, seed, trial_id, teacher_id`` (``teacher`` is
-        empty for a pair without one); ``status`` (done, failed,
-        missing or unreadable) and ``reason`` (text, absent for done); ``protocol`` (JSON, equal where trials were
-        trained alike); the fields of ``result.json`` (accuracies in
-        percent, times in seconds, NA where a trial has none); and of the teacher ``teacher_status``,
-        ``teacher_reason``, ``teacher_top1`` (its own trial's last epoch, else what the student's trial measured),
-        ``teacher_top1_best``, ``teacher_epochs``, ``teacher_seconds_per_epoch``.
+        The columns of ``trial_columns``; ``teacher_id``; ``status`` (done, failed, missing or unreadable) and
+        ``reason`` (text, absent for done); ``protocol`` (JSON, equal for trials that were trained alike); the fields of
+        ``result.json`` (accuracies in percent, times in seconds, NA if a trial has none); and for the teacher
+        ``teacher_status``, ``teacher_reason``, ``teacher_top1`` (last epoch of its own trial, otherwise the value that
+        the student's trial measured), ``teacher_top1_best``, ``teacher_epochs``, ``teacher_seconds_per_epoch``.
     """
     read = cache(read_result)
     teachers = folder.parent / "teachers" if teachers is None else teachers
     rows = []
     for cell in planned:
-        row: dict[str, Any] = {
-            "dataset": cell.dataset,
-            "teacher": "" if cell.teacher == "-" else cell.teacher,
-            "student": cell.student,
-            "label": cell.label,
-            "method": cell.method,
-            "seed": cell.seed,
-            "trial_id": cell.trial_id,
-            "teacher_id": cell.teacher_id,
-            **read(folder / cell.trial_id),
-        }
-        of_teacher = read(teachers / cell.teacher_id) if cell.teacher_id else {}
-        for column, field in _TEACHERS_OWN.items():
-            row[column] = of_teacher.get(field, row.get(column))
-        row["protocol"] = protocol(cell, row.get("epochs") if row["status"] == "done" else None)
+        row = {**trial_columns(cell), "teacher_id": cell.teacher_id, **read(folder / cell.trial_id)}
+        teacher = read(teachers / cell.teacher_id) if cell.teacher_id else {}
+        for column, field in _TEACHER_COLUMNS.items():
+            row[column] = teacher.get(field, row.get(column))
+        epochs = row.get("epochs") if row["status"] == "done" else None
+        row["protocol"] = protocol(getattr(cell, "trial", None), epochs)
         rows.append(row)
     return _typed(rows)
 
 
-def read_result(trial: Path) -> dict[str, Any]:
-    """``status``, ``reason`` and the known fields of a trial folder's ``result.json``; absent fields are left out.
+def trial_columns(cell: PlannedTrial) -> dict[str, Any]:
+    """Returns dataset, teacher (empty for a pair without one), student, label, method, seed and trial_id of a cell."""
+    return {
+        "dataset": cell.dataset,
+        "teacher": "" if cell.teacher == "-" else cell.teacher,
+        "student": cell.student,
+        "label": cell.label,
+        "method": cell.method,
+        "seed": cell.seed,
+        "trial_id": cell.trial_id,
+    }
 
-    A file that cannot be read, or that says something impossible, gives the status "unreadable" with the reason.
+
+def read_result(trial: Path) -> dict[str, Any]:
+    """Reads the known fields of a trial folder's ``result.json``, with ``status`` and ``reason``.
+
+    A file that cannot be read or has impossible values has the status "unreadable" and the reason.
     """
     try:
-        result = json.loads((trial / "result.json").read_bytes())
-        return _checked(result)
+        return _checked(json.loads((trial / "result.json").read_bytes()))
     except FileNotFoundError:
         return {"status": "missing", "reason": "there is no result.json yet"}
     except OSError as error:
@@ -94,12 +94,12 @@ def read_result(trial: Path) -> dict[str, Any]:
         return _unreadable(str(error))
 
 
-def _unreadable(why: str) -> dict[str, Any]:
-    return {"status": "unreadable", "reason": _one_line(f"result.json {why}")}
+def _unreadable(problem: str) -> dict[str, Any]:
+    return {"status": "unreadable", "reason": _one_line(f"result.json {problem}")}
 
 
 def _checked(result: Any) -> dict[str, Any]:
-    """The fields of a parsed ``result.json``; ValueError where it breaks its contract."""
+    """Returns the known fields of a parsed ``result.json``. Raises a ValueError if a value is impossible."""
     if not isinstance(result, dict):
         raise ValueError("holds no mapping")
     status = result.get("status")
@@ -114,9 +114,9 @@ def _checked(result: Any) -> dict[str, Any]:
             if status == "done" and key in ("top1_last", "top1_best"):
                 raise ValueError(f"says done and has no {key}")
             continue
-        of_kind = isinstance(value, int if key in COUNTS else int | float) and not isinstance(value, bool)
+        valid = isinstance(value, int if key in COUNTS else int | float) and not isinstance(value, bool)
         # NaN fails both comparisons
-        if not (of_kind and 0 <= value <= (100 if key in PERCENTAGES else _LARGEST)):
+        if not (valid and 0 <= value <= (100 if key in PERCENTAGES else _LARGEST)):
             kind = "percentage" if key in PERCENTAGES else "count" if key in COUNTS else "positive number"
             raise ValueError(f"has {key} = {str(value)[:40]}, which is no {kind}")
         fields[key] = value
@@ -127,12 +127,12 @@ def _checked(result: Any) -> dict[str, Any]:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, control characters and half surrogates, which would garble a terminal or end the program."""
+    """Returns text without line breaks, control characters and surrogates, which could garble a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The frame, with the same columns and types whatever the rows hold."""
+    """Returns the frame. Columns and types do not depend on the rows."""
     kinds = {
         **dict.fromkeys(("dataset", "teacher", "student", "label", "method"), "string"),
         "seed": "int64",

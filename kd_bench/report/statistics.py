@@ -1,8 +1,8 @@
-"""Means, spreads and paired differences over seeds.
+"""Means, standard deviations and paired differences over seeds.
 
-Sums are exact (``statistics`` of the standard library works in rational numbers), so equal trials have a spread of
-exactly zero. Only Student's quantile needs SciPy, and of it only ``scipy.special``: ``scipy.stats`` takes a second to
-import.
+Sums are exact, because ``statistics`` of the standard library works with rational numbers. Equal trials therefore have
+a standard deviation of exactly zero. Every table needs Student's quantile, so it comes from ``scipy.special``:
+``scipy.stats`` takes a second to import.
 """
 
 import statistics
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MeanAndStd:
-    """What n trials say of one quantity, in the quantity's own unit.
+    """Mean and standard deviation of one quantity over trials, in the quantity's unit.
 
     Attributes:
         mean: Mean over the trials.
-        std: Sample standard deviation; None for a single trial, where it is undefined.
+        std: Sample standard deviation; None for a single trial.
         n: Number of trials.
     """
 
@@ -25,15 +25,19 @@ class MeanAndStd:
     std: float | None
     n: int
 
+    def __str__(self) -> str:
+        """Mean and standard deviation, as in ``76.64 ± 0.02``."""
+        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+
 
 @dataclass(frozen=True)
 class Difference:
-    """A method minus the baseline, paired by seed, in the quantity's own unit.
+    """Mean difference of a method to the baseline, paired by seed, in the quantity's unit.
 
     Attributes:
         mean: Mean of the differences.
-        low, high: Ends of the confidence interval; None for a single pair, which says nothing about spread.
-        n: Number of pairs, i.e. of seeds that both have.
+        low, high: Ends of the confidence interval; None for a single seed.
+        n: Number of seeds that both have.
     """
 
     mean: float
@@ -43,16 +47,7 @@ class Difference:
 
 
 def estimate(values: Sequence[float]) -> MeanAndStd | None:
-    """Mean and sample standard deviation.
-
-    mean = sum(x) / n;  std = sqrt(sum((x - mean)^2) / (n - 1)), i.e. ddof = 1.
-
-    Args:
-        values: One finite value a trial.
-
-    Returns:
-        None where there are no values.
-    """
+    """Returns mean and sample standard deviation (ddof = 1) of finite values, one a trial; None if there are none."""
     if not values:
         return None
     std = statistics.stdev(values) if len(values) > 1 else None
@@ -60,14 +55,14 @@ def estimate(values: Sequence[float]) -> MeanAndStd | None:
 
 
 def mean_interval(value: MeanAndStd, confidence: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of a mean over trials: mean -+ t(n - 1, (1 + confidence) / 2) * std / sqrt(n).
+    """Returns Student's interval of a mean: mean -+ t(n - 1, (1 + confidence) / 2) * std / sqrt(n).
 
     Args:
-        value: The trials' mean, spread and number.
+        value: Mean, standard deviation and number of the trials.
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        Its ends; None for a single trial, which says nothing about spread.
+        The ends of the interval; None for a single trial.
     """
     if value.std is None:
         return None
@@ -80,37 +75,27 @@ def mean_interval(value: MeanAndStd, confidence: float = 0.95) -> tuple[float, f
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
 ) -> Difference | None:
-    """Mean difference to a baseline over the seeds that both have, with Student's interval for paired samples.
+    """Returns the mean difference to a baseline over the seeds that both have, with Student's interval.
 
-    With d_i = values_i - baseline_i over the n common seeds,
-
-        mean(d) -+ t(n - 1, (1 + confidence) / 2) * std(d) / sqrt(n),
-
-    std with ddof = 1 and t(df, q) the q-quantile of Student's distribution with df degrees of freedom. Pairing removes
-    what the seed does to both alike (the batches, the augmentation, often the initial weights). Differences that are
-    all equal give an interval of zero width; differences count as equal when they are so up to the rounding of the
-    subtraction (4 units in the last place of the largest operand).
+    Pairing removes the effects of the seed that both share: batches, augmentation, often the initial weights. If all
+    differences are equal, the interval has zero width. Differences count as equal if they are so up to the rounding of
+    the subtraction (4 units in the last place of the largest operand).
 
     Args:
         values: Finite value of each seed.
-        baseline: The same of the baseline.
+        baseline: The same for the baseline.
         confidence: Coverage of the interval, in (0, 1).
 
     Returns:
-        None where no seed is common.
+        None if the two have no seed in common.
     """
     seeds = sorted(values.keys() & baseline.keys())
-    if not seeds:
-        return None
     differences = [values[seed] - baseline[seed] for seed in seeds]
-    mean, n = float(statistics.mean(differences)), len(differences)
-    if n == 1:
-        return Difference(mean, None, None, n)
+    value = estimate(differences)
+    if value is None:
+        return None
     rounding = 4 * sys.float_info.epsilon * max(max(abs(values[seed]), abs(baseline[seed])) for seed in seeds)
-    if max(differences) - min(differences) <= rounding:
-        return Difference(mean, mean, mean, n)
-
-    from scipy.special import stdtrit
-
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * statistics.stdev(differences) / n**0.5
-    return Difference(mean, mean - half, mean + half, n)
+    if value.n > 1 and max(differences) - min(differences) <= rounding:
+        return Difference(value.mean, value.mean, value.mean, value.n)
+    low, high = mean_interval(value, confidence) or (None, None)
+    return Difference(value.mean, low, high, value.n)

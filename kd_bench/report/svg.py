@@ -1,4 +1,4 @@
-"""Axes and marks as inline SVG. Colours are classes of the page's style sheet, so that they follow light and dark."""
+"""Axes and paths as inline SVG. Colours are classes of the style sheet, so that they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-#: Series that the style sheet has colours for; more begin again, with dashes.
+#: Number of colours in the style sheet. Further series repeat the colours with dashes.
 COLOURS = 12
 
 
@@ -23,91 +23,91 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value."""
+        """Returns the pixel of a value."""
         low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, wanted: int = 5) -> list[float]:
-        """Round values to label, about as many as wanted."""
+        """Returns round values for labels, approximately as many as wanted."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            every = [factor * 10.0**power for power in decades for factor in (1, 2, 5)]
-            return [value for value in every if self.low <= value <= self.high]
+            values = [factor * 10.0**power for power in decades for factor in (1, 2, 5)]
+            return [value for value in values if self.low <= value <= self.high]
         raw = (self.high - self.low) / wanted
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
         first = math.ceil(self.low / step - 1e-9)
-        return [at * step for at in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
-    """Ends of an axis that holds the values with some space around; never of no length."""
+    """Returns the ends of an axis that contains the values with space around them. The ends are never equal."""
     low, high = min(values), max(values)
     space = (high - low) * share or max(abs(high) * 0.05, 0.5)
     return low - space, high + space
 
 
 def series(index: int) -> str:
-    """Classes of a series: its colour, and dashes where colours begin again."""
+    """Returns the CSS classes of a series: its colour, and dashes for repeated colours."""
     return f"s{index % COLOURS}" + " dashed" * (index >= COLOURS)
 
 
 def short(value: float) -> str:
-    """A number without digits that say nothing, for axes."""
+    """Returns a number with at most six digits."""
     return f"{value:.6g}"
 
 
 def px(value: float) -> str:
-    """A pixel, to a tenth."""
+    """Returns a pixel coordinate with at most one decimal."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def path(points: Sequence[tuple[float, float]]) -> str:
-    """Straight lines through the points, for ``d``."""
+    """Returns straight lines through the points, for the attribute ``d``."""
     return "M" + "L".join(f"{px(x)} {px(y)}" for x, y in points) if points else ""
 
 
-def axes(x: Scale, y: Scale, x_title: str, y_title: str) -> Markup:
-    """Grid lines, labels and titles of both axes."""
-    lines = [
+def y_grid(x: Scale, y: Scale, wanted: int = 5) -> Markup:
+    """Returns horizontal grid lines with labels."""
+    return Markup("").join(
         Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="tick" x="{}" y="{}" '
                'text-anchor="end">{}</text>').format(
-            px(x.start), px(x.end), px(y(at)), px(y(at)), px(x.start - 6), px(y(at) + 4), short(at))
-        for at in y.ticks()
-    ]  # fmt: skip
-    lines += [
+            px(x.start), px(x.end), px(y(value)), px(y(value)), px(x.start - 6), px(y(value) + 4), short(value))
+        for value in y.ticks(wanted)
+    )  # fmt: skip
+
+
+def axes(x: Scale, y: Scale, x_title: str, y_title: str) -> Markup:
+    """Returns grid lines, labels and titles of both axes."""
+    x_grid = Markup("").join(
         Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="tick" x="{}" y="{}" '
                'text-anchor="middle">{}</text>').format(
-            px(x(at)), px(x(at)), px(y.start), px(y.end), px(x(at)), px(y.start + 16), short(at))
-        for at in x.ticks()
-    ]  # fmt: skip
-    middle = (y.start + y.end) / 2
-    lines.append(
-        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text><text class="axis" x="12" y="{}" '
-               'text-anchor="middle" transform="rotate(-90 12 {})">{}</text>').format(
-            px((x.start + x.end) / 2), px(y.start + 34), x_title, px(middle), px(middle), y_title)
+            px(x(value)), px(x(value)), px(y.start), px(y.end), px(x(value)), px(y.start + 16), short(value))
+        for value in x.ticks()
     )  # fmt: skip
-    return Markup("").join(lines)
+    middle = px((y.start + y.end) / 2)
+    titles = Markup(
+        '<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text><text class="axis" x="12" y="{}" '
+        'text-anchor="middle" transform="rotate(-90 12 {})">{}</text>'
+    ).format(px((x.start + x.end) / 2), px(y.start + 34), x_title, middle, middle, y_title)
+    return y_grid(x, y) + x_grid + titles
 
 
 def figure(width: float, height: float, label: str, *content: Markup) -> Markup:
-    """The whole picture, with what it shows in words for those who do not see it."""
+    """Returns a whole figure, with a label for screen readers."""
     return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         px(width), px(height), label, Markup("").join(content)
     )
 
 
-def spread_out(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places, moved apart so that neighbours are at least ``gap`` apart, in [low, high] as far as that goes."""
-    order = sorted(range(len(places)), key=lambda at: places[at])
-    moved = list(places)
+def spread_out(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Returns the positions moved apart to a distance of at least ``gap``, in [low, high] if there is enough space."""
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
+    moved = list(positions)
     previous = low - gap
-    for at in order:
-        moved[at] = previous = max(moved[at], previous + gap)
+    for index in order:
+        moved[index] = previous = max(moved[index], previous + gap)
     following = high + gap
-    for at in reversed(order):
-        moved[at] = following = min(moved[at], following - gap)
+    for index in reversed(order):
+        moved[index] = following = min(moved[index], following - gap)
     return moved
-
-
-__all__ = ["COLOURS", "Scale", "axes", "escape", "figure", "padded", "path", "px", "series", "short", "spread_out"]

@@ -1,79 +1,66 @@
-"""The trials behind the page's numbers, as plain values for its script: settings, environments, curves, commands."""
+"""The trials behind the page's numbers as JSON for its script: settings, environments, curves, commands."""
 
 from __future__ import annotations
 
 import json
 import math
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.trial import canonical
 from kd_bench.report.svg import short
-from kd_bench.report.trial_files import CURVES, Details, read_details
+from kd_bench.report.trial_files import CURVES, TrialDetails, read_details
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
 
-#: Values of curves that a page holds in all; with more, each curve has every second epoch, or every third.
+#: Largest number of curve values in a page. With more, each curve has every second epoch, or every third, and so on.
 _CURVE_VALUES = 240_000
 
-#: What of an environment is different for every trial, and what nobody but its owner needs.
-_OF_ONE = ("started", "command", "earlier", "host")
+#: Keys of an environment that differ from trial to trial, or that the page does not publish.
+_NOT_SHARED = ("started", "command", "earlier", "host")
 
 _RESULT = ("top1_last", "top1_best", "best_epoch", "top5_last", "epochs", "seconds", "seconds_per_epoch", "parameters",
            "cohort", "finished")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TrialLocation:
-    """Where a trial lies and how it is named.
+class PageTrials:
+    """Collects the trials of a page. Settings and environments that several trials share are stored once.
 
     Attributes:
-        folder: Its own.
-        cell: Its place in the table.
-        recipe: What plans it; empty for nothing.
-        rows: The rows that ``--method`` adds to the recipe.
+        details: Content of each trial's files, by the trial's key on the page.
     """
 
-    folder: Path
-    cell: PlannedTrial
-    recipe: str
-    rows: tuple[str, ...] = ()
-
-
-class TrialDataIndex:
-    """Gathers trials, each of them once, and lists what many of them share once."""
-
     def __init__(self) -> None:
-        self.details: dict[str, Details] = {}
+        self.details: dict[str, TrialDetails] = {}
         self._trials: dict[str, dict[str, Any]] = {}
         self._shared: dict[str, tuple[int, Any]] = {}
 
-    def add(self, key: str, row: Mapping[str, Any], source: TrialLocation) -> None:
-        """Adds a student's trial.
+    def add(self, key: str, row: Mapping[str, Any], folder: Path, cell: PlannedTrial, command: str | None) -> None:
+        """Adds a student's trial, if its key is new.
 
         Args:
-            key: Its name on the page; nothing happens where it is there.
-            row: Of the frame.
-            source: Where it comes from.
+            key: Its key on the page.
+            row: Its row of the frame.
+            folder: Its folder.
+            cell: Its settings.
+            command: The command that trains it again; None for none.
         """
         if key in self._trials:
             return
-        cell = source.cell
         settings = {name: value for name, value in cell.trial.settings().items() if name not in ("seed", "teacher")}
-        self._put(key, source.folder, row, settings)
+        self._add(key, folder, row, settings)
         self._trials[key] |= {
             "name": f"{cell.label}, {cell.student}, seed {cell.seed}",
             "seed": cell.seed,
             "taught": cell.teacher_id if cell.trial.teacher else None,
-            "again": again(source) if source.recipe else None,
+            "again": command,
         }
 
-    def add_teacher(self, key: str, folder: Path, row: Mapping[str, Any]) -> None:
-        """Adds a teacher's own trial; ``row`` is of ``read_result``."""
+    def add_teacher(self, key: str, row: Mapping[str, Any], folder: Path) -> None:
+        """Adds a teacher's own trial, if its key is new. ``row`` is from ``read_result``."""
         if key in self._trials:
             return
         try:
@@ -81,66 +68,69 @@ class TrialDataIndex:
         except (OSError, ValueError, RecursionError):
             settings = {}
         settings = settings if isinstance(settings, dict) else {}
-        self._put(key, folder, row, settings)
+        self._add(key, folder, row, settings)
         self._trials[key] |= {"name": f"teacher {settings.get('model', '')}".strip(), "seed": settings.get("seed")}
 
     def seed(self, key: str) -> int | None:
-        """The seed of a trial that was added."""
+        """Returns the seed of a trial."""
         return self._trials[key].get("seed")
 
-    def _put(self, key: str, folder: Path, row: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def _add(self, key: str, folder: Path, row: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         details = self.details[key] = read_details(folder)
-        environment = {name: value for name, value in details.environment.items() if name not in _OF_ONE}
-        one = {
+        environment = {name: value for name, value in details.environment.items() if name not in _NOT_SHARED}
+        earlier = details.environment.get("earlier")
+        self._trials[key] = {
             "folder": f"{folder.parent.name}/{folder.name}",
             "status": str(row["status"]),
-            "reason": _plain(row.get("reason")),
-            "settings": self._index(settings),
-            "environment": self._index(environment) if environment else None,
-            "started": _plain(details.environment.get("started")),
-            "command": _plain(details.environment.get("command")),
-            "resumed": len(earlier) if isinstance(earlier := details.environment.get("earlier"), list) else 0,
+            "reason": _json(row.get("reason")),
+            "settings": self._share(settings),
+            "environment": self._share(environment) if environment else None,
+            "started": _json(details.environment.get("started")),
+            "command": _json(details.environment.get("command")),
+            "resumed": len(earlier) if isinstance(earlier, list) else 0,
             "problems": list(details.problems),
-            "result": {name: _plain(row[name]) for name in _RESULT if _plain(row.get(name)) is not None},
+            "result": {name: value for name in _RESULT if (value := _json(row.get(name))) is not None},
         }
-        self._trials[key] = one
 
-    def _index(self, value: Any) -> int:
-        value = _plain(value)
-        key = canonical(value)
-        return self._shared.setdefault(key, (len(self._shared), value))[0]
+    def _share(self, value: Any) -> int:
+        """Stores a value, if it is new, and returns its index."""
+        value = _json(value)
+        return self._shared.setdefault(canonical(value), (len(self._shared), value))[0]
 
     def data(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
-        values = sum(len(curve) for one in self.details.values() for curve in one.curves.values())
+        """Returns the trials, the shared values, and the number of epochs between two values of a curve."""
+        values = sum(len(curve) for details in self.details.values() for curve in details.curves.values())
         step = max(1, math.ceil(values / _CURVE_VALUES))
         for key, trial in self._trials.items():
+            curves = self.details[key].curves
             trial["curves"] = {
-                name: [_rounded(value, name) for value in self.details[key].curves[name][::step]]
-                for name in CURVES
-                if self.details[key].curves.get(name)
+                name: [_rounded(value, name) for value in curves[name][::step]] for name in CURVES if curves.get(name)
             }
-        shared = [value for _, value in sorted(self._shared.values(), key=lambda item: item[0])]
-        return {"trials": self._trials, "shared": shared, "step": step}
+        return {"trials": self._trials, "shared": [value for _, value in self._shared.values()], "step": step}
 
 
 def script(data: Any) -> str:
-    """JSON that may stand in a page's ``script``: no letter of it can end that, or begin a comment."""
+    """Returns JSON for a ``script`` element, without characters that could end the element or begin a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for sign in "<>&\u2028\u2029":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def again(source: TrialLocation) -> str:
-    """The command that trains one trial anew, in a folder of its own."""
-    cell = source.cell
+def training_command(cell: PlannedTrial, recipe: str, methods: Sequence[str] = ()) -> str:
+    """Returns the command that trains one trial again, in a separate folder.
+
+    Args:
+        cell: The trial.
+        recipe: Name or file of a recipe that plans it.
+        methods: Rows that ``--method`` adds to the recipe.
+    """
     wanted = {"method": cell.label, "student": cell.student, "seed": str(cell.seed)}
     if cell.teacher != "-":
         wanted["teacher"] = cell.teacher
     only = " ".join(f"--only {shlex.quote(f'{key}={value}')}" for key, value in wanted.items() if "," not in value)
-    rows = "".join(f"--method {shlex.quote(row)} " for row in source.rows)
-    return f"kd-bench run {shlex.quote(source.recipe)} {rows}{only} --out again"
+    rows = "".join(f"--method {shlex.quote(method)} " for method in methods)
+    return f"kd-bench run {shlex.quote(recipe)} {rows}{only} --out again"
 
 
 def _rounded(value: float | None, name: str) -> float | None:
@@ -149,16 +139,14 @@ def _rounded(value: float | None, name: str) -> float | None:
     return round(value, 2) if "top1" in name else float(short(float(f"{value:.4g}")))
 
 
-def _plain(value: Any, depth: int = 6) -> Any:
-    """As what JSON can say: no infinities, nothing nested without end, no missing values of a frame."""
+def _json(value: Any, depth: int = 6) -> Any:
+    """Returns a value that JSON has: None for infinities and missing values, an ellipsis for deep nesting."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(one, depth - 1) for key, one in value.items()} if depth else "…"
+        return {str(key): _json(inner, depth - 1) for key, inner in value.items()} if depth else "…"
     if isinstance(value, list | tuple):
-        return [_plain(one, depth - 1) for one in value] if depth else "…"
-    if hasattr(value, "item"):  # a frame's numbers
+        return [_json(inner, depth - 1) for inner in value] if depth else "…"
+    if hasattr(value, "item"):  # a number of a frame
         value = value.item()
-    if value is None or isinstance(value, str | bool | int):
-        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return None  # what a frame says for nothing
+    return value if isinstance(value, str | bool | int) else None

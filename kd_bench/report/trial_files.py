@@ -1,4 +1,4 @@
-"""What lies behind a number: settings, environment and learning curve of each trial, read as files from outside."""
+"""Reads environment, learning curves and accuracy by class of a trial from its files, which may be damaged."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: Columns of ``metrics.csv`` that are shown, as curves.
+#: Columns of ``metrics.csv`` that are shown as curves.
 CURVES = ("top1", "train_top1", "test_loss", "train_loss")
 
-#: A file of more bytes is none that a trial wrote.
+#: Size in bytes that no file of a trial reaches.
 _LARGEST = 32 * 2**20
 
 
 @dataclass(frozen=True)
-class Details:
-    """One trial's files.
+class TrialDetails:
+    """The content of one trial's files.
 
     Attributes:
-        environment: On what it ran; empty where that is not known.
-        curves: Values by epoch, of the columns in ``CURVES`` that it has; None where a value is not finite.
-        classes: Top-1 in percent by class after the last epoch, where it was recorded.
-        problems: What could not be read, and why.
+        environment: Content of ``environment.json``; empty if there is none.
+        curves: Values by epoch of the columns in ``CURVES`` that it has; None for values that are not finite.
+        classes: Top-1 in percent by class after the last epoch; empty if it was not recorded.
+        problems: Files that could not be read, with the reason.
     """
 
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -35,12 +35,12 @@ class Details:
     problems: tuple[str, ...] = ()
 
 
-def read_details(folder: Path) -> Details:
-    """What a trial's folder says beside its result; what is missing or damaged is told, and is no error."""
+def read_details(folder: Path) -> TrialDetails:
+    """Reads the files of a trial. Files that are missing or damaged are left out."""
     problems: list[str] = []
     environment = _mapping(folder / "environment.json", problems)
     result = _mapping(folder / "result.json", [])
-    return Details(environment, _curves(folder / "metrics.csv", problems), _classes(result), tuple(problems))
+    return TrialDetails(environment, _curves(folder / "metrics.csv", problems), _classes(result), tuple(problems))
 
 
 def _bytes(path: Path, problems: list[str]) -> bytes | None:
@@ -58,10 +58,8 @@ def _bytes(path: Path, problems: list[str]) -> bytes | None:
 
 def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
     content = _bytes(path, problems)
-    if content is None:
-        return {}
     try:
-        value = json.loads(content)
+        value = {} if content is None else json.loads(content)
     except (ValueError, RecursionError):
         problems.append(f"{path.name} is no JSON")
         return {}
@@ -73,27 +71,21 @@ def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _curves(path: Path, problems: list[str]) -> dict[str, list[float | None]]:
     content = _bytes(path, problems)
-    if content is None:
-        return {}
     try:
-        reader = csv.DictReader(io.StringIO(content.decode()))
+        reader = csv.DictReader(io.StringIO((content or b"").decode()))
         rows = list(reader)
         columns = [name for name in CURVES if name in (reader.fieldnames or ())]
-        return {name: [_finite(row[name]) for row in rows] for name in columns}
+        values = {name: [float(row[name]) for row in rows] for name in columns}
     except (UnicodeDecodeError, csv.Error, TypeError, ValueError):
         problems.append(f"{path.name} is damaged")
         return {}
-
-
-def _finite(text: str) -> float | None:
-    value = float(text)
-    return value if math.isfinite(value) else None
+    return {name: [value if math.isfinite(value) else None for value in column] for name, column in values.items()}
 
 
 def _classes(result: Mapping[str, Any]) -> tuple[float, ...]:
     values = result.get("class_top1_last")
     if not isinstance(values, list) or not all(
-        isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one <= 100 for one in values
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100 for value in values
     ):
         return ()
     return tuple(map(float, values))

@@ -1,7 +1,8 @@
-"""Attack after attack on what still stands, so that one evaluation gives the accuracy after each of them.
+"""Runs attacks one after another, each on the images that are still classified correctly.
 
-The images that stand when an attack begins are cut into batches in their order, and a batch's draws are a function of
-(seed, attack, batch): whatever is interrupted and resumed, a batch is attacked in the same way and once.
+So one evaluation yields the accuracy after each attack. The images of an attack are split into batches in their order,
+and the random draws of a batch are a function of (seed, attack, batch). Therefore an interrupted evaluation has the
+same results as an uninterrupted one, and attacks no batch twice.
 """
 
 from __future__ import annotations
@@ -12,139 +13,124 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kd_bench.config.attack import TITLES, chained, pgd_steps, title
-from kd_bench.robustness.adversarial_images import Examples
-from kd_bench.robustness.autoattack import FEWEST, AutoAttack, suspicions
-from kd_bench.robustness.evaluation_record import CLEAN, FELL, OPEN, STANDS, Record
+from kd_bench.config.attack import TITLES, Attack, chained, pgd_steps, title
+from kd_bench.robustness.adversarial_images import AdversarialImageFiles
+from kd_bench.robustness.autoattack import MIN_CLASSES, AutoAttack, find_unreliable
+from kd_bench.robustness.evaluation_record import CLEAN, CORRECT, PENDING, WRONG, EvaluationRecord
 from kd_bench.robustness.norm_ball import Ball
 from kd_bench.robustness.pgd import cross_entropy, pgd
-from kd_bench.robustness.pixel_input import attacked
+from kd_bench.robustness.pixel_input import attack_mode
 from kd_bench.utils import seeding
 from kd_bench.utils.errors import RunFailed, UserError
 
-#: Told after each batch: the attack, its batches that are done and all of them, and how many images stand.
-Progress = Callable[[str, int, int, int], None]
+#: Called after each batch with the attack, its batches done, all its batches, and the number of correct images.
+ReportProgress = Callable[[str, int, int, int], None]
 
-#: Percentage points that Square, which sees no gradients, may take off what the others left before it is suspicious.
-_SQUARE = 0.2
+#: Percentage points by which Square, which sees no gradients, may lower the accuracy before this is suspicious.
+_SQUARE_MARGIN = 0.2
 
 
-def evaluate(
+def evaluate_robustness(
     network: nn.Module,
     images: Tensor,
     labels: Tensor,
     classes: int,
-    record: Record,
-    examples: Examples | None = None,
-    progress: Progress | None = None,
+    record: EvaluationRecord,
+    image_files: AdversarialImageFiles | None = None,
+    report_progress: ReportProgress | None = None,
 ) -> None:
-    """Finishes an evaluation. The network is afterwards as it was: its modes, buffers and gradients.
+    """Finishes an evaluation. Afterwards the network has its former modes, buffers and gradients.
 
     Args:
         network: (B, C, H, W) images in [0, 1] to (B, K) logits.
         images: (N, C, H, W) uint8, in the record's order.
         labels: (N,) int64.
         classes: K.
-        record: The evaluation; written after each batch.
-        examples: Keeps adversarial images; None keeps none.
-        progress: Told after each batch.
+        record: The evaluation, which is saved after each batch.
+        image_files: Saves adversarial images; None saves none.
+        report_progress: Called after each batch.
 
     Raises:
-        UserError: Where all attacks need more classes than there are.
-        RunFailed: Where the logits are not finite.
+        UserError: If all attacks need more classes than there are.
+        RunFailed: If the logits are not finite.
     """
-    attack = record.attack
-    _leave_out(record, classes)
+    settings = record.attack
+    record.skipped = [name for name in settings.attacks if classes < MIN_CLASSES.get(name, 0)]
+    if not record.attacks:
+        name = record.skipped[0]
+        raise UserError(f"{title(name)} needs {MIN_CLASSES[name]} classes, and the data set has {classes}; "
+                        "choose others with --attacks, e.g. apgd-ce,fab-t,square")  # fmt: skip
     device = next(network.parameters()).device
-    with attacked(network):
+    with attack_mode(network):
         for name in (CLEAN, *record.attacks):
-            run = _Run(network, name, record, classes, device)
-            before = record.before(name)
-            members = [place for place, flag in enumerate(before) if flag == STANDS]
-            flags = list(record.flags.get(name, before.replace(STANDS, OPEN)))
-            batches = [members[at : at + attack.batch_size] for at in range(0, len(members), attack.batch_size)]
+            autoattack = AutoAttack(network, settings.eps, settings.norm, classes, device) if name in TITLES else None
+            before = record.flags_before(name)
+            positions = [position for position, flag in enumerate(before) if flag == CORRECT]
+            flags = list(record.flags.get(name, before.replace(CORRECT, PENDING)))
+            starts = range(0, len(positions), settings.batch_size)
+            batches = [positions[start : start + settings.batch_size] for start in starts]
             for number, batch in enumerate(batches):
-                if all(flags[place] != OPEN for place in batch):
+                if all(flags[position] != PENDING for position in batch):
                     continue
                 started = time.monotonic()
-                # Divided on the CPU: a GPU divides by a constant with other last bits.
+                # Divided on the CPU: on a GPU the quotient has other last bits.
                 x = (images[batch].float() / 255).to(device)
                 y = labels[batch].to(device)
                 if name == CLEAN and number == 0:
-                    record.warnings = suspicions(network, x)
-                shown, fell = run(x, y, number)
-                if examples is not None and name != CLEAN:
-                    examples.keep(name, number, torch.tensor(batch)[fell], shown[fell])
-                for place, down in zip(batch, fell.tolist(), strict=True):
-                    flags[place] = FELL if down else STANDS
+                    record.warnings = find_unreliable(network, x)
+                adversarial = _perturb(network, autoattack, name, settings, x, y, number)
+                with torch.no_grad():
+                    logits = network(adversarial)
+                if not torch.isfinite(logits).all():
+                    raise RunFailed(f"{title(name)}: the network's logits are not finite numbers")
+                wrong = (logits.argmax(1) != y).cpu()
+                if image_files is not None and name != CLEAN:
+                    image_files.write_batch(name, number, torch.tensor(batch)[wrong], adversarial.cpu()[wrong])
+                for position, is_wrong in zip(batch, wrong.tolist(), strict=True):
+                    flags[position] = WRONG if is_wrong else CORRECT
                 record.flags[name] = "".join(flags)
-                record.warnings += [line for line in run.warnings if line not in record.warnings]
+                warnings = autoattack.warnings if autoattack else []
+                record.warnings += [line for line in warnings if line not in record.warnings]
                 record.seconds[name] = record.seconds.get(name, 0.0) + time.monotonic() - started
                 record.save()
-                if progress is not None:
-                    progress(name, number + 1, len(batches), flags.count(STANDS))
+                if report_progress is not None:
+                    report_progress(name, number + 1, len(batches), flags.count(CORRECT))
             record.flags[name] = "".join(flags)
-    _judge_square(record)
+    _check_square(record)
     record.done = True
 
 
-class _Run:
-    """One attack on a network."""
-
-    def __init__(self, network: nn.Module, name: str, record: Record, classes: int, device: torch.device) -> None:
-        self.network, self.name, self.attack = network, name, record.attack
-        self.library = None
-        if name in TITLES:
-            self.library = AutoAttack(network, self.attack.eps, self.attack.norm, classes, device)
-
-    @property
-    def warnings(self) -> list[str]:
-        return self.library.warnings if self.library else []
-
-    def __call__(self, images: Tensor, labels: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """The images after the attack, in the ball, and (B,) bool on the CPU: which are misclassified."""
-        shown = images
-        if self.name != CLEAN:
-            stream = f"{seeding.ATTACK}/{self.name}"
-            # Attacks may leave the ball by the rounding of single precision.
-            ball = Ball(images, self.attack.eps, self.attack.norm)
-            if self.library is not None:
-                seed = seeding.derive(self.attack.seed, stream, step=number)
-                shown = ball.project(self.library.perturb(self.name, images, labels, seed))
-            else:
-                shown = pgd(
-                    self.network,
-                    images,
-                    cross_entropy(labels),
-                    eps=self.attack.eps,
-                    steps=pgd_steps(self.name),
-                    step_size=self.attack.eps / 4,
-                    norm=self.attack.norm,
-                    start="uniform",
-                    generator=seeding.generator(self.attack.seed, stream, step=number),
-                )
-        with torch.no_grad():
-            logits = self.network(shown)
-        if not torch.isfinite(logits).all():
-            raise RunFailed(f"{title(self.name)}: the network's logits are not finite numbers")
-        return shown.cpu(), (logits.argmax(1) != labels).cpu()
+def _perturb(
+    network: nn.Module, autoattack: AutoAttack | None, name: str, settings: Attack, x: Tensor, y: Tensor, number: int
+) -> Tensor:
+    """Returns the attacked images of a batch, in the ball."""
+    if name == CLEAN:
+        return x
+    stream = f"{seeding.ATTACK}/{name}"
+    if autoattack is not None:
+        adversarial = autoattack.perturb(name, x, y, seeding.derive(settings.seed, stream, step=number))
+        # Attacks may leave the ball by the rounding of single precision.
+        return Ball(x, settings.eps, settings.norm).project(adversarial)
+    return pgd(
+        network,
+        x,
+        cross_entropy(y),
+        eps=settings.eps,
+        steps=pgd_steps(name),
+        step_size=settings.eps / 4,
+        norm=settings.norm,
+        generator=seeding.generator(settings.seed, stream, step=number),
+    )
 
 
-def _leave_out(record: Record, classes: int) -> None:
-    record.skipped = [name for name in record.attack.attacks if classes < FEWEST.get(name, 0)]
-    if not record.attacks:
-        lost = record.skipped[0]
-        raise UserError(f"{title(lost)} needs {FEWEST[lost]} classes, and the data set has {classes}; "
-                        "choose others with --attacks, e.g. apgd-ce,fab-t,square")  # fmt: skip
-
-
-def _judge_square(record: Record) -> None:
+def _check_square(record: EvaluationRecord) -> None:
+    """Warns if Square, which sees no gradients, breaks images that the attacks before it did not."""
     chain = chained(record.attacks)
     if "square" not in chain[1:]:
         return
-    earlier, after = record.accuracy(chain[chain.index("square") - 1]), record.accuracy("square")
-    if earlier is not None and after is not None and after < earlier - _SQUARE:
+    before, after = record.accuracy(chain[chain.index("square") - 1]), record.accuracy("square")
+    if before is not None and after is not None and after < before - _SQUARE_MARGIN:
         record.warnings.append(
-            f"Square, which sees no gradients, took {earlier - after:.2f} points off what the others left: the network "
+            f"Square, which sees no gradients, lowered the accuracy by {before - after:.2f} points more: the network "
             "may hide its gradients, and attacks made for it may find more"
         )

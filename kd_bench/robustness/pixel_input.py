@@ -1,4 +1,4 @@
-"""Networks as attacks see them: from pixels between 0 and 1 to logits, the normalisation being part of the network."""
+"""Networks as attacks see them: they map pixels from 0 to 1 to logits, and normalise the images themselves."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kd_bench.robustness.pgd import evaluating
+from kd_bench.robustness.pgd import evaluation_mode
 
 
-class Pixels(nn.Module):
-    """A network behind the normalisation of its images.
+class NormalisedNetwork(nn.Module):
+    """A network that normalises its images first.
 
     Args:
         network: Takes normalised images.
-        mean: Of the channels, for images scaled to 0..1; zeros with ones for ``std`` leave images as they are.
+        mean: Of the channels, for images in [0, 1]. With zeros and a ``std`` of ones, images stay as they are.
         std: As ``mean``.
-        view: What else the images pass before the network, e.g. a change of size.
+        view: Transforms the normalised images into the network's input, e.g. resizes them.
     """
 
     def __init__(
@@ -26,34 +26,34 @@ class Pixels(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.view = network, view or nn.Identity()
-        self.plain = not any(mean) and all(value == 1 for value in std)
+        self._is_identity = not any(mean) and all(value == 1 for value in std)
         # Not persistent: the state dict stays the network's.
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to (B, K) logits."""
-        if not self.plain:
+        if not self._is_identity:
             images = (images - self.get_buffer("mean")) / self.get_buffer("std")
         logits: Tensor = self.network(self.view(images))
         return logits
 
 
 @contextmanager
-def attacked(network: nn.Module) -> Iterator[None]:
-    """Inside, a network is in evaluation mode, its parameters want no gradients, and cuDNN repeats itself to the bit.
+def attack_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, a network is in evaluation mode, its parameters need no gradients, and cuDNN is deterministic.
 
-    Some attacks call ``backward``, which would leave gradients in the parameters. Afterwards all is as it was, and so
-    is torch's global generator.
+    Some attacks call ``backward``, which would leave gradients in the parameters. Afterwards the network, cuDNN's flags
+    and torch's global generator are as before.
     """
-    wanted = {parameter: parameter.requires_grad for parameter in network.parameters()}
-    devices = sorted({parameter.device.index or 0 for parameter in wanted if parameter.device.type == "cuda"})
+    requires_grad = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    devices = sorted({parameter.device.index or 0 for parameter in requires_grad if parameter.device.type == "cuda"})
     tf32 = torch.backends.cudnn.allow_tf32
-    repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
-    with evaluating(network), torch.random.fork_rng(devices), repeatable:
+    deterministic = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
+    with evaluation_mode(network), torch.random.fork_rng(devices), deterministic:
         try:
             network.requires_grad_(False)
             yield
         finally:
-            for parameter, requires_grad in wanted.items():
-                parameter.requires_grad_(requires_grad)
+            for parameter, value in requires_grad.items():
+                parameter.requires_grad_(value)

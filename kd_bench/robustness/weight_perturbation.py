@@ -12,42 +12,46 @@ from torch import Tensor, nn
 _TINY = 1e-20
 
 
-def perturbable(network: nn.Module) -> list[nn.Parameter]:
-    """The weights that are perturbed: named so, and of more than one dimension, so no biases and no batch norms."""
-    return [one for name, one in network.named_parameters() if "weight" in name.rpartition(".")[2] and one.ndim > 1]
+def perturbed_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters to perturb: those named "weight" with more than one dimension (no biases, batch norms)."""
+    return [
+        parameter
+        for name, parameter in network.named_parameters()
+        if "weight" in name.rpartition(".")[2] and parameter.ndim > 1
+    ]
 
 
 @contextmanager
-def perturbed(weights: Sequence[nn.Parameter], gradients: Sequence[Tensor], gamma: float) -> Iterator[None]:
-    """Inside, each weight tensor w is moved to w + gamma ||w|| g / ||g||; afterwards it is what it was, to the bit.
+def perturb_weights(weights: Sequence[nn.Parameter], gradients: Sequence[Tensor], gamma: float) -> Iterator[None]:
+    """Inside, each weight tensor w is moved to w + gamma ||w|| g / ||g||. Afterwards it is restored to the bit.
 
-    The published code subtracts the move again after the step of the optimiser, which leaves rounding errors, and has
-    the weight decay act on the moved weights; here the step begins at the weights themselves.
+    The published code subtracts the move again after the optimiser's step, which leaves rounding errors, and applies
+    weight decay to the moved weights. Here the step starts from the original weights.
 
     Args:
-        weights: What is moved.
-        gradients: g of each, of the loss that is to become larger.
-        gamma: Length of the move by the norm of the tensor.
+        weights: The tensors to move.
+        gradients: g of each, of the loss that the move raises.
+        gamma: Length of the move relative to the norm of the tensor.
     """
-    before = [one.detach().clone() for one in weights]
+    originals = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
-            for one, gradient in zip(weights, gradients, strict=True):
-                one.add_(gradient * (gamma * one.norm() / (gradient.norm() + _TINY)))
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.add_(gradient * (gamma * weight.norm() / (gradient.norm() + _TINY)))
         yield
     finally:
         with torch.no_grad():
-            for one, old in zip(weights, before, strict=True):
-                one.copy_(old)
+            for weight, original in zip(weights, originals, strict=True):
+                weight.copy_(original)
 
 
 @contextmanager
-def untouched_buffers(module: nn.Module) -> Iterator[None]:
-    """Afterwards the buffers (running statistics of batch norms) are what they were, whatever ran inside."""
-    before = {name: value.clone() for name, value in module.named_buffers()}
+def keep_buffers(module: nn.Module) -> Iterator[None]:
+    """Restores the buffers (running statistics of batch norms) at the end."""
+    originals = {name: value.clone() for name, value in module.named_buffers()}
     try:
         yield
     finally:
         with torch.no_grad():
             for name, value in module.named_buffers():
-                value.copy_(before[name])
+                value.copy_(originals[name])

@@ -1,15 +1,13 @@
-"""Adversarial training: a member that learns from images and from the perturbed images that it makes of them.
+"""Adversarial training: a member that trains on images and on adversarial images that it makes of them.
 
-Lengths of perturbations are those of images in [0, 1], whatever normalisation the network wants: the loader gives such
-images, and normalising them is part of what is attacked.
+Perturbations are measured on images in [0, 1], whatever normalisation the network has: the loader's images are in
+[0, 1], and the normalisation is part of the network under attack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,26 +17,17 @@ from torch.optim.swa_utils import AveragedModel
 
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.trial import Trial
-from kd_bench.data import generated
 from kd_bench.data.array_dataset import ArrayDataset
-from kd_bench.data.in_memory import InMemoryLoader
-from kd_bench.data.registry import data_dir as default_data_dir
-from kd_bench.data.two_views import TwoViews
 from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.models.input_transform import InputTransform
-from kd_bench.robustness.pgd import pgd
-from kd_bench.robustness.pixel_input import Pixels
-from kd_bench.robustness.weight_perturbation import perturbable, perturbed, untouched_buffers
-from kd_bench.training.observing import Observer
-from kd_bench.training.student import (
-    MetricSums,
-    MicroBatch,
-    ResultWriter,
-    StudentModule,
-    micro_batch_stream,
-    moving_average,
-    precision_context,
-)
+from kd_bench.robustness.pgd import evaluation_mode, pgd
+from kd_bench.robustness.pixel_input import NormalisedNetwork
+from kd_bench.robustness.weight_perturbation import keep_buffers, perturb_weights, perturbed_parameters
+from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, precision_context
+from kd_bench.training.metrics import MetricSums
+from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule, moving_average
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
 from kd_bench.utils.distributed import average_gradients
@@ -47,21 +36,19 @@ from kd_bench.utils.distributed import average_gradients
 class AdversarialStudentModule(StudentModule):
     """One trial of adversarial training.
 
-    Each step: the images are perturbed with the network in evaluation mode; where the trial says so, the weights are
-    moved up the gradient of the loss; the network sees the perturbed images and then the images as they are, in
-    training mode; and the optimiser steps from the weights as they were before. Training accuracy is that on the
-    perturbed images, of pairs of views the first. ``top1`` is of the network that is evaluated; where that is an
-    average, ``last_top1`` is of the network in training.
+    A step perturbs the images, with the network in evaluation mode. If the trial has weight perturbation, it then moves
+    the weights up the gradient of the loss. In training mode the network sees the perturbed images and then the
+    original images, and the optimiser steps from the original weights. Training accuracy is that on the perturbed
+    images, with two views on those of the first. ``top1`` is the accuracy of the evaluated network. If that is an
+    average, ``last_top1`` is the accuracy of the network in training.
 
     Args:
-        trial: Its settings, with ``adversarial``.
-        network: What is trained.
-        view: How it sees images of the data set's normalisation.
-        method: Of the adversarial family.
-        writer: Where results go.
-        splits: The data set, for its normalisation.
+        trial: The settings, with ``adversarial``.
+        network, view, method, writer: As for ``StudentModule``.
+        images: The data set, for its normalisation.
     """
 
+    extra_prefix = "last"
     method: AdversarialMethod
 
     def __init__(
@@ -71,51 +58,49 @@ class AdversarialStudentModule(StudentModule):
         view: InputTransform,
         method: AdversarialMethod,
         writer: ResultWriter,
-        splits: ArrayDataset,
+        images: ArrayDataset,
     ) -> None:
-        super().__init__(trial, network, Pixels(nn.Identity(), splits.mean, splits.std, view), method, writer)
+        pixel_view = NormalisedNetwork(nn.Identity(), images.mean, images.std, view)
+        super().__init__(trial, network, pixel_view, method, writer)
         if trial.adversarial is None:
             raise ValueError(f"{trial.method.name} needs a trial with settings for perturbing images")
         self.settings: Adversarial = trial.adversarial
         average = self.settings.average
         self.epoch_average = None if average is None else moving_average(network, average.decay)
-        self._test_last = MetricSums()
-        self._perturbable = perturbable(network)
+        self._perturbed_parameters = perturbed_parameters(network)
 
     @property
-    def evaluated(self) -> nn.Module:
-        """The network that the trial is about: an average where one is kept and begun, else the one in training."""
-        average = self._average
+    def evaluated_network(self) -> nn.Module:
+        """The average of the weights if it has begun, else the network in training."""
+        average = self._evaluated_average
         return self.network if average is None or not int(average.n_averaged) else average.module
 
     @property
-    def evaluated_as(self) -> str:
-        """What ``evaluated`` is, for the result."""
-        if self.evaluated is self.network:
+    def evaluated_weights(self) -> str:
+        """The kind of ``evaluated_network`` for the result."""
+        if self.evaluated_network is self.network:
             return "last"
         return "average over steps" if self.epoch_average is None else "average over epochs"
 
     @property
-    def _average(self) -> AveragedModel | None:
+    def _evaluated_average(self) -> AveragedModel | None:
         return self.average if self.epoch_average is None else self.epoch_average
 
-    def perturb(self, batch: Batch, place: int = 0) -> Tensor:
-        """The batch's images, perturbed: (B, 3, H, W) in [0, 1] and in the ball.
+    def perturb(self, batch: Batch, micro_batch_index: int = 0) -> Tensor:
+        """Returns adversarial images of a batch: (B, 3, H, W) in [0, 1] and in the ball.
 
         Args:
             batch: Images in [0, 1].
-            place: Of the micro-batch among those of the step.
+            micro_batch_index: Index of the micro-batch in the step.
         """
-        eps, steps, step_size = self.settings.at(batch.epoch, self.trial.epochs)
-        seen = _Seen(self.view, self.network, self._observe)
-        draws = seeding.generator(
-            self.trial.seed, micro_batch_stream(seeding.PERTURBATION, place), batch.epoch, batch.step
-        )
+        eps, steps, step_size = self.settings.perturbation(batch.epoch, self.trial.epochs)
+        logits_network = _LogitsNetwork(self.view, self.network, self._forward_pass)
+        stream = micro_batch_stream(seeding.PERTURBATION, micro_batch_index)
         with torch.no_grad():
             self.network.eval()
-            natural = seen(batch.images)
-        found = pgd(
-            seen,
+            natural = logits_network(batch.images)
+        perturbed = pgd(
+            logits_network,
             batch.images,
             self._inner_loss(natural, batch),
             eps=eps,
@@ -123,10 +108,10 @@ class AdversarialStudentModule(StudentModule):
             step_size=step_size,
             norm=self.settings.norm,
             start=self.settings.start,
-            generator=draws,
+            generator=seeding.generator(self.trial.seed, stream, batch.epoch, batch.step),
         )
         self.network.train()
-        return found
+        return perturbed
 
     def _inner_loss(self, natural: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
         if self.settings.inner == "cross_entropy":
@@ -135,181 +120,108 @@ class AdversarialStudentModule(StudentModule):
             return lambda logits: AdversarialMethod.inner_loss(self.method, natural, logits, batch)
         return lambda logits: self.method.inner_loss(natural, logits, batch)
 
-    def _accumulate(self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None]) -> None:
-        batch, place = part.batch, part.index
+    def _add_gradients(self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None]) -> None:
+        batch = part.batch
         with precision_context(self.trial.precision, batch.images.device):
-            images = self.perturb(batch, place)
+            images = self.perturb(batch, part.index)
         with self._weights_perturbed(images, part):
             if part.first:
                 self.optimizer.zero_grad(set_to_none=True)
-            found = self._forward(images, part, seeding.STUDENT)
-            backward(found.loss if part.share == 1 else found.loss * part.share)
+            result = self._loss(images, part, seeding.STUDENT)
+            backward(result.loss if part.share == 1 else result.loss * part.share)
         with torch.no_grad():
-            self._note_divergence(found.loss, batch.step)
-            self._train.add({**found.terms, "loss": found.loss}, found.logits, batch.labels[: len(found.logits)])
+            self._note_divergence(result.loss, batch.step)
+            labels = batch.labels[: len(result.logits)]
+            self._train_sums.update({**result.terms, "loss": result.loss}, result.logits, labels)
 
     @contextmanager
     def _weights_perturbed(self, images: Tensor, part: MicroBatch) -> Iterator[None]:
-        """Inside, the weights are where a loss of this batch is larger, from the epoch on that the trial says."""
+        """Inside, the weights are moved up the gradient of the batch's loss, from the trial's ``from_epoch`` on."""
         settings = self.settings.weight_perturbation
         if settings is None or part.batch.epoch + 1 < settings.from_epoch:
             yield
             return
-        with untouched_buffers(self.network), _evaluating(self.method):
-            loss = self._forward(images, part, seeding.WEIGHT_PERTURBATION).loss
-            gradients = torch.autograd.grad(loss, self._perturbable)
-        for one, gradient in zip(self._perturbable, gradients, strict=True):
-            one.grad = gradient
-        average_gradients(self._perturbable)
-        with perturbed(
-            self._perturbable, [one.grad for one in self._perturbable if one.grad is not None], settings.gamma
-        ):
+        parameters = self._perturbed_parameters
+        with keep_buffers(self.network), evaluation_mode(self.method):
+            loss = self._loss(images, part, seeding.WEIGHT_PERTURBATION).loss
+            gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        average_gradients(parameters)
+        averaged = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        with perturb_weights(parameters, averaged, settings.gamma):
             yield
 
-    def _forward(self, images: Tensor, part: MicroBatch, stream: str) -> _Found:
-        """The loss of the perturbed images and the images as they are, seen in this order."""
-        batch, place = part.batch, part.index
-        seeding.seed_global(self.trial.seed, micro_batch_stream(stream, place), batch.epoch, batch.step)
+    def _loss(self, images: Tensor, part: MicroBatch, stream: str) -> _Loss:
+        """Returns the loss of the adversarial images and the original images, seen in this order."""
+        batch, index = part.batch, part.index
+        seeding.seed_global(self.trial.seed, micro_batch_stream(stream, index), batch.epoch, batch.step)
         with precision_context(self.trial.precision, images.device):
-            adversarial = self._observe(self.view(images), self.method.needs.student)
-            natural = self._observe(self.view(batch.images), self.method.needs.student)
-            seeding.seed_global(self.trial.seed, micro_batch_stream(f"{stream}-method", place), batch.epoch, batch.step)
-            second = self.settings.second_view
-            if second is None:
+            adversarial = self._forward_pass(self.view(images), self.method.needs.student)
+            natural = self._forward_pass(self.view(batch.images), self.method.needs.student)
+            seeding.seed_global(self.trial.seed, micro_batch_stream(f"{stream}-method", index), batch.epoch, batch.step)
+            second_view = self.settings.second_view
+            if second_view is None:
                 terms, logits = self.method(adversarial, natural, batch), adversarial.logits
             else:
                 half = len(batch.images) // 2
-                first = self.method(_rows(adversarial, 0, half), _rows(natural, 0, half), _part_of(batch, 0, half))
-                with _evaluating(self.method):  # the class weights are made of the first view
-                    other = self.method(
-                        _rows(adversarial, half, 2 * half),
-                        _rows(natural, half, 2 * half),
-                        _part_of(batch, half, 2 * half),
-                    )
-                terms = {name: value + second.weight * other[name] for name, value in first.items()}
-                terms["ce"] = (first["ce"] + other["ce"]) / 2
+                rows = slice(half)
+                first = self.method(_rows(adversarial, rows), _rows(natural, rows), batch.rows(rows))
+                rows = slice(half, 2 * half)
+                with evaluation_mode(self.method):  # the class weights are those of the first view
+                    second = self.method(_rows(adversarial, rows), _rows(natural, rows), batch.rows(rows))
+                terms = {name: value + second_view.weight * second[name] for name, value in first.items()}
+                terms["ce"] = (first["ce"] + second["ce"]) / 2
                 logits = adversarial.logits[:half]
-        return _Found(terms, torch.stack(list(terms.values())).sum(), logits)
+        return _Loss(terms, torch.stack(list(terms.values())).sum(), logits)
 
     def before_evaluation(self) -> None:
-        """Takes the epoch's network into the average, and gives all processes the same running statistics."""
+        """Averages the running statistics over all processes, and updates the average over epochs."""
         super().before_evaluation()
         average = self.settings.average
         if self.epoch_average is not None and average is not None and self.epochs_done + 1 >= average.from_epoch:
             self.epoch_average.update_parameters(self.network)
 
-    @torch.no_grad()
-    def evaluate(self, batch: Batch) -> None:
-        """Counts hits on a test batch, as it is: of the evaluated network, and of the one in training if it differs."""
-        images = self.view(batch.images)
-        networks = [(self.evaluated, self._test)]
-        if self._average is not None:
-            networks.append((self.network, self._test_last))
-        for network, sums in networks:
-            with precision_context(self.trial.precision, images.device):
-                logits = network(images)
-            sums.add({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
-
-    def extra_metrics(self) -> dict[str, float]:
-        """The columns of the network in training, where another is evaluated."""
-        if self._average is None:
-            return {}
-        return {f"last_{name}": value for name, value in self._test_last.read().items() if name != "loss"}
+    def _networks_to_test(self) -> list[tuple[ForwardPass, MetricSums]]:
+        tests = [(build_forward_pass(self.evaluated_network), self._test_sums)]
+        if self._evaluated_average is not None:
+            tests.append((build_forward_pass(self.network), self._extra_sums))
+        return tests
 
     def state(self) -> dict[str, Any]:
-        """As every member's, with the average over epochs."""
+        """Returns the state of ``StudentModule`` with the average over epochs."""
         state = super().state()
         return state if self.epoch_average is None else state | {"epoch_average": self.epoch_average.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a ``state()``."""
+        """Restores a state returned by ``state()``."""
         super().restore(state)
         if self.epoch_average is not None:
             self.epoch_average.load_state_dict(state["epoch_average"])
 
 
-class _Found(NamedTuple):
+class _Loss(NamedTuple):
     terms: dict[str, Tensor]
     loss: Tensor
     logits: Tensor
 
 
-class _Seen(nn.Module):
-    """A network from images in [0, 1] to logits, by the trial's own way to make forward passes."""
+class _LogitsNetwork(nn.Module):
+    """Maps images in [0, 1] to logits by the trial's forward pass. ``network`` is a submodule so that modes apply."""
 
-    def __init__(self, view: nn.Module, network: nn.Module, observe: Observer) -> None:
+    def __init__(self, view: nn.Module, network: nn.Module, forward_pass: ForwardPass) -> None:
         super().__init__()
-        self.view, self.network, self._observe = view, network, observe
+        self.view, self.network, self._forward_pass = view, network, forward_pass
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, K)."""
-        return self._observe(self.view(images)).logits
+        return self._forward_pass(self.view(images)).logits
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    before = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(before)
-
-
-def _rows(outputs: Outputs, begin: int, end: int) -> Outputs:
+def _rows(outputs: Outputs, rows: slice) -> Outputs:
     return Outputs(
-        outputs.logits[begin:end],
-        tuple(one[begin:end] for one in outputs.stages),
-        tuple(one[begin:end] for one in outputs.preacts),
-        None if outputs.pooled is None else outputs.pooled[begin:end],
+        outputs.logits[rows],
+        tuple(stage[rows] for stage in outputs.stages),
+        tuple(preact[rows] for preact in outputs.preacts),
+        None if outputs.pooled is None else outputs.pooled[rows],
     )
-
-
-def _part_of(batch: Batch, begin: int, end: int) -> Batch:
-    rows = slice(begin, end)
-    return replace(batch, images=batch.images[rows], labels=batch.labels[rows], index=batch.index[rows])
-
-
-def in_pixels(splits: ArrayDataset) -> ArrayDataset:
-    """The same images with a normalisation that leaves them in [0, 1]."""
-    return replace(splits, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-
-def train_loader(
-    trial: Trial, splits: ArrayDataset, device: torch.device, data_dir: Path | None = None
-) -> InMemoryLoader | TwoViews:
-    """The stream of training batches of an adversarial trial; images in [0, 1].
-
-    Args:
-        trial: Any of those that share the stream.
-        splits: The data set.
-        device: Where the batches are made.
-        data_dir: Folder of data sets, where generated images are looked for.
-
-    Raises:
-        UserError: Where there are no generated images, or others than the trial's.
-    """
-    settings = trial.adversarial
-    assert settings is not None
-    shared: dict[str, Any] = {
-        "batch_size": trial.batch_size,
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
-        "device": device,
-        "num_classes": splits.num_classes,
-        "seed": trial.seed,
-    }
-    make: Callable[..., InMemoryLoader]
-    if settings.generated is None:
-        shared["shuffle"], make = True, InMemoryLoader
-    else:
-        first = trial.dataset.classes is not None
-        more = generated.read(settings.generated, default_data_dir(data_dir), splits, first)
-        shared |= {"generated": more, "share": settings.generated.share}
-        make = generated.MixedLoader
-    images, second = (splits.train_images, splits.train_labels), settings.second_view
-    loader = make(*images, augment=trial.augment, **shared)
-    if second is None:
-        return loader
-    more_augment = trial.augment.model_copy(update={"autoaugment": second.autoaugment, "cutout": second.cutout})
-    return TwoViews(loader, make(*images, augment=more_augment, view=1, **shared))

@@ -1,11 +1,11 @@
-"""A teacher's logits of views that it has seen, in a file that trials, methods and processes share.
+"""A cache of a teacher's logits in a file that trials, methods and processes share.
 
-With crop and flip alone an image has few views (162 with four pixels of padding), so a training sees the same ones
-again and again, and another method with the same seed sees exactly those of the one before.
+With crop and flip alone an image has few views (162 with four pixels of padding). So a training sees the same views
+again and again, and another method with the same seed sees exactly the same views as the one before.
 
-A row of the file is one view's logits and their checksum. It is written once the logits are known, by whoever knows
-them, and counts only where the checksum fits: nothing has to be locked, and a kill, or a power cut, leaves rows that do
-not count. The file has its full size from the beginning, with holes for what is not yet known, which take no room.
+A row of the file is one view's logits and their checksum. A process writes a row when it has computed the logits, and
+a row counts only if its checksum fits. So nothing has to be locked, and a kill or a power cut leaves rows that do not
+count. The file is sparse: it has its full size from the beginning, and rows that are not written take no space.
 """
 
 from __future__ import annotations
@@ -32,37 +32,36 @@ from kd_bench.utils.paths import cache_folder
 
 log = logging.getLogger(__name__)
 
-#: Raised whenever the same teacher begins to put out other last bits, or rows are kept otherwise.
+#: Changes when the same teacher gets other last bits, or the format of the file changes.
 VERSION = 1
 
-#: Bytes that all files may take together, unless ``KD_BENCH_LOGITS_GB`` says otherwise, and that the disk keeps free.
-LIMIT = 16 * 10**9
-SPARE = 5 * 10**9
+#: Bytes of all files together, unless ``KD_BENCH_LOGITS_GB`` is set, and bytes that must stay free on the disk.
+DEFAULT_LIMIT = 16 * 10**9
+MIN_FREE_DISK = 5 * 10**9
 
-#: Gives the teacher's logits, (B, K), for (B, C, H, W) images.
-Compute = Callable[[Tensor], Tensor]
+#: Computes the teacher's logits, (B, K), of (B, C, H, W) images.
+ComputeLogits = Callable[[Tensor], Tensor]
 
 
 class LogitCache:
-    """One teacher's logits for one data set's views, as they come in batches of one size.
+    """One teacher's logits of one data set's views.
 
-    What comes out of the file is what the teacher would put out, to the last bit, as long as an image's logits do not
-    depend on the rest of its batch. That is not taken for granted: before anything is kept, it is seen whether a batch
-    in another order, and parts of a batch, have the same bits. Only sizes for which they have are ever used, and where
-    the order changes bits the file is never used at all.
+    Cached logits are what the teacher would compute, to the last bit, if an image's logits do not depend on the rest of
+    its batch. This is tested before anything is cached: with a batch in other orders, and with parts of a batch. Only
+    batch sizes with the same bits are used. If the order changes the bits, the cache is never used.
 
     Args:
-        path: The file, whose record lies beside it.
-        about: All that the bits depend on; kept for people and compared.
-        rows: Views of the whole set.
+        path: The file. Its record, a JSON file, has the same name.
+        key: Everything that the bits depend on, which is also written to the record.
+        rows: Number of views of the whole data set.
         classes: K.
-        batch_size: B. Other batches go through the teacher as they would without the file.
-        parts: Whether to try if parts of a batch have the bits of the whole, so that only what is missing of one need
-            be computed.
+        batch_size: B. The cache is not used for batches of other sizes.
+        parts: Whether to test if parts of a batch have the same bits as in the whole batch. Then only the missing
+            images of a batch are computed.
     """
 
     def __init__(
-        self, path: Path, about: dict[str, Any], rows: int, classes: int, batch_size: int, parts: bool = True
+        self, path: Path, key: dict[str, Any], rows: int, classes: int, batch_size: int, parts: bool = True
     ) -> None:
         self.path, self.rows, self.classes, self.batch_size = path, rows, classes, batch_size
         self._record = path.with_suffix(".json")
@@ -71,15 +70,15 @@ class LogitCache:
         _lock(self._file, shared=True)
         os.ftruncate(self._file.fileno(), rows * 4 * (classes + 1))
         if not self._record.exists():
-            write_json(self._record, {"about": about, "sizes": None})
+            write_json(self._record, {"about": key, "sizes": None})
         record = read_json(self._record)
-        self._sizes: list[int] | None = record["sizes"]
-        self._seconds: float = record.get("seconds_an_image", 0.0)
+        self._exact_sizes: list[int] | None = record["sizes"]
+        self._seconds_per_image: float = record.get("seconds_an_image", 0.0)
         self._table = np.memmap(path, np.uint32, "r", shape=(rows, classes + 1))
-        self._parts, self._spared = parts, 0.0
+        self._parts, self._cached_seconds = parts, 0.0
 
-    def of(self, views: Tensor, images: Tensor, compute: Compute) -> Tensor:
-        """The teacher's logits for a batch, from the file as far as they are there.
+    def get(self, views: Tensor, images: Tensor, compute: ComputeLogits) -> Tensor:
+        """Returns the teacher's logits of a batch. Missing ones are computed and cached.
 
         Args:
             views: (B,) int64 on the CPU: the row of each image's view.
@@ -92,197 +91,198 @@ class LogitCache:
         if len(views) != self.batch_size or self._file is None:
             return compute(images)
         rows = views.numpy()
-        values, known = self._read(rows)
-        passed = 0
+        logits, known = self._read(rows)
+        computed = 0
         if not known.all():
             missing = np.flatnonzero(~known)
-            sizes = self._exact_sizes(images, compute)
+            sizes = self._find_exact_sizes(images, compute)
             if not sizes:
                 return compute(images)
-            size = next(size for size in sizes if size >= len(missing))
-            chosen = missing if size < self.batch_size else np.arange(self.batch_size)
-            padded = np.concatenate([chosen, np.flatnonzero(known)[: size - len(chosen)]])
-            chosen_images = images if size == self.batch_size else images[torch.from_numpy(padded).to(images.device)]
-            values[chosen] = compute(chosen_images)[: len(chosen)].cpu().numpy()
-            self._write(rows[missing], values[missing])
-            passed = size
-        self._spared += (len(rows) - passed) * self._seconds
-        return torch.from_numpy(values).to(images.device)
+            computed = next(size for size in sizes if size >= len(missing))
+            chosen = missing if computed < self.batch_size else np.arange(self.batch_size)
+            padded = np.concatenate([chosen, np.flatnonzero(known)[: computed - len(chosen)]])
+            whole = computed == self.batch_size
+            chosen_images = images if whole else images[torch.from_numpy(padded).to(images.device)]
+            logits[chosen] = compute(chosen_images)[: len(chosen)].cpu().numpy()
+            self._write(rows[missing], logits[missing])
+        self._cached_seconds += (len(rows) - computed) * self._seconds_per_image
+        return torch.from_numpy(logits).to(images.device)
 
-    def learn(self, views: Tensor, images: Tensor, logits: Tensor, compute: Compute) -> None:
-        """Keeps logits that the teacher has put out anyway.
+    def add(self, views: Tensor, images: Tensor, logits: Tensor, compute: ComputeLogits) -> None:
+        """Caches logits that the teacher has computed together with other outputs.
 
         Args:
-            views: As for ``of``.
-            images: As for ``of``.
+            views, images, compute: As for ``get``.
             logits: (B, K), the teacher's for these images.
-            compute: The teacher.
         """
-        if len(views) == self.batch_size and self._file is not None and self._exact_sizes(images, compute):
+        if len(views) == self.batch_size and self._file is not None and self._find_exact_sizes(images, compute):
             rows = views.numpy()
             _, known = self._read(rows)
             self._write(rows[~known], logits.cpu().numpy()[~known])
 
     def cached_seconds(self) -> float:
-        """Seconds that the teacher would have needed for what was found, since the last time that this was asked."""
-        spared, self._spared = self._spared, 0.0
-        return spared
+        """Returns the seconds that the teacher would have needed for the cached logits read since the last call."""
+        seconds, self._cached_seconds = self._cached_seconds, 0.0
+        return seconds
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self._file is not None:
             with contextlib.suppress(OSError):
-                os.utime(self._record)  # what was used last is the last to go
+                os.utime(self._record)  # the file that was used last is removed last
             self._file.close()
             self._file = None
 
     def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = self._table[rows]
-        values = np.ascontiguousarray(found[:, :-1])
-        sums = np.fromiter(map(_checksum, values, rows), np.uint32, len(rows))
-        return values.view(np.float32), sums == found[:, -1]
+        """Returns (B, K) float32 logits and (B,) bool: whether they are known."""
+        table_rows = self._table[rows]
+        values = np.ascontiguousarray(table_rows[:, :-1])
+        checksums = np.fromiter(map(_checksum, values, rows), np.uint32, len(rows))
+        return values.view(np.float32), checksums == table_rows[:, -1]
 
-    def _write(self, rows: np.ndarray, values: np.ndarray) -> None:
-        # By calls and not through the map, where a full disk would end the process.
+    def _write(self, rows: np.ndarray, logits: np.ndarray) -> None:
+        # Not through the memory map: there a full disk would end the process.
         assert self._file is not None
         try:
-            for row, value in zip(rows, np.ascontiguousarray(values, np.float32).view(np.uint32), strict=True):
-                content = value.tobytes() + np.uint32(_checksum(value, row)).tobytes()
+            for row, values in zip(rows, np.ascontiguousarray(logits, np.float32).view(np.uint32), strict=True):
+                content = values.tobytes() + np.uint32(_checksum(values, row)).tobytes()
                 _write_at(self._file.fileno(), content, int(row) * len(content))
         except OSError as error:
-            log.warning("%s: %s; the teacher goes on without it", self.path, error.strerror)
+            log.warning("%s: %s; training continues without the logit cache", self.path, error.strerror)
             self.close()
 
     @torch.no_grad()
-    def _exact_sizes(self, images: Tensor, compute: Compute) -> list[int]:
-        """Numbers of images, rising, that may pass the teacher at once for the bits of a whole batch."""
-        if self._sizes is None:
+    def _find_exact_sizes(self, images: Tensor, compute: ComputeLogits) -> list[int]:
+        """Returns the batch sizes, rising, with which images have the same bits as in a whole batch.
+
+        Tests them once for each file, with the teacher, and writes them to the record.
+        """
+        if self._exact_sizes is None:
             whole = compute(images)
             begin = time.perf_counter()
             compute(images)
-            self._seconds = (time.perf_counter() - begin) / len(images)
-            self._sizes = []
+            self._seconds_per_image = (time.perf_counter() - begin) / len(images)
+            self._exact_sizes = []
             orders = (torch.arange(self.batch_size).flip(0), torch.arange(self.batch_size).roll(self.batch_size // 3))
             if all(torch.equal(compute(images[order]), whole[order]) for order in orders):
-                parts = [self.batch_size * eighths // 8 for eighths in (1, 2, 3, 4, 6)] if self._parts else []
-                self._sizes = [size for size in parts if size >= 4 and self._same(images, whole, size, compute)]
-                self._sizes.append(self.batch_size)
-            found = {"sizes": self._sizes, "seconds_an_image": self._seconds}
-            write_json(self._record, (read_json(self._record) or {}) | found)
-        return self._sizes
-
-    @staticmethod
-    def _same(images: Tensor, whole: Tensor, size: int, compute: Compute) -> bool:
-        ends = (slice(0, size), slice(len(images) - size, None))
-        return all(torch.equal(compute(images[end]), whole[end]) for end in ends)
+                sizes = [self.batch_size * eighths // 8 for eighths in (1, 2, 3, 4, 6)] if self._parts else []
+                self._exact_sizes = [
+                    size
+                    for size in sizes
+                    if size >= 4
+                    and torch.equal(compute(images[:size]), whole[:size])
+                    and torch.equal(compute(images[-size:]), whole[-size:])
+                ]
+                self._exact_sizes.append(self.batch_size)
+            results = {"sizes": self._exact_sizes, "seconds_an_image": self._seconds_per_image}
+            write_json(self._record, (read_json(self._record) or {}) | results)
+        return self._exact_sizes
 
 
 def _checksum(values: np.ndarray, row: int) -> int:
-    """Never 0, which is what holes are full of."""
+    """Returns a checksum that is never 0, which is the content of rows that are not written."""
     return zlib.crc32(values.tobytes(), int(row) & 0xFFFFFFFF) or 1
 
 
-def _write_at(file: int, content: bytes, place: int) -> None:
+def _write_at(file: int, content: bytes, offset: int) -> None:
     while content:
-        done = os.pwrite(file, content, place)
-        content, place = content[done:], place + done
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written
 
 
-def open_store(
-    place: Path,
-    about: dict[str, Any],
+def open_cache(
+    folder: Path,
+    key: dict[str, Any],
     rows: int,
     classes: int,
     batch_size: int,
     limit: int | None = None,
     parts: bool = True,
 ) -> LogitCache | None:
-    """The store for a teacher and a set; None where there is no room, or no way to share files.
+    """Opens the cache for a teacher and a data set.
 
-    Files that were not used for the longest time, and are not in use, make room for a new one.
+    If there is no space for a new file, files that are not in use are removed, those unused for longest first.
 
     Args:
-        place: The folder of all of them.
-        about: All that the bits of the logits depend on.
-        rows: Views of the whole set.
-        classes: K.
-        batch_size: B.
-        limit: Bytes of all files together; by default ``KD_BENCH_LOGITS_GB``, or 16 GB. 0 for no store.
-        parts: As for ``Logits``.
+        folder: Folder of all caches.
+        key, rows, classes, batch_size, parts: As for ``LogitCache``.
+        limit: Bytes of all files together; 0 for no cache, None for ``size_limit()``.
+
+    Returns:
+        None if there is no space, or the platform cannot share files in this way.
     """
-    limit = allowed() if limit is None else limit
+    limit = size_limit() if limit is None else limit
     size = rows * 4 * (classes + 1)
-    about = about | {"version": VERSION, "batch_size": batch_size, "shape": [rows, classes]}
-    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    path = place / f"{name}.logits"
-    # A row is written at its place, which takes a call that Windows does not have.
+    key = key | {"version": VERSION, "batch_size": batch_size, "shape": [rows, classes]}
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{name}.logits"
+    # Windows lacks the call that writes at an offset.
     if size > limit or batch_size < 2 or not hasattr(os, "pwrite"):
         return None
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        others = [one for one in entries(place) if one.path != path]
-        taken = sum(one.full for one in others)
-        for one in sorted(others, key=lambda one: one.used):
-            if taken + size <= limit:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = [file for file in list_files(folder) if file.path != path]
+        total = sum(file.full_bytes for file in others)
+        for file in sorted(others, key=lambda file: file.last_used):
+            if total + size <= limit:
                 break
-            taken -= one.full if remove(one) else 0
-        here = disk_bytes(path) if path.exists() else 0
-        if taken + size > limit or shutil.disk_usage(place).free < size - here + SPARE:
-            log.info("%s: no room for %.1f GB of a teacher's logits, so they are not kept", place, size / 1e9)
+            total -= file.full_bytes if remove_file(file) else 0
+        present = disk_bytes(path) if path.exists() else 0
+        if total + size > limit or shutil.disk_usage(folder).free < size - present + MIN_FREE_DISK:
+            log.info("%s: no space for %.1f GB of a teacher's logits, so they are not cached", folder, size / 1e9)
             return None
-        store = LogitCache(path, about, rows, classes, batch_size, parts)
+        return LogitCache(path, key, rows, classes, batch_size, parts)
     except (OSError, ValueError, KeyError) as error:
-        log.warning("%s: the teacher's logits are not kept (%s)", path, error)
+        log.warning("%s: the teacher's logits are not cached (%s)", path, error)
         return None
-    return store
 
 
-def allowed() -> int:
-    """Bytes that all files may take together."""
+def size_limit() -> int:
+    """Returns the bytes of all files together: ``KD_BENCH_LOGITS_GB``, or 16 GB."""
     try:
         return int(float(os.environ["KD_BENCH_LOGITS_GB"]) * 10**9)
     except (KeyError, ValueError):
-        return LIMIT
+        return DEFAULT_LIMIT
 
 
 @dataclass(frozen=True)
 class LogitFile:
-    """One file of logits."""
+    """The file of one cache."""
 
     path: Path
-    about: dict[str, Any]
-    size: int
-    """Bytes that it takes on the disk."""
-    full: int
-    """Bytes that it would take with all views."""
-    used: float
-    """When it was last used, in seconds since 1970."""
+    key: dict[str, Any]
+    disk_bytes: int
+    """Bytes on the disk."""
+    full_bytes: int
+    """Bytes with the logits of all views."""
+    last_used: float
+    """Time in seconds since 1970."""
 
 
-def folder() -> Path:
-    """Where they are kept."""
+def logits_folder() -> Path:
+    """Returns the folder of all caches."""
     return cache_folder() / "logits"
 
 
-def entries(place: Path) -> list[LogitFile]:
-    """The files of a folder."""
-    found = []
-    for path in sorted(place.glob("*.logits")):
+def list_files(folder: Path) -> list[LogitFile]:
+    """Returns the caches in a folder."""
+    files = []
+    for path in sorted(folder.glob("*.logits")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = path.with_suffix(".json")
             stat = path.stat()
-            about = (read_json(record) or {"about": {}})["about"]
-            used = record.stat().st_mtime if record.exists() else stat.st_mtime
-            found.append(LogitFile(path, about, disk_bytes(path), stat.st_size, max(used, stat.st_mtime)))
-    return found
+            key = (read_json(record) or {"about": {}})["about"]
+            last_used = max(stat.st_mtime, record.stat().st_mtime if record.exists() else 0.0)
+            files.append(LogitFile(path, key, disk_bytes(path), stat.st_size, last_used))
+    return files
 
 
-def remove(entry: LogitFile) -> bool:
-    """Removes a file of logits; False where somebody uses it."""
-    with contextlib.suppress(OSError), open(entry.path, "rb") as file:
-        if _lock(file, shared=False):
-            entry.path.unlink(missing_ok=True)
-            entry.path.with_suffix(".json").unlink(missing_ok=True)
+def remove_file(file: LogitFile) -> bool:
+    """Removes a cache. Returns False if a process uses it."""
+    with contextlib.suppress(OSError), open(file.path, "rb") as content:
+        if _lock(content, shared=False):
+            file.path.unlink(missing_ok=True)
+            file.path.with_suffix(".json").unlink(missing_ok=True)
             return True
     return False
 

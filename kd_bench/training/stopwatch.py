@@ -1,4 +1,4 @@
-"""How long a student's own work takes, without making a GPU wait."""
+"""Measures the time of a student's steps without synchronising a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the time spent inside ``with watch:`` blocks; on a GPU by events that are read once an epoch."""
+    """Adds up the time spent inside ``with stopwatch.running(device):`` blocks.
+
+    On a GPU the time is that between two events, which are read once an epoch.
+    """
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -31,11 +34,11 @@ class Stopwatch:
         self._seconds += time.perf_counter() - begin
 
     def add(self, seconds: float) -> None:
-        """Adds what was measured before."""
+        """Adds time that was measured before."""
         self._seconds += seconds
 
     def read(self) -> float:
-        """Seconds since the last reading; waits for the device."""
+        """Returns the seconds since the last call. Synchronises the device."""
         if self._events:
             torch.cuda.synchronize()
             self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000

@@ -1,4 +1,4 @@
-"""The teacher's pass over a batch, as cheap as it can be without other numbers than the network's own."""
+"""The teacher's pass over a batch, folded, compiled and cached, without changing more than the last bits."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from kd_bench.config.trial import Trial
 from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.models.batch_norm_folding import fold
 from kd_bench.models.outputs import observe
+from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, precision_context
 from kd_bench.training.logit_cache import LogitCache
-from kd_bench.training.observing import Observer
-from kd_bench.training.student import precision_context
 from kd_bench.types import LOGITS, Batch, Output, Outputs
 from kd_bench.utils.errors import first_line
 
 log = logging.getLogger(__name__)
 
-#: Opens a store, given whether the teacher is compiled.
+#: Opens the logit cache. The argument says whether the teacher is compiled, because a compiled teacher has different
+#: last bits.
 OpenLogitCache = Callable[[bool], LogitCache | None]
 
 #: Operations of all its passes from which a teacher is compiled if the setting is "auto": some hours of a CPU's core,
@@ -35,22 +35,22 @@ COMPILE_FROM = 1e15
 
 
 class Teacher(nn.Module):
-    """A frozen network and what a cohort wants of it.
+    """A frozen network that computes the outputs that a cohort's methods need.
 
-    Where the batch norms go by their running statistics they are folded into the convolutions, images and maps lie with
-    the channels last, and the pass is compiled where that pays: all of it changes the last bits and no more (1e-5 of
-    the largest logit). Which is done follows from the trial's settings and the network alone, not from the company, and
-    what is put out depends neither on what else is asked for nor on the other images of the batch, so a student's
-    weights are the same bytes alone and in company, with a store of logits and without.
+    With running statistics, batch norms are folded into the convolutions, images and maps have the channels last, and
+    the pass is compiled if that saves time. All of it changes the last bits and no more (1e-5 of the largest logit).
+    The choice depends on the trial's settings and the network, not on the other members. The outputs depend neither on
+    which other outputs are needed nor on the other images of the batch. Therefore a student's weights are the same
+    bytes alone and in company, and with and without a logit cache.
 
     Args:
-        network: The trained network; never changed.
-        view: How it sees the images.
-        needs: What the methods read, by what the teacher's batch norms are to go by.
+        network: The trained network, which is never changed.
+        view: Transforms images into the network's input.
+        needs: Outputs that the methods read, by batch-norm mode: "running" for the running statistics, "batch" for
+            those of the batch.
         settings: Any of the cohort's trials.
-        images: All images that will pass, over all epochs; what "auto" goes by.
-        remember: Opens the store of logits of views that were seen before, where those can be counted; told whether
-            the teacher is compiled, on which their bits depend.
+        images: Number of images in all passes of the training, from which "auto" decides whether to compile.
+        open_logit_cache: Opens the logit cache; None for no cache.
     """
 
     def __init__(
@@ -60,132 +60,132 @@ class Teacher(nn.Module):
         needs: Mapping[TeacherBatchNorm, frozenset[Output]],
         settings: Trial,
         images: int,
-        remember: OpenLogitCache | None = None,
+        open_logit_cache: OpenLogitCache | None = None,
     ) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.view = view
         self._needs, self._settings, self._images = needs, settings, images
-        self._remember = remember
-        self._store: LogitCache | None = None
+        self._open_logit_cache = open_logit_cache
+        self._logit_cache: LogitCache | None = None
         self._precision = settings.teacher_precision or settings.precision
-        self._frozen: nn.Module = network
-        self._observers: dict[TeacherBatchNorm, Observer] = {}
-        self._norms = [
+        self._folded: nn.Module = network
+        self._forward_passes: dict[TeacherBatchNorm, ForwardPass] = {}
+        self._batch_norms = [
             module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
         ]
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stays in evaluation mode."""
+        """Keeps evaluation mode."""
         return super().train(False)
 
     def _prepare(self, images: Tensor) -> None:
-        """Makes what the passes need, on the images' device, if it is not there yet."""
-        if self._observers:
+        """Folds, compiles and opens the logit cache at the first batch, when the images' device is known."""
+        if self._forward_passes:
             return
-        image = tuple(self.view(images[:1]).shape[1:])
+        image_shape = tuple(self.view(images[:1]).shape[1:])
         if "running" in self._needs:
-            self._frozen = fold(self.network, image)
-            if self._frozen is not self.network:  # it is one of convolutions, for which that is worth it
-                self._frozen = self._frozen.to(memory_format=torch.channels_last)
-        mode: str = self._settings.compile
-        if mode == "auto":
-            mode = "on" if self._pays(image) and self._compiles(images) else "off"
-        for kind in self._needs:
-            self._observers[kind] = Observer(self._frozen if kind == "running" else self.network, mode)
-        if self._remember is not None and "running" in self._needs:
-            self._store = self._remember(mode != "off")
+            self._folded = fold(self.network, image_shape)
+            if self._folded is not self.network:  # a network of convolutions, which is faster so
+                self._folded = self._folded.to(memory_format=torch.channels_last)
+        compile_mode: str = self._settings.compile
+        if compile_mode == "auto":
+            compile_mode = "on" if self._is_worth_compiling(image_shape) and self._compiles(images) else "off"
+        for norm_mode in self._needs:
+            network = self._folded if norm_mode == "running" else self.network
+            self._forward_passes[norm_mode] = build_forward_pass(network, compile_mode)
+        if self._open_logit_cache is not None and "running" in self._needs:
+            self._logit_cache = self._open_logit_cache(compile_mode != "off")
 
     def forward(self, batch: Batch) -> dict[TeacherBatchNorm, Outputs]:
-        """One pass over the batch for all that some method reads; a second where the norms go by the batch.
+        """Runs the network on a batch: one pass for each batch-norm mode, for all outputs that some method needs.
 
         Args:
             batch: The samples.
 
         Returns:
-            Without gradient, by what the batch norms go by; in float32 unless students compute in another precision.
+            Outputs without gradient by batch-norm mode, in float32 unless students compute in another precision.
         """
-        found: dict[TeacherBatchNorm, Outputs] = {}
         self._prepare(batch.images)
-        if dict(self._needs) == {"running": LOGITS} and self._store is not None and batch.views is not None:
-            found["running"] = Outputs(self._store.of(batch.views, batch.images, self._logits))
-            return found
-        for kind in self._needs:
-            found[kind] = self._pass(kind, batch.images)
-        if "running" in found and self._store is not None and batch.views is not None:
-            self._store.learn(batch.views, batch.images, found["running"].logits, self._logits)
-        return found
+        cache, views = self._logit_cache, batch.views
+        if dict(self._needs) == {"running": LOGITS} and cache is not None and views is not None:
+            return {"running": Outputs(cache.get(views, batch.images, self._logits))}
+        outputs = {norm_mode: self._pass(norm_mode, batch.images) for norm_mode in self._needs}
+        if "running" in outputs and cache is not None and views is not None:
+            cache.add(views, batch.images, outputs["running"].logits, self._logits)
+        return outputs
 
     def cached_seconds(self) -> float | None:
-        """Seconds that passes which were not made would have taken, since this was last asked; None without a store."""
-        return None if self._store is None else self._store.cached_seconds()
+        """Returns the seconds that cached logits saved since the last call; None without a logit cache."""
+        return None if self._logit_cache is None else self._logit_cache.cached_seconds()
 
     def close(self) -> None:
-        """Closes the store of logits."""
-        if self._store is not None:
-            self._store.close()
+        """Closes the logit cache."""
+        if self._logit_cache is not None:
+            self._logit_cache.close()
 
     def _logits(self, images: Tensor) -> Tensor:
         return self._pass("running", images).logits
 
     def _compiles(self, images: Tensor) -> bool:
-        """Whether there is a compiler for the device, and it can make something of this network."""
+        """Whether the device has a compiler and the network compiles. Compiles it."""
         if not can_compile(images.device):
             return False
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where nothing needs it
-        observer = Observer(self._frozen, "on")
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of missing CUDA on a CPU
+        forward_pass = build_forward_pass(self._folded, "on")
         try:
             with torch.no_grad(), precision_context(self._precision, images.device):
-                observer(self._seen(images), LOGITS)
-        except Exception as error:  # of the many stages of a compiler, each has errors of its own
+                forward_pass(self._input(images), LOGITS)
+        except Exception as error:  # each stage of the compiler has errors of its own
             log.warning("the teacher is not compiled: %s: %s", type(error).__name__, first_line(error))
             return False
         return True
 
-    def _seen(self, images: Tensor) -> Tensor:
-        """The images as the frozen network takes them."""
-        seen: Tensor = self.view(images)
-        if self._frozen is not self.network or self._settings.channels_last:
-            seen = seen.contiguous(memory_format=torch.channels_last)
-        return seen
+    def _input(self, images: Tensor) -> Tensor:
+        """Returns the folded network's input."""
+        network_input: Tensor = self.view(images)
+        if self._folded is not self.network or self._settings.channels_last:
+            network_input = network_input.contiguous(memory_format=torch.channels_last)
+        return network_input
 
     @torch.no_grad()
-    def _pass(self, kind: TeacherBatchNorm, images: Tensor) -> Outputs:
+    def _pass(self, norm_mode: TeacherBatchNorm, images: Tensor) -> Outputs:
+        forward_pass, needs = self._forward_passes[norm_mode], self._needs[norm_mode]
         with precision_context(self._precision, images.device):
-            if kind == "running":
-                found = self._observers[kind](self._seen(images), self._needs[kind])
+            if norm_mode == "running":
+                outputs = forward_pass(self._input(images), needs)
             else:
-                with _batch_statistics(self._norms):
-                    found = self._observers[kind](self.view(images), self._needs[kind])
-        return self._handed(found)
+                with _batch_statistics(self._batch_norms):
+                    outputs = forward_pass(self.view(images), needs)
+        return self._convert(outputs)
 
-    def _handed(self, found: Outputs) -> Outputs:
-        """In the students' precision and layout of memory."""
-        layout = torch.channels_last if self._settings.channels_last else torch.contiguous_format
+    def _convert(self, outputs: Outputs) -> Outputs:
+        """Converts outputs to the students' precision and memory format."""
+        memory_format = torch.channels_last if self._settings.channels_last else torch.contiguous_format
 
-        def handed(tensor: Tensor) -> Tensor:
+        def convert(tensor: Tensor) -> Tensor:
             if self._settings.precision == "float32":
                 tensor = tensor.float()
-            return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
+            return tensor.contiguous(memory_format=memory_format) if tensor.ndim == 4 else tensor
 
         return Outputs(
-            handed(found.logits),
-            tuple(map(handed, found.stages)),
-            tuple(map(handed, found.preacts)),
-            None if found.pooled is None else handed(found.pooled),
+            convert(outputs.logits),
+            tuple(map(convert, outputs.stages)),
+            tuple(map(convert, outputs.preacts)),
+            None if outputs.pooled is None else convert(outputs.pooled),
         )
 
-    def _pays(self, image: Sequence[int]) -> bool:
-        like = next(self._frozen.parameters())
-        if isinstance(like, FakeTensor):
+    def _is_worth_compiling(self, image_shape: Sequence[int]) -> bool:
+        parameter = next(self._folded.parameters())
+        if isinstance(parameter, FakeTensor):
             return False
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            observe(self._frozen, torch.zeros(1, *image, device=like.device), LOGITS)
+            observe(self._folded, torch.zeros(1, *image_shape, device=parameter.device), LOGITS)
         return counter.get_total_flops() * self._images >= COMPILE_FROM
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch finds the compiler that it would use for this device."""
+    """Whether torch finds the compiler that it needs for this device."""
     if device.type == "cpu":
         return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++") if name)
     from torch.utils._triton import has_triton
@@ -194,12 +194,12 @@ def can_compile(device: torch.device) -> bool:
 
 
 @contextmanager
-def _batch_statistics(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Inside, these batch norms normalise by the batch and neither read nor change what they remember."""
-    for norm in norms:
+def _batch_statistics(batch_norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Inside, these batch norms normalise by the batch and neither read nor change their running statistics."""
+    for norm in batch_norms:
         norm.training, norm.track_running_stats = True, False
     try:
         yield
     finally:
-        for norm in norms:
+        for norm in batch_norms:
             norm.training, norm.track_running_stats = False, True

@@ -1,4 +1,4 @@
-"""What a trial ran on, for ``environment.json``."""
+"""The machine and the software that a trial ran on, for ``environment.json``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import re
 import socket
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,42 +21,38 @@ except ImportError:  # on Windows
 PACKAGES = ("kd-bench", "torch", "torchvision", "pytorch-lightning", "timm", "numpy", "safetensors")
 
 
-def now() -> str:
-    """The time in UTC, to the second, as ISO 8601."""
+def utc_timestamp() -> str:
+    """Returns the current UTC time as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def describe(device: str, threads: int) -> dict[str, Any]:
-    """Versions, machine, device and the number of threads that results are bitwise repeatable under."""
+def describe_environment(device: str, threads: int) -> dict[str, Any]:
+    """Returns versions, machine, device and number of threads. Results are bitwise equal if all of these are equal."""
     import torch
 
-    place = torch.device(device)
+    gpu = torch.device(device) if torch.device(device).type == "cuda" else None
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return {
-        "started": now(),
+        "started": utc_timestamp(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": device,
-        "device_name": torch.cuda.get_device_name(place) if place.type == "cuda" else _processor(),
-        "cuda": torch.version.cuda if place.type == "cuda" else None,
-        "cudnn": torch.backends.cudnn.version() if place.type == "cuda" else None,
-        "tf32": {
-            "matmul": torch.backends.cuda.matmul.allow_tf32,
-            "convolution": torch.backends.cudnn.allow_tf32,
-        }
-        if place.type == "cuda"
-        else None,
+        "device_name": torch.cuda.get_device_name(gpu) if gpu else _processor(),
+        "cuda": torch.version.cuda if gpu else None,
+        "cudnn": cudnn.version() if gpu else None,
+        "tf32": {"matmul": matmul.allow_tf32, "convolution": cudnn.allow_tf32} if gpu else None,
         "threads": threads,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "command": os.environ.get("KD_BENCH_COMMAND", " ".join(sys.argv)),
     }
 
 
-def bits_depend_on(device: Any, threads: int) -> dict[str, Any]:
-    """What of a machine the last bits of a network's outputs depend on."""
+def numerics_fingerprint(device: Any, threads: int) -> dict[str, Any]:
+    """Returns the properties of a machine that the last bits of a network's outputs depend on."""
     import torch
 
     return {
@@ -68,18 +65,16 @@ def bits_depend_on(device: Any, threads: int) -> dict[str, Any]:
 
 
 def peak_memory(device: Any) -> int:
-    """Bytes that torch has had on a GPU at most, or this process on a CPU; 0 where nobody tells."""
+    """Returns the peak memory of torch on a GPU, or of this process on a CPU, in bytes; 0 if unknown."""
     import torch
 
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        # Not getrusage, whose figure begins with that of the process that started this one.
-        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024
+    # getrusage starts at the peak of the parent process, so it is the second choice.
+    with suppress(OSError):
+        match = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if match:
+            return int(match[1]) * 1024
     if resource is None:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -93,10 +88,8 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()

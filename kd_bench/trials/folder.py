@@ -1,4 +1,4 @@
-"""A trial's folder: what is in it, written so that a kill at any instant loses at most the epoch under way."""
+"""A trial's folder and its files. A kill at any instant loses at most the current epoch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +17,12 @@ from kd_bench.utils.files import json_text, read_json, write_atomic, write_json,
 
 Status = Literal["done", "failed", "missing"]
 
-#: Checkpoints kept while a trial runs: the last, and the one before it should the last be damaged.
-KEPT = 2
+#: Number of checkpoints in the folder of an unfinished trial: the last, and one more in case the last is damaged.
+KEPT_CHECKPOINTS = 2
 
-#: The recipe's name under which trained teachers lie, for all recipes of a results folder.
+#: Name of the folder of trained teachers, which all recipes of a results folder share.
 TEACHERS = "teachers"
 
-_WITHIN = re.compile(r"within-(\d{6})-\d{9}-([0-9a-f]{16})\.pt")
 _CHECKPOINT = re.compile(r"epoch-(\d{6})-([0-9a-f]{16})\.pt")
 
 
@@ -35,51 +35,51 @@ class TrialFolder:
 
     @property
     def id(self) -> str:
-        """The trial's identity."""
+        """The trial's id."""
         return self.path.name
 
-    def check(self) -> None:
-        """Makes sure that the settings in the folder are those that its name stands for.
+    def check_settings(self) -> None:
+        """Checks that the hash of the settings in the folder is the folder's name.
 
         Raises:
-            UserError: Where ``trial.json`` was changed by hand, or is damaged.
+            UserError: If ``trial.json`` was changed by hand or is damaged.
         """
         file = self.path / "trial.json"
         try:
             settings = read_json(file)
         except ValueError:
-            raise UserError(f"{file}: is damaged; remove the folder {self.path} to train this trial anew") from None
+            raise UserError(f"{file}: is damaged; remove the folder {self.path} to train this trial again") from None
         if settings is None:
             return
-        found = identity(settings) if isinstance(settings, dict) else "nothing"
-        if found != self.id:
+        trial_id = identity(settings) if isinstance(settings, dict) else "nothing"
+        if trial_id != self.id:
             raise UserError(
-                f"{file}: was changed by hand: its settings are those of trial {found}, its folder says {self.id}; "
-                f"restore it, or remove the folder to train this trial anew"
+                f"{file}: was changed by hand: its settings are those of trial {trial_id}, its folder is {self.id}; "
+                f"restore it, or remove the folder to train this trial again"
             )
 
-    def begin(self, trial: Trial | PretrainedTeacher) -> None:
-        """Makes the folder and writes the settings."""
+    def create(self, trial: Trial | PretrainedTeacher) -> None:
+        """Creates the folder and writes the settings, if they do not exist yet."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / "trial.json").exists():
             write_json(self.path / "trial.json", trial.settings())
 
     def result(self) -> dict[str, Any] | None:
-        """The content of ``result.json``; None where the trial is not finished.
+        """Returns the content of ``result.json``, or None if the trial is not finished.
 
         Raises:
-            UserError: Where the file is damaged.
+            UserError: If the file is damaged.
         """
         try:
             result = read_json(self.path / "result.json")
         except ValueError:
             result = {}
         if result is not None and (not isinstance(result, dict) or result.get("status") not in {"done", "failed"}):
-            raise UserError(f"{self.path / 'result.json'}: is damaged; remove it to finish this trial anew")
+            raise UserError(f"{self.path / 'result.json'}: is damaged; remove it to finish this trial again")
         return result
 
     def status(self) -> Status:
-        """Whether the trial is finished, and how."""
+        """Returns the status. A trial that is done but has lost its weights is missing."""
         result = self.result()
         if result is None:
             return "missing"
@@ -87,109 +87,107 @@ class TrialFolder:
         return "missing" if status == "done" and not self.weights.exists() else status
 
     def write_environment(self, environment: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Says on what the trial runs; of a trial that is resumed, what was said before is kept and returned."""
+        """Writes ``environment.json``. Keeps the environments from before a resume, and returns the last of these."""
         file = self.path / "environment.json"
         try:
-            before = read_json(file)
+            previous = read_json(file)
         except ValueError:
-            before = None
-        before = before if isinstance(before, dict) else None
-        earlier = [*before.pop("earlier", []), before] if before else []
+            previous = None
+        previous = previous if isinstance(previous, dict) else None
+        earlier = [*previous.pop("earlier", []), previous] if previous else []
         write_json(file, {**environment, "earlier": earlier})
-        return before
+        return previous
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """``metrics.csv``, a row an epoch; always whole, so that no row is there twice after a kill."""
+        """Writes ``metrics.csv``, one row per epoch. Rewrites the whole file, so a kill leaves no duplicate rows."""
         rows = list(rows)
         text = io.StringIO()
-        columns = dict.fromkeys(name for row in rows for name in row)  # what is measured may change with a resume
+        columns = dict.fromkeys(name for row in rows for name in row)  # columns may change with a resume
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_atomic(self.path / "metrics.csv", text.getvalue())
 
     def write_checkpoint(self, epoch: int, content: bytes) -> None:
-        """Keeps the state after ``epoch`` epochs; its hash is in its name, so that damage is noticed."""
-        folder = self.path / "checkpoint"
-        folder.mkdir(exist_ok=True)
-        new = folder / f"epoch-{epoch:06d}-{_digest(content)}.pt"
-        write_atomic(new, content)
-        kept = {epoch, *sorted({one for one, _ in self._checkpoints() if one < epoch})[1 - KEPT :]}
-        for one, path in self._checkpoints():
-            if one not in kept or (one == epoch and path != new):
+        """Writes the state after ``epoch`` epochs. The file name has the content's hash, to detect damage."""
+        new = self._write_state(f"epoch-{epoch:06d}", content)
+        kept = {epoch, *sorted({other for other, _ in self._checkpoints() if other < epoch})[1 - KEPT_CHECKPOINTS :]}
+        for other, path in self._checkpoints():
+            if other not in kept or (other == epoch and path != new):
                 path.unlink(missing_ok=True)
-
-        for path in folder.glob("within-*.pt"):  # of an epoch that is over
+        for path in new.parent.glob("within-*.pt"):  # of an epoch that is over
             path.unlink(missing_ok=True)
 
     def write_mid_epoch(self, epoch: int, step: int, content: bytes) -> None:
-        """Keeps the state after so many steps of an epoch (from 0), and no former one of it."""
-        folder = self.path / "checkpoint"
-        folder.mkdir(exist_ok=True)
-        new = folder / f"within-{epoch:06d}-{step:09d}-{_digest(content)}.pt"
-        write_atomic(new, content)
-        for path in folder.glob("within-*.pt"):
+        """Writes the state after ``step`` steps of an epoch (from 0), and removes earlier states within an epoch."""
+        new = self._write_state(f"within-{epoch:06d}-{step:09d}", content)
+        for path in new.parent.glob("within-*.pt"):
             if path != new:
                 path.unlink(missing_ok=True)
 
+    def _write_state(self, name: str, content: bytes) -> Path:
+        path = self.path / "checkpoint" / f"{name}-{_digest(content)}.pt"
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, content)
+        return path
+
     def read_mid_epoch(self, epoch: int) -> Iterable[bytes]:
-        """What was kept within this epoch (from 0), the last first, as far as it is not damaged."""
+        """Yields the undamaged states within this epoch (from 0), the last first."""
         for path in sorted((self.path / "checkpoint").glob(f"within-{epoch:06d}-*.pt"), reverse=True):
             content = path.read_bytes()
-            found = _WITHIN.fullmatch(path.name)
-            if found and found[2] == _digest(content):
+            if path.name.endswith(f"-{_digest(content)}.pt"):
                 yield content
 
     def read_checkpoints(self) -> Iterable[tuple[int, Path, bytes | None]]:
-        """Epoch, file and content of each checkpoint, the last first; the content is None where it is damaged."""
+        """Yields epoch, file and content of each checkpoint, the last first. The content is None if it is damaged."""
         for epoch, path in self._checkpoints():
             content = path.read_bytes()
-            whole = path.name == f"epoch-{epoch:06d}-{_digest(content)}.pt"
-            yield epoch, path, content if whole else None
+            intact = path.name == f"epoch-{epoch:06d}-{_digest(content)}.pt"
+            yield epoch, path, content if intact else None
+
+    def epochs_done(self) -> int:
+        """Returns the number of epochs of the last checkpoint; 0 without a checkpoint."""
+        return max((epoch for epoch, _ in self._checkpoints()), default=0)
 
     def finish(self, result: Mapping[str, Any]) -> bool:
-        """Writes ``result.json``, which makes the trial finished, and then drops the checkpoints.
+        """Writes ``result.json``, which makes the trial finished, and then removes the checkpoints.
 
         Returns:
-            Whether it did: a result that is there, because another process believed to hold the lease too, stays.
+            False if there is a result already, from a process that believed to hold the lease too. That result stays.
         """
         if not write_new(self.path / "result.json", json_text(result)):
             return False
-        if (self.path / "checkpoint").is_dir():
-            for path in (self.path / "checkpoint").iterdir():
-                path.unlink(missing_ok=True)
-            (self.path / "checkpoint").rmdir()
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
         return True
 
-    def note_failure(self, reason: str) -> None:
-        """Keeps why the trial could not be trained, for people; the next run tries again."""
+    def write_failure(self, reason: str) -> None:
+        """Writes ``failure.json``, which says why the trial could not be trained. The next run tries again."""
         if self.path.is_dir():
             write_json(self.path / "failure.json", {"reason": reason})
 
-    def forget_failure(self) -> None:
-        """Forgets it, because somebody tries again."""
+    def remove_failure(self) -> None:
+        """Removes ``failure.json``, before another attempt."""
         (self.path / "failure.json").unlink(missing_ok=True)
 
-    def forget_result(self) -> None:
-        """Makes a failed trial one that is to be trained again, from the start."""
+    def remove_result(self) -> None:
+        """Removes ``result.json``, so that a failed trial is trained again."""
         (self.path / "result.json").unlink(missing_ok=True)
 
     def _checkpoints(self) -> list[tuple[int, Path]]:
-        folder = self.path / "checkpoint"
-        names = sorted(folder.iterdir(), reverse=True) if folder.is_dir() else []
-        return [(int(found[1]), path) for path in names if (found := _CHECKPOINT.fullmatch(path.name))]
+        paths = sorted((self.path / "checkpoint").glob("epoch-*.pt"), reverse=True)
+        return [(int(match[1]), path) for path in paths if (match := _CHECKPOINT.fullmatch(path.name))]
 
 
-def check_all(planned: Iterable[PlannedTrial], folder: Path) -> None:
-    """Checks the folders of all planned trials under ``OUT/<recipe>``, and of their teachers.
+def check_settings_of(planned: Iterable[PlannedTrial], folder: Path) -> None:
+    """Checks the settings of all planned trials under ``OUT/<recipe>``, and of their teachers.
 
     Raises:
-        UserError: As ``TrialFolder.check``.
+        UserError: As ``TrialFolder.check_settings``.
     """
-    paths = {folder / one.trial_id for one in planned}
-    paths |= {folder.parent / TEACHERS / one.teacher_id for one in planned if one.teacher_id}
+    paths = {folder / cell.trial_id for cell in planned}
+    paths |= {folder.parent / TEACHERS / cell.teacher_id for cell in planned if cell.teacher_id}
     for path in sorted(paths):
-        TrialFolder(path).check()
+        TrialFolder(path).check_settings()
 
 
 def _digest(content: bytes) -> str:

@@ -1,18 +1,18 @@
-"""Takes a teacher whose weights come in a file into the results folder, as if it had been trained there."""
+"""Imports a pretrained teacher from a file of weights into the results folder, as a finished trial."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from kd_bench.config.trial import PretrainedTeacher
 from kd_bench.data import registry as datasets
 from kd_bench.models import weights
-from kd_bench.training.fit import accuracy, load_network
-from kd_bench.trials.environment import describe, now
+from kd_bench.training.build import load_network
+from kd_bench.training.evaluate import evaluate_accuracy
+from kd_bench.trials.environment import describe_environment, utc_timestamp
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Lease
 from kd_bench.utils.errors import UserError
@@ -20,57 +20,57 @@ from kd_bench.utils.files import sha256
 
 
 def import_teacher(
-    given: PretrainedTeacher,
+    teacher: PretrainedTeacher,
     file: Path,
     data: Path | None,
     device: str,
     threads: int,
     folder: TrialFolder,
     lease: Lease,
-    tell: Callable[..., Any],
+    send_event: Callable[..., None],
 ) -> None:
-    """Loads the weights strictly, measures them on the test set, and writes them and the result to the folder.
+    """Loads the weights strictly, evaluates them on the test set, and writes weights and result to the folder.
 
     Args:
-        given: The teacher.
-        file: Its weights, in any layout that can be read.
-        data: Where data sets are; None for the default.
-        device: Where to evaluate.
-        threads: Threads of one operation on the CPU.
-        folder: Its folder.
-        lease: The right to write there.
-        tell: Sends an event to the runner.
+        teacher: The teacher.
+        file: Its weights, in any layout that ``kd_bench.models.weights`` reads.
+        data: Folder of the data sets; None for the default.
+        device: Device of the evaluation.
+        threads: CPU threads of one operation.
+        folder: The teacher's folder.
+        lease: The lease of the folder.
+        send_event: Sends an event to the scheduler.
 
     Raises:
-        UserError: Where the file is another than when the run was planned, or does not hold this network's weights.
+        UserError: If the file has changed since the run was planned, or does not hold this network's weights.
     """
-    if sha256(file) != given.weights:
-        raise UserError(f"{file}: was changed since this run was planned; run the recipe again")
+    if sha256(file) != teacher.weights:
+        raise UserError(f"{file}: has changed since this run was planned; run the recipe again")
     torch.set_num_threads(threads)
-    splits = datasets.images(given.dataset, given.pipeline, datasets.data_dir(data))
-    network, view = load_network(given, file, splits)
+    splits = datasets.open_dataset(teacher.dataset, teacher.pipeline, datasets.resolve_data_dir(data))
+    network, view = load_network(teacher, file, splits)
 
     def progress(step: int, steps: int) -> None:
-        tell("progress", epoch=0, step=step, steps=steps, rate=None)
+        send_event("progress", epoch=0, step=step, steps=steps, rate=None)
 
-    found = accuracy(network, view, splits, torch.device(device), progress)
-    folder.write_environment(describe(device, threads))
-    if not lease.held():
+    measured = evaluate_accuracy(network, view, splits, torch.device(device), progress)
+    folder.write_environment(describe_environment(device, threads))
+    if not lease.is_held():
         return
-    digest = weights.write(folder.weights, network.state_dict(), {"model": given.model, "trial": folder.id})
+    digest = weights.write(folder.weights, network.state_dict(), {"model": teacher.model, "trial": folder.id})
     folder.finish(
         {
             "status": "done",
             "reason": None,
-            "top1_last": found.top1,
-            "top1_best": found.top1,
-            "top5_last": found.top5,
+            "top1_last": measured.top1,
+            "top1_best": measured.top1,
+            "top5_last": measured.top5,
             "epochs": 0,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "finished": now(),
+            "finished": utc_timestamp(),
             "weights_file": file.name,
             "weights_sha256": digest,
         }
     )
     lease.release(finished=True)
-    tell("finished", trial=folder.id, status="done", reason=None, top1=found.top1)
+    send_event("finished", trial=folder.id, status="done", reason=None, top1=measured.top1)

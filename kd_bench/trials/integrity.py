@@ -1,4 +1,4 @@
-"""Checks finished trials again: what they say of themselves, their weights, and on request their accuracy."""
+"""Checks the files of finished trials: settings, metrics, weights, and on request the accuracy."""
 
 from __future__ import annotations
 
@@ -16,45 +16,47 @@ from kd_bench.trials.folder import TrialFolder
 from kd_bench.utils.errors import UserError, first_line
 from kd_bench.utils.files import sha256
 
-#: Percentage points within which an accuracy that is measured again is the same: the arithmetic of another machine may
-#: decide an image or two otherwise.
+#: Tolerance of a repeated measurement of the accuracy, in percentage points: the rounding of another machine may
+#: change the prediction for an image or two.
 TOLERANCE = 0.1
 
-_IDENTITY = re.compile(r"[0-9a-f]{16}")
+_TRIAL_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
 class CheckedTrial:
-    """A trial's folder, and what is wrong with it."""
+    """The outcome of checking a trial.
+
+    Attributes:
+        path: The trial's folder.
+        status: ``done``, ``failed``, ``unfinished`` or ``damaged``.
+        faults: One sentence for each fault.
+    """
 
     path: Path
     status: str
-    """done, failed, unfinished, or damaged."""
     faults: tuple[str, ...]
 
 
 def trial_folders(out: Path) -> list[Path]:
-    """The folders of trials under a results folder, or that of one recipe, sorted.
+    """Returns the sorted folders of the trials in a results folder, or in the folder of one recipe.
 
     Raises:
-        UserError: Where there is none.
+        UserError: If there are no trials.
     """
-    found = sorted(path for depth in ("*", "*/*") for path in out.glob(depth) if _is_trial(path))
-    if not found:
+    paths = (path for pattern in ("*", "*/*") for path in out.glob(pattern))
+    folders = sorted(path for path in paths if _TRIAL_ID.fullmatch(path.name) and path.is_dir())
+    if not folders:
         raise UserError(f"{out}: there are no trials in this folder")
-    return found
+    return folders
 
 
-def _is_trial(path: Path) -> bool:
-    return _IDENTITY.fullmatch(path.name) is not None and path.is_dir()
-
-
-def check(path: Path) -> CheckedTrial:
-    """Looks at one trial's files; the weights are read, but not run."""
+def check_trial(path: Path) -> CheckedTrial:
+    """Checks the files of one trial. Computes the checksum of the weights but does not build the network."""
     folder = TrialFolder(path)
     try:
-        folder.check()
-        settings = _settings(path)
+        folder.check_settings()
+        settings = _read_settings(path)
         result = folder.result()
     except UserError as error:
         return CheckedTrial(path, "damaged", (str(error),))
@@ -62,13 +64,13 @@ def check(path: Path) -> CheckedTrial:
         return CheckedTrial(path, "unfinished", ())
     if result["status"] == "failed":
         return CheckedTrial(path, "failed", ())
-    faults = [*_weights(folder, result)]
+    faults = list(_weights_faults(folder, result))
     if isinstance(settings, Trial):
-        faults += _metrics(path, settings, result)
+        faults += _metrics_faults(path, settings, result)
     return CheckedTrial(path, "done", tuple(faults))
 
 
-def _settings(path: Path) -> Trial | PretrainedTeacher:
+def _read_settings(path: Path) -> Trial | PretrainedTeacher:
     file = path / "trial.json"
     try:
         content = file.read_text()
@@ -78,15 +80,15 @@ def _settings(path: Path) -> Trial | PretrainedTeacher:
         raise UserError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
-def _weights(folder: TrialFolder, result: dict[str, Any]) -> Iterator[str]:
+def _weights_faults(folder: TrialFolder, result: dict[str, Any]) -> Iterator[str]:
     file = folder.weights
     if not file.is_file():
-        yield f"{file}: is missing; the result is there without its weights"
+        yield f"{file}: is missing; the result has no weights"
     elif sha256(file) != result.get("weights_sha256"):
-        yield f"{file}: is not what was written: its checksum is another than result.json has"
+        yield f"{file}: is not what was written: its checksum differs from that in result.json"
 
 
-def _metrics(path: Path, trial: Trial, result: dict[str, Any]) -> Iterator[str]:
+def _metrics_faults(path: Path, trial: Trial, result: dict[str, Any]) -> Iterator[str]:
     file = path / "metrics.csv"
     try:
         rows = list(csv.DictReader(io.StringIO(file.read_text())))
@@ -96,32 +98,33 @@ def _metrics(path: Path, trial: Trial, result: dict[str, Any]) -> Iterator[str]:
         yield f"{file}: cannot be read: {error}"
         return
     if epochs != list(range(1, trial.epochs + 1)):
-        yield f"{file}: has not one row for each of {trial.epochs} epochs"
+        yield f"{file}: does not have one row for each of {trial.epochs} epochs"
     elif last != result.get("top1_last"):
         yield f"{file}: ends with {last} %, but result.json says {result.get('top1_last')} %"
 
 
-def measure_again(path: Path, data: Path | None, device: str) -> str | None:
-    """Evaluates a finished trial's weights; what is wrong, or None.
+def check_accuracy(path: Path, data: Path | None, device: str) -> str | None:
+    """Evaluates a finished trial's weights again. Returns the fault, or None.
 
     Args:
-        path: The trial's folder, which ``check`` finds nothing wrong with.
-        data: Where data sets are; None for the default.
-        device: Where to evaluate.
+        path: The trial's folder, in which ``check_trial`` finds no faults.
+        data: Folder of the data sets; None for the default.
+        device: Device of the evaluation.
 
     Raises:
-        UserError: Where the data set is not there.
+        UserError: If the data set cannot be found.
     """
     import torch
 
     from kd_bench.data import registry as datasets
-    from kd_bench.training.fit import accuracy, load_network
+    from kd_bench.training.build import load_network
+    from kd_bench.training.evaluate import evaluate_accuracy
 
-    folder, settings = TrialFolder(path), _settings(path)
-    images = datasets.images(settings.dataset, settings.pipeline, datasets.data_dir(data))
+    folder, settings = TrialFolder(path), _read_settings(path)
+    images = datasets.open_dataset(settings.dataset, settings.pipeline, datasets.resolve_data_dir(data))
     network, view = load_network(settings, folder.weights, images)
-    found = accuracy(network, view, images, torch.device(device)).top1
-    said = (folder.result() or {})["top1_last"]
-    if abs(found - said) <= TOLERANCE:
+    measured = evaluate_accuracy(network, view, images, torch.device(device)).top1
+    recorded = (folder.result() or {})["top1_last"]
+    if abs(measured - recorded) <= TOLERANCE:
         return None
-    return f"{folder.weights}: measured again it has {found:.2f} %, but result.json says {said:.2f} %"
+    return f"{folder.weights}: has {measured:.2f} % when measured again, but result.json says {recorded:.2f} %"

@@ -1,8 +1,8 @@
-"""Who works on a trial: a lease in its folder, safe among any number of processes on any number of machines.
+"""Leases of trials: at most one process, on any number of machines, trains a trial at a time.
 
-A lease is a numbered file, ``lease.000001``, created with O_EXCL, and only the highest number counts. To take over from
-a holder that is gone is to create the next number, which exactly one process can do; nothing is ever removed from under
-anybody. A holder checks that its number still is the highest before it publishes anything.
+A lease is a numbered file in the trial's folder, ``lease.000001``, created with O_EXCL. Only the highest number counts.
+To take over from a dead holder, a process creates the next number, which exactly one process can do. No process
+removes another's lease. A holder checks that its number is still the highest before it publishes a result.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ import psutil
 
 from kd_bench.utils.files import write_atomic
 
-#: Seconds between the signs of life that a holder gives, and after how many without one it counts as gone. They matter
-#: between machines only: on one machine a holder is gone when its process is.
+#: Seconds between two heartbeats of a holder, and seconds without a heartbeat after which a holder counts as dead.
+#: Only other machines depend on heartbeats: on the same machine a holder is dead if its process is.
 HEARTBEAT = 15.0
 EXPIRY = 90.0
 
+_HOLDER_KEYS = ("host", "here", "pid", "born", "token", "released")
 _GLOB = "lease.[0-9][0-9][0-9][0-9][0-9][0-9]"
 
 
 @lru_cache(maxsize=1)
-def _here() -> str:
-    """This machine, this boot, and this process-id namespace: where a process id means the same process."""
+def _process_namespace() -> str:
+    """Returns machine, boot and process-id namespace, within which a process id names one process."""
     parts = [socket.gethostname()]
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with suppress(OSError):
@@ -41,18 +42,18 @@ def _here() -> str:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds, or held, a lease."""
+class LeaseHolder:
+    """The process that holds, or held, a lease. Times are in seconds since 1970; 0 if unknown."""
 
     path: Path
-    host: str
-    here: str
-    pid: int
-    born: float
-    token: str
-    released: bool
-    beat: float
-    since: float = 0.0
+    host: str = ""
+    process_namespace: str = ""
+    pid: int = 0
+    process_started: float = 0.0
+    token: str = ""
+    released: bool = True
+    heartbeat: float = 0.0
+    acquired: float = 0.0
 
     @property
     def number(self) -> int:
@@ -60,57 +61,59 @@ class Holder:
         return int(self.path.suffix[1:])
 
     @property
-    def elsewhere(self) -> bool:
-        """Whether it is on another machine, where one cannot see if its process runs."""
-        return self.here != _here()
+    def on_other_machine(self) -> bool:
+        """Whether it is on another machine, so that only its heartbeat shows whether it runs."""
+        return self.process_namespace != _process_namespace()
 
 
-class Watch:
-    """Tells whether leases are alive; remembers when it last saw a sign of life from other machines."""
+class LeaseMonitor:
+    """Decides whether the holders of leases are alive. Remembers when heartbeats from other machines changed."""
 
     def __init__(self, expiry: float = EXPIRY) -> None:
         self._expiry = expiry
         self._seen: dict[tuple[str, str], tuple[float, float]] = {}
 
-    def holder(self, folder: Path) -> Holder | None:
-        """The live holder of a folder's lease; None where nobody works on it."""
-        holder = latest(folder)
-        return holder if holder and self._alive(holder) else None
+    def live_holder(self, folder: Path) -> LeaseHolder | None:
+        """Returns the holder of a folder's lease, or None if there is none alive."""
+        holder = latest_holder(folder)
+        return holder if holder and self.is_alive(holder) else None
 
-    def _alive(self, holder: Holder) -> bool:
+    def is_alive(self, holder: LeaseHolder) -> bool:
+        """Whether a holder has not released the lease and still runs."""
         if holder.released:
             return False
-        if holder.here == _here():
-            return _runs(holder.pid, holder.born)
-        # Clocks of two machines may differ: what counts is how long ago, by our own clock, the sign of life changed.
+        if not holder.on_other_machine:
+            return _is_running(holder.pid, holder.process_started)
+        # The clocks of two machines may differ, so the age of a heartbeat is measured by this machine's clock, from
+        # the moment at which it was first seen.
         key = (str(holder.path), holder.token)
         now = time.monotonic()
-        beat, since = self._seen.get(key, (None, now))
-        if beat != holder.beat:
-            since = now
-        self._seen[key] = (holder.beat, since)
-        return now - since < self._expiry
+        heartbeat, seen_at = self._seen.get(key, (None, now))
+        if heartbeat != holder.heartbeat:
+            seen_at = now
+        self._seen[key] = (holder.heartbeat, seen_at)
+        return now - seen_at < self._expiry
 
 
 class Lease:
-    """A lease that this process holds. Use ``claim`` to get one."""
+    """A lease that this process holds. Call ``acquire_lease`` to get one."""
 
     def __init__(self, path: Path, content: dict[str, object]) -> None:
         self.path, self._content = path, content
 
-    def held(self) -> bool:
-        """Whether it still is the folder's highest, hence ours."""
-        current = latest(self.path.parent)
-        return current is not None and current.token == self._content["token"]
+    def is_held(self) -> bool:
+        """Whether it still has the highest number in its folder, so that no other process has taken over."""
+        holder = latest_holder(self.path.parent)
+        return holder is not None and holder.token == self._content["token"]
 
-    def beat(self) -> None:
-        """Gives a sign of life."""
+    def renew(self) -> None:
+        """Writes a heartbeat."""
         with suppress(FileNotFoundError):
             os.utime(self.path)
 
     def release(self, finished: bool) -> None:
-        """Gives it up: without trace where the trial is finished, else marked so that the next need not wait."""
-        if not self.held():
+        """Releases the lease: removes all lease files of a finished trial, else marks the lease as released."""
+        if not self.is_held():
             return
         if finished:
             for path in sorted(self.path.parent.glob(_GLOB)):
@@ -119,23 +122,23 @@ class Lease:
             write_atomic(self.path, json.dumps(self._content | {"released": True}))
 
 
-def claim(folder: Path, watch: Watch) -> Lease | None:
-    """Takes the lease of a folder; None where a live process holds it, or took it in this moment."""
-    current = latest(folder)
-    if current and watch._alive(current):
+def acquire_lease(folder: Path, monitor: LeaseMonitor) -> Lease | None:
+    """Acquires the lease of a folder, or returns None if a live process holds it or acquires it at this moment."""
+    holder = latest_holder(folder)
+    if holder and monitor.is_alive(holder):
         return None
-    number = current.number + 1 if current else 1
+    number = holder.number + 1 if holder else 1
     path = folder / f"lease.{number:06d}"
     content: dict[str, object] = {
         "host": socket.gethostname(),
-        "here": _here(),
+        "here": _process_namespace(),
         "pid": os.getpid(),
         "born": psutil.Process().create_time(),
         "token": secrets.token_hex(8),
         "since": time.time(),
         "released": False,
     }
-    # Filled under another name and linked: the file is there whole or not at all, and only one process can link it.
+    # Written under another name and linked: the file is complete as soon as it exists, and one process can link it.
     draft = folder / f".lease.{content['token']}.tmp"
     draft.write_text(json.dumps(content))
     try:
@@ -148,7 +151,7 @@ def claim(folder: Path, watch: Watch) -> Lease | None:
 
 
 class Heartbeat:
-    """A thread that gives signs of life for all leases that a process holds."""
+    """A thread that renews all leases of a process."""
 
     def __init__(self, leases: list[Lease], interval: float = HEARTBEAT) -> None:
         self._leases, self._interval = leases, interval
@@ -159,31 +162,31 @@ class Heartbeat:
         while not self._stop.wait(self._interval):
             for lease in self._leases:
                 with suppress(OSError):
-                    lease.beat()
+                    lease.renew()
 
     def stop(self) -> None:
         """Ends the thread."""
         self._stop.set()
 
 
-def latest(folder: Path) -> Holder | None:
-    """The highest lease of a folder, dead or alive."""
+def latest_holder(folder: Path) -> LeaseHolder | None:
+    """Returns the holder of the highest lease of a folder, dead or alive; None if there is no lease."""
     for path in sorted(folder.glob(_GLOB), reverse=True):
         try:
             content = json.loads(path.read_text())
-            fields = {key: content[key] for key in ("host", "here", "pid", "born", "token", "released")}
-            since = float(content.get("since", 0.0))
-            return Holder(path=path, beat=path.stat().st_mtime, since=since, **fields)
+            host, namespace, pid, started, token, released = (content[key] for key in _HOLDER_KEYS)
+            heartbeat, acquired = path.stat().st_mtime, float(content.get("since", 0.0))
+            return LeaseHolder(path, host, namespace, pid, started, token, released, heartbeat, acquired)
         except FileNotFoundError:
             continue
         except (ValueError, KeyError, TypeError):
-            # Nothing of ours writes such a file (a disk error may): it counts, for its number, as held by nobody.
-            return Holder(path, "", "", 0, 0.0, "", True, 0.0)
+            # kd-bench never writes such a file, but a disk error may. Its number counts, but no process holds it.
+            return LeaseHolder(path)
     return None
 
 
-def _runs(pid: int, born: float) -> bool:
+def _is_running(pid: int, started: float) -> bool:
     try:
-        return abs(psutil.Process(pid).create_time() - born) < 1.0
+        return abs(psutil.Process(pid).create_time() - started) < 1.0
     except psutil.Error:
         return False

@@ -1,7 +1,6 @@
-"""Loggers that show a training as it goes: TensorBoard and Weights & Biases.
+"""Loggers that show the progress of a training: TensorBoard and Weights & Biases.
 
-They are for people to look at. Results are read from the trial's folder alone, so a logger that fails is told and left
-out, and the training goes on.
+Results are read from the trial's folder alone. A logger that fails is reported and dropped, and the training continues.
 """
 
 from __future__ import annotations
@@ -19,29 +18,31 @@ from kd_bench.utils.files import write_atomic
 
 Row = Mapping[str, float]
 
-#: Of the result, what a logger shows of a trial as a whole.
+#: Keys of the result that are shown as the summary of a trial.
 _SUMMARY = ("status", "reason", "top1_last", "top1_best", "best_epoch", "top5_last", "seconds", "parameters",
             "teacher_top1", "weights_sha256")  # fmt: skip
 
 
 class Logger(Protocol):
-    """Shows one trial."""
+    """Shows one trial.
+
+    Args:
+        folder: The trial's folder.
+        trial: Its settings.
+        history: One row for each epoch that was finished before a resume.
+    """
+
+    def __init__(self, folder: TrialFolder, trial: Trial, history: Sequence[Row]) -> None: ...
 
     def row(self, row: Row) -> None:
-        """Takes the metrics of an epoch."""
+        """Logs the metrics of an epoch."""
 
     def close(self, result: Mapping[str, Any]) -> None:
-        """Takes the result of the trial, which is over."""
+        """Logs the result and ends the log."""
 
 
 class TensorBoard:
-    """Events in ``tensorboard/`` of the trial's folder. A start writes all epochs so far, in place of former events.
-
-    Args:
-        folder: The trial's.
-        trial: Its settings.
-        history: A row for each epoch that was trained before.
-    """
+    """Writes events into ``tensorboard/`` of the trial's folder. A resumed trial replaces the earlier events."""
 
     def __init__(self, folder: TrialFolder, trial: Trial, history: Sequence[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -57,44 +58,38 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self, result: Mapping[str, Any]) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._writer.close()
 
 
 class WandB:
-    """A run of Weights & Biases, which keeps its files in ``wandb/`` of the trial's folder.
+    """Writes a run of Weights & Biases, whose files are in ``wandb/`` of the trial's folder.
 
-    A trial that is resumed goes on with its run, whose name is kept there; trained anew it has a new one. Project, mode
-    and server are wandb's own variables to say (``WANDB_PROJECT``, by default kd-bench; ``WANDB_MODE=offline``).
-
-    Args:
-        folder: The trial's.
-        trial: Its settings, the run's configuration.
-        history: A row for each epoch that was trained before; those that the run lacks are added.
+    A resumed trial continues its run, whose id is in ``wandb/run.txt``. A trial that is trained again gets a new run.
+    wandb's variables set project, mode and server (``WANDB_PROJECT``, default kd-bench; ``WANDB_MODE=offline``).
     """
 
     def __init__(self, folder: TrialFolder, trial: Trial, history: Sequence[Row]) -> None:
         import wandb
 
-        place = folder.path / "wandb"
-        place.mkdir(exist_ok=True)
-        kept = place / "run.txt"
-        if not history or not kept.exists():
-            write_atomic(kept, f"{folder.id}-{secrets.token_hex(4)}")
+        run_id = folder.path / "wandb" / "run.txt"
+        run_id.parent.mkdir(exist_ok=True)
+        if not history or not run_id.exists():
+            write_atomic(run_id, f"{folder.id}-{secrets.token_hex(4)}")
         teacher = f"{trial.teacher.model} to " if trial.teacher else ""
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or "kd-bench",
             group=folder.path.parent.name,
             name=f"{trial.method.name}, {teacher}{trial.model}, seed {trial.seed}",
-            id=kept.read_text(),
+            id=run_id.read_text(),
             resume="allow",
             config=trial.settings(),
             dir=str(folder.path),
-            reinit="create_new",  # members of a cohort have one each, in one process
+            reinit="create_new",  # the members of a cohort have one run each in the same process
             settings=wandb.Settings(console="off"),
         )
         for row in history:
-            if row["epoch"] >= self._run.starting_step:  # a run refuses what it has
+            if row["epoch"] >= self._run.starting_step:  # wandb refuses earlier steps
                 self.row(row)
 
     def row(self, row: Row) -> None:
@@ -102,48 +97,45 @@ class WandB:
         self._run.log(dict(row), step=int(row["epoch"]))
 
     def close(self, result: Mapping[str, Any]) -> None:
-        """Ends the run, as failed where the trial is."""
+        """Ends the run, with exit code 1 if the trial has failed."""
         self._run.summary.update({name: result[name] for name in _SUMMARY if result.get(name) is not None})
         self._run.finish(exit_code=0 if result["status"] == "done" else 1)
 
 
-#: By the name of the command line's option, which is that of the package and of the extra, too.
-LOGGERS: dict[str, Callable[[TrialFolder, Trial, Sequence[Row]], Logger]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-}
+#: Logger by name, which is also the name of its command line option, its package and its extra.
+LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 class Loggers:
-    """Those of one trial. Errors of theirs, whatever they are, are told and end nothing but the logger.
+    """All loggers of one trial. A logger that raises an error is dropped with a warning.
 
     Args:
-        names: Of ``LOGGERS``.
-        folder: The trial's.
-        note: Is told what is amiss, in a sentence.
+        names: Keys of ``LOGGERS``.
+        folder: The trial's folder.
+        warn: Called with a sentence for each logger that fails.
     """
 
-    def __init__(self, names: Sequence[str], folder: TrialFolder, note: Callable[[str], None]) -> None:
-        self._names, self._folder, self._note = names, folder, note
+    def __init__(self, names: Sequence[str], folder: TrialFolder, warn: Callable[[str], None]) -> None:
+        self._names, self._folder, self._warn = names, folder, warn
         self._open: dict[str, Logger] = {}
 
-    def begin(self, trial: Trial, history: Sequence[Row]) -> None:
-        """Opens them, and shows the epochs before."""
+    def open(self, trial: Trial, history: Sequence[Row]) -> None:
+        """Opens the loggers and logs the epochs so far."""
         for name in self._names:
             with self._guarded(name):
                 self._open[name] = LOGGERS[name](self._folder, trial, history)
 
     def row(self, row: Row) -> None:
-        """Shows an epoch."""
-        for name, logger in list(self._open.items()):
+        """Logs an epoch."""
+        for name in list(self._open):
             with self._guarded(name):
-                logger.row(row)
+                self._open[name].row(row)
 
     def close(self, result: Mapping[str, Any]) -> None:
-        """Shows the result."""
-        for name, logger in list(self._open.items()):
+        """Logs the result."""
+        for name in list(self._open):
             with self._guarded(name):
-                logger.close(result)
+                self._open[name].close(result)
         self._open.clear()
 
     @contextmanager
@@ -152,4 +144,4 @@ class Loggers:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            self._note(f"--{name}: {self._folder.path.name} goes on without it ({first_line(error)})")
+            self._warn(f"--{name}: {self._folder.path.name} continues without it ({first_line(error)})")

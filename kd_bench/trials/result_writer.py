@@ -1,4 +1,4 @@
-"""Writes what a member of a cohort reports into its trial's folder."""
+"""Writes the results of a cohort's member into its trial's folder, and sends events to the scheduler."""
 
 from __future__ import annotations
 
@@ -7,123 +7,119 @@ import io
 import json
 import pickle
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
+from kd_bench.training.result_writer import ResultWriter
 from kd_bench.training.student import StudentModule, serialize_state
-from kd_bench.trials.environment import now, peak_memory
+from kd_bench.trials.environment import peak_memory, utc_timestamp
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Lease
 from kd_bench.trials.loggers import Loggers
 from kd_bench.utils.errors import first_line
 from kd_bench.utils.files import write_atomic
 
-#: Most corrupt files that a result names.
-_NAMED = 100
+#: Largest number of corrupt files that a result names.
+_MAX_CORRUPT_FILES = 100
 
-#: Sends an event to the runner.
-Tell = Callable[..., None]
+#: Errors of a checkpoint that cannot be loaded.
+_LOAD_ERRORS = (ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError)
 
 
 class LostLease(Exception):
-    """Another process took the trial over; nothing more may be written to its folder."""
+    """Another process has taken over the trial, so this process must not write to its folder."""
 
 
-class TrialResultWriter:
-    """A trial's folder as the place where its results go.
+class TrialResultWriter(ResultWriter):
+    """Writes one trial's checkpoints, metrics and result. Every method checks the lease before it writes.
 
     Args:
         folder: The trial's folder.
-        lease: The right to write there; checked before each writing.
-        tell: Sends an event to the runner.
+        lease: The lease of the folder.
+        send_event: Sends an event to the scheduler.
         teacher_top1: The teacher's accuracy in percent.
-        train_images: Images of an epoch.
-        loggers: Where the metrics are shown as well, by name.
+        train_images: Number of images per epoch.
+        loggers: Names of the loggers to use in addition to the folder.
     """
 
     def __init__(
         self,
         folder: TrialFolder,
         lease: Lease,
-        tell: Tell,
+        send_event: Callable[..., None],
         teacher_top1: float | None,
         train_images: int,
         loggers: Sequence[str] = (),
     ) -> None:
-        self.folder, self._lease, self._tell = folder, lease, tell
+        self.folder, self._lease, self._send_event = folder, lease, send_event
         self._teacher_top1, self._train_images = teacher_top1, train_images
-        self._loggers = Loggers(loggers, folder, lambda text: tell("note", text=text))
+        self._loggers = Loggers(loggers, folder, lambda text: send_event("note", text=text))
 
     def resume(self, member: StudentModule) -> None:
-        """Puts the member into the state of its last good checkpoint, if there is one."""
-        self._restore(member)
-        self._loggers.begin(member.trial, member.history)
-
-    def _restore(self, member: StudentModule) -> None:
+        """Restores the member from its last good checkpoint, if there is one, and opens the loggers."""
         damaged = []
+        outcome = "starts again from the beginning"
         for epoch, path, content in self.folder.read_checkpoints():
             try:
                 if content is None:
-                    raise ValueError("its content is not what its name says")
+                    raise ValueError("its content does not match the hash in its name")
                 member.restore(torch.load(io.BytesIO(content), weights_only=True))
-            except (ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            except _LOAD_ERRORS as error:
                 damaged.append((path, first_line(error)))
                 continue
-            self._say(damaged, f"goes on from epoch {epoch}")
-            return
-        self._say(damaged, "starts again from zero")
+            outcome = f"continues from epoch {epoch}"
+            break
+        for path, reason in damaged:
+            self._send_event("note", text=f"{path}: this checkpoint is corrupt ({reason}); the trial {outcome}")
+        self._loggers.open(member.trial, member.history)
 
-    def save_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
-        """Keeps a checkpoint within an epoch: of each process, because what they remember of an epoch differs."""
-        self._hold()
+    def write_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
+        """Writes a checkpoint within an epoch, with the state of each process, because these differ."""
+        self._check_lease()
         self.folder.write_mid_epoch(member.epochs_done, step, serialize_state({"step": step, "states": states}))
 
-    def saved_mid_epoch(self, epoch: int, processes: int) -> tuple[int, list[bytes]] | None:
-        """The last good checkpoint within this epoch (from 0): its step, and the state of each of so many processes."""
+    def read_mid_epoch(self, epoch: int, world_size: int) -> tuple[int, list[bytes]] | None:
+        """Returns step and states of the last good checkpoint within this epoch (from 0), one state per process."""
         for content in self.folder.read_mid_epoch(epoch):
-            try:
-                kept = torch.load(io.BytesIO(content), weights_only=True)
-                if len(kept["states"]) == processes:
-                    return int(kept["step"]), kept["states"]
-            except (ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError):
-                continue
+            with suppress(*_LOAD_ERRORS):
+                checkpoint = torch.load(io.BytesIO(content), weights_only=True)
+                if len(checkpoint["states"]) == world_size:
+                    return int(checkpoint["step"]), checkpoint["states"]
         return None
 
-    def _say(self, damaged: list[tuple[Any, str]], outcome: str) -> None:
-        for path, why in damaged:
-            self._tell("note", text=f"{path}: this checkpoint is corrupt ({why}); the trial {outcome}")
-
-    def epoch(self, member: StudentModule) -> None:
-        """Keeps a checkpoint and the metrics; after the last epoch, finishes the trial."""
-        self._hold()
+    def write_epoch(self, member: StudentModule) -> None:
+        """Writes a checkpoint and the metrics; after the last epoch, the weights and the result."""
+        self._check_lease()
         if member.epochs_done < member.trial.epochs:
             self.folder.write_checkpoint(member.epochs_done, serialize_state(member.state()))
         self.folder.write_metrics(member.history)
         row = member.history[-1]
         self._loggers.row(row)
-        self._tell("epoch", trial=self.folder.id, epoch=member.epochs_done, top1=row["top1"])
+        self._send_event("epoch", trial=self.folder.id, epoch=member.epochs_done, top1=row["top1"])
         if member.epochs_done == member.trial.epochs:
             self._finish(member)
 
-    def diverged(self, member: StudentModule, reason: str) -> None:
-        """Records the trial as failed: trained again, it would fail again."""
-        self._hold()
+    def write_divergence(self, member: StudentModule, reason: str) -> None:
+        """Writes a failed result, because the trial would diverge again."""
+        self._check_lease()
         if member.history:
             self.folder.write_metrics(member.history)
-        self._conclude({"status": "failed", "reason": reason, **self._figures(member)}, reason)
+        self._write_result({"status": "failed", "reason": reason, **self._costs(member)}, reason)
 
-    def crashed(self, member: StudentModule, reason: str) -> None:
-        """Leaves the trial unfinished: an error of the code is no result."""
-        self._tell("crashed", trial=self.folder.id, reason=reason)
+    def report_crash(self, member: StudentModule, reason: str) -> None:
+        """Reports that the method raised an error. The trial stays unfinished, because an error is no result."""
+        self._send_event("crashed", trial=self.folder.id, reason=reason)
 
     def _finish(self, member: StudentModule) -> None:
-        weights = {key: value.detach().cpu().contiguous() for key, value in member.evaluated.state_dict().items()}
-        # One entry of metadata only: safetensors writes several in random order.
-        about = json.dumps({"model": member.trial.model, "trial": self.folder.id}, sort_keys=True)
-        content = save(weights, metadata={"kd_bench": about})
+        state = member.evaluated_network.state_dict()
+        weights = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        # One entry of metadata, because safetensors writes several in random order.
+        metadata = json.dumps({"model": member.trial.model, "trial": self.folder.id}, sort_keys=True)
+        content = save(weights, metadata={"kd_bench": metadata})
         write_atomic(self.folder.weights, content)
         history = member.history
         best = max(history, key=lambda row: row["top1"])
@@ -135,13 +131,13 @@ class TrialResultWriter:
             "best_epoch": best["epoch"],
             "top5_last": history[-1]["top5"],
             "class_top1_last": member.class_top1,
-            **({} if member.evaluated_as is None else {"evaluated": member.evaluated_as}),
-            **self._figures(member),
+            **({} if member.evaluated_weights is None else {"evaluated": member.evaluated_weights}),
+            **self._costs(member),
             "weights_sha256": hashlib.sha256(content).hexdigest(),
         }
-        self._conclude(result, None)
+        self._write_result(result, None)
 
-    def _figures(self, member: StudentModule) -> dict[str, Any]:
+    def _costs(self, member: StudentModule) -> dict[str, Any]:
         seconds = sum(row["seconds"] for row in member.history)
         epochs = member.epochs_done
         return {
@@ -155,25 +151,24 @@ class TrialResultWriter:
             "peak_memory_bytes": peak_memory(next(member.network.parameters()).device),
             "teacher_top1": self._teacher_top1,
             **({} if member.trial.pipeline is None else _corrupt(member.corrupt)),
-            "finished": now(),
+            "finished": utc_timestamp(),
         }
 
-    def _conclude(self, result: dict[str, Any], reason: str | None) -> None:
-        self._hold()
+    def _write_result(self, result: dict[str, Any], reason: str | None) -> None:
+        self._check_lease()
         if not self.folder.finish(result):
             raise LostLease(f"trial {self.folder.id} was finished by another process")
         self._lease.release(finished=True)
         self._loggers.close(result)
-        self._tell(
-            "finished", trial=self.folder.id, status=result["status"], reason=reason, top1=result.get("top1_last")
-        )
+        top1 = result.get("top1_last")
+        self._send_event("finished", trial=self.folder.id, status=result["status"], reason=reason, top1=top1)
 
-    def _hold(self) -> None:
-        if not self._lease.held():
+    def _check_lease(self) -> None:
+        if not self._lease.is_held():
             raise LostLease(f"trial {self.folder.id} was taken over by another process")
 
 
 def _corrupt(files: dict[str, str]) -> dict[str, Any]:
-    """How many files could not be decoded, and the names of the first: split, class and file."""
+    """Returns the number of files that could not be decoded, and the first names as split/class/file."""
     names = sorted("/".join(Path(file).parts[-3:]) for file in files)
-    return {"corrupt_images": len(files), "corrupt_files": names[:_NAMED]}
+    return {"corrupt_images": len(files), "corrupt_files": names[:_MAX_CORRUPT_FILES]}

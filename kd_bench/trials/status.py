@@ -1,9 +1,8 @@
-"""How far a recipe is: every trial, and its teachers, as their folders have it. Imports nothing heavy."""
+"""Status of a recipe's trials and teachers, read from their folders. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,101 +14,83 @@ from typing import Any, Literal
 
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
 from kd_bench.trials.folder import TEACHERS, TrialFolder
-from kd_bench.trials.lease import EXPIRY, Holder, Watch, latest
+from kd_bench.trials.lease import EXPIRY, LeaseHolder, LeaseMonitor, latest_holder
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import read_json
 
 State = Literal["done", "running", "waiting", "failed"]
 
-_EPOCH = re.compile(r"epoch-(\d{6})-.*\.pt")
-
 
 @dataclass(frozen=True)
 class TrialStatus:
-    """Where a trial stands.
+    """Status of a trial.
 
     Attributes:
-        trial: Its identity.
-        name: Pair, row and seed.
-        state: Done; in the hands of a process that lives; to be done; or failed, in which case another run of the
-            recipe tries again unless its loss diverged.
-        about: The accuracy, where it runs and how far it is, or why it failed.
+        trial: Its id.
+        name: Pair, label and seed.
+        state: ``done``; ``running`` in a live process; ``waiting`` to be trained; or ``failed``, in which case the
+            next run tries again unless the loss diverged.
+        detail: The accuracy, the process and its epoch, or the reason of the failure.
     """
 
     trial: str
     name: str
     state: State
-    about: str
+    detail: str
 
 
 def trial_statuses(planned: Sequence[PlannedTrial], out: Path, recipe: str) -> list[TrialStatus]:
-    """Where each trial of a recipe stands, teachers first, each once.
-
-    Args:
-        planned: The recipe's trials.
-        out: The results folder.
-        recipe: The recipe's name.
-    """
-    clock = _clock(out / recipe)
-    watch = Watch()
-    found = {}
-    for one in planned:
-        if one.trial.teacher is not None:
-            taught = one.trial.teacher
-            found[taught.id] = (out / TEACHERS / taught.id, f"teacher {taught.model}{_seed(taught)}", taught)
-    for one in planned:
-        pair = f"{one.teacher} -> {one.student}" if one.taught_by else one.student
-        found[one.trial_id] = (out / recipe / one.trial_id, f"{pair}, {one.label}, seed {one.seed}", one.trial)
-    return [_standing(path, name, trial, watch, clock) for path, name, trial in found.values()]
+    """Returns the status of each teacher and then of each trial of a recipe, from the results folder ``out``."""
+    now = _file_system_time(out / recipe)
+    rows: dict[str, tuple[Path, str, Trial | PretrainedTeacher]] = {}
+    for cell in planned:
+        if (teacher := cell.trial.teacher) is not None:
+            seed = f"seed {teacher.seed}" if isinstance(teacher, Trial) else "weights from a file"
+            rows[teacher.id] = (out / TEACHERS / teacher.id, f"teacher {teacher.model}, {seed}", teacher)
+    for cell in planned:
+        pair = f"{cell.teacher} -> {cell.student}" if cell.taught_by else cell.student
+        rows[cell.trial_id] = (out / recipe / cell.trial_id, f"{pair}, {cell.label}, seed {cell.seed}", cell.trial)
+    monitor = LeaseMonitor()
+    return [TrialStatus(trial.id, name, *_state(path, trial, monitor, now)) for path, name, trial in rows.values()]
 
 
-def summary(found: Iterable[TrialStatus]) -> str:
-    """How many are in which state, as one line."""
-    counts = Counter(one.state for one in found)
-    total = sum(counts.values())
-    named = ", ".join(f"{counts[state]} {state}" for state in ("done", "running", "waiting", "failed") if counts[state])
-    return f"{total} trainings: {named}"
+def summary(statuses: Iterable[TrialStatus]) -> str:
+    """Returns one line with the number of trials in each state."""
+    counts = Counter(status.state for status in statuses)
+    parts = [f"{counts[state]} {state}" for state in ("done", "running", "waiting", "failed") if counts[state]]
+    return f"{counts.total()} trainings: {', '.join(parts)}"
 
 
-def _seed(taught: Trial | PretrainedTeacher) -> str:
-    return f", seed {taught.seed}" if isinstance(taught, Trial) else ", weights from a file"
-
-
-def _standing(path: Path, name: str, trial: Trial | PretrainedTeacher, watch: Watch, clock: float) -> TrialStatus:
+def _state(path: Path, trial: Trial | PretrainedTeacher, monitor: LeaseMonitor, now: float) -> tuple[State, str]:
+    """Returns state and detail of the trial in a folder."""
     folder = TrialFolder(path)
     if not path.is_dir():
-        return TrialStatus(trial.id, name, "waiting", "")
+        return "waiting", ""
     try:
         status, result = folder.status(), folder.result() or {}
     except UserError as error:
-        return TrialStatus(trial.id, name, "failed", str(error))
+        return "failed", str(error)
     if status == "done":
-        return TrialStatus(trial.id, name, "done", f"{result['top1_last']:.2f} %")
+        return "done", f"{result['top1_last']:.2f} %"
     if status == "failed":
-        return TrialStatus(trial.id, name, "failed", str(result.get("reason")))
-    holder = latest(path)
-    epoch = _epochs(path)
-    far = f"epoch {epoch} of {trial.epochs} done" if epoch else "no epoch done yet"
+        return "failed", str(result.get("reason"))
+    epoch = folder.epochs_done()
+    progress = f"epoch {epoch} of {trial.epochs} done" if epoch else "no epoch done yet"
+    holder = latest_holder(path)
     if holder is not None and not holder.released:
-        silent = clock - holder.beat
-        if (holder.elsewhere and silent < EXPIRY) or (watch.holder(path) is not None and not holder.elsewhere):
-            return TrialStatus(trial.id, name, "running", f"{_where(holder)}, {far}")
+        # A monitor has to see heartbeats change. This function looks once, so it measures the heartbeat's age.
+        recent = now - holder.heartbeat < EXPIRY
+        if recent if holder.on_other_machine else monitor.live_holder(path) is not None:
+            return "running", f"{_process(holder)}, {progress}"
     failure = _failure(path)
     if failure:
-        return TrialStatus(trial.id, name, "failed", f"{failure}; the next run tries again")
-    return TrialStatus(trial.id, name, "waiting", far if epoch else "")
+        return "failed", f"{failure}; the next run tries again"
+    return "waiting", progress if epoch else ""
 
 
-def _where(holder: Holder) -> str:
-    since = f" since {datetime.fromtimestamp(holder.since):%Y-%m-%d %H:%M}" if holder.since else ""
+def _process(holder: LeaseHolder) -> str:
+    since = f" since {datetime.fromtimestamp(holder.acquired):%Y-%m-%d %H:%M}" if holder.acquired else ""
     return f"{holder.host}, process {holder.pid}{since}"
-
-
-def _epochs(path: Path) -> int:
-    with suppress(OSError):
-        found = (_EPOCH.fullmatch(one.name) for one in os.scandir(path / "checkpoint"))
-        return max((int(one[1]) for one in found if one), default=0)
-    return 0
 
 
 def _failure(path: Path) -> str | None:
@@ -120,8 +101,8 @@ def _failure(path: Path) -> str | None:
     return None
 
 
-def _clock(folder: Path) -> float:
-    """The time of the file system, whose stamps signs of life are; this machine's where nothing can be written."""
+def _file_system_time(folder: Path) -> float:
+    """Returns the clock of the file system, which stamps the heartbeats; this machine's if the folder is read-only."""
     probe = folder / f".clock.{os.getpid()}"
     try:
         probe.touch()

@@ -1,4 +1,4 @@
-"""Processes that train together: what they must have in common. With one process all of this does nothing."""
+"""Communication between the processes of a distributed run. With one process nothing is communicated."""
 
 from __future__ import annotations
 
@@ -12,23 +12,48 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
+    """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def rank() -> int:
+    """Returns the rank of this process."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Returns the number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def init_process_group(device: torch.device) -> None:
+    """Joins the process group that torchrun's environment variables describe: gloo for the CPU, NCCL for ``device``."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum of ``values`` over all processes; ``values`` themselves where there is one."""
+    """Returns the sum of ``values`` over all processes."""
     if is_distributed():
         values = values.clone()
         dist.all_reduce(values)
     return values
 
 
+def all_reduce_max(value: int) -> int:
+    """Returns the maximum of ``value`` over all processes."""
+    maximum = torch.tensor(value)
+    if is_distributed():
+        dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
+
+
 def all_gather(values: Tensor) -> Tensor:
-    """Every process's rows, in the order of the processes; no gradient passes.
+    """Concatenates the rows of all processes, by rank, without gradient.
 
     Args:
-        values: (B, ...), with as many rows in every process.
+        values: (B, ...), with the same B in every process.
 
     Returns:
         (P B, ...) for P processes.
@@ -36,51 +61,21 @@ def all_gather(values: Tensor) -> Tensor:
     values = values.detach()
     if not is_distributed():
         return values
-    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(parts, values.contiguous())
     return torch.cat(parts)
 
 
-def rank() -> int:
-    """The number of this process, from 0, among those that train together."""
-    return dist.get_rank() if is_distributed() else 0
-
-
-def world_size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if is_distributed() else 1
-
-
-def init_process_group(device: torch.device) -> None:
-    """Waits for the other processes; address, numbers and counts are in the environment, as torchrun has them there.
-
-    Args:
-        device: This process's. What lies on the CPU goes by gloo, what lies on a GPU by NCCL.
-    """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-
-
 def broadcast_object(value: Any) -> Any:
-    """What the first process gives, in all of them."""
+    """Returns the value of rank 0 in all processes."""
     values = [value]
     if is_distributed():
         dist.broadcast_object_list(values)
     return values[0]
 
 
-def all_reduce_max(value: int) -> int:
-    """The greatest of what the processes give, in all of them."""
-    if not is_distributed():
-        return value
-    greatest = torch.tensor(value)
-    dist.all_reduce(greatest, dist.ReduceOp.MAX)
-    return int(greatest)
-
-
 def gather_object(value: Any) -> list[Any]:
-    """What each process gives, in their order, in the first of them; nothing in the others."""
+    """Returns the values of all processes, by rank, in rank 0, and an empty list in the others."""
     if not is_distributed():
         return [value]
     values: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -89,37 +84,36 @@ def gather_object(value: Any) -> list[Any]:
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """What each process gives, in their order, in all of them."""
-    if not is_distributed():
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    """Returns the values of all processes, by rank, in all of them."""
+    values = [value] * world_size()
+    if is_distributed():
+        dist.all_gather_object(values, value)
     return values
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces each gradient by its mean over all processes, which have equally large parts of the batch.
+    """Replaces each gradient by its mean over all processes, whose parts of the batch are equally large.
 
-    A parameter that has no gradient has none in any process.
+    A parameter without gradient must have none in any process.
     """
     if not is_distributed():
         return
-    gradients = [one.grad for one in parameters if one.grad is not None]
-    flat = torch.cat([one.flatten() for one in gradients])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for one, mean in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
-        one.copy_(mean.view_as(one))
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
-    """Replaces the floating-point buffers of batch norms by their means over all processes."""
+    """Replaces the running statistics of batch norms by their means over all processes."""
     if not is_distributed():
         return
-    for one in module.modules():
-        if isinstance(one, _BatchNorm) and one.running_mean is not None and one.running_var is not None:
-            for buffer in (one.running_mean, one.running_var):
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+            for buffer in (norm.running_mean, norm.running_var):
                 dist.all_reduce(buffer)
-                buffer.div_(dist.get_world_size())
+                buffer.div_(world_size())

@@ -1,31 +1,35 @@
-"""What a user can cause, said in one sentence."""
+"""Errors whose message is one sentence for the user."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input: a sentence that names the file, key or value at fault. The command ends with exit code 2."""
+    """Bad input. The message names the file, key or value at fault; the command ends with exit code 2."""
 
 
 class RunFailed(Exception):
-    """Good input, but the work could not be finished. The command ends with exit code 1."""
+    """Good input, but the work failed. The command ends with exit code 1."""
+
+
+class Terminated(BaseException):
+    """SIGTERM was received: finished work is saved, and the command ends with exit code 143."""
 
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``value``, or None where nothing is near."""
-    found = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.6)
-    return found[0] if found else None
+    """Returns the choice most similar to ``value``, or None if none is similar."""
+    matches = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.6)
+    return matches[0] if matches else None
 
 
 def unknown(kind: str, value: str, choices: Iterable[str], context: str = "") -> UserError:
-    """The error for a name that does not exist.
+    """Returns the error for a name that does not exist.
 
     Args:
-        kind: What was named, e.g. "method".
-        value: The name as it was written.
+        kind: What the name should name, e.g. "method".
+        value: The name.
         choices: The names that exist.
-        context: Where it was written, e.g. "recipes/demo.yaml: methods".
+        context: Where the name was written, e.g. "recipes/demo.yaml: methods".
     """
     choices = sorted(choices)
     hint = nearest(value, choices)
@@ -34,10 +38,6 @@ def unknown(kind: str, value: str, choices: Iterable[str], context: str = "") ->
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what follows in further lines; its type where it says nothing."""
+    """Returns the first line of an error's message, or the error's type if there is no message."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
-
-
-class Terminated(BaseException):
-    """Somebody wants the run to end, by SIGTERM: what is under way is kept, and the command ends with code 143."""

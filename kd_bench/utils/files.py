@@ -1,4 +1,4 @@
-"""Files are written whole and renamed into place, so that nobody ever reads half of one."""
+"""Reading and writing of files. Files are written whole and renamed, so that no process reads half of one."""
 
 import hashlib
 import json
@@ -9,12 +9,11 @@ from typing import Any
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes ``content`` to a file beside ``path`` and renames it to ``path``."""
-    data = content.encode() if isinstance(content, str) else content
+    """Writes ``content`` to a temporary file in the same folder and renames it to ``path``."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -24,9 +23,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def write_new(path: Path, content: bytes | str) -> bool:
-    """As ``write_atomic``, but never over a file that is there; whether it was written.
+    """Writes a file unless it exists, and returns whether it was written.
 
-    Of any number of processes that try, on a network file system too, one succeeds.
+    If several processes try at once, one of them succeeds, on network file systems too.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     write_atomic(temporary, content)
@@ -40,7 +39,7 @@ def write_new(path: Path, content: bytes | str) -> bool:
 
 
 def json_text(value: Any) -> str:
-    """``value`` as indented JSON. NaN and infinities are refused."""
+    """Returns ``value`` as indented JSON. NaN and infinities are refused."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -50,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file; None where there is none."""
+    """Reads a JSON file, or returns None if it does not exist."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -58,11 +57,11 @@ def read_json(path: Path) -> Any:
 
 
 def disk_bytes(path: Path) -> int:
-    """Bytes that a file takes on the disk, where holes take none."""
+    """Returns the bytes that a file takes on the disk; holes of sparse files take none."""
     return path.stat().st_blocks * 512
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,18 +1,18 @@
-"""Where the suite's own recipes, cards and published results lie: in the wheel, or beside the package in a checkout."""
+"""Folders: the package's recipes, cards and published results, and the cache."""
 
 import os
 from pathlib import Path
 
 
 def package_path(*parts: str) -> Path:
-    """The path of a packaged file or folder, e.g. ``share("recipes", "demo.yaml")``; it need not exist."""
+    """Returns the path of a packaged file or folder, e.g. ``package_path("recipes", "demo.yaml")``, existing or not."""
     package = Path(__file__).parents[1]
-    root = package / "_share"
+    root = package / "_share"  # in a wheel; in a checkout the folders are beside the package
     return (root if root.is_dir() else package.parent).joinpath(*parts)
 
 
 def cache_folder() -> Path:
-    """What can be made or fetched again: ``KD_BENCH_CACHE``, else ``kd-bench`` in the user's cache folder."""
-    if given := os.environ.get("KD_BENCH_CACHE"):
-        return Path(given).expanduser()
+    """Returns the cache folder: ``KD_BENCH_CACHE``, else ``kd-bench`` in the user's cache folder."""
+    if folder := os.environ.get("KD_BENCH_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kd-bench"

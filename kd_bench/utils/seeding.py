@@ -1,9 +1,8 @@
-"""Every random draw is a function of (seed, stream, epoch, step).
+"""Random numbers as a function of (seed, stream, epoch, step).
 
-Nothing in the suite reads a global generator whose state depends on what ran before: code that draws asks for a
-generator by name, or, for code that only knows torch's global generator (dropout, weight initialisation), has that
-generator seeded by name immediately before. The numbers behind the names come from BLAKE2 over the names themselves, so
-they are the same in every process, on every machine and under every ``PYTHONHASHSEED``.
+Nothing reads a global generator whose state depends on earlier code. Code that draws requests a generator by name. Code
+that knows only torch's global generator (dropout, weight initialisation) has that generator seeded by name immediately
+before. Seeds are BLAKE2 hashes of the names, so that they are the same in every process and on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-#: Streams in use, so that two rooms never draw from the same one by accident.
+#: All streams, so that no two parts of the code use the same one by accident.
 SPLIT = "split"
 WEIGHTS = "weights"
 METHOD_WEIGHTS = "method-weights"
@@ -23,7 +22,7 @@ AUGMENT = "augment"
 POLICY = "policy"
 CUTOUT = "cutout"
 ERASE = "erase"
-OWN = "own"
+PLUGIN = "own"
 MIX = "mix"
 VIEW = "view"
 GENERATED = "generated"
@@ -35,11 +34,11 @@ ATTACK = "attack"
 
 
 def derive(seed: int, stream: str, epoch: int = 0, step: int = 0) -> int:
-    """The integer in [0, 2**63) that belongs to these names.
+    """Returns the number in [0, 2**63) for these names.
 
     Args:
         seed: The trial's seed.
-        stream: What is drawn, e.g. ``seeding.ORDER``.
+        stream: The purpose of the draws, e.g. ``seeding.ORDER``.
         epoch: Epoch from 0.
         step: Step within the epoch from 0.
     """
@@ -48,21 +47,21 @@ def derive(seed: int, stream: str, epoch: int = 0, step: int = 0) -> int:
 
 
 def generator(seed: int, stream: str, epoch: int = 0, step: int = 0) -> torch.Generator:
-    """A CPU generator for these names; draws made with it are the same whatever device they go to."""
+    """Returns a CPU generator for these names, so that draws do not depend on the device."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, stream, epoch, step))
 
 
 def seed_global(seed: int, stream: str, epoch: int = 0, step: int = 0) -> None:
-    """Seeds torch's global generators (all devices) by name, for code that can draw from nothing else."""
+    """Seeds torch's global generators of all devices, for code that draws from nothing else."""
     import torch
 
     torch.manual_seed(derive(seed, stream, epoch, step))
 
 
 def seed_everything(seed: int, stream: str, epoch: int = 0, step: int = 0) -> None:
-    """Seeds the global generators of torch, NumPy and Python by name, for code of others that may draw from any."""
+    """Seeds the global generators of torch, NumPy and Python, for third-party code."""
     import random
 
     import numpy as np

@@ -80,8 +80,8 @@ def test_a_results_folder_that_cannot_be_written(recipe, tmp_path):
 def test_a_recipe_that_is_not_there_or_no_yaml(tmp_path):
     assert "there is no such recipe" in refused("run", str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [")
-    assert "is no YAML" in refused("run", str(tmp_path / "bad.yaml"))
-    assert "is no YAML" in refused("table", str(tmp_path / "bad.yaml"))
+    assert "is not valid YAML" in refused("run", str(tmp_path / "bad.yaml"))
+    assert "is not valid YAML" in refused("table", str(tmp_path / "bad.yaml"))
 
 
 def test_a_trial_edited_by_hand_is_noticed(recipe, tmp_path):
@@ -91,7 +91,7 @@ def test_a_trial_edited_by_hand_is_noticed(recipe, tmp_path):
 
     trial = plan(read_recipe(recipe), recipe)[0].trial
     folder = TrialFolder(tmp_path / "out" / "r" / trial.id)
-    folder.begin(trial)
+    folder.create(trial)
     file = folder.path / "trial.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": 77}))
     for command in ("run", "table"):
@@ -181,7 +181,7 @@ def test_every_packaged_recipe_can_be_planned(tmp_path, monkeypatch):
 
     fetched = tmp_path / "fetched.pth"
     fetched.write_bytes(b"any")
-    monkeypatch.setattr(pretrained, "fetched", lambda *_: fetched)
+    monkeypatch.setattr(pretrained, "require_weights", lambda *_: fetched)
     generated = tmp_path / "generated" / "cifar100_50m.npz"
     generated.parent.mkdir()
     generated.write_bytes(b"any")

@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is merged, and what is refused in one sentence."""
+"""Reading of recipes: merging, overrides, and errors in one sentence."""
 
 from pathlib import Path
 
@@ -62,11 +62,11 @@ def test_another_optimiser_replaces_the_settings_of_the_old(recipe_file):
     assert recipe.schedule.name == "cosine"
 
 
-def test_trials_cut_a_list_of_seeds(recipe_file):
+def test_trials_shorten_a_list_of_seeds(recipe_file):
     assert read_recipe(recipe_file, ["seeds=[5, 6, 7]"], trials=2).all_seeds() == (5, 6)
 
 
-def test_extends_merges_and_null_takes_away(tmp_path, recipe_file):
+def test_extends_merges_and_null_removes(tmp_path, recipe_file):
     child = tmp_path / "child.yaml"
     child.write_text("extends: small.yaml\nepochs: 3\nmethods:\n  kd: null\n  warm:\n    method: dkd\n    beta: 2\n")
     recipe = read_recipe(child)
@@ -86,7 +86,7 @@ def test_a_row_keeps_its_method_when_only_its_settings_change(tmp_path, recipe_f
     assert recipe.methods["soft"].hyperparameters == {"temperature": 8, "kd_weight": 1, "ce_weight": 0}
 
 
-def test_a_file_outranks_a_packaged_recipe(tmp_path, monkeypatch):
+def test_a_file_has_precedence_over_a_packaged_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_recipe("demo").name == "demo.yaml"
     assert find_recipe("recipes/demo.yaml").is_file()
@@ -124,14 +124,14 @@ def test_every_packaged_recipe_reads():
         ("dataset.classes=1", "dataset.classes: should be greater than or equal to 2"),
         ("dataset=7", "dataset: should be a mapping (it is 7)"),
         ("pairs=[]", "pairs: "),
-        ("pairs.3.student=x", "'3' is no place in a list of 1"),
+        ("pairs.3.student=x", "'3' is not an index of a list of 1"),
         ("pairs.0.studen=x", "pairs.0.studen: no such key; did you mean 'student'?"),
         ("methods.kd=3", "methods.kd: should be a mapping (it is 3)"),
         ("methods=[1, 2]", "methods: should be names"),
         ("seeds=[1, -2]", "seeds.1: should be greater than or equal to 0"),
         ("name=../x", "name: "),
         ("epochs", "--set epochs: should be KEY=VALUE"),
-        ("epochs=[", "--set epochs=[: the value '[' is no YAML"),
+        ("epochs=[", "--set epochs=[: the value '[' is not valid YAML"),
     ],
 )
 def test_bad_values_are_refused(recipe_file, override, expected):
@@ -147,13 +147,13 @@ def test_missing_keys_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"epochs: [1, 2\n", "is no YAML at line 2"),
-        (b"- a\n- b\n", "is no recipe"),
-        (b"", "is no recipe"),
-        (b"1: 2\n", "is no recipe"),
+        (b"epochs: [1, 2\n", "is not valid YAML at line 2"),
+        (b"- a\n- b\n", "is not a recipe"),
+        (b"", "is not a recipe"),
+        (b"1: 2\n", "is not a recipe"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"epochs: 1\nepochs: 2\n", "the key 'epochs' is given twice"),
-        (b"a: !!python/object/apply:os.system [echo hi]\n", "is no YAML"),
+        (b"a: !!python/object/apply:os.system [echo hi]\n", "is not valid YAML"),
         (b"extends: 3\n", "extends: should be the path"),
         (b"extends: nowhere.yaml\n", "extends: nowhere.yaml: there is no such recipe"),
     ],
@@ -166,7 +166,7 @@ def test_bad_files_are_refused(tmp_path, content, expected):
     assert expected in message
 
 
-def test_a_recipe_that_is_not_there(tmp_path):
+def test_a_missing_recipe(tmp_path):
     assert refused(tmp_path / "none.yaml").endswith("there is no such recipe")
     assert "did you mean 'demo'" in refused("dem")
 

@@ -1,4 +1,4 @@
-"""Small data sets in the layouts that people have."""
+"""Writes small data sets in the usual layouts."""
 
 import hashlib
 import io
@@ -77,7 +77,7 @@ def parquet_set(folder: Path, form: str = "PNG", column: str = "img") -> None:
 
 
 def pickle_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """12 training (seed 0) and 5 test images (seed 2) in the authors' layout; torchvision is told their md5."""
+    """12 training (seed 0) and 5 test images (seed 2) in the authors' layout; torchvision gets their md5."""
     from torchvision.datasets import CIFAR100
 
     content: dict[str, dict[str, Any]] = {"meta": {"fine_label_names": FINE, "coarse_label_names": COARSE}}
@@ -153,7 +153,7 @@ def image(seed: int, height: int = 64, width: int = 64) -> Image.Image:
 def save(path: Path, picture: Image.Image) -> Path:
     """In the format that the suffix says."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **({"format": "PNG"} if path.suffix == ".JPEG" else {}))  # lossless, whatever it is called
+    picture.save(path, **({"format": "PNG"} if path.suffix == ".JPEG" else {}))  # lossless, whatever the suffix says
     return path
 
 

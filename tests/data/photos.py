@@ -1,4 +1,4 @@
-"""A folder of small photographs in the forms that folders have them."""
+"""Writes a folder of small photographs, in all colour modes."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from kd_bench.data.file_dataset import FileDataset
 
 CLASSES = ("ant", "bee", "cat")
 MINE = Dataset(name="folder", path="mine")
-#: What the strong recipe does, and more.
+#: Augmentations of the strong recipe, and more.
 EVERYTHING = {
     "auto_augment": "rand-m7-mstd0.5",
     "erase": 0.6,
@@ -34,7 +34,7 @@ def photo(seed: int) -> Image.Image:
 
 
 def tree(root: Path, train: int = 8, test: int = 5) -> Path:
-    """So many images a class; among the training images one each in grey, CMYK and RGBA."""
+    """Writes ``train`` and ``test`` images per class; one training image each is in grey, CMYK and RGBA."""
     for split, count in (("train", train), ("val", test)):
         for label, name in enumerate(CLASSES):
             folder = root / split / name
@@ -51,7 +51,7 @@ def tree(root: Path, train: int = 8, test: int = 5) -> Path:
 
 
 def share(mixed: Tensor, own: Tensor) -> float:
-    """The weight that mixup gave a batch's own images, by least squares."""
+    """Returns the weight of a batch's own images after mixup, by least squares."""
     apart = own - own.flip(0)
     return float(((mixed - own.flip(0)) * apart).sum() / (apart * apart).sum())
 
@@ -62,6 +62,6 @@ def spoil(file: Path) -> Path:
     return file
 
 
-def listed(root: Path, **settings: Any) -> FileDataset:
-    """The set in the folder ``mine`` of ``root``."""
-    return registry.listed(MINE, Pipeline(**({"size": 32} | settings)), root)
+def list_files(root: Path, **settings: Any) -> FileDataset:
+    """Lists the set in the folder ``mine`` of ``root``."""
+    return registry.list_files(MINE, Pipeline(**({"size": 32} | settings)), root)

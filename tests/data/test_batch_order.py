@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from kd_bench.data.batch_order import Order
+from kd_bench.data.batch_order import BatchOrder
 from kd_bench.utils import seeding
 
 
 def test_without_repeats_an_epoch_is_the_set_in_another_order() -> None:
-    order = Order(0, 50, 8, 8)
+    order = BatchOrder(0, 50, 8, 8)
     epochs = []
     for epoch in range(2):
         images, repeats = order.epoch(epoch)
@@ -19,22 +19,22 @@ def test_without_repeats_an_epoch_is_the_set_in_another_order() -> None:
         assert len(set(images.flatten().tolist())) == 48 and not repeats.any()
         epochs.append(images)
     assert not torch.equal(*epochs)
-    assert torch.equal(epochs[1], Order(0, 50, 8, 8).epoch(1)[0])
-    assert not torch.equal(epochs[1], Order(1, 50, 8, 8).epoch(1)[0])
+    assert torch.equal(epochs[1], BatchOrder(0, 50, 8, 8).epoch(1)[0])
+    assert not torch.equal(epochs[1], BatchOrder(1, 50, 8, 8).epoch(1)[0])
 
 
 @pytest.mark.parametrize("size", [64, 240, 256, 1000])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_repeats_are_timms(size: int, processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seeding, "generator", lambda seed, stream, epoch: torch.Generator().manual_seed(epoch))
-    order = Order(0, size, 16, 16 // processes, repeats=3)
+    order = BatchOrder(0, size, 16, 16 // processes, repeats=3)
     images, repeats = order.epoch(5)
     groups = images.view(len(order), processes, -1)
     for number in range(processes):
         sampler = RepeatAugSampler(range(size), num_replicas=processes, rank=number, num_repeats=3)
         sampler.set_epoch(5)
         theirs = torch.tensor(list(sampler))
-        whole = len(theirs) // (16 // processes)  # they leave out the last batch where it is not full
+        whole = len(theirs) // (16 // processes)  # without the last batch if it is not full
         assert whole == len(order)
         assert torch.equal(groups[:, number].flatten(), theirs[: whole * (16 // processes)])
     pairs = set(zip(images.flatten().tolist(), repeats.flatten().tolist(), strict=True))
@@ -48,17 +48,17 @@ def test_processes_share_every_batch(data: Any, repeats: int) -> None:
     groups = data.draw(st.sampled_from([n for n in (1, 2, 3, 4, 6, 12) if n % world == 0 or world % n == 0]))
     group = 2 * max(1, world // groups) * data.draw(st.integers(1, 4))
     batch = groups * group
-    whole = Order(3, 200, batch, group, repeats)
+    whole = BatchOrder(3, 200, batch, group, repeats)
     images = torch.stack(whole.epoch(1), 2)  # (steps, B, 2)
     taken = []
     for rank in range(world):
-        order = Order(3, 200, batch, group, repeats, rank, world)
+        order = BatchOrder(3, 200, batch, group, repeats, rank, world)
         assert len(order) == len(whole)
         mine = torch.stack(order.epoch(1), 2)
         assert mine.shape[1] == batch // world
-        taken.append(order.share)
+        taken.append(order.positions)
         # In the order that the whole batch has them, and group by group with their partners.
-        own = [whole.share.tolist().index(place) for place in order.share.tolist()]
+        own = [whole.positions.tolist().index(place) for place in order.positions.tolist()]
         assert torch.equal(mine, images[:, own])
         for chunk in torch.tensor(own).chunk(len(order.groups)):
             assert set((chunk // group).tolist()) <= set(order.groups)
@@ -68,10 +68,10 @@ def test_processes_share_every_batch(data: Any, repeats: int) -> None:
 
 def test_what_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ValueError, match="groups of 3 do not make up a batch of 8"):
-        Order(0, 100, 8, 3)
+        BatchOrder(0, 100, 8, 3)
     with pytest.raises(ValueError, match="3 processes cannot share a batch of 8 images in 2 groups"):
-        Order(0, 100, 8, 4, rank=0, world_size=3)
+        BatchOrder(0, 100, 8, 4, rank=0, world_size=3)
     with pytest.raises(ValueError, match="8 processes cannot share a batch of 8 images in 1 groups"):
-        Order(0, 100, 8, 8, rank=0, world_size=8)
+        BatchOrder(0, 100, 8, 8, rank=0, world_size=8)
     with pytest.raises(ValueError, match="no process 2 among 2"):
-        Order(0, 100, 8, 8, rank=2, world_size=2)
+        BatchOrder(0, 100, 8, 8, rank=2, world_size=2)

@@ -19,7 +19,7 @@ NAMES = (("a", "b", "c"), ("x", "y"))
 
 
 class Decoder:
-    """Counts how often it is asked."""
+    """Counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -32,7 +32,7 @@ class Decoder:
 
 
 def load(source: Path, decode: Decoder, name: str = "set") -> Decoded:
-    return decoded_cache.load(name, decoded_cache.facts([source]), decode)
+    return decoded_cache.load(name, decoded_cache.file_fingerprint([source]), decode)
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_decoding_errors_pass_and_leave_nothing(source: Path) -> None:
         raise UserError("damaged")
 
     with pytest.raises(UserError, match=r"^damaged$"):
-        decoded_cache.load("set", decoded_cache.facts([source]), fail)
+        decoded_cache.load("set", decoded_cache.file_fingerprint([source]), fail)
     assert [path.suffix for path in cache_folder().iterdir()] == [".lock"]
     assert same(load(source, Decoder()))
 
@@ -222,7 +222,7 @@ def decode(allocate):
 
 print("ready", flush=True)
 sys.stdin.readline()
-found = decoded_cache.load("set", decoded_cache.facts([source]), decode)
+found = decoded_cache.load("set", decoded_cache.file_fingerprint([source]), decode)
 print(zlib.crc32(found.images), isinstance(found.images, np.memmap))
 """
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kd_bench.data import decoding
-from kd_bench.data.decoding import BadImage, Decoder, decode
+from kd_bench.data.decoding import BadImage, decode_all, decode_square
 from kd_bench.utils.errors import UserError
 from tests.data import make
 
@@ -68,14 +68,14 @@ def turned() -> bytes:
     ],
 )
 def test_every_kind_of_colour(encoded: bytes, expected: np.ndarray) -> None:
-    assert np.array_equal(decode(encoded, 8, 8), expected)
+    assert np.array_equal(decode_square(encoded, 8, 8), expected)
 
 
 def test_cmyk_jpeg_is_that_of_pillow() -> None:
     encoded = make.encode(make.image(0).resize((8, 8)).convert("CMYK"), "JPEG")
     with Image.open(io.BytesIO(encoded)) as picture:
         assert picture.mode == "CMYK"
-        assert np.array_equal(decode(encoded, 8), make.as_array(picture))
+        assert np.array_equal(decode_square(encoded, 8), make.as_array(picture))
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 57), (80, 32), (41, 33), (9, 5), (8, 500)])
@@ -85,13 +85,13 @@ def test_the_middle_square_is_resized(height: int, width: int) -> None:
     top, left = (height - side) // 2, (width - side) // 2
     square = picture.crop((left, top, left + side, top + side))
     expected = square if side == 32 else square.resize((32, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(decode(make.encode(picture), 32), make.as_array(expected))
+    assert np.array_equal(decode_square(make.encode(picture), 32), make.as_array(expected))
 
 
 def test_shrinking_has_antialias() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    small = decode(make.encode(Image.fromarray(stripes)), 8)
+    small = decode_square(make.encode(Image.fromarray(stripes)), 8)
     assert abs(small[:, :, 1:-1].astype(int) - 127).max() <= 2
 
 
@@ -122,13 +122,13 @@ def bomb(side: int) -> bytes:
 )
 def test_bad_images_say_why(encoded: bytes, message: str) -> None:
     with pytest.raises(BadImage, match=f"^{re.escape(message)}") as error:
-        decode(encoded, 8)
+        decode_square(encoded, 8)
     assert "\n" not in str(error.value)
 
 
 def test_another_size_than_the_sets_own_is_refused() -> None:
     with pytest.raises(BadImage, match=r"^is 16x24, not 8x8$"):
-        decode(make.encode(make.image(0, 16, 24)), 8, 8)
+        decode_square(make.encode(make.image(0, 16, 24)), 8, 8)
 
 
 def test_all_are_decoded_in_order_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,8 +143,7 @@ def test_all_are_decoded_in_order_by_several_threads(monkeypatch: pytest.MonkeyP
         return encoded[number]
 
     out = np.empty((80, 3, 9, 9), np.uint8)
-    with Decoder(9) as decoder:
-        decoder.fill(out, read, str)
+    decode_all(out, read, str)
     assert len(seen) == 4
     assert all(np.array_equal(found, make.as_array(make.image(seed, 9, 9))) for seed, found in enumerate(out))
 
@@ -156,6 +155,6 @@ def test_the_first_bad_image_is_named_and_the_rest_is_left(tmp_path: Path) -> No
         reads.append(number)
         return b"" if number in (20, 5000) else make.encode(SMALL)
 
-    with Decoder(8) as decoder, pytest.raises(UserError, match=r"^row 20 cannot be decoded \("):
-        decoder.fill(np.empty((10_000, 3, 8, 8), np.uint8), read, lambda number: f"row {number}")
+    with pytest.raises(UserError, match=r"^row 20 cannot be decoded \("):
+        decode_all(np.empty((10_000, 3, 8, 8), np.uint8), read, lambda number: f"row {number}")
     assert len(reads) < 10_000

@@ -13,7 +13,7 @@ from torch import Tensor
 from kd_bench.config.data import Augment, RandAugment
 from kd_bench.data import in_memory as module
 from kd_bench.data.augment import mixing
-from kd_bench.data.augment.crop_flip import Normalise, crop_and_flip, draw
+from kd_bench.data.augment.crop_flip import Normalise, crop_and_flip, draw_crop_flip
 from kd_bench.data.in_memory import InMemoryLoader
 from kd_bench.types import Batch
 
@@ -65,7 +65,7 @@ def test_every_epoch_is_a_permutation(size: int, batch_size: int, number: int, s
 
 def test_batches_are_the_sets_images_cropped_and_flipped_by_the_epochs_draws() -> None:
     loader = training(50, seed=3)
-    draws = draw(3, 4, 50, 2)
+    draws = draw_crop_flip(3, 4, 50, 2)
     whole = Normalise(MEAN, STD, torch.device("cpu"))(crop_and_flip(loader.images, draws, 2))
     for batch in epoch(loader, 4):
         assert torch.equal(batch.images, whole[batch.index])
@@ -84,7 +84,7 @@ def test_a_sample_looks_the_same_in_any_batch(augment: Augment, one: int, other:
 def test_how_far_policies_run_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     far = epoch(training(50, augment=EVERYTHING), 2)
     for values in (1, 8 * 90 * 2, 8 * 90 * 3 + 1):  # images have 90 values
-        monkeypatch.setattr(module, "_AHEAD", values)
+        monkeypatch.setattr(module, "_POLICY_VALUES", values)
         for one, other in zip(far, epoch(training(50, augment=EVERYTHING), 2), strict=True):
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.labels, other.labels)
@@ -139,11 +139,11 @@ def test_evaluation_gives_every_image_untouched_in_order() -> None:
 def test_flip_alone_and_crop_alone() -> None:
     images = make(64).images
     plain = by_sample(epoch(make(64), 0), 64)
-    flips = draw(0, 0, 64, 0).flips
+    flips = draw_crop_flip(0, 0, 64, 0).flips
     flipped = by_sample(epoch(make(64, augment=Augment(flip=True)), 0), 64)
     for sample in range(64):
         assert torch.equal(flipped[sample], plain[sample].flip(-1) if flips[sample] else plain[sample])
-    draws = draw(0, 0, 64, 2)
+    draws = draw_crop_flip(0, 0, 64, 2)
     cropped = by_sample(epoch(make(64, augment=Augment(crop=2)), 0), 64)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     normalise = Normalise(MEAN, STD, torch.device("cpu"))
@@ -176,9 +176,9 @@ def test_mixing_is_of_what_both_look_like_alone(mixes: dict[str, float]) -> None
     views = by_sample(epoch(training(70, augment=Augment(**alone)), 3), 70)
     whole = torch.stack([views[sample] for sample in range(70)])
     loader = training(70, augment=Augment(**alone, **mixes))
-    mix = mixing.draw(0, 3, 70, 6, 5, **mixes)
+    mix = mixing.draw_mix(0, 3, 70, 6, 5, **mixes)
     for batch in epoch(loader, 3):
-        here = mix.of(batch.index)
+        here = mix.select(batch.index)
         assert torch.equal(batch.images, mixing.mix_images(whole[batch.index], whole[here.partner], here))
         own, partners = loader.labels[batch.index], loader.labels[here.partner]
         assert torch.equal(batch.labels, mixing.mix_labels(own, partners, here, 7))
@@ -189,7 +189,7 @@ def test_a_single_image_that_is_left_out_is_still_a_partner() -> None:
     batches = epoch(training(17, augment=Augment(mixup=1.0)), 0)
     seen = torch.cat([batch.index for batch in batches])
     left_out = (set(range(17)) - set(seen.tolist())).pop()
-    partner = mixing.draw(0, 0, 17, 6, 5, mixup=1.0).partner
+    partner = mixing.draw_mix(0, 0, 17, 6, 5, mixup=1.0).partner
     assert left_out in partner[seen].tolist()
 
 

@@ -27,7 +27,7 @@ def load_and_touch():
     splits = registry.load(Dataset(name="cifar100"), Path(sys.argv[1]))
     return splits, int(splits.train_images.sum())
 
-load_and_touch()  # decodes, with all that this needs
+load_and_touch()  # decodes, which loads everything that decoding needs
 print("ready", flush=True)
 sys.stdin.readline()
 before = measure()
@@ -80,7 +80,7 @@ def test_two_processes_share_the_images(tmp_path: Path) -> None:
     ]
 
     def answers() -> list[list[str]]:
-        """What both say; then both may go on."""
+        """Reads a line of both processes, and lets both continue."""
         said = [holder.stdout.readline().split() if holder.stdout else [] for holder in holders]
         for holder in holders:
             if holder.stdin:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kd_bench.config.data import Dataset
-from kd_bench.data import registry
+from kd_bench.data import registry, sources
 from kd_bench.utils.errors import UserError
 
 ALL = ["cifar10", "cifar100", "digits", "folder", "imagenet", "parquet", "tiny_imagenet"]
@@ -21,14 +21,14 @@ def test_specs_are_whole() -> None:
         assert len(spec.labels) == len(spec.label_classes)
         assert not spec.labels or spec.label_classes[0] == spec.num_classes
         assert not spec.sizes or spec.image_size in spec.sizes
-        assert set(spec.takes) <= set(Dataset.model_fields)
+        assert set(spec.options) <= set(Dataset.model_fields)
         assert spec.crop <= spec.image_size // 8
 
 
 def test_summaries() -> None:
     expected = "Tiny-ImageNet: 200 classes, 100,000 training and 10,000 test images"
     assert registry.spec("tiny_imagenet").summary == expected
-    expected = "Folder of images: as many classes and images as are there, at 224 or other pixels"
+    expected = "Folder of images: any number of classes and images, by default of 224 pixels"
     assert registry.spec("folder").summary == expected
 
 
@@ -40,7 +40,7 @@ def test_unknown_dataset_names_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     "call",
-    [registry.check, registry.load, registry.locate, registry.resolved, registry.chosen, registry.download],
+    [registry.check, registry.load, registry.locate, registry.resolve, registry.resolve_spec, registry.download],
 )
 def test_every_call_refuses_an_unknown_dataset(call: Callable[[Dataset], object]) -> None:
     with pytest.raises(UserError, match="did you mean 'digits'"):
@@ -67,7 +67,7 @@ def test_every_call_refuses_an_unknown_dataset(call: Callable[[Dataset], object]
 )
 def test_what_is_known_of_a_choice(dataset: Dataset, classes: int | None, size: int, crop: int) -> None:
     registry.check(dataset)
-    chosen = registry.chosen(dataset)
+    chosen = registry.resolve_spec(dataset)
     assert (chosen.num_classes, chosen.image_size, chosen.crop) == (classes, size, crop)
 
 
@@ -86,8 +86,8 @@ def test_what_is_known_of_a_choice(dataset: Dataset, classes: int | None, size: 
     ids=lambda value: value.title,
 )
 def test_resolving_writes_every_choice_out(dataset: Dataset, expected: Dataset) -> None:
-    assert registry.resolved(dataset) == expected
-    assert registry.resolved(expected) == expected
+    assert registry.resolve(dataset) == expected
+    assert registry.resolve(expected) == expected
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_resolving_writes_every_choice_out(dataset: Dataset, expected: Dataset) 
         (Dataset(name="tiny_imagenet", size=48), "size must be 32 or 64 for tiny_imagenet, not 48"),
         (
             Dataset(name="folder"),
-            "folder needs a path: the folder named by path, with a folder of images a class in train and in "
+            "folder needs a path: the folder named by path, with a folder of images per class in train and in "
             "test, val, valid or validation, or with shards of a WebDataset, train-000000.tar and val-000000.tar",
         ),
     ],
@@ -127,17 +127,46 @@ def test_wrong_choice_is_one_sentence(dataset: Dataset, message: str) -> None:
     with pytest.raises(UserError) as error:
         registry.check(dataset, "a.yaml")
     assert str(error.value) == f"a.yaml: {message}"
-    for call in (registry.load, registry.locate, registry.chosen):
+    for call in (registry.load, registry.locate, registry.resolve_spec):
         with pytest.raises(UserError) as error:
             call(dataset)
         assert str(error.value) == message
 
 
 def test_data_dir(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert registry.data_dir(None) == Path("data")
+    assert registry.resolve_data_dir(None) == Path("data")
     monkeypatch.setenv("KD_BENCH_DATA", "~/sets")
-    assert registry.data_dir(None) == Path.home() / "sets"
-    assert registry.data_dir(Path("/x")) == Path("/x")
+    assert registry.resolve_data_dir(None) == Path.home() / "sets"
+    assert registry.resolve_data_dir(Path("/x")) == Path("/x")
+
+
+def test_a_file_is_all_that_a_built_in_set_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dots.py").write_text(
+        """
+from kd_bench.data.dataset_spec import DatasetSpec
+
+SPECS = tuple(
+    DatasetSpec(name=name, title=name, image_size=8, crop=1, source="made here", downloadable=True)
+    for name in ("white_dots", "black_dots")
+)
+
+def find(spec, dataset, data_dir):
+    return f"{spec.name} in {data_dir}"
+
+def download(spec, data_dir):
+    data_dir.joinpath(spec.name).touch()
+"""
+    )
+    (tmp_path / "_helper.py").write_text("raise RuntimeError")
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    registry.built_in.cache_clear()
+    try:
+        assert registry.names() == sorted([*ALL, "black_dots", "white_dots"])
+        assert registry.locate(Dataset(name="black_dots"), tmp_path) == f"black_dots in {tmp_path}"
+        registry.download(Dataset(name="white_dots"), tmp_path)
+        assert (tmp_path / "white_dots").is_file()
+    finally:
+        registry.built_in.cache_clear()
 
 
 def test_looking_up_and_locating_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -150,7 +179,7 @@ from kd_bench.config.recipe import Dataset
 registry.check(Dataset(name="cifar100", labels="coarse", classes=5))
 print(registry.locate(Dataset(name="digits")))
 for name in registry.names():
-    path = "mine" if "path" in registry.spec(name).takes else None
+    path = "mine" if "path" in registry.spec(name).options else None
     try:
         registry.locate(Dataset(name=name, path=path), Path({str(tmp_path)!r}))
     except UserError:

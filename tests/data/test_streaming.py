@@ -39,7 +39,7 @@ def all_closed() -> Iterator[None]:
 
 def loader(root: Path, settings: dict[str, Any] | None = None, **arguments: Any) -> StreamLoader:
     OPEN.append(
-        found := StreamLoader(photos.listed(root, **(settings or {})), **({"batch_size": 8, "seed": 1} | arguments))
+        found := StreamLoader(photos.list_files(root, **(settings or {})), **({"batch_size": 8, "seed": 1} | arguments))
     )
     return found
 
@@ -80,7 +80,7 @@ def test_epochs_are_the_same_for_any_number_of_workers_and_after_a_resume(folder
         assert all(same(epoch(stream, number), epochs[number]) for number in range(3))
     assert same(epoch(loader(folder, photos.EVERYTHING), 2), epochs[2])
     stream = loader(folder, photos.EVERYTHING, workers=2)
-    next(iter(stream))  # and gives up
+    next(iter(stream))  # and stops
     assert same(epoch(stream, 2), epochs[2])
     stream.close()
     assert same(epoch(stream, 1), epochs[1])
@@ -109,7 +109,7 @@ def test_batches_are_what_the_trainer_takes(folder: Path) -> None:
 def test_nothing_is_drawn_from_the_global_generators(folder: Path, workers: int) -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]
     epoch(loader(folder, photos.EVERYTHING, workers=workers), 0)
-    list(evaluation(photos.listed(folder), workers=workers))
+    list(evaluation(photos.list_files(folder), workers=workers))
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before  # type: ignore[index]
 
 
@@ -138,8 +138,8 @@ def test_processes_have_together_what_one_has(folder: Path, micro_batch: int | N
     ]
     for step, batches in enumerate(zip(*(epoch(shard, 1) for shard in shards), strict=True)):
         assert all(len(batch.index) == 12 // world_size for batch in batches)
-        there = [shard._order.share.tolist() for shard in shards]
-        here = {place: number for number, place in enumerate(loader(folder, {}, **arguments)._order.share.tolist())}
+        there = [shard._order.positions.tolist() for shard in shards]
+        here = {place: number for number, place in enumerate(loader(folder, {}, **arguments)._order.positions.tolist())}
         which = [here[place] for some in there for place in some]
         assert sorted(which) == list(range(12))
         for key in ("images", "labels", "index"):
@@ -171,13 +171,15 @@ def test_colours_are_those_of_pillow(folder: Path) -> None:
         assert stream._files.path(index) == file
         with Image.open(file) as image:
             assert image.mode == ("L", "CMYK", "RGBA")[index]
-            assert np.array_equal(np.asarray(decoding.picture(file.read_bytes())), np.asarray(image.convert("RGB")))
+            assert np.array_equal(
+                np.asarray(decoding.decode_image(file.read_bytes())), np.asarray(image.convert("RGB"))
+            )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [4, 15, 100])
 def test_the_test_set_is_there_once_and_in_order(folder: Path, workers: int, batch_size: int) -> None:
-    found = photos.listed(folder, crop_pct=0.95)
+    found = photos.list_files(folder, crop_pct=0.95)
     test = evaluation(found, batch_size=batch_size, workers=workers)
     batches = list(test)
     assert len(batches) == len(test) == -(-15 // batch_size)
@@ -214,7 +216,7 @@ def test_a_corrupt_image_ends_the_training_with_its_name(spoilt: Path, workers: 
     assert str(error.value).endswith("); pipeline.corrupt: skip goes on without it") and "\n" not in str(error.value)
     assert list(stream.corrupt) == [bad]
     with pytest.raises(UserError, match=r"bee/001\.JPEG: the image cannot be decoded"):
-        list(evaluation(photos.listed(spoilt), workers=workers))
+        list(evaluation(photos.list_files(spoilt), workers=workers))
 
 
 def test_a_corrupt_image_is_skipped_and_counted(spoilt: Path) -> None:
@@ -235,7 +237,7 @@ def test_a_corrupt_image_is_skipped_and_counted(spoilt: Path) -> None:
 
 
 def test_a_corrupt_test_image_is_left_out_and_counted(spoilt: Path) -> None:
-    test = evaluation(photos.listed(spoilt, corrupt="skip"))
+    test = evaluation(photos.list_files(spoilt, corrupt="skip"))
     batches = list(test)
     assert [len(batch.index) for batch in batches] == [4, 3, 4, 3]
     assert torch.cat([batch.index for batch in batches]).tolist() == [index for index in range(15) if index != 6]
@@ -250,7 +252,7 @@ def test_a_class_without_a_good_image_and_a_file_that_is_gone_are_never_skipped(
         photos.spoil(file)
     with pytest.raises(UserError, match=r"bee: has no image that can be decoded$"):
         epoch(loader(tmp_path, {"corrupt": "skip"}, batch_size=12, workers=workers), 0)
-    found = photos.listed(tmp_path, corrupt="skip")
+    found = photos.list_files(tmp_path, corrupt="skip")
     gone = root / "val" / "cat" / "002.JPEG"
     gone.unlink()
     with pytest.raises(UserError) as error:
@@ -266,7 +268,7 @@ def test_a_set_smaller_than_a_batch_is_refused(folder: Path) -> None:
 def test_the_files_are_those_that_would_be_decoded(folder: Path) -> None:
     for choice in ({}, {"classes": 2}, {"train_images": 7, "test_images": 4}, {"classes": 2, "train_images": 5}):
         dataset = photos.MINE.model_copy(update={"size": 32, **choice})
-        found, decoded = registry.listed(dataset, Pipeline(size=32), folder), registry.load(dataset, folder)
+        found, decoded = registry.list_files(dataset, Pipeline(size=32), folder), registry.load(dataset, folder)
         assert torch.equal(found.train_labels, decoded.train_labels)
         assert torch.equal(found.test_labels, decoded.test_labels)
         assert found.class_names == decoded.class_names and found.num_classes == decoded.num_classes
@@ -275,36 +277,36 @@ def test_the_files_are_those_that_would_be_decoded(folder: Path) -> None:
         for files, pixels in ((found.train, decoded.train_images), (found.test, decoded.test_images)):
             assert len(files) == len(pixels)
             for index, image in enumerate(pixels):
-                assert np.array_equal(decoding.decode(files.path(index).read_bytes(), 32), image.numpy())
+                assert np.array_equal(decoding.decode_square(files.path(index).read_bytes(), 32), image.numpy())
 
 
 def test_what_is_wrong_with_the_folder_is_named(folder: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(size=32)
     with pytest.raises(UserError, match="classes must be a whole number from 2 to 3 for folder, not 4"):
-        registry.listed(photos.MINE.model_copy(update={"classes": 4}), pipeline, folder)
+        registry.list_files(photos.MINE.model_copy(update={"classes": 4}), pipeline, folder)
     with pytest.raises(UserError, match="train_images: 25 is more than folder has, 24"):
-        registry.listed(photos.MINE.model_copy(update={"train_images": 25}), pipeline, folder)
+        registry.list_files(photos.MINE.model_copy(update={"train_images": 25}), pipeline, folder)
     with pytest.raises(UserError, match="there is no such folder"):
-        registry.listed(photos.MINE, pipeline, tmp_path)
+        registry.list_files(photos.MINE, pipeline, tmp_path)
     root = photos.tree(tmp_path / "mine", train=3, test=1)
     (root / "val" / "cat" / "000.JPEG").unlink()
     with pytest.raises(UserError, match=r"cat: has no images \(.bmp"):
-        registry.listed(photos.MINE, pipeline, tmp_path)
+        registry.list_files(photos.MINE, pipeline, tmp_path)
     (root / "val" / "cat").rmdir()
     with pytest.raises(UserError, match="has no class 'cat'"):
-        registry.listed(photos.MINE, pipeline, tmp_path)
+        registry.list_files(photos.MINE, pipeline, tmp_path)
     with pytest.raises(UserError, match="imagenet is not there"):
-        registry.listed(Dataset(name="imagenet"), pipeline, tmp_path)
+        registry.list_files(Dataset(name="imagenet"), pipeline, tmp_path)
 
 
 def test_names_of_any_kind_are_found_again(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     names = [["short.png", "völlig anders.jpeg"], [os_name := b"\xff\xfe.jpg".decode("utf-8", "surrogateescape")]]
-    files = file_dataset.Files.of(folders, names)
+    files = file_dataset.Files.from_folders(folders, names)
     assert [files.path(index) for index in range(3)] == [
         folders[0] / "short.png",
         folders[0] / "völlig anders.jpeg",
         folders[1] / os_name,
     ]
     assert files.labels.tolist() == [0, 0, 1]
-    assert list(files.others(0)) == [1] and list(files.others(1)) == [0] and list(files.others(2)) == []
+    assert list(files.same_class(0)) == [1] and list(files.same_class(1)) == [0] and list(files.same_class(2)) == []

@@ -112,7 +112,8 @@ def check_ours(arguments: list[str], prose: bool = False) -> None:
 @cache
 def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
     """Makes sure that what a command names is there: recipes, settings, methods, networks, data sets, formats."""
-    from kd_bench.cli import common
+    from kd_bench import api
+    from kd_bench.cli.list import KINDS
     from kd_bench.cli.show import describe
     from kd_bench.data import registry as datasets
     from kd_bench.models import registry as models
@@ -124,17 +125,15 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
     if command == "show":
         describe(of.name)
     elif command == "list":
-        from kd_bench.cli.main import _kinds
-
-        assert of.kind in _kinds()
+        assert of.kind in KINDS
     elif command == "compare":
         named = [one for one in of.methods.split(",") if ".py:" not in one]
-        content = common.base(of.dataset) | {"name": "compare", "methods": ["none", *named]}
+        content = api.base_recipe(of.dataset) | {"name": "compare", "methods": ["none", *named]}
         planned({**content, "pairs": [{"teacher": of.teacher, "student": of.student}]}, of.set_)
     elif command in ("data fetch", "teacher fetch", "teacher train", "teacher verify"):
         datasets.spec(of.dataset or of.name)
         if of.dataset and "name" in of:
-            planned(common.base(of.dataset) | {"name": "one", "methods": ["none"], "pairs": [
+            planned(api.base_recipe(of.dataset) | {"name": "one", "methods": ["none"], "pairs": [
                 {"teacher": None, "student": of.name}]}, of.set_)  # fmt: skip
     elif command == "teacher convert" and "model" in of:
         models.resolve(of.model)
@@ -148,4 +147,4 @@ def planned(source: Any, overrides: Any = (), only: Any = (), trials: int | None
     from kd_bench.config.load import read_recipe
     from kd_bench.estimate import placeholders
 
-    placeholders.plan(read_recipe(source, overrides, trials), "docs", only)
+    placeholders.plan_with_placeholders(read_recipe(source, overrides, trials), "docs", only)

@@ -275,16 +275,14 @@ def test_keys_that_other_suites_settings_are_mapped_to():
     from kd_bench.config.data import Dataset
     from kd_bench.config.optimizer import SGD, StepSchedule
     from kd_bench.config.trial import Training
-    from kd_bench.methods import registry
+    from kd_bench.methods import _registry as methods
 
     places: dict[str, Any] = {"optimizer": SGD, "schedule": StepSchedule, "dataset": Dataset}
     text = (ROOT / "docs/moving.md").read_text(encoding="utf-8")
     keys = re.findall(r"`([a-z_]+)\.([a-z_]+)`", "\n".join(re.findall(r"^\|[^|\n]*\|([^|\n]*)\|$", text, re.M)))
     assert len(keys) > 40
     for head, key in keys:
-        known = (
-            places[head].model_fields if head in places else [one.name for one in registry.describe(head).parameters]
-        )
+        known = places[head].model_fields if head in places else [one.name for one in methods.describe(head).parameters]
         assert key in known, f"{head} has no {key}"
     plain = set(re.findall(r"`([a-z_]+)`", "\n".join(re.findall(r"^\| `num_epochs[^|\n]*\|([^|\n]*)\|$", text, re.M))))
     assert plain <= set(Training.model_fields)

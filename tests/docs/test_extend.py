@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kd_bench.cli import common
 from kd_bench.cli.main import main
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import Trial
+from kd_bench.launch import run_recipe
 from kd_bench.plan import plan
 from kd_bench.utils import plugins
 
@@ -69,11 +69,11 @@ def test_all_of_it_is_planned_as_it_says(tmp_path, monkeypatch, capsys):
                 assert Path(line.split()[1]).is_file()
                 continue
 
-            def train(recipe, context, planned, options, line=line):
-                asked[line] = [cell.trial for cell in planned]
+            def train(recipe, options, line=line):
+                asked[line] = [cell.trial for cell in recipe.planned]
                 return {}
 
-            monkeypatch.setattr(common, "train", train)
+            monkeypatch.setattr(run_recipe, "train", train)
             main()
             printed = capsys.readouterr()
             assert printed.out and not printed.err, line

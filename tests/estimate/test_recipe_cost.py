@@ -1,4 +1,4 @@
-"""Estimates as a user asks for them, and what they are made of; nothing here looks at how long something took."""
+"""Estimates of recipes and their parts. No test depends on how long something took."""
 
 from __future__ import annotations
 
@@ -13,25 +13,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.estimate import ratio, speeds
+from benchmarks.estimate import read_speeds, speed_ratio
 from kd_bench.cli.estimate import estimate
 from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import PretrainedTeacher
 from kd_bench.data.registry import spec
 from kd_bench.estimate import history, placeholders
-from kd_bench.estimate.gpus import Assumptions, Gpu, cards, chosen, seconds
+from kd_bench.estimate.cost_key import cost_key
+from kd_bench.estimate.estimate_recipe import timing_rounds, training_phases
+from kd_bench.estimate.gpus import Assumptions, Gpu, estimate_seconds, load_gpus, select_gpus
 from kd_bench.estimate.operation_counter import Operation, OperationCounts
-from kd_bench.estimate.recipe_cost import (
-    CohortGroup,
-    Epoch,
-    EstimateOptions,
-    RecipeCost,
-    _phases,
-    _rounds,
-    cost_key,
-    group,
-)
+from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, group_missing_trials
+from kd_bench.estimate.timing_job import EpochTime, Timing
+from kd_bench.launch.options import RunOptions
 from kd_bench.plan import plan
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import UserError
@@ -59,224 +54,229 @@ def planned(recipe: Path, *overrides: str):
     return plan(read_recipe(str(recipe), overrides), str(recipe))
 
 
-# --- cards ---
+# --- GPUs ---
 
 
 def test_every_card_has_sensible_figures_and_a_source() -> None:
-    for name, card in cards().items():
-        assert card.source and card.title, name
-        assert card.fp32 <= (card.tf32 or card.fp32) <= (card.bf16 or card.fp16)
+    for name, gpu in load_gpus().items():
+        assert gpu.source and gpu.title, name
+        assert gpu.fp32 <= (gpu.tf32 or gpu.fp32) <= (gpu.bf16 or gpu.fp16)
     assert {"v100-16gb", "v100-32gb", "a100-40gb", "a100-80gb", "h100", "h100-pcie", "h200", "l4", "l40s", "t4",
-            "rtx-3090", "rtx-4090", "rtx-5090"} == set(cards())  # fmt: skip
+            "rtx-3090", "rtx-4090", "rtx-5090"} == set(load_gpus())  # fmt: skip
 
 
 def test_an_operation_takes_as_long_as_the_slowest_of_three_things() -> None:
-    card = Gpu(title="x", fp32=1, tf32=2, bf16=10, bandwidth=100, memory=1, source="-")
+    gpu = Gpu(title="x", fp32=1, tf32=2, bf16=10, bandwidth=100, memory=1, source="-")
     assumed = Assumptions(compute=0.5, training=0.5, forward=1.0, launch=1e-3)
 
-    def took(flops: float, moved: float, arithmetic: str, training: bool = True) -> float:
-        one = Operation(int(flops), int(moved), arithmetic)  # type: ignore[arg-type]
-        return seconds(OperationCounts(Counter({one: 3})), card, assumed, training=training)
+    def gpu_seconds(flops: float, moved: float, arithmetic: str, training: bool = True) -> float:
+        operation = Operation(int(flops), int(moved), arithmetic)  # type: ignore[arg-type]
+        return estimate_seconds(OperationCounts(Counter({operation: 3})), gpu, assumed, training=training)
 
-    assert took(1e12, 0, "half") == pytest.approx(3 * 0.2)
-    assert took(1e12, 0, "convolution") == pytest.approx(3 * 1.0)
-    assert took(1e12, 0, "single") == pytest.approx(3 * 2.0)
-    assert took(0, 1e9, "none") == pytest.approx(3 * 0.02)
-    assert took(0, 1e9, "none", training=False) == pytest.approx(3 * 0.01)
-    assert took(0, 10, "none") == pytest.approx(3e-3)
-    without = card.model_copy(update={"bf16": None, "tf32": None})
-    one = OperationCounts(Counter({Operation(10**12, 0, "half"): 1}))
-    assert seconds(one, without, assumed, training=True) == pytest.approx(2.0)
+    assert gpu_seconds(1e12, 0, "half") == pytest.approx(3 * 0.2)
+    assert gpu_seconds(1e12, 0, "convolution") == pytest.approx(3 * 1.0)
+    assert gpu_seconds(1e12, 0, "single") == pytest.approx(3 * 2.0)
+    assert gpu_seconds(0, 1e9, "none") == pytest.approx(3 * 0.02)
+    assert gpu_seconds(0, 1e9, "none", training=False) == pytest.approx(3 * 0.01)
+    assert gpu_seconds(0, 10, "none") == pytest.approx(3e-3)
+    without = gpu.model_copy(update={"bf16": None, "tf32": None})
+    counts = OperationCounts(Counter({Operation(10**12, 0, "half"): 1}))
+    assert estimate_seconds(counts, without, assumed, training=True) == pytest.approx(2.0)
 
 
-PUBLISHED = [row for row in speeds() if row["network"] in ("resnet50", "beitv2_large_patch16_224", "resnet18")]
+PUBLISHED = [row for row in read_speeds() if row["network"] in ("resnet50", "beitv2_large_patch16_224", "resnet18")]
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row['card']}-{row['network']}-{row['work']}")
 def test_published_speeds_come_out(row: dict[str, str]) -> None:
-    assert 1 / 1.4 < ratio(row) < 1.4
+    assert 1 / 1.4 < speed_ratio(row) < 1.4
 
 
 def test_the_range_that_is_printed_is_that_of_all_published_speeds() -> None:
-    found = sorted(ratio(row) for row in speeds())
-    assert len(found) == 34
-    assert (round(found[0], 2), round(found[-1], 2)) == (0.74, 1.28)
+    ratios = sorted(speed_ratio(row) for row in read_speeds())
+    assert len(ratios) == 34
+    assert (round(ratios[0], 2), round(ratios[-1], 2)) == (0.74, 1.28)
 
 
-def test_cards_are_chosen_by_name() -> None:
-    assert list(chosen("H100, a100-80gb,h100", "--cards")) == ["h100", "a100-80gb"]
-    assert chosen("none", "--cards") == {}
+def test_gpus_are_selected_by_name() -> None:
+    assert list(select_gpus("H100, a100-80gb,h100", "--cards")) == ["h100", "a100-80gb"]
+    assert select_gpus("none", "--cards") == {}
     with pytest.raises(UserError, match="--cards: no card is called 'a100-80g'; did you mean 'a100-80gb'"):
-        chosen("a100-80g", "--cards")
+        select_gpus("a100-80g", "--cards")
     with pytest.raises(UserError, match="--cards: names no card"):
-        chosen(" ,", "--cards")
+        select_gpus(" ,", "--cards")
 
 
-# --- what is missing ---
+# --- groups of missing trials ---
 
 
 def test_seeds_are_one_group_and_what_is_finished_is_left_out(recipe: Path, tmp_path: Path) -> None:
-    everything = planned(recipe)
-    options = EstimateOptions(tmp_path / "out")
-    groups, finished, read = group(everything, options, "few")
-    assert [(one.labels, one.epochs, one.teaches) for one in groups] == [
+    cells = planned(recipe)
+    options = RunOptions(out=tmp_path / "out")
+    groups, finished, read = group_missing_trials(cells, options, "few")
+    assert [(group.labels, group.epochs, group.trains_teacher) for group in groups] == [
         (("teacher",), [2], True),
         (("none",), [1, 1], False),
         (("kd", "dkd"), [1, 1], False),
     ]
     assert (finished, read) == (0, 0)
-    for one in everything[:1]:
-        finish(tmp_path / "out" / "few" / one.trial_id)
-    finish(tmp_path / "out" / TEACHERS / everything[0].teacher_id)
-    groups, finished, _ = group(everything, options, "few")
-    assert [(one.labels, one.epochs) for one in groups] == [(("none",), [1]), (("kd", "dkd"), [1, 1])]
+    for cell in cells[:1]:
+        finish(tmp_path / "out" / "few" / cell.trial_id)
+    finish(tmp_path / "out" / TEACHERS / cells[0].teacher_id)
+    groups, finished, _ = group_missing_trials(cells, options, "few")
+    assert [(group.labels, group.epochs) for group in groups] == [(("none",), [1]), (("kd", "dkd"), [1, 1])]
     assert finished == 1
 
 
-def test_a_cohort_that_was_begun_has_only_the_rest_before_it(recipe: Path, tmp_path: Path) -> None:
-    everything = planned(recipe, "epochs=5")
-    for one in everything:
-        folder = tmp_path / "out" / "few" / one.trial_id
+def test_a_resumed_cohort_counts_its_remaining_epochs(recipe: Path, tmp_path: Path) -> None:
+    cells = planned(recipe, "epochs=5")
+    for cell in cells:
+        folder = tmp_path / "out" / "few" / cell.trial_id
         folder.mkdir(parents=True)
         (folder / "metrics.csv").write_text("epoch\n" + "".join(f"{epoch}\n" for epoch in range(1, 4)))
-    groups, _, _ = group(everything, EstimateOptions(tmp_path / "out"), "few")
-    assert [one.epochs for one in groups if not one.teaches] == [[2, 2], [2, 2]]
+    groups, _, _ = group_missing_trials(cells, RunOptions(out=tmp_path / "out"), "few")
+    assert [group.epochs for group in groups if not group.trains_teacher] == [[2, 2], [2, 2]]
 
 
 def test_small_cohorts_pay_the_teacher_again(recipe: Path, tmp_path: Path) -> None:
-    groups, _, _ = group(planned(recipe), EstimateOptions(tmp_path / "out", cohort_size=1), "few")
-    assert [one.labels for one in groups] == [("teacher",), ("none",), ("kd",), ("dkd",)]
+    groups, _, _ = group_missing_trials(planned(recipe), RunOptions(out=tmp_path / "out", cohort_size=1), "few")
+    assert [group.labels for group in groups] == [("teacher",), ("none",), ("kd",), ("dkd",)]
 
 
 def test_what_a_step_costs_depends_on_neither_seed_nor_epochs_nor_the_teachers_training(recipe: Path) -> None:
-    keys = {one.label: cost_key(one.trial) for one in planned(recipe)}
+    keys = {cell.label: cost_key(cell.trial) for cell in planned(recipe)}
     assert len(set(keys.values())) == 3
     for overrides in (["epochs=7"], ["seeds=[9]"], ["teacher_training.epochs=9"]):
-        assert {one.label: cost_key(one.trial) for one in planned(recipe, *overrides)} == keys
+        assert {cell.label: cost_key(cell.trial) for cell in planned(recipe, *overrides)} == keys
     assert cost_key(planned(recipe, "batch_size=20")[0].trial) != keys["none"]
 
 
-def made(*groups: CohortGroup, places: int = 1) -> RecipeCost:
-    return RecipeCost("few", list(groups), ["cpu"] * places, "a machine", 0, 0, [])
+def recipe_cost(*groups: CohortGroup, devices: int = 1) -> RecipeCost:
+    return RecipeCost("few", list(groups), ["cpu"] * devices, "a machine", 0, 0, [])
 
 
 def test_hours_of_a_cohort_and_of_its_trials_one_at_a_time(recipe: Path, tmp_path: Path) -> None:
-    _, _, taught = group(planned(recipe), EstimateOptions(tmp_path), "few")[0]
-    taught.here = epoch = Epoch(shared=100, own=(10, 20), evaluation=4, checkpoint=2, startup=6)
+    _, _, taught = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
+    epoch = EpochTime(shared=100, own=(10, 20), evaluation=4, checkpoint=2, startup=6)
+    taught.timing = Timing(epoch, steps=1, images=1)
     assert epoch.seconds == 136
-    assert epoch.alone == 236
+    assert epoch.unshared_seconds == 236
     assert taught.hours(epoch) * 3600 == 2 * 136 + 2 * 6
-    assert taught.hours(epoch, alone=True) * 3600 == 2 * 236 + 4 * 6
-    found = made(taught)
-    assert found.hours() * 3600 == pytest.approx(284)
-    assert found.hours(alone=True) > found.hours()
+    assert taught.hours(epoch, unshared=True) * 3600 == 2 * 236 + 4 * 6
+    cost = recipe_cost(taught)
+    assert cost.hours() * 3600 == pytest.approx(284)
+    assert cost.hours(unshared=True) > cost.hours()
 
 
-def test_cohorts_are_spread_over_places_once_their_teacher_is_there(recipe: Path, tmp_path: Path) -> None:
-    teacher, none, taught = group(planned(recipe), EstimateOptions(tmp_path), "few")[0]
-    for one, length in ((teacher, 50), (none, 10), (taught, 30)):
-        one.here = Epoch(0, (length,), 0)
-    # 2 x 50 s of the teacher in one place, 2 x 10 s of students alone in the other, then 30 s in both
-    assert made(teacher, taught, none, places=2).wall_hours() * 3600 == pytest.approx(130)
-    assert made(teacher, none, taught).wall_hours() * 3600 == pytest.approx(100 + 20 + 60)
+def test_cohorts_are_spread_over_devices_once_their_teacher_is_trained(recipe: Path, tmp_path: Path) -> None:
+    teacher, none, taught = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
+    for group, length in ((teacher, 50), (none, 10), (taught, 30)):
+        group.timing = Timing(EpochTime(0, (length,), 0), steps=1, images=1)
+    # 2 x 50 s of the teacher on one device, 2 x 10 s of students alone on the other, then 30 s on both
+    assert recipe_cost(teacher, taught, none, devices=2).wall_hours() * 3600 == pytest.approx(130)
+    assert recipe_cost(teacher, none, taught).wall_hours() * 3600 == pytest.approx(100 + 20 + 60)
 
 
 def test_as_many_are_timed_at_once_as_would_run_at_once(recipe: Path, tmp_path: Path) -> None:
-    teacher, none, taught = groups = group(planned(recipe), EstimateOptions(tmp_path), "few")[0]
-    assert _phases(groups) == [[teacher, none], [taught]]
-    assert _phases([none, taught]) == [[none, taught]]
-    assert _rounds([teacher, none], 1) == [[teacher], [none]]
-    assert _rounds([teacher, none], 2) == [[teacher, none]]
-    assert _rounds([taught], 4) == [[taught, taught]]  # two seeds
-    assert _rounds([teacher, none, taught], 2) == [[teacher, none], [taught, teacher]]
-    assert _rounds([], 2) == []
+    teacher, none, taught = groups = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
+    assert training_phases(groups) == [[teacher, none], [taught]]
+    assert training_phases([none, taught]) == [[none, taught]]
+    assert timing_rounds([teacher, none], 1) == [[teacher], [none]]
+    assert timing_rounds([teacher, none], 2) == [[teacher, none]]
+    assert timing_rounds([taught], 4) == [[taught, taught]]  # two seeds
+    assert timing_rounds([teacher, none, taught], 2) == [[teacher, none], [taught, teacher]]
+    assert timing_rounds([], 2) == []
 
 
-# --- what is not here ---
+# --- missing weights and images ---
 
 
-def test_images_that_are_not_here_are_stood_in_for(tmp_path: Path) -> None:
-    found, why = placeholders.images(Dataset(name="imagenet"), Pipeline(), tmp_path)
-    assert (len(found.train_labels), len(found.test_labels), found.num_classes) == (1_281_167, 50_000, 1000)
-    assert "imagenet is not there" in why
-    assert int(found.train_labels.bincount().min()) >= 1281
-    few, _ = placeholders.images(Dataset(name="imagenet", classes=100, test_images=10), Pipeline(), tmp_path)
+def test_missing_images_are_replaced_by_placeholders(tmp_path: Path) -> None:
+    images, reason = placeholders.images_or_placeholders(Dataset(name="imagenet"), Pipeline(), tmp_path)
+    assert (len(images.train_labels), len(images.test_labels), images.num_classes) == (1_281_167, 50_000, 1000)
+    assert "imagenet is not there" in reason
+    assert int(images.train_labels.bincount().min()) >= 1281
+    few, _ = placeholders.images_or_placeholders(
+        Dataset(name="imagenet", classes=100, test_images=10), Pipeline(), tmp_path
+    )
     assert (len(few.train_labels), len(few.test_labels), few.num_classes) == (128_117, 10, 100)
-    small, why = placeholders.images(Dataset(name="cifar100", classes=20), None, tmp_path)
+    small, reason = placeholders.images_or_placeholders(Dataset(name="cifar100", classes=20), None, tmp_path)
     assert small.image_shape == (3, 32, 32)
     assert (len(small.train_labels), small.num_classes) == (10_000, 20)
-    assert why
-    assert placeholders.images(Dataset(name="digits"), None, tmp_path)[1] == ""
+    assert reason
+    assert placeholders.images_or_placeholders(Dataset(name="digits"), None, tmp_path)[1] == ""
     with pytest.raises(UserError, match="mine"):
-        placeholders.images(Dataset(name="folder", path="mine"), Pipeline(), tmp_path)
+        placeholders.images_or_placeholders(Dataset(name="folder", path="mine"), Pipeline(), tmp_path)
 
 
-def test_weights_that_are_not_here_are_stood_in_for(monkeypatch, tmp_path: Path) -> None:
+def test_missing_weights_are_replaced_by_placeholders(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KD_BENCH_WEIGHTS", str(tmp_path))
     read = read_recipe("imagenet/table8")
     with pytest.raises(UserError, match="teacher fetch"):
         plan(read, "table8")
-    found, notes = placeholders.plan(read, "table8")
+    found, notes = placeholders.plan_with_placeholders(read, "table8")
     assert len(found) == 12
-    assert all(isinstance(one.trial.teacher, PretrainedTeacher) and one.trial.teacher == one.taught_by for one in found)
+    assert all(
+        isinstance(cell.trial.teacher, PretrainedTeacher) and cell.trial.teacher == cell.taught_by for cell in found
+    )
     assert len(notes) == 1 and "teacher fetch beitv2_large" in notes[0]
 
 
-def test_weights_that_are_here_are_those_of_the_run(recipe: Path, tmp_path: Path) -> None:
+def test_existing_weights_are_those_of_the_run(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.pth").write_bytes(b"weights of some kind")
     content = RECIPE | {"teachers": {"resnet14": {"weights": str(tmp_path / "mine.pth")}}}
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     read = read_recipe(str(recipe))
-    found, notes = placeholders.plan(read, "few")
+    found, notes = placeholders.plan_with_placeholders(read, "few")
     assert notes == []
-    assert [one.trial_id for one in found] == [one.trial_id for one in plan(read, "few")]
+    assert [cell.trial_id for cell in found] == [cell.trial_id for cell in plan(read, "few")]
 
 
-# --- what became of it ---
+# --- comparison with the run ---
 
 
-def test_what_it_took_is_compared_and_kept(recipe: Path, tmp_path: Path) -> None:
-    everything = planned(recipe)
+def test_the_time_of_a_run_is_compared_and_kept(recipe: Path, tmp_path: Path) -> None:
+    cells = planned(recipe)
     out = tmp_path / "out"
-    assert history.settle(everything, [one.trial_id for one in everything], out, "few") == ""
-    keys = [cost_key(one.trial) for one in everything if one.label in ("kd", "dkd")]
+    assert history.compare_with_estimate(cells, [cell.trial_id for cell in cells], out, "few") == ""
+    keys = [cost_key(cell.trial) for cell in cells if cell.label in ("kd", "dkd")]
     content = {
         "made": "then",
         "groups": [
             {"cost_keys": [keys[0], keys[-1]], "here": {"shared_seconds": 8.0, "own_seconds": [3.0, 5.0]}},
-            {"cost_keys": [cost_key(everything[0].trial)], "here": None},
+            {"cost_keys": [cost_key(cells[0].trial)], "here": None},
         ],
     }
     (out / "few").mkdir(parents=True)
     (out / "few" / "estimate.json").write_text(json.dumps(content))
     ids = {}
     for label, own in (("kd", 4.0), ("dkd", 6.0), ("none", 1.0)):
-        ids[label] = next(one.trial_id for one in everything if one.label == label)
+        ids[label] = next(cell.trial_id for cell in cells if cell.label == label)
         metrics(out / "few" / ids[label], [(own, own + 10.0, 2), (own, own + 10.0, 2)])
-    said = history.settle(everything, list(ids.values()), out, "few")
-    assert said == "few: 2 trainings: estimated 32 s, took 40 s (+25 %)"
+    comparison = history.compare_with_estimate(cells, list(ids.values()), out, "few")
+    assert comparison == "few: 2 trainings: estimated 32 s, took 40 s (+25 %)"
     outcome = json.loads((out / "few" / "estimate.json").read_text())["outcomes"]
     assert len(outcome) == 1
     assert outcome[0]["trainings"] == [ids["kd"], ids["dkd"]]
     assert (outcome[0]["estimated_seconds"], outcome[0]["took_seconds"]) == (32.0, 40.0)
     assert outcome[0]["error_percent"] == pytest.approx(25.0)
-    history.settle(everything, [ids["kd"]], out, "few")
+    history.compare_with_estimate(cells, [ids["kd"]], out, "few")
     assert len(json.loads((out / "few" / "estimate.json").read_text())["outcomes"]) == 2
 
 
-def test_a_damaged_estimate_is_as_good_as_none(recipe: Path, tmp_path: Path) -> None:
-    everything = planned(recipe)
+def test_a_damaged_estimate_is_ignored(recipe: Path, tmp_path: Path) -> None:
+    cells = planned(recipe)
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "estimate.json").write_text("{")
-    assert history.settle(everything, [everything[0].trial_id], tmp_path, "few") == ""
+    assert history.compare_with_estimate(cells, [cells[0].trial_id], tmp_path, "few") == ""
 
 
 @pytest.mark.parametrize(
-    ("seconds_", "said"),
+    ("seconds", "text"),
     [(0.26, "0.3 s"), (45, "45 s"), (300, "5.0 min"), (36_000, "10 h"), (4.8e6, "1,333 h"), (1.42e10, "450 years")],
 )
-def test_times_are_told_in_a_few_digits(seconds_: float, said: str) -> None:
-    assert history.duration(seconds_) == said
+def test_durations_have_a_few_digits(seconds: float, text: str) -> None:
+    assert history.format_duration(seconds) == text
 
 
 def finish(folder: Path) -> None:
@@ -306,7 +306,17 @@ def metrics(folder: Path, rows: list[tuple[float, float, int]]) -> None:
 )
 def test_errors_are_sentences(recipe: Path, tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        estimate(str(recipe), out=tmp_path / "out", **options)
+        estimate(
+            recipe=str(recipe),
+            out=tmp_path / "out",
+            data=None,
+            jobs=None,
+            threads=1,
+            device="auto",
+            cohort_size=8,
+            workers=2,
+            **options,
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -346,15 +356,15 @@ def test_it_is_timed_kept_and_compared_with_the_run(recipe: Path, tmp_path: Path
     assert "could not be timed" not in done.stdout
     assert [path.name for path in out.rglob("*.json")] == ["estimate.json"]  # nothing was trained
     kept = json.loads((out / "few" / "estimate.json").read_text())
-    assert [one["rows"] for one in kept["groups"]] == [["teacher"], ["kd", "dkd"]]
-    for one in kept["groups"]:
-        here = one["here"]
-        assert len(here["own_seconds"]) == len(one["rows"])
+    assert [group["rows"] for group in kept["groups"]] == [["teacher"], ["kd", "dkd"]]
+    for group in kept["groups"]:
+        here = group["here"]
+        assert len(here["own_seconds"]) == len(group["rows"])
         assert all(0 < value < math.inf for value in here["own_seconds"])
         assert here["epoch_seconds"] >= sum(here["own_seconds"])
         assert here["evaluation_seconds"] > 0
-        assert one["hours_by_card"]["t4"] > 0
-        assert one["training_images"] == 200
+        assert group["hours_by_card"]["t4"] > 0
+        assert group["training_images"] == 200
     done = run("run", str(recipe), *few, "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "few: 3 trainings: estimated " in done.stderr

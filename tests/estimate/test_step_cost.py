@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from kd_bench.estimate import step_cost
 from kd_bench.estimate.operation_counter import Operation, OperationCounter, OperationCounts
-from kd_bench.estimate.step_cost import CohortCost, count, without_content
+from kd_bench.estimate.step_cost import CohortCost, convert_to_fake, count_cohort
 from kd_bench.models import registry as models
-from kd_bench.training.fit import build_network, build_student
-from kd_bench.training.student import MicroBatch
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.micro_batch import MicroBatch
 from kd_bench.types import Batch
 from tests.training.parts import MemoryWriter, splits, trial
 
@@ -23,14 +25,14 @@ IMAGES = splits()
 
 
 def one(method: str = "kd", **changes) -> CohortCost:
-    return count([trial(method, **changes)], IMAGES)
+    return count_cohort([trial(method, **changes)], IMAGES)
 
 
 def test_a_convolution_and_a_product_by_hand() -> None:
     mode = FakeTensorMode()
     layer, head = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Linear(8, 5, bias=False)
     for module in (layer, head):
-        without_content(module, mode)
+        convert_to_fake(module, mode)
     with mode:
         images = torch.zeros(2, 3, 4, 4)
         with OperationCounter() as tally, torch.no_grad():
@@ -42,6 +44,51 @@ def test_a_convolution_and_a_product_by_hand() -> None:
     assert found["convolution"] == Operation(convolution, 4 * (2 * 3 * 16 + 8 * 27 + 2 * 8 * 16), "convolution")
     assert found["single"] == Operation(product, 4 * (2 * 8 + 8 * 5 + 2 * 5), "single")
     assert tally.counts.launches == 3
+
+
+CONVOLUTIONS = {
+    "plain": nn.Conv2d(8, 16, 3, padding=1),
+    "strided": nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+    "grouped": nn.Conv2d(8, 16, 3, padding=1, groups=4),
+    "grouped pointwise": nn.Conv2d(8, 16, 1, groups=4, bias=False),
+    "depthwise": nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False),
+    "strided depthwise": nn.Conv2d(8, 16, 5, stride=2, padding=2, groups=8),
+    "transposed": nn.ConvTranspose2d(8, 16, 3, stride=2),
+    "grouped transposed": nn.ConvTranspose2d(8, 16, 3, groups=4),
+}
+
+
+def multiply_adds(layer: nn.Conv2d | nn.ConvTranspose2d, images: int, pixels: int) -> int:
+    """Counts the multiply-adds one by one. Pixels are those of the output, or of a transposed convolution's input."""
+    count = 0
+    for _ in range(images * pixels):
+        for output in range(layer.out_channels):
+            for channel in range(layer.in_channels):
+                same_group = channel * layer.groups // layer.in_channels == output * layer.groups // layer.out_channels
+                for _ in range(layer.kernel_size[0] * layer.kernel_size[1]):
+                    count += same_group
+    return count
+
+
+@pytest.mark.parametrize("fake", [True, False])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_with_its_backward_pass_is_three_forward_passes(name: str, fake: bool) -> None:
+    layer = copy.deepcopy(CONVOLUTIONS[name])
+    mode = FakeTensorMode()
+    if fake:
+        convert_to_fake(layer, mode)
+    with mode if fake else nullcontext():
+        images = torch.zeros(2, 8, 6, 6, requires_grad=True)
+        with OperationCounter() as forward:
+            maps = layer(images)
+        with OperationCounter() as backward:
+            maps.sum().backward()
+        with OperationCounter() as first_layer:  # the images need no gradient
+            layer(images.detach()).sum().backward()
+    pixels = (images if isinstance(layer, nn.ConvTranspose2d) else maps).shape[2:].numel()
+    assert forward.counts.flops == 2 * multiply_adds(layer, 2, pixels)
+    assert forward.counts.flops + backward.counts.flops == 3 * forward.counts.flops
+    assert first_layer.counts.flops == 2 * forward.counts.flops
 
 
 def test_memory_in_use_rises_and_falls() -> None:
@@ -62,7 +109,7 @@ def forward(name: str, half: bool = False) -> OperationCounts:
     with OperationCounter(), torch.device("meta"):
         network = models.create(name, 1000).eval()
     mode = FakeTensorMode()
-    without_content(network, mode)
+    convert_to_fake(network, mode)
     with mode:
         images = torch.zeros(2, 3, 224, 224)
         with OperationCounter() as tally, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -81,11 +128,20 @@ def test_attention_is_counted_in_any_precision() -> None:
         assert forward("beitv2_large_patch16_224", half).flops / 2 / 2e9 == pytest.approx(61.6, rel=0.01)
 
 
-def test_a_training_pass_is_three_forward_passes_but_for_the_first_convolution() -> None:
-    found = one("none").members[0]
-    first = 2 * 16 * (32 * 32 * 16) * (3 * 9)  # no gradient of the images is needed
-    assert found.step.flops == 3 * found.evaluation.flops - first
-    assert found.evaluation.flops > first
+@pytest.mark.parametrize(
+    ("model", "first_layer"),
+    [
+        ("cifar_resnet8", 32 * 32 * 16 * 3 * 9),
+        ("cifar_shufflenet_v1", 32 * 32 * 24 * 3),
+        ("cifar_shufflenet_v2", 32 * 32 * 24 * 3),
+        ("cifar_mobilenet_v2", 16 * 16 * 16 * 3 * 9),
+    ],
+)
+def test_a_training_pass_is_three_forward_passes_but_for_the_first_layer(model: str, first_layer: int) -> None:
+    student = one("none", model=model).members[0]
+    # the images, 16 of them, need no gradient
+    assert student.step.flops == 3 * student.evaluation.flops - 2 * 16 * first_layer
+    assert student.evaluation.flops > 2 * 16 * first_layer
 
 
 @pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16"}, {"optimizer": {"name": "adamw"}}, {"ema": 0.9}])
@@ -97,7 +153,7 @@ def test_memory_is_that_of_a_real_step(changes: dict) -> None:
     draws = torch.Generator().manual_seed(0)
     batch = Batch(torch.randn(16, 3, 32, 32, generator=draws), torch.arange(16) % 4, torch.arange(16), 0, 0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        taught = step_cost.DistillationCohort([member], teacher).teach(batch)["running"]
+        taught = step_cost.CohortModule([member], teacher).teacher_outputs(batch)["running"]
     mine = {one.untyped_storage()._cdata for one in (*member.parameters(), *member.buffers(), batch.images)}
     mine.add(taught.logits.untyped_storage()._cdata)
     saved = {}
@@ -130,7 +186,7 @@ def test_memory_is_that_of_a_real_step(changes: dict) -> None:
 
 
 def test_an_average_is_made_without_writing_to_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's deep copy of a tensor without content writes to somebody else's memory: processes crashed of it."""
+    """torch's deep copy of a fake tensor writes to memory that belongs to others, which made processes crash."""
     copy = torch.Tensor.__deepcopy__
 
     def guarded(tensor: torch.Tensor, memo: dict) -> torch.Tensor:
@@ -162,13 +218,13 @@ def test_every_method_is_counted_with_its_own_part(method: str) -> None:
 def test_a_teacher_that_normalises_by_the_batch_has_a_pass_more() -> None:
     running, batch = (one("ofd", hyperparameters={"teacher_batch_norm": kind}) for kind in ("running", "batch"))
     assert running.teacher.flops == batch.teacher.flops
-    both = count([trial("ofd"), trial("kd")], IMAGES)
+    both = count_cohort([trial("ofd"), trial("kd")], IMAGES)
     assert both.teacher.flops == 2 * batch.teacher.flops
 
 
 def test_a_cohort_shares_the_teacher_and_adds_up_its_students() -> None:
     kd, none = one("kd"), one("none")
-    both = count([trial("kd"), trial("dkd")], IMAGES)
+    both = count_cohort([trial("kd"), trial("dkd")], IMAGES)
     assert both.teacher.flops == kd.teacher.flops
     assert both.memory > kd.memory > none.memory
     assert both.memory - kd.memory < kd.memory  # the activations of one student at a time
@@ -177,8 +233,8 @@ def test_a_cohort_shares_the_teacher_and_adds_up_its_students() -> None:
 
 def test_micro_batches_are_what_is_in_memory_at_once() -> None:
     whole, parts = one("kd"), one("kd", micro_batch=4)
-    assert (whole.images, whole.parts) == (16, 1)
-    assert (parts.images, parts.parts) == (4, 4)
+    assert (whole.images, whole.micro_batches) == (16, 1)
+    assert (parts.images, parts.micro_batches) == (4, 4)
     assert parts.members[0].step.flops * 4 == whole.members[0].step.flops
     assert parts.members[0].peak < whole.members[0].peak / 2
 

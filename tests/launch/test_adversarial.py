@@ -11,7 +11,8 @@ import yaml
 from safetensors.torch import load_file
 
 from kd_bench.config.load import read_recipe
-from kd_bench.paper import robustness as tables
+from kd_bench.launch.options import RunOptions
+from kd_bench.paper.reproduce import Reproduction, groups
 from kd_bench.plan import plan
 from kd_bench.training.optimizers import learning_rate
 from kd_bench.utils.errors import UserError
@@ -56,6 +57,10 @@ def undisturbed(recipe, tmp_path_factory) -> Path:
     done = run("run", str(recipe), "--out", str(out), "--jobs", "1", "--format", "csv")
     assert done.returncode == 0, done.stderr
     return out
+
+
+def reproduction(data: Path | None = None, log=print, only=()) -> Reproduction:
+    return Reproduction("robustness", RunOptions(out=Path("runs"), data=data), log, only=only)
 
 
 def results(out: Path) -> dict[str, dict]:
@@ -115,7 +120,7 @@ def test_the_average_is_what_is_kept_and_attacked(recipe, undisturbed):
 
 
 def test_trials_are_shared_by_the_tables():
-    parts = {part.name: part for part in tables.full(lambda line: None)}
+    parts = {part.name: part for part in reproduction().full()}
     by_label = {name: {cell.label: cell.trial_id for cell in part.planned} for name, part in parts.items()}
     names = {part.recipe.name for name, part in parts.items() if "cifar10" not in name}
     assert names == {"robustness"}
@@ -143,7 +148,7 @@ def test_the_settings_of_the_released_code():
     for epoch in (1, 2, 100, 200):
         found = learning_rate(trial.optimizer.lr, trial.schedule, epoch - 1, trial.epochs)
         assert found == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * epoch / 201)))
-        eps, steps, step_size = trial.adversarial.at(epoch - 1, trial.epochs)
+        eps, steps, step_size = trial.adversarial.perturbation(epoch - 1, trial.epochs)
         assert (eps, steps, step_size) == pytest.approx((8 / 255 * epoch / 200, 5, 8 / 255 * epoch / 400))
     improved = next(cell.trial for cell in planned if cell.label == "improved_trades")
     for epoch in (1, 200):
@@ -154,27 +159,28 @@ def test_the_settings_of_the_released_code():
 def test_generated_images_are_left_out_where_they_are_not(tmp_path, monkeypatch):
     monkeypatch.setenv("KD_BENCH_DATA", str(tmp_path))
     said: list[str] = []
-    assert "robustness/table7_generated" not in {part.name for part in tables.full(said.append)}
+    assert "robustness/table7_generated" not in {part.name for part in reproduction(log=said.append).full()}
     assert len(said) == 1
     assert "there is no file" in said[0]
     (tmp_path / "generated").mkdir()
     (tmp_path / "generated" / "cifar100_50m.npz").write_bytes(b"any")
-    assert "robustness/table7_generated" in {part.name for part in tables.full(said.append)}
+    assert "robustness/table7_generated" in {part.name for part in reproduction(log=said.append).full()}
 
 
 def test_a_smoke_run_has_every_row_on_a_small_network(tmp_path):
-    parts, images = tables.smoke(tmp_path)
+    parts, images = reproduction(tmp_path).smoke()
+    tables = [name for name, recipe in groups()["robustness"].recipes.items() if "smoke" in recipe.budgets]
     assert "digits" in images
-    assert [part.name for part in parts] == list(tables.TABLES)
+    assert [part.name for part in parts] == tables
     for part in parts:
         full = {cell.label for cell in plan(read_recipe(part.name), part.name)}
         assert {cell.label for cell in part.planned} == full
         assert {cell.student for cell in part.planned} == {"cifar_resnet8"}
         assert not {cell.trial_id for cell in part.planned} & set(part.as_published.values())
-    one, _ = tables.smoke(tmp_path, ["method=improved_trades"])
+    one, _ = reproduction(tmp_path, only=["method=improved_trades"]).smoke()
     assert [part.name for part in one] == ["robustness/table12"]
     with pytest.raises(UserError, match="no method of this recipe is called"):
-        tables.smoke(tmp_path, ["method=kd"])
+        reproduction(tmp_path, only=["method=kd"]).smoke()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What kd-bench doctor finds: each on a machine that is made up."""
+"""Findings of kd-bench doctor, on simulated machines."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ CARD = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1234)\n"
 
 
 @pytest.fixture
-def found(tmp_path, monkeypatch) -> Callable[[], dict[str, str]]:
-    """Looks at everything, and returns the marks by text."""
+def findings(tmp_path, monkeypatch) -> Callable[[], dict[str, str]]:
+    """Returns a function that runs all checks and returns the marks by text."""
     monkeypatch.setenv("KD_BENCH_CACHE", str(tmp_path / "cache"))
     for name in ("CUDA_VISIBLE_DEVICES", "KD_BENCH_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "data").mkdir()
-    return lambda: {one.text: one.mark for one in doctor.examine(tmp_path / "runs", tmp_path / "data")}
+    return lambda: {finding.text: finding.mark for finding in doctor.examine(tmp_path / "runs", tmp_path / "data")}
 
 
-def told(found: dict[str, str], *parts: str) -> str:
-    """The mark of the one finding in which these stand, in this order."""
-    texts = [text for text in found if all(part in text for part in parts)]
-    assert len(texts) == 1, (parts, list(found))
-    places = [texts[0].index(part) for part in parts]
-    assert places == sorted(places), texts
-    return found[texts[0]]
+def mark_of(findings: dict[str, str], *parts: str) -> str:
+    """Returns the mark of the one finding that has these parts in this order."""
+    texts = [text for text in findings if all(part in text for part in parts)]
+    assert len(texts) == 1, (parts, list(findings))
+    positions = [texts[0].index(part) for part in parts]
+    assert positions == sorted(positions), texts
+    return findings[texts[0]]
 
 
 def versions(monkeypatch, **changed: str | None) -> None:
@@ -66,26 +66,26 @@ def nvidia(monkeypatch, listed: str = CARD, cuda: str = "13.0", code: int = 0) -
     monkeypatch.setattr(subprocess, "run", answer)
 
 
-def test_a_sound_machine(found):
-    marks = found()
+def test_a_sound_machine(findings):
+    marks = findings()
     assert "bad" not in marks.values()
-    assert told(marks, "no GPU") == "note" if not torch.cuda.is_available() else True
-    assert told(marks, "results go to") == told(marks, "digits: ") == "ok"
+    assert mark_of(marks, "no GPU") == "note" if not torch.cuda.is_available() else True
+    assert mark_of(marks, "results go to") == mark_of(marks, "digits: ") == "ok"
 
 
-def test_packages_that_are_old_missing_or_of_different_make(found, monkeypatch):
+def test_packages_that_are_old_missing_or_do_not_fit(findings, monkeypatch):
     versions(monkeypatch, torch="2.5.1+cu121", timm=None, wandb=None)
     monkeypatch.setattr(
         doctor, "requires", lambda name: ["torch==2.9.0"] if name == "torchvision" else ["torch>=2.9", "timm>=1.0.20"]
     )
-    marks = found()
-    assert told(marks, "torch 2.5.1+cu121", ">=2.9", "pip install --upgrade 'torch>=2.9' 'torchvision'") == "bad"
-    assert told(marks, "timm is not installed", "pip install 'timm>=1.0.20'") == "bad"
-    assert told(marks, "torchvision", "made for torch==2.9.0", "pip install --upgrade --force-reinstall") == "bad"
-    assert told(marks, "wandb is not installed", "--wandb", "pip install 'kd-bench[wandb]'") == "note"
+    marks = findings()
+    assert mark_of(marks, "torch 2.5.1+cu121", ">=2.9", "pip install --upgrade 'torch>=2.9' 'torchvision'") == "bad"
+    assert mark_of(marks, "timm is not installed", "pip install 'timm>=1.0.20'") == "bad"
+    assert mark_of(marks, "torchvision", "made for torch==2.9.0", "pip install --upgrade --force-reinstall") == "bad"
+    assert mark_of(marks, "wandb is not installed", "--wandb", "pip install 'kd-bench[wandb]'") == "note"
 
 
-def test_a_torchvision_that_does_not_load(found, monkeypatch):
+def test_a_torchvision_that_does_not_load(findings, monkeypatch):
     import builtins
 
     real = builtins.__import__
@@ -96,7 +96,10 @@ def test_a_torchvision_that_does_not_load(found, monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    assert told(found(), "(operator torchvision::nms does not exist)", "--force-reinstall torch torchvision") == "bad"
+    assert (
+        mark_of(findings(), "(operator torchvision::nms does not exist)", "--force-reinstall torch torchvision")
+        == "bad"
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_a_torchvision_that_does_not_load(found, monkeypatch):
         ("13.0", "13.0", "CUDA unknown error", ("CUDA unknown error", "python -m torch.utils.collect_env")),
     ],
 )  # fmt: skip
-def test_a_card_that_torch_cannot_use(found, monkeypatch, driver, built, reason, parts):
+def test_a_gpu_that_torch_cannot_use(findings, monkeypatch, driver, built, reason, parts):
     def init() -> None:
         raise RuntimeError(reason)
 
@@ -118,62 +121,62 @@ def test_a_card_that_torch_cannot_use(found, monkeypatch, driver, built, reason,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.version, "cuda", built)
-    assert told(found(), *parts) == "bad"
+    assert mark_of(findings(), *parts) == "bad"
 
 
-def test_a_card_that_is_hidden_or_out_of_reach(found, monkeypatch, tmp_path):
+def test_a_gpu_that_is_hidden_or_not_accessible(findings, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     (tmp_path / "driver" / "0000:01:00.0").mkdir(parents=True)
     monkeypatch.setattr(doctor, "_DRIVER", tmp_path / "driver")
-    assert told(found(), "no access to its cards", "docker run --gpus all") == "note"
+    assert mark_of(findings(), "no access to its cards", "docker run --gpus all") == "note"
     nvidia(monkeypatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert told(found(), "hides NVIDIA H100", "unset CUDA_VISIBLE_DEVICES") == "note"
+    assert mark_of(findings(), "hides NVIDIA H100", "unset CUDA_VISIBLE_DEVICES") == "note"
     nvidia(monkeypatch, "Failed to initialize NVML: Driver/library version mismatch\n", code=18)
-    assert told(found(), "nvidia-smi fails (Failed to initialize NVML", "sudo reboot") == "bad"
+    assert mark_of(findings(), "nvidia-smi fails (Failed to initialize NVML", "sudo reboot") == "bad"
 
 
-def test_nothing_to_compile_with(found, monkeypatch):
+def test_no_compiler(findings, monkeypatch):
     from kd_bench.training import teacher
 
     monkeypatch.setattr(teacher, "can_compile", lambda device: False)
-    assert told(found(), "nothing to compile with", "get it with: ") == "note"
+    assert mark_of(findings(), "there is no compiler", "get one with: ") == "note"
 
 
-def test_too_little_room(found, monkeypatch, tmp_path):
+def test_too_little_disk_space(findings, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**26))
-    marks = found()
-    assert told(marks, "runs: only 0.06 GiB", "--out") == "bad"
-    assert told(marks, "cache: only 0.06 GiB", "export KD_BENCH_CACHE=FOLDER") == "bad"
+    marks = findings()
+    assert mark_of(marks, "runs: only 0.06 GiB", "--out") == "bad"
+    assert mark_of(marks, "cache: only 0.06 GiB", "export KD_BENCH_CACHE=FOLDER") == "bad"
     if Path("/dev/shm").is_dir():
-        assert told(marks, "0.06 GiB of shared memory", "docker run --shm-size=8g", "--workers 0") == "note"
+        assert mark_of(marks, "0.06 GiB of shared memory", "docker run --shm-size=8g", "--workers 0") == "note"
 
 
-def test_folders_that_cannot_be_written_or_have_no_hard_links(found, monkeypatch):
+def test_folders_that_cannot_be_written_or_have_no_hard_links(findings, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", refuse)
-        assert told(found(), "no hard links", "KD_BENCH_OUT=FOLDER") == "bad"
+        assert mark_of(findings(), "no hard links", "KD_BENCH_OUT=FOLDER") == "bad"
     monkeypatch.setattr(doctor, "TemporaryDirectory", lambda **_: refuse())
-    assert told(found(), "results cannot be written there (Operation not permitted)", "--out") == "bad"
+    assert mark_of(findings(), "results cannot be written there (Operation not permitted)", "--out") == "bad"
 
 
-def test_images_and_weights_that_are_not_there(found, monkeypatch, tmp_path):
+def test_missing_images_and_weights(findings, monkeypatch, tmp_path):
     (tmp_path / "data").rmdir()
-    marks = found()
-    assert told(marks, "no data folder", "export KD_BENCH_DATA=FOLDER") == "note"
-    assert told(marks, "cifar100 is not there", "kd-bench data fetch cifar100") == "note"
-    assert told(marks, "published weights of 0 of", "kd-bench teacher fetch") == "note"
-    for card in cards.cards("teachers"):
-        pretrained.place(card).parent.mkdir(parents=True, exist_ok=True)
-        pretrained.place(card).touch()
-    assert told(found(), "published weights of") == "ok"
+    marks = findings()
+    assert mark_of(marks, "no data folder", "export KD_BENCH_DATA=FOLDER") == "note"
+    assert mark_of(marks, "cifar100 is not there", "kd-bench data fetch cifar100") == "note"
+    assert mark_of(marks, "published weights of 0 of", "kd-bench teacher fetch") == "note"
+    for card in cards.load_all("teachers"):
+        pretrained.weights_path(card).parent.mkdir(parents=True, exist_ok=True)
+        pretrained.weights_path(card).touch()
+    assert mark_of(findings(), "published weights of") == "ok"
 
 
-def test_the_exit_code_is_1_where_something_keeps_it_from_working(monkeypatch, tmp_path):
+def test_the_exit_code_is_1_if_kd_bench_cannot_work(monkeypatch, tmp_path):
     versions(monkeypatch, timm=None)
     with pytest.raises(RunFailed, match="keeps kd-bench from working"):
         app(["doctor", "--out", str(tmp_path)], standalone_mode=False)

@@ -1,4 +1,4 @@
-"""Whole runs as a user starts them, on digits, with workers in processes of their own."""
+"""Complete runs from the command line, on digits, with worker processes."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ RECIPE = {
     "schedule": {"name": "cosine"},
     "teacher_training": {"epochs": 3},
     "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
-    "methods": {  # those with something to remember; tests/training resumes them all
+    "methods": {  # methods with state; tests/training resumes all methods
         "none": {},
         "kd": {},
         "ikl_kd": {"weights": "class", "tau": 4, "warmup_epochs": 2},
@@ -33,7 +33,7 @@ RECIPE = {
         "reviewkd": {"warmup_epochs": 2, "max_mid_channels": 16},
     },
 }
-#: A student a method, and their teacher.
+#: One student per method, and their teacher.
 NETWORKS = len(RECIPE["methods"]) + 1
 WEIGHTS = "student.safetensors"
 
@@ -47,14 +47,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def kill_tree(process: subprocess.Popen) -> None:
-    """``kill -9`` of the process and of everything below it."""
+    """Kills the process and all its children with SIGKILL."""
     try:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for one in tree:
+    for child in tree:
         try:
-            one.kill()
+            child.kill()
         except psutil.NoSuchProcess:
             continue
     process.wait()
@@ -80,7 +80,7 @@ def undisturbed(recipe, tmp_path_factory) -> Path:
     return out
 
 
-def test_an_undisturbed_run_leaves_everything_behind(recipe, undisturbed):
+def test_files_of_an_uninterrupted_run(recipe, undisturbed):
     folders = sorted(undisturbed.glob("small/[0-9a-f]*")) + sorted(undisturbed.glob("teachers/[0-9a-f]*"))
     assert len(folders) == NETWORKS
     for folder in folders:
@@ -107,9 +107,9 @@ def test_an_undisturbed_run_leaves_everything_behind(recipe, undisturbed):
 
 def test_running_again_trains_nothing_and_is_quick(recipe, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.is_file()}
-    began = time.monotonic()
+    start = time.monotonic()
     again = run("run", str(recipe), "--out", str(undisturbed))
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     assert again.returncode == 0
     assert "nothing to train" in again.stderr
     assert "student alone" in again.stdout
@@ -118,7 +118,8 @@ def test_running_again_trains_nothing_and_is_quick(recipe, undisturbed):
 
 
 def test_killed_three_times_it_ends_with_the_same_bytes(recipe, undisturbed, tmp_path):
-    chance = random.Random(time.time_ns())  # other moments every time the tests run; the result must not depend on them
+    # Other moments in every run of the tests, because the result must not depend on them.
+    chance = random.Random(time.time_ns())
     killed_in_training = 0
     for _ in range(3):
         runner = subprocess.Popen(
@@ -155,7 +156,7 @@ def test_students_alone_need_no_teacher(recipe, tmp_path):
 
 
 @pytest.mark.slow  # tests/training has it of all methods, in one process
-def test_alone_and_in_company_the_bytes_are_the_same(recipe, undisturbed, tmp_path):
+def test_cohort_size_does_not_change_the_bytes(recipe, undisturbed, tmp_path):
     only = "method=none,kd,crd"
     done = run("run", str(recipe), "--out", str(tmp_path), "--only", only, "--cohort-size", "1", "--jobs", "1")
     assert done.returncode == 0, done.stderr
@@ -163,7 +164,7 @@ def test_alone_and_in_company_the_bytes_are_the_same(recipe, undisturbed, tmp_pa
     assert weights(tmp_path).items() <= weights(undisturbed).items()
 
 
-def test_workers_end_with_their_runner(recipe, tmp_path):
+def test_workers_end_with_their_scheduler(recipe, tmp_path):
     runner = subprocess.Popen(
         command("run", str(recipe), "--out", str(tmp_path)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -189,7 +190,7 @@ def test_four_at_once_share_the_work(recipe, undisturbed, tmp_path):
     outputs = [runner.communicate(timeout=400) for runner in runners]
     assert [runner.returncode for runner in runners] == [0] * 4, [errors for _, errors in outputs]
     assert weights(tmp_path) == weights(undisturbed)
-    # Each trial was trained by one process, in one go: nobody else wrote an environment or finished it.
+    # Each trial was trained by one process without interruption: no other wrote an environment or finished it.
     finished = [
         line for _, errors in outputs for line in errors.splitlines() if "done, " in line and "another" not in line
     ]
@@ -200,7 +201,7 @@ def test_four_at_once_share_the_work(recipe, undisturbed, tmp_path):
     assert len(tables) == 1
 
 
-def test_a_corrupt_checkpoint_is_told_and_the_run_goes_on(recipe, undisturbed, tmp_path):
+def test_a_corrupt_checkpoint_is_reported_and_the_run_continues(recipe, undisturbed, tmp_path):
     arguments = ("run", str(recipe), "--out", str(tmp_path), "--only", "method=none")
     runner = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
@@ -212,16 +213,16 @@ def test_a_corrupt_checkpoint_is_told_and_the_run_goes_on(recipe, undisturbed, t
     checkpoints[-1].write_bytes(checkpoints[-1].read_bytes()[:-100])
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if "corrupt" in line]
-    assert len(told) == 1
-    assert checkpoints[-1].name in told[0]
-    assert "goes on from epoch" in told[0] or "starts again from zero" in told[0]
-    mine = weights(tmp_path)
-    assert mine
-    assert mine.items() <= weights(undisturbed).items()
+    notes = [line for line in done.stderr.splitlines() if "corrupt" in line]
+    assert len(notes) == 1
+    assert checkpoints[-1].name in notes[0]
+    assert "continues from epoch" in notes[0] or "starts again from the beginning" in notes[0]
+    trained = weights(tmp_path)
+    assert trained
+    assert trained.items() <= weights(undisturbed).items()
 
 
-def test_a_student_that_diverges_is_recorded_and_the_others_go_on(recipe, tmp_path):
+def test_a_student_that_diverges_is_recorded_and_the_others_continue(recipe, tmp_path):
     overrides = ["--set", "methods.ikl_kd={alpha: 1.0e+30, warmup_epochs: 0}", "--set", "epochs=2"]
     overrides += ["--only", "method=kd,ikl_kd"]
     arguments = ("run", str(recipe), "--out", str(tmp_path), *overrides, "--set", "teacher_training.epochs=1")
@@ -237,7 +238,7 @@ def test_a_student_that_diverges_is_recorded_and_the_others_go_on(recipe, tmp_pa
     assert "nothing to train" in again.stderr
 
 
-def test_a_worker_that_is_killed_is_told(recipe, tmp_path):
+def test_a_killed_worker_is_reported(recipe, tmp_path):
     arguments = command(
         "run", str(recipe), "--out", str(tmp_path), "--only", "method=none", "--set", "epochs=1000", "--retries", "0"
     )

@@ -1,4 +1,4 @@
-"""What goes wrong on machines: memory that does not suffice, workers that die, notice to leave, full disks."""
+"""Failures of machines: too little memory, workers that die, a request to stop, full disks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from kd_bench.launch.worker import _fault
+from kd_bench.launch.worker import _classify
 from kd_bench.trials.folder import TrialFolder
 from tests.launch.test_end_to_end import command, kill_tree, run, weights
 
@@ -74,8 +74,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "out"
 
 
-def begin(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    """A run in its second epoch."""
+def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """Starts a run, and waits for its second epoch."""
     arguments = command("run", str(recipe), "--out", str(out), "--checkpoint-minutes", "0", *more)
     runner = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
@@ -86,8 +86,10 @@ def begin(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     return runner
 
 
-def test_a_killed_workers_cohort_goes_on_in_the_same_run(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
-    runner = begin(recipe, tmp_path / "out")
+def test_the_cohort_of_a_killed_worker_continues_in_the_same_run(
+    recipe: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    runner = start(recipe, tmp_path / "out")
     try:
         for worker in psutil.Process(runner.pid).children(recursive=True):
             worker.kill()
@@ -99,8 +101,8 @@ def test_a_killed_workers_cohort_goes_on_in_the_same_run(recipe: Path, undisturb
     assert weights(tmp_path / "out") == weights(undisturbed)
 
 
-def test_notice_to_leave_keeps_where_it_was(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
-    runner = begin(recipe, tmp_path / "out")
+def test_a_request_to_stop_saves_checkpoints(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    runner = start(recipe, tmp_path / "out")
     try:
         runner.send_signal(signal.SIGTERM)
         _, errors = runner.communicate(timeout=30)
@@ -116,7 +118,7 @@ def test_notice_to_leave_keeps_where_it_was(recipe: Path, undisturbed: Path, tmp
     assert weights(tmp_path / "out") == weights(undisturbed)
 
 
-def test_too_many_students_for_the_memory_go_on_in_smaller_cohorts(recipe: Path, tmp_path: Path) -> None:
+def test_too_many_students_for_the_memory_continue_in_smaller_cohorts(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "greedy.py").write_text(GREEDY)
     greedy = f"{tmp_path / 'greedy.py'}:Greedy"
     rows = {str(row): {"method": greedy, "hyperparameters": {"weight": float(row)}} for row in range(2)}
@@ -124,12 +126,12 @@ def test_too_many_students_for_the_memory_go_on_in_smaller_cohorts(recipe: Path,
     done = run("run", str(recipe), "--out", str(tmp_path / "out"), "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert "out of memory: CUDA out of memory" in done.stderr
-    assert "its 2 trials go on in two processes" in done.stderr
+    assert "its 2 trials continue in two processes" in done.stderr
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("small/*/result.json")]
     assert [result["cohort"] for result in results] == [1] * 2
 
 
-def test_what_does_not_fit_alone_fails_with_the_reason(recipe: Path, tmp_path: Path) -> None:
+def test_a_student_that_does_not_fit_alone_fails_with_the_reason(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "greedy.py").write_text(GREEDY.replace("Greedy.built > self.most", "True"))
     rows = {"greedy": {"method": f"{tmp_path / 'greedy.py'}:Greedy"}}
     recipe.write_text(yaml.safe_dump(RECIPE | {"methods": rows, "baseline": "greedy"}))
@@ -140,14 +142,14 @@ def test_what_does_not_fit_alone_fails_with_the_reason(recipe: Path, tmp_path: P
 
 
 def test_a_full_disk_is_a_sentence() -> None:
-    fault, reason = _fault(OSError(errno.ENOSPC, "No space left on device", "/out/x"))
+    fault, reason = _classify(OSError(errno.ENOSPC, "No space left on device", "/out/x"))
     assert fault == "disk"
     assert reason == "/out/x: No space left on device; free some space and run the same command again"
-    assert _fault(RuntimeError("DefaultCPUAllocator: not enough memory: you tried"))[0] == "memory"
-    assert _fault(ValueError("so\nand so")) == ("crash", "ValueError: so")
+    assert _classify(RuntimeError("DefaultCPUAllocator: not enough memory: you tried"))[0] == "memory"
+    assert _classify(ValueError("so\nand so")) == ("crash", "ValueError: so")
 
 
-def test_two_that_believe_to_hold_a_trial_cannot_both_publish(tmp_path: Path) -> None:
+def test_two_processes_cannot_both_publish_a_result(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path)
     assert folder.finish({"status": "failed", "reason": "first"})
     assert not folder.finish({"status": "failed", "reason": "second"})

@@ -61,7 +61,7 @@ def test_without_the_file_a_recipe_says_the_same(tmp_path: Path) -> None:
 
 
 def test_what_a_mirror_would_have_given_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = cards.card("teachers", "cifar100", "resnet32x4")
+    card = cards.load("teachers", "cifar100", "resnet32x4")
 
     def fetch(urls: list[str], *rest: object, **more: object) -> None:
         raise RunFailed(f"{urls[0]}: does not answer")
@@ -72,7 +72,7 @@ def test_what_a_mirror_would_have_given_is_told_as_well(monkeypatch: pytest.Monk
     answers, _, advice = str(error.value).partition("; without a network, fetch ")
     for source in card.weights:
         assert f"{source.url}: does not answer" in answers and source.url in advice
-    assert f"put it at {pretrained.place(card)}" in str(error.value)
+    assert f"put it at {pretrained.weights_path(card)}" in str(error.value)
 
 
 def test_a_file_by_its_option_for_names_with_dots(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_file_by_its_option_for_names_with_dots(tmp_path: Path) -> None:
 
 
 def test_the_first_version_of_beit_sees_images_in_its_own_normalisation(tmp_path: Path) -> None:
-    file = pretrained.place(cards.card("teachers", "imagenet", "beit_large"))
+    file = pretrained.weights_path(cards.load("teachers", "imagenet", "beit_large"))
     file.parent.mkdir(parents=True)
     file.write_bytes(b"any")
     read = read_recipe("imagenet/table8_beit_v1")

@@ -73,8 +73,8 @@ def test_a_given_teacher_is_measured_at_the_recipes_crop(recipe: Path, tmp_path:
     trained = start(recipe, tmp_path / "first", "--only", "method=kd")
     assert trained.returncode == 0, trained.stderr
     (file,) = (tmp_path / "first").glob("teachers/*/student.safetensors")
-    given = ("--set", f"teachers={{test_vit.r160_in1k: {{weights: {file}}}}}", "--only", "method=kd")
-    done = start(recipe, tmp_path / "second", *given)
+    weights_file = ("--set", f"teachers={{test_vit.r160_in1k: {{weights: {file}}}}}", "--only", "method=kd")
+    done = start(recipe, tmp_path / "second", *weights_file)
     assert done.returncode == 0, done.stderr
     results = [
         json.loads(next(out.glob("teachers/*/result.json")).read_text())["top1_last"]
@@ -87,16 +87,16 @@ def test_a_given_teacher_is_the_same_whatever_its_students_see(recipe: Path, tmp
     file = tmp_path / "weights.pth"
     file.write_bytes(b"any")
     content = RECIPE | {"name": "mine", "teachers": {"test_vit.r160_in1k": {"weights": str(file)}}}
-    found = []
+    ids = []
     for change in ({}, {"mixup": 0.8}, {"crop_pct": 0.9}):
         read = read_recipe(content | {"pipeline": RECIPE["pipeline"] | change})
         teacher = plan(read, "mine")[-1].taught_by
         assert isinstance(teacher, PretrainedTeacher)
-        found.append(teacher.id)
-    assert found[0] == found[1] != found[2]
+        ids.append(teacher.id)
+    assert ids[0] == ids[1] != ids[2]
 
 
-def test_what_cannot_be_read_file_by_file(recipe: Path, tmp_path: Path) -> None:
+def test_a_data_set_without_image_files_refuses_a_pipeline(recipe: Path, tmp_path: Path) -> None:
     done = start(recipe, tmp_path / "out", "--set", "dataset=digits")
     assert done.returncode == 2
     assert "digits is decoded once, so pipeline must be left out" in done.stderr
@@ -113,8 +113,8 @@ def test_the_recipes_of_imagenet_are_sound(tmp_path: Path, monkeypatch: pytest.M
         file.write_bytes(b"any")
         teachers = {teacher: {"weights": str(file)} for teacher in read.teachers}
         planned = plan(read.model_copy(update={"teachers": teachers}), name)
-        assert {one.trial.dataset.name for one in planned} == {"imagenet"}
-        assert all(one.trial.pipeline is not None and one.trial.pipeline.size == 224 for one in planned)
+        assert {cell.trial.dataset.name for cell in planned} == {"imagenet"}
+        assert all(cell.trial.pipeline is not None and cell.trial.pipeline.size == 224 for cell in planned)
     strong = read_recipe("imagenet/table8")
     assert (strong.batch_size, strong.micro_batch, strong.epochs, strong.drop_path) == (2048, 256, 300, 0.05)
     assert spec("imagenet").streams

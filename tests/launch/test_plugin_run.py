@@ -1,4 +1,4 @@
-"""One of each kind of plug-in, trained by the processes that train everything."""
+"""One plug-in of each kind, trained by worker processes."""
 
 import json
 import subprocess
@@ -34,10 +34,10 @@ def test_one_of_each_kind_is_trained_by_workers_and_measured_again(tmp_path, mon
         results[trial["method"]["name"]] = json.loads(path.with_name("result.json").read_text())
         assert weights.read(path.with_name("student.safetensors")).state["fc.weight"].shape == (4, 64)
     assert set(results) == {"none", "my_loss.py:MyLoss"}
-    assert all(len(one["class_top1_last"]) == 4 for one in results.values())
+    assert all(len(result["class_top1_last"]) == 4 for result in results.values())
 
-    place = next(folder.glob("*/trial.json")).parent
-    assert integrity.measure_again(place, None, "cpu") is None
+    trial_folder = next(folder.glob("*/trial.json")).parent
+    assert integrity.check_accuracy(trial_folder, None, "cpu") is None
     Path("my_net.py").write_text(Path("my_net.py").read_text() + "# another file\n")
     with pytest.raises(UserError, match=r"my_net\.py:MyNet: the file was changed since"):
-        integrity.measure_again(place, None, "cpu")
+        integrity.check_accuracy(trial_folder, None, "cpu")

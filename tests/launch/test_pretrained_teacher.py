@@ -1,4 +1,4 @@
-"""Teachers whose weights come in a file, from the command line to the table."""
+"""Teachers whose weights are in a file, from the command line to the table."""
 
 import functools
 import json
@@ -43,12 +43,14 @@ def test_a_given_teacher_is_read_once_and_measured(file, tmp_path):
     assert f"{result['top1_last']:.2f}" in done.stdout
     network = create("cifar_resnet14", 10)
     weights.load_into(network, weights.read(teacher / "student.safetensors").state, teacher, "cifar_resnet14")
-    given = torch.load(file, weights_only=True)["model"]
-    assert all(torch.equal(value, given[key]) for key, value in network.state_dict().items())
+    original = torch.load(file, weights_only=True)["model"]
+    assert all(torch.equal(value, original[key]) for key, value in network.state_dict().items())
     students = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("compare*/*/trial.json")]
-    assert [one["teacher"] for one in students if one["teacher"]] == [json.loads((teacher / "trial.json").read_text())]
+    assert [trial["teacher"] for trial in students if trial["teacher"]] == [
+        json.loads((teacher / "trial.json").read_text())
+    ]
 
-    # Where the file lies is of no account, its content is.
+    # The path of the file does not matter, its content does.
     moved = shutil.copy(file, tmp_path / "elsewhere.pth")
     again = run(*COMPARE, "--weights", str(moved), *QUICK, *out)
     assert "nothing to train" in again.stderr
@@ -81,7 +83,7 @@ def test_published_weights_that_were_not_fetched(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_published_weights_from_fetching_to_the_table(file, tmp_path, monkeypatch):
-    """By a card of the user's own, from a server on this machine."""
+    """Uses a card of the user, and a server on this machine."""
     monkeypatch.setenv("KD_BENCH_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.chdir(tmp_path)
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(file.parent))
@@ -114,10 +116,10 @@ def test_convert(file, tmp_path):
     done = run("teacher", "convert", str(file), str(target), "--model", "resnet14")
     assert done.returncode == 0, done.stderr
     assert "of cifar_resnet14, from 'model' in a torch file" in done.stdout
-    given = torch.load(file, weights_only=True)["model"]
-    found = weights.read(target)
-    assert all(torch.equal(found.state[key], value) for key, value in given.items())
-    assert (found.facts["epoch"], found.facts["accuracy"]) == (7, 12.5)
+    original = torch.load(file, weights_only=True)["model"]
+    converted = weights.read(target)
+    assert all(torch.equal(converted.state[key], value) for key, value in original.items())
+    assert (converted.facts["epoch"], converted.facts["accuracy"]) == (7, 12.5)
     refused = run("teacher", "convert", str(file), str(target), "--model", "resnet8")
     assert refused.returncode == 2
     assert "these look like the weights of cifar_resnet14" in refused.stderr

@@ -18,7 +18,7 @@ from kd_bench.config.trial import Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.models import register, resolve
 from kd_bench.models.registry import source_hash
-from kd_bench.training.fit import build_network, build_student
+from kd_bench.training.build import build_network, build_student
 from kd_bench.training.student import StudentModule
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.result_writer import TrialResultWriter
@@ -32,7 +32,7 @@ CLASSES = {"name": "digits", "classes": 4}
 class Held:
     """A lease that nobody disputes."""
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         return True
 
     def release(self, finished: bool) -> None:
@@ -42,7 +42,7 @@ class Held:
 def finished(out: Path, settings: Trial, images: ArrayDataset = IMAGES) -> tuple[TrialFolder, StudentModule]:
     """A trial that is done, written by what writes all of them, with its network as drawn."""
     folder = TrialFolder(out / "some" / settings.id)
-    folder.begin(settings)
+    folder.create(settings)
     folder.write_environment({"command": "kd-bench run mine.yaml", "packages": {"torch": "2.9"}})
     teacher = build_network(settings.teacher, images)[0].eval() if settings.teacher else None
     writer = TrialResultWriter(folder, Held(), lambda *_, **__: None, 97.125 if teacher else None, 72)
@@ -52,7 +52,7 @@ def finished(out: Path, settings: Trial, images: ArrayDataset = IMAGES) -> tuple
         member.history.append(
             {"epoch": epoch, "top1": 76.54 + epoch, "top5": 98.0, "test_loss": 1.0, "seconds": 2.0, "members": 1}
         )
-        writer.epoch(member)
+        writer.write_epoch(member)
     return folder, member
 
 
@@ -74,7 +74,7 @@ def test_timm_loads_the_weights_and_the_folder(tmp_path, monkeypatch, capsys, na
     size = settings.input.size or 32
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        wanted = member.evaluated.eval()(images)
+        wanted = member.evaluated_network.eval()(images)
         register()
         loaded = timm.create_model(name, num_classes=4, checkpoint_path=str(folder.weights), **options).eval()
         assert torch.equal(loaded(images), wanted)
@@ -123,9 +123,9 @@ def test_the_card_carries_what_was_measured_and_nothing_else(tmp_path, monkeypat
 
 
 def test_a_packaged_recipe_is_the_command_that_repeats_it(tmp_path):
-    from kd_bench.cli.common import plan
+    from kd_bench.api import plan
 
-    cell = next(one for one in plan("demo", ["method=none"], None, None)[2] if one.seed == 1)
+    cell = next(one for one in plan("demo", only=["method=none"]).planned if one.seed == 1)
     folder, _ = finished(tmp_path, cell.trial, TEN)
     folder.path.parent.rename(tmp_path / "demo")
     export("card", folder.id, "--out", str(tmp_path), "--output", str(tmp_path / "card"))
@@ -146,4 +146,4 @@ def test_a_network_of_ones_own_is_loaded_by_kd_bench(tmp_path, monkeypatch):
     space: dict = {}
     exec(re.search("```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)[1], space)
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(space["network"](images), member.evaluated.eval()(images))
+    assert torch.equal(space["network"](images), member.evaluated_network.eval()(images))

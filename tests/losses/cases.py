@@ -22,17 +22,19 @@ def draw(seed: int, *shape: int, scale: float = 1.0) -> Tensor:
 
 
 def value_and_gradients(loss: Loss, *inputs: Tensor) -> list[Tensor]:
-    leaves = [one.detach().clone().requires_grad_() for one in inputs]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     value = loss(*leaves)
     gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     return [value.detach(), *(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True))]
 
 
-def assert_same(ours: Loss, theirs: Loss, *inputs: Tensor, rtol: float = 1e-9) -> None:
+def assert_same(loss: Loss, reference: Loss, *inputs: Tensor, rtol: float = 1e-9) -> None:
     """Equal value, and equal gradient with respect to each of ``inputs``, in float64."""
-    pairs = zip(value_and_gradients(ours, *inputs), value_and_gradients(theirs, *inputs), strict=True)
-    for mine, other in pairs:
-        torch.testing.assert_close(mine, other, rtol=rtol, atol=1e-3 * rtol * max(1.0, other.abs().max().item()))
+    pairs = zip(value_and_gradients(loss, *inputs), value_and_gradients(reference, *inputs), strict=True)
+    for actual, expected in pairs:
+        torch.testing.assert_close(
+            actual, expected, rtol=rtol, atol=1e-3 * rtol * max(1.0, expected.abs().max().item())
+        )
 
 
 class LargestTensor(TorchDispatchMode):
@@ -44,7 +46,7 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
-        for one in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(one, Tensor):
-                self.elements = max(self.elements, one.numel())
+        for output in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(output, Tensor):
+                self.elements = max(self.elements, output.numel())
         return result

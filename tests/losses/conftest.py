@@ -1,4 +1,4 @@
-"""Property tests have no deadline: on a machine that others share, the time of one example says nothing."""
+"""Property tests have no deadline, because the machine may be busy with other work."""
 
 from hypothesis import settings
 

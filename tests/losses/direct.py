@@ -1,6 +1,6 @@
 """Losses computed the way published code does it: every difference, pair and copy in memory.
 
-Values and gradients of ours are compared with these, and so are time and memory in ``benchmarks/losses.py``.
+Tests compare values and gradients of our losses with these; time and memory are compared in ``benchmarks/losses.py``.
 """
 
 import torch
@@ -31,10 +31,10 @@ def ikl(
     student: Tensor, teacher: Tensor, weights: Tensor, alpha: float, beta: float, temperature: float = 1.0
 ) -> Tensor:
     """(B, C, C) differences of both networks and weights of the pairs."""
-    theirs = teacher[:, :, None] - teacher[:, None, :]
-    ours = student[:, :, None] - student[:, None, :]
+    teacher_pairs = teacher[:, :, None] - teacher[:, None, :]
+    student_pairs = student[:, :, None] - student[:, None, :]
     pairs = weights[:, :, None] * weights[:, None, :]
-    squares = (F.mse_loss(ours, theirs, reduction="none") * pairs).sum() / len(student) / 4
+    squares = (F.mse_loss(student_pairs, teacher_pairs, reduction="none") * pairs).sum() / len(student) / 4
     p, log_q = (teacher.detach() / temperature).softmax(1), (student / temperature).log_softmax(1)
     return alpha * squares - beta * (p * log_q).sum(1).mean()
 
@@ -47,15 +47,15 @@ def dist_terms(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Te
 
 def rkd_distance(student: Tensor, teacher: Tensor, squared: bool = False, eps: float = 1e-12) -> Tensor:
     with torch.no_grad():
-        theirs = _relative_distances(teacher, squared, eps)
-    return F.smooth_l1_loss(_relative_distances(student, squared, eps), theirs)
+        targets = _relative_distances(teacher, squared, eps)
+    return F.smooth_l1_loss(_relative_distances(student, squared, eps), targets)
 
 
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     """(B, B, D) differences, normalised, and their inner products."""
     with torch.no_grad():
-        theirs = _angles(teacher)
-    return F.smooth_l1_loss(_angles(student), theirs)
+        targets = _angles(teacher)
+    return F.smooth_l1_loss(_angles(student), targets)
 
 
 def contrast(anchors: Tensor, bank: Tensor, index: Tensor, z: Tensor, temperature: float) -> Tensor:
@@ -89,8 +89,8 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     for edge in (4, 2, 1):
         if edge < student.shape[2]:
             weight, total = weight / 2, total + weight / 2
-            ours, theirs = F.adaptive_avg_pool2d(student, edge), F.adaptive_avg_pool2d(teacher, edge)
-            loss = loss + weight * F.mse_loss(ours, theirs)
+            pooled, target = F.adaptive_avg_pool2d(student, edge), F.adaptive_avg_pool2d(teacher, edge)
+            loss = loss + weight * F.mse_loss(pooled, target)
     return loss / total
 
 

@@ -1,4 +1,4 @@
-"""The losses as their papers write them: one probability, one pair of classes at a time. For small float64 inputs."""
+"""The losses written as in their papers: one probability, one pair of classes at a time. For small float64 inputs."""
 
 import torch
 from torch import Tensor

@@ -69,7 +69,7 @@ def test_equals_the_published_implementation() -> None:
 
 @given(seeds, batches, classes)
 def test_the_soft_label_is_not_trained_and_the_pairwise_term_is_on_both_sides(seed: int, b: int, c: int) -> None:
-    natural, adversarial = (one.requires_grad_() for one in draw(seed, 2, b, c))
+    natural, adversarial = (logits.requires_grad_() for logits in draw(seed, 2, b, c))
     weights = torch.full((c,), 1 / c, dtype=torch.float64)
     soft = losses.ikl_adversarial(natural, adversarial, weights, 0.0, 1.0)
     assert torch.autograd.grad(soft, natural, allow_unused=True)[0].abs().max() == 0
@@ -83,8 +83,8 @@ def test_the_soft_label_is_not_trained_and_the_pairwise_term_is_on_both_sides(se
 def test_with_the_natural_probabilities_as_weights_the_gradients_are_those_of_trades(
     seed: int, b: int, c: int, scale: float
 ) -> None:
-    """Lemma 1, of the two sides apart: the pairwise term has the natural one, the soft cross-entropy the other."""
-    natural, adversarial = (one.requires_grad_() for one in draw(seed, 2, b, c, scale=scale))
+    """Lemma 1 for each side: the pairwise term has the natural gradient, the soft cross-entropy the adversarial one."""
+    natural, adversarial = (logits.requires_grad_() for logits in draw(seed, 2, b, c, scale=scale))
     to_natural, to_adversarial = torch.autograd.grad(losses.trades(natural, adversarial), (natural, adversarial))
     own = losses.class_weights(natural, 1.0)
     pairwise = losses.ikl_adversarial(natural, adversarial.detach(), own, 1.0, 0.0)

@@ -1,4 +1,4 @@
-"""The benchmark of the losses runs and prints its table. What it measures is not looked at: no test times anything."""
+"""The benchmark of the losses runs and prints its table. Its measurements are not tested."""
 
 import subprocess
 import sys

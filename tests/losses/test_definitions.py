@@ -68,7 +68,7 @@ def test_pairwise_mse(seed: int, b: int, c: int, scale: float, per_sample: bool,
 
 
 def test_pairwise_mse_passes_gradcheck() -> None:
-    student, teacher = (one.requires_grad_() for one in draw(1, 2, 3, 5))
+    student, teacher = (logits.requires_grad_() for logits in draw(1, 2, 3, 5))
     for weights in (draw(2, 3, 5).softmax(-1).requires_grad_(), draw(2, 5).softmax(-1).requires_grad_()):
         assert torch.autograd.gradcheck(lambda s, t, w: 3 * losses.pairwise_mse(s, t, w), (student, teacher, weights))
 

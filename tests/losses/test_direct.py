@@ -54,10 +54,10 @@ def test_ikl(seed: int, b: int, c: int, scale: float, temperature: float) -> Non
 @given(seed=seeds, b=several, c=classes, scale=st.floats(0.1, 3), temperature=st.floats(0.5, 4))
 def test_dist(term: int, seed: int, b: int, c: int, scale: float, temperature: float) -> None:
     student, teacher = draw(seed, 2, b, c, scale=scale)
-    for theirs in (naive.dist_terms, direct.dist_terms):
+    for reference in (naive.dist_terms, direct.dist_terms):
         assert_same(
             lambda s, t: losses.dist_terms(s, t, temperature)[term],
-            lambda s, t, theirs=theirs: theirs(s, t, temperature)[term],
+            lambda s, t, reference=reference: reference(s, t, temperature)[term],
             student,
             teacher,
             rtol=1e-7,  # a row or column may be all but constant
@@ -75,12 +75,12 @@ def test_rkd_distance(seed: int, b: int, d: int, e: int, scale: float, squared: 
     )
 
 
-# In one dimension all angles are flat, and their gradient is nothing but rounding.
+# In one dimension all angles are flat, and their gradient is only rounding error.
 @given(seeds, st.integers(1, 7), st.integers(2, 9), widths, scales, st.sampled_from([0.0, 30.0]))
 def test_rkd_angle(seed: int, b: int, d: int, e: int, scale: float, shift: float) -> None:
     student, teacher = draw(seed, b, d, scale=scale) + shift, draw(seed + 1, b, e)
-    ours, theirs = (lambda s: losses.rkd_angle(s, teacher)), (lambda s: direct.rkd_angle(s, teacher))
-    assert_same(ours, theirs, student, rtol=1e-7)
+    loss, reference = (lambda s: losses.rkd_angle(s, teacher)), (lambda s: direct.rkd_angle(s, teacher))
+    assert_same(loss, reference, student, rtol=1e-7)
 
 
 @pytest.mark.parametrize("squared", [False, True])
@@ -111,20 +111,20 @@ def _sides(seed: int, b: int, n: int, m: int, d: int) -> tuple[Tensor, Tensor, T
 def test_contrast(ratio: int, copy: int, seed: int, b: int, n: int, m: int, d: int, temperature: float) -> None:
     """By a product with the whole bank, and by copies of some of its rows, at once and in several parts."""
     anchors, bank, index, z = _sides(seed, b, n, m, d)
-    with mock.patch.object(crd, "_DENSE", ratio), mock.patch.object(crd, "_COPY", copy):
+    with mock.patch.object(crd, "_DENSE_RATIO", ratio), mock.patch.object(crd, "_COPY_SIZE", copy):
         assert_same(
             lambda a: losses.contrast(a, bank, index, z.log(), temperature),
             lambda a: direct.contrast(a, bank, index, z, temperature),
             anchors,
         )
-        found = losses.log_normaliser(anchors, bank, index, temperature)
-        torch.testing.assert_close(found, direct.normaliser(anchors, bank, index, temperature).log())
+        log_z = losses.log_normaliser(anchors, bank, index, temperature)
+        torch.testing.assert_close(log_z, direct.normaliser(anchors, bank, index, temperature).log())
 
 
 @pytest.mark.parametrize("n", [60, 200], ids=["product", "copies"])
 def test_contrast_chooses_by_the_size_of_the_bank(n: int) -> None:
     anchors, bank, index, z = _sides(3, 4, n, 9, 5)
-    assert crd._dense(bank, index) == (n == 60)
+    assert crd._is_dense(bank, index) == (n == 60)
     assert_same(
         lambda a: losses.contrast(a, bank, index, z.log(), 0.07),
         lambda a: direct.contrast(a, bank, index, z, 0.07),
@@ -135,7 +135,7 @@ def test_contrast_chooses_by_the_size_of_the_bank(n: int) -> None:
 @pytest.mark.parametrize("ratio", [0, 10**9], ids=["copies", "product"])
 def test_contrast_passes_gradcheck(ratio: int) -> None:
     anchors, bank, index, z = _sides(4, 3, 20, 8, 6)
-    with mock.patch.object(crd, "_DENSE", ratio):
+    with mock.patch.object(crd, "_DENSE_RATIO", ratio):
         assert torch.autograd.gradcheck(
             lambda a: 3 * losses.contrast(a, bank, index, z.log(), 0.5), (anchors.requires_grad_(),)
         )

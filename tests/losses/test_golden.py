@@ -63,11 +63,11 @@ def _partial_l2(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) 
 
 
 def _crd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
-    ours, theirs = (F.normalize(embedding) for embedding in inputs[:2])
+    student, teacher = (F.normalize(embedding) for embedding in inputs[:2])
     student_bank, teacher_bank = (memory.detach() for memory in inputs[2:])
     index = 3 * torch.arange(8)
     index = (index[:, None] + 7 * torch.arange(51)) % 200
-    sides = [(ours, teacher_bank), (theirs, student_bank)]
+    sides = [(student, teacher_bank), (teacher, student_bank)]
     z = [losses.log_normaliser(*side, index, p["T"]) for side in sides]
     return torch.stack(
         [losses.contrast(*side, index, log_z, p["T"]) for side, log_z in zip(sides, z, strict=True)]

@@ -56,8 +56,8 @@ def test_a_certain_teacher_and_a_student_certain_of_another_class(name: str) -> 
     single, *gradients = value_and_gradients(LOSSES[name], student, teacher)
     double, *expected = value_and_gradients(LOSSES[name], student.double(), teacher.double())
     torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-6)
-    for mine, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-6)
+    for actual, reference in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(actual.double(), reference, rtol=1e-5, atol=1e-6)
 
 
 @every_loss
@@ -80,8 +80,8 @@ def test_a_common_shift_changes_nothing_at_any_temperature(temperature: float, s
     for loss in (losses.kd, losses.soft_cross_entropy):
         before = value_and_gradients(lambda s, t, loss=loss: loss(s, t, temperature), student, teacher)
         after = value_and_gradients(lambda s, t, loss=loss: loss(s, t, temperature), student + shift, teacher - shift)
-        for mine, other in zip(after, before, strict=True):
-            assert (mine - other).abs().max() <= 1e-6 * other.abs().max()
+        for actual, reference in zip(after, before, strict=True):
+            assert (actual - reference).abs().max() <= 1e-6 * reference.abs().max()
 
 
 @every_loss
@@ -100,9 +100,9 @@ def test_autocast_changes_nothing(name: str) -> None:
     expected = value_and_gradients(LOSSES[name], student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
         values = value_and_gradients(LOSSES[name], student, teacher)
-    for mine, other in zip(values, expected, strict=True):
-        assert mine.dtype == torch.float32
-        assert torch.equal(mine, other)
+    for actual, reference in zip(values, expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, reference)
 
 
 @every_loss

@@ -57,8 +57,8 @@ def test_single_precision_is_close_to_double(name: str) -> None:
     student, teacher = (x.float() for x in _usual(name, 1))
     single = value_and_gradients(LOSSES[name], student, teacher)
     double = value_and_gradients(LOSSES[name], student.double(), teacher.double())
-    for mine, other in zip(single, double, strict=True):
-        torch.testing.assert_close(mine.double(), other, rtol=1e-4, atol=2e-6 * other.abs().max().item())
+    for actual, reference in zip(single, double, strict=True):
+        torch.testing.assert_close(actual.double(), reference, rtol=1e-4, atol=2e-6 * reference.abs().max().item())
 
 
 @every_loss
@@ -130,8 +130,8 @@ def test_dist_does_not_see_a_shift_of_logits(term: str, shift: float) -> None:
     student, teacher = (draw(8, 2, 8, 12) * 16).round().float() / 16
     before = value_and_gradients(LOSSES[term], student, teacher)
     after = value_and_gradients(LOSSES[term], student + shift, teacher - shift)
-    for mine, other in zip(after, before, strict=True):
-        assert (mine - other).abs().max() <= 1e-6 * other.abs().max()
+    for actual, reference in zip(after, before, strict=True):
+        assert (actual - reference).abs().max() <= 1e-6 * reference.abs().max()
 
 
 @pytest.mark.parametrize("term", ["dist inter", "dist intra"])
@@ -174,9 +174,9 @@ def test_autocast_changes_nothing(name: str) -> None:
     expected = value_and_gradients(LOSSES[name], student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
         values = value_and_gradients(LOSSES[name], student, teacher)
-    for mine, other in zip(values, expected, strict=True):
-        assert mine.dtype == torch.float32
-        assert torch.equal(mine, other)
+    for actual, reference in zip(values, expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, reference)
 
 
 @every_loss
@@ -205,7 +205,7 @@ def test_contrast_under_autocast_with_half_precision_anchors() -> None:
     expected = value_and_gradients(lambda a: _contrast(a, a.detach()), anchors)
     with torch.autocast("cpu", torch.bfloat16):
         values = value_and_gradients(lambda a: _contrast(a, a.detach()), anchors)
-    assert all(torch.equal(mine, other) for mine, other in zip(values, expected, strict=True))
+    assert all(torch.equal(actual, reference) for actual, reference in zip(values, expected, strict=True))
     with torch.autocast("cpu", torch.bfloat16):
         z = [losses.log_normaliser(x, BANK, INDEX, 0.07) for x in (anchors, anchors.float())]
     assert z[0].dtype == torch.float32
@@ -217,8 +217,8 @@ def test_probabilities_that_round_to_zero_and_one_do_not_hurt_contrast() -> None
     anchors = 1e4 * F.normalize(draw(17, 8, 12))
     single = value_and_gradients(lambda a: _contrast(a, a.detach()), anchors.float())
     double = value_and_gradients(lambda a: _contrast(a, a.detach()), anchors)
-    for mine, other in zip(single, double, strict=True):
-        torch.testing.assert_close(mine.double(), other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
+    for actual, reference in zip(single, double, strict=True):
+        torch.testing.assert_close(actual.double(), reference, rtol=1e-5, atol=1e-5 * reference.abs().max().item())
 
 
 @pytest.mark.parametrize(

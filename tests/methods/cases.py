@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from kd_bench.methods import registry
+from kd_bench.methods import _registry as methods
 from kd_bench.methods.base import Method
-from kd_bench.models.cifar_network import Walk
+from kd_bench.models.cifar_network import StageOutputs
 from kd_bench.models.outputs import observe, preact_norms, shapes
 from kd_bench.types import Batch, Output, Outputs, Pair, Shapes
 
@@ -38,15 +38,15 @@ class Tiny(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.fc = nn.Linear(before, CLASSES)
 
-    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> Walk:
-        walk = Walk(x, [], [])
+    def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
+        outputs = StageOutputs(x, [], [])
         for layer in self.layers[: None if last is None else last + 1]:
             before = layer(x)
             x = before.relu()
-            walk.stages.append(x)
+            outputs.stages.append(x)
             if preacts:
-                walk.preacts.append(before)
-        return walk._replace(features=x)
+                outputs.preacts.append(before)
+        return outputs._replace(features=x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         pooled = x.mean((2, 3))
@@ -66,7 +66,7 @@ def network(seed: int, widths: tuple[int, int, int, int] = (4, 6, 8, 10)) -> nn.
 
 
 def pair(student: nn.Module, teacher: nn.Module, image: tuple[int, ...], images: int = IMAGES) -> Pair:
-    """What a method may know of these two."""
+    """Returns the pair of two networks."""
     ours = shapes(student, image, EVERYTHING)
     classes = ours.logits[0]
     return Pair(
@@ -90,7 +90,7 @@ def make(name: str, **hyperparameters: object) -> Method:
     if name == "crd":
         hyperparameters.setdefault("negatives", 16)
     torch.manual_seed(5)
-    return registry.build(name, PAIR, hyperparameters)
+    return methods.build(name, PAIR, hyperparameters)
 
 
 def call(method: Method, student: Outputs, teacher: Outputs | None, samples: Batch) -> dict[str, Tensor]:
@@ -147,5 +147,5 @@ def mapped(found: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
 
 
 def seen(student: nn.Module, images: Tensor) -> Outputs:
-    """Everything that a network puts out."""
+    """Returns all outputs of a network."""
     return observe(student, images, EVERYTHING)

@@ -5,7 +5,7 @@ import torch
 
 from kd_bench import losses
 from kd_bench.config.load import read_recipe
-from kd_bench.methods import registry
+from kd_bench.methods import _registry as methods
 from kd_bench.plan import plan
 from kd_bench.utils.errors import UserError
 from tests.methods.cases import CLASSES, batch, call, make, mapped, outputs
@@ -14,17 +14,17 @@ NAMES = ["ikl_at", "ikl_at sample", "improved_trades", "trades"]
 
 
 def test_the_family() -> None:
-    family = [name for name in registry.names() if registry.describe(name).family == "adversarial"]
+    family = [name for name in methods.names() if methods.describe(name).family == "adversarial"]
     assert family == ["ikl_at", "improved_trades", "trades"]
-    assert not any(registry.describe(name).needs_teacher for name in family)
-    assert registry.describe("improved_trades").demands == ("ramp", "weight_perturbation")
-    assert registry.describe("trades").demands == ()
+    assert not any(methods.describe(name).needs_teacher for name in family)
+    assert methods.describe("improved_trades").required_settings == ("ramp", "weight_perturbation")
+    assert methods.describe("trades").required_settings == ()
 
 
 def test_published_settings_are_the_defaults() -> None:
-    assert registry.check("trades", {})["beta"] == 6.0
-    assert registry.check("improved_trades", {})["beta"] == 9.0
-    found = registry.check("ikl_at", {})
+    assert methods.check("trades", {})["beta"] == 6.0
+    assert methods.check("improved_trades", {})["beta"] == 9.0
+    found = methods.check("ikl_at", {})
     assert (found["alpha"], found["beta"], found["tau"], found["weights"]) == (20.0, 3.0, 4.0, "class")
     assert (found["inner_alpha"], found["inner_beta"], found["ce_weight"]) == (1.0, 1.0, 1.0)
 
@@ -130,7 +130,7 @@ def test_a_method_goes_on_from_its_state(name: str) -> None:
 
 def test_without_the_images_as_they_are_nothing_is_trained() -> None:
     for name in NAMES:
-        with pytest.raises(ValueError, match="images as they are"):
+        with pytest.raises(ValueError, match="needs the outputs for the natural images"):
             make(name)(outputs(1), None, batch())
 
 
@@ -174,9 +174,9 @@ def test_a_recipe_with_rows_that_are_trained_otherwise() -> None:
     assert planned["trades"].method.hyperparameters == {"beta": 2.0, "ce_weight": 1.0}
     # The same training under two labels is one trial.
     assert planned["ikl_at"].id == planned["ikl_at_20"].id
-    streams = {one.stream for label, one in planned.items() if label != "none"}
+    streams = {one.cohort_key for label, one in planned.items() if label != "none"}
     assert len(streams) == 1
-    assert planned["none"].stream not in streams
+    assert planned["none"].cohort_key not in streams
 
 
 def test_a_plain_trial_is_the_one_of_recipes_without_perturbations() -> None:
@@ -197,7 +197,7 @@ def test_a_plain_trial_is_the_one_of_recipes_without_perturbations() -> None:
         (["adversarial.weight_perturbation=null"], "without adversarial.weight_perturbation"),
         (["adversarial.esp=1"], "adversarial.esp: no such key; did you mean 'eps'?"),
         (["adversarial.norm=L3"], "'L3' is none of"),
-        (["adversarial.schedule=released"], "schedule says steps and step_size"),
+        (["adversarial.schedule=released"], "schedule sets steps and step_size"),
         (["epochs=1"], "weight_perturbation.from_epoch must not be above epochs"),
         (["methods.trades.training.adversarial.steps=0"], "greater than or equal to 1"),
         (["adversarial.generated.path=nowhere.npz"], "there is no file"),
@@ -217,4 +217,4 @@ def test_a_view_of_its_own_makes_a_stream_of_its_own() -> None:
     from kd_bench.config.adversarial import SecondView
 
     other = one.model_copy(update={"adversarial": one.adversarial.model_copy(update={"second_view": SecondView()})})
-    assert one.stream != other.stream
+    assert one.cohort_key != other.cohort_key

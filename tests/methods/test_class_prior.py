@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from kd_bench import losses
-from kd_bench.methods import registry
+from kd_bench.methods import _registry as methods
 from kd_bench.methods.base import Method
 from kd_bench.types import Batch, Outputs
 from tests.methods.cases import CLASSES, PAIR, batch, outputs
 
 
 def make(**hyperparameters: object) -> Method:
-    return registry.build("ikl_kd", PAIR, {"weights": "class", "tau": 2.0, **hyperparameters})
+    return methods.build("ikl_kd", PAIR, {"weights": "class", "tau": 2.0, **hyperparameters})
 
 
 def pairwise(method: Method, student: Outputs, teacher: Outputs, samples: Batch) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_exactly() -> None:
 
 
 def test_sample_weights_remember_nothing() -> None:
-    assert registry.build("ikl_kd", PAIR, {}).state_dict() == {}
+    assert methods.build("ikl_kd", PAIR, {}).state_dict() == {}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

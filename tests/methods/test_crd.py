@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from kd_bench import losses
-from kd_bench.methods import registry
+from kd_bench.methods import _registry as methods
 from kd_bench.methods.crd import CRD
 from tests.methods.cases import PAIR, batch, call, make, outputs, teacher_outputs
 
 
 def build(labels: torch.Tensor, **hyperparameters: object) -> CRD:
     pair = replace(PAIR, train_size=len(labels), train_labels=labels, num_classes=int(labels.max()) + 1)
-    method = registry.build("crd", pair, hyperparameters)
+    method = methods.build("crd", pair, hyperparameters)
     assert isinstance(method, CRD)
     return method
 
@@ -28,13 +28,13 @@ SKEWED = torch.tensor([0] * 31 + [1] * 20 + [2] * 8 + [3])[torch.randperm(60, ge
 def test_negatives_are_of_other_classes_and_distinct(labels: torch.Tensor, negatives: int) -> None:
     method, images = build(labels, negatives=negatives), torch.arange(60)
     torch.manual_seed(1)
-    found = method._draw(images)
+    found = method._draw_negatives(images)
     assert found.shape == (60, negatives)
     assert (labels[found] != labels[:, None]).all()
     assert all(len(row.unique()) == negatives for row in found)
     torch.manual_seed(1)
-    assert torch.equal(method._draw(images), found)
-    assert not torch.equal(method._draw(images), found)
+    assert torch.equal(method._draw_negatives(images), found)
+    assert not torch.equal(method._draw_negatives(images), found)
 
 
 @pytest.mark.parametrize("negatives", [5, 40], ids=["without replacement", "with replacement"])
@@ -44,7 +44,7 @@ def test_negatives_are_uniform(negatives: int) -> None:
     counts = torch.zeros(60, 60)
     rounds = 2000
     for _ in range(rounds):
-        counts.scatter_add_(1, method._draw(images), torch.ones(60, negatives))
+        counts.scatter_add_(1, method._draw_negatives(images), torch.ones(60, negatives))
     others = SKEWED[:, None] != SKEWED
     expected = others * negatives / others.sum(1, keepdim=True)
     assert counts[~others].sum() == 0
@@ -54,7 +54,7 @@ def test_negatives_are_uniform(negatives: int) -> None:
 
 def test_more_negatives_than_there_are() -> None:
     method = build(BALANCED, negatives=100)
-    found = method._draw(torch.arange(8))
+    found = method._draw_negatives(torch.arange(8))
     assert found.shape == (8, 100)
     assert (BALANCED[found] != BALANCED[:8, None]).all()
 
@@ -69,7 +69,7 @@ def test_terms_and_what_is_remembered() -> None:
 
     terms = call(method, student, teacher, samples)
     torch.manual_seed(7)
-    index = torch.cat([samples.index[:, None], method._draw(samples.index)], 1)
+    index = torch.cat([samples.index[:, None], method._draw_negatives(samples.index)], 1)
     z = [losses.log_normaliser(ours, banks[1], index, 0.07), losses.log_normaliser(theirs, banks[0], index, 0.07)]
     torch.testing.assert_close(method.log_z, torch.stack(z))
     expected = losses.contrast(ours, banks[1], index, z[0], 0.07) + losses.contrast(theirs, banks[0], index, z[1], 0.07)
@@ -113,4 +113,4 @@ def test_both_embeddings_are_trained() -> None:
 
 def test_the_classes_of_all_images_must_be_known() -> None:
     with pytest.raises(ValueError, match="the class of every training image"):
-        registry.build("crd", replace(PAIR, train_labels=None), {})
+        methods.build("crd", replace(PAIR, train_labels=None), {})

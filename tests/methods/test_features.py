@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from kd_bench import losses
-from kd_bench.methods import registry
-from kd_bench.methods.connectors import Connector, Fusion, Regressor, convolve_doubled
+from kd_bench.methods import _registry as methods
+from kd_bench.methods._connectors import Connector, Fusion, Regressor, convolve_doubled
 from kd_bench.methods.fitnet import FitNet
 from kd_bench.methods.ofd import OFD
 from kd_bench.methods.reviewkd import ReviewKD
@@ -81,7 +81,7 @@ def test_ofd_terms_and_margins() -> None:
 def test_ofd_pairs_the_deepest_stages_and_their_margins() -> None:
     student = replace(PAIR.student, preacts=PAIR.student.preacts[-3:])
     pair = replace(PAIR, student=student)
-    method = registry.build("ofd", pair, {})
+    method = methods.build("ofd", pair, {})
     assert isinstance(method, OFD)
     assert [connector[0].weight.shape[:2] for connector in method.connectors if isinstance(connector, Connector)] == [
         (teacher[0], ours[0]) for ours, teacher in zip(student.preacts[1:], TEACHER.preacts[2:], strict=True)
@@ -92,9 +92,11 @@ def test_ofd_pairs_the_deepest_stages_and_their_margins() -> None:
 
 
 def test_ofd_without_a_batch_norm() -> None:
-    with pytest.raises(UserError, match="ofd: the pre-activation of stage 2 of teacher is not put out by a batch norm"):
-        registry.build("ofd", replace(PAIR, teacher_norms=(*PAIR.teacher_norms[:2], None, PAIR.teacher_norms[3])), {})
-    registry.build("ofd", replace(PAIR, teacher_norms=(None, *PAIR.teacher_norms[1:])), {})  # the stem takes no part
+    with pytest.raises(
+        UserError, match="ofd: the pre-activation of stage 2 of teacher is not the output of a batch norm, which"
+    ):
+        methods.build("ofd", replace(PAIR, teacher_norms=(*PAIR.teacher_norms[:2], None, PAIR.teacher_norms[3])), {})
+    methods.build("ofd", replace(PAIR, teacher_norms=(None, *PAIR.teacher_norms[1:])), {})  # the stem takes no part
 
 
 def test_reviewkd_goes_from_the_deepest_to_the_shallowest() -> None:
@@ -186,7 +188,7 @@ def test_feature_methods_under_any_shapes() -> None:
     for student, teacher, of in ((PAIR.student, flat, norms), (flat, TEACHER, PAIR.teacher_norms)):
         pair = Pair(5, 32, student, teacher, train_labels=PAIR.train_labels, teacher_norms=of)
         for name in ("fitnet", "ofd", "reviewkd", "rkd", "crd"):
-            method = registry.build(name, pair, {"negatives": 8} if name == "crd" else {})
+            method = methods.build(name, pair, {"negatives": 8} if name == "crd" else {})
             given = mapped(outputs(1, of=student), lambda values: values.requires_grad_())
             terms = call(method, given, outputs(2, of=teacher), batch(epoch=20))
             torch.stack(list(terms.values())).sum().backward()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kd_bench import losses
-from kd_bench.methods import registry
-from kd_bench.methods.base import hard_labels, require_teacher, warm_up
+from kd_bench.methods import _registry as methods
+from kd_bench.methods.base import hard_labels, require_teacher, warmup_factor
 from tests.methods.cases import (
     batch,
     call,
@@ -22,7 +22,7 @@ from tests.methods.cases import (
 from tests.training.parts import splits, train, trial
 
 #: Those that distil, and the baseline; tests/methods/test_adversarial.py has the methods of adversarial training.
-DISTIL = [name for name in registry.names() if registry.describe(name).family != "adversarial"]
+DISTIL = [name for name in methods.names() if methods.describe(name).family != "adversarial"]
 EVERY = [*DISTIL, "ikl_kd class"]
 
 #: Terms that have no gradient to the student, and are meant to have none.
@@ -186,7 +186,7 @@ def test_mixed_images_train_with_every_method() -> None:
     ("epoch", "warmup_epochs", "factor"), [(0, 20, 0.05), (9, 20, 0.5), (19, 20, 1), (239, 20, 1), (0, 0, 1), (0, 1, 1)]
 )
 def test_warm_up(epoch: int, warmup_epochs: int, factor: float) -> None:
-    assert warm_up(epoch, warmup_epochs) == pytest.approx(factor)
+    assert warmup_factor(epoch, warmup_epochs) == pytest.approx(factor)
 
 
 def test_a_method_that_is_taught_refuses_to_go_without() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kd_bench.methods import registry
+from kd_bench.methods import _registry as methods
 from kd_bench.models import create
 from kd_bench.models.outputs import observe, preact_norms, shapes
 from kd_bench.types import Batch, Pair
@@ -29,14 +29,14 @@ PAIRS = [
     ("vgg13", "vgg8"),
     ("resnet50", "vgg8"),
 ]
-TAUGHT = [name for name in registry.names() if registry.describe(name).needs_teacher]
+TAUGHT = [name for name in methods.names() if methods.describe(name).needs_teacher]
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {"crd": {"negatives": 64}, "reviewkd": {"max_mid_channels": 64}}
 IMAGE = (3, 16, 16)
 STEPS = 20
 
 
 class Trained:
-    """A pair and what its teacher puts out for one batch."""
+    """A pair and the teacher's outputs for one batch."""
 
     def __init__(self, teacher: str, student: str, image: tuple[int, ...] = IMAGE, size: int = 8) -> None:
         torch.manual_seed(0)
@@ -52,7 +52,7 @@ class Trained:
     def build(self, name: str, **hyperparameters: Any) -> tuple[nn.Module, Any]:
         torch.manual_seed(1)
         student = create(self.student_name, 100)
-        needs = registry.load(name).needs_with(registry.check(name, hyperparameters))
+        needs = methods.load(name).needs_with(methods.check(name, hyperparameters))
         pair = Pair(
             num_classes=100,
             train_size=200,
@@ -62,7 +62,7 @@ class Trained:
             train_labels=torch.arange(200) % 100,
             teacher_norms=preact_norms(self.teacher, self.image) if "preacts" in needs.teacher else (),
         )
-        return student, registry.build(name, pair, hyperparameters)
+        return student, methods.build(name, pair, hyperparameters)
 
     def losses(self, name: str, **hyperparameters: Any) -> list[float]:
         """The method's own loss, without the cross-entropy, over steps that reduce it."""
@@ -117,8 +117,8 @@ def timm_pair() -> Trained:
     [name if name in ("kd", "crd") else pytest.param(name, marks=pytest.mark.slow) for name in TAUGHT if name != "ofd"],
 )
 def test_a_transformer_teaches_by_all_methods_that_it_can(transformer: Trained, name: str) -> None:
-    given = {"reviewkd": {"max_mid_channels": 64, "teacher_features": "stages"}}
-    found = transformer.losses(name, **(HYPERPARAMETERS | given).get(name, {}))
+    hyperparameters = {"reviewkd": {"max_mid_channels": 64, "teacher_features": "stages"}}
+    found = transformer.losses(name, **(HYPERPARAMETERS | hyperparameters).get(name, {}))
     assert sum(found[-3:]) / 3 < found[0]
 
 

@@ -1,4 +1,4 @@
-"""Types of hyper-parameters and the one form of their values."""
+"""Types of hyper-parameters, and the normal form of their values."""
 
 import doctest
 import json
@@ -33,11 +33,11 @@ from kd_bench.methods.parameters import allowed, coerce, resolve
         ("None | None", None, None),
     ],
 )
-def test_one_form(annotation: str, value: Any, expected: Any) -> None:
-    found = coerce(resolve(annotation), value)
-    assert found == expected
-    assert type(found) is type(expected)
-    assert json.dumps(found) == json.dumps(expected)
+def test_normal_form(annotation: str, value: Any, expected: Any) -> None:
+    coerced = coerce(resolve(annotation), value)
+    assert coerced == expected
+    assert type(coerced) is type(expected)
+    assert json.dumps(coerced) == json.dumps(expected)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_one_form(annotation: str, value: Any, expected: Any) -> None:
         ("Positive | None", -1, "-1 is not a finite number, above 0, or null"),
     ],
 )
-def test_what_is_not_allowed(annotation: str, value: Any, message: str) -> None:
+def test_values_that_are_not_allowed(annotation: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match="is not") as caught:
         coerce(resolve(annotation), value)
     assert message in str(caught.value)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd_bench.methods import registry
+from kd_bench.methods import _registry as methods
 from kd_bench.utils.errors import UserError
 from tests.methods.cases import ALONE, PAIR, batch, outputs
 
@@ -72,28 +72,28 @@ def refusal(function: Any, *arguments: Any) -> str:
 
 
 def test_names() -> None:
-    assert {"none", "kd", "dkd", "ikl_kd"} <= set(registry.names())
-    assert list(registry.names()) == sorted(registry.names())
+    assert {"none", "kd", "dkd", "ikl_kd"} <= set(methods.names())
+    assert list(methods.names()) == sorted(methods.names())
 
 
-@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("name", methods.names())
 def test_every_built_in_method_is_documented_and_builds_from_its_defaults(name: str) -> None:
-    info = registry.describe(name)
+    info = methods.describe(name)
     assert info.path.name == f"{name}.py"
     assert info.summary.endswith(".")
     assert all(parameter.text for parameter in info.parameters)
-    resolved = registry.check(name, {})
+    resolved = methods.check(name, {})
     assert list(resolved) == [parameter.name for parameter in info.parameters]
     assert [type(value) for value in resolved.values()] == [type(parameter.default) for parameter in info.parameters]
-    method = registry.build(name, PAIR, {})
+    method = methods.build(name, PAIR, {})
     assert bool(method.needs.teacher) == info.needs_teacher
-    assert registry.source_hash(name) is None
+    assert methods.source_hash(name) is None
 
 
 def test_describe() -> None:
-    info = registry.describe("none")
+    info = methods.describe("none")
     assert (info.family, info.needs_teacher, info.parameters, info.class_name) == ("baseline", False, (), "Alone")
-    info = registry.describe("ikl_kd")
+    info = methods.describe("ikl_kd")
     assert (info.family, info.needs_teacher) == ("logits", True)
     assert {parameter.name: parameter.annotation for parameter in info.parameters}["weights"] == (
         "Literal['sample', 'class']"
@@ -102,15 +102,15 @@ def test_describe() -> None:
 
 
 def test_settings_of_the_published_runs_are_the_defaults() -> None:
-    assert registry.check("kd", {}) == {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}
-    assert registry.check("dkd", {}) == {
+    assert methods.check("kd", {}) == {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}
+    assert methods.check("dkd", {}) == {
         "alpha": 1.0,
         "beta": 8.0,
         "temperature": 4.0,
         "warmup_epochs": 20,
         "ce_weight": 1.0,
     }
-    assert registry.check("ikl_kd", {}) == {
+    assert methods.check("ikl_kd", {}) == {
         "alpha": 8.0,
         "beta": 1.0,
         "temperature": 4.0,
@@ -122,15 +122,15 @@ def test_settings_of_the_published_runs_are_the_defaults() -> None:
 
 
 def test_equal_settings_have_one_form() -> None:
-    given = registry.check("ikl_kd", {"warmup_epochs": 5.0, "alpha": 12, "weights": "class"})
-    same = registry.check("ikl_kd", {"weights": "class", "alpha": 12.0, "warmup_epochs": 5})
-    assert json.dumps(given) == json.dumps(same)
-    assert json.dumps(given).startswith('{"alpha": 12.0, ')
-    assert registry.check("ikl_kd", given) == given
+    values = methods.check("ikl_kd", {"warmup_epochs": 5.0, "alpha": 12, "weights": "class"})
+    same = methods.check("ikl_kd", {"weights": "class", "alpha": 12.0, "warmup_epochs": 5})
+    assert json.dumps(values) == json.dumps(same)
+    assert json.dumps(values).startswith('{"alpha": 12.0, ')
+    assert methods.check("ikl_kd", values) == values
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "message"),
+    ("name", "values", "message"),
     [
         ("ikl_dk", {}, "r.yaml: no method is called 'ikl_dk'; did you mean 'ikl_kd'?"),
         (
@@ -150,39 +150,39 @@ def test_equal_settings_have_one_form() -> None:
         ("dkd", {"warmup_epochs": 2.5}, "dkd: warmup_epochs = 2.5 should be a whole number, at least 0"),
     ],
 )
-def test_bad_names_and_values(name: str, given: dict[str, Any], message: str) -> None:
-    assert message in refusal(registry.check, name, given, "r.yaml")
+def test_bad_names_and_values(name: str, values: dict[str, Any], message: str) -> None:
+    assert message in refusal(methods.check, name, values, "r.yaml")
 
 
 def test_a_method_that_needs_a_teacher_is_not_built_without() -> None:
-    assert "method 'kd' needs a teacher, and cifar_resnet8x4 has none" in refusal(registry.build, "kd", ALONE, {})
-    assert registry.build("none", ALONE, {}).pair is ALONE
+    assert "method 'kd' needs a teacher, and cifar_resnet8x4 has none" in refusal(methods.build, "kd", ALONE, {})
+    assert methods.build("none", ALONE, {}).pair is ALONE
 
 
 def test_plug_in_by_path(plugin: Path) -> None:
     name = f"{plugin}:Mine"
-    info = registry.describe(name)
+    info = methods.describe(name)
     assert (info.summary, info.family, info.needs_teacher) == ("Mean squared error of logits.", "logits", True)
     assert [parameter.text for parameter in info.parameters] == ["Weight of it.", ""]
-    assert registry.check(name, {"power": 1}) == {"scale": 2.0, "power": 1}
-    method = registry.build(name, PAIR, {"power": 1, "scale": 3})
+    assert methods.check(name, {"power": 1}) == {"scale": 2.0, "power": 1}
+    method = methods.build(name, PAIR, {"power": 1, "scale": 3})
     difference = outputs(1).logits - outputs(2).logits
     torch.testing.assert_close(method(outputs(1), outputs(2), batch())["ce"], 3 * difference.square().mean())
-    assert registry.source_hash(name) == hashlib.sha256(PLUGIN.encode()).hexdigest()
+    assert methods.source_hash(name) == hashlib.sha256(PLUGIN.encode()).hexdigest()
     assert list(plugin.parent.iterdir()) == [plugin]
 
 
 def test_an_edited_plug_in_is_read_anew(plugin: Path) -> None:
-    name, first = f"{plugin}:Mine", registry.source_hash(f"{plugin}:Mine")
-    registry.build(name, PAIR, {"power": 1})
+    name, first = f"{plugin}:Mine", methods.source_hash(f"{plugin}:Mine")
+    methods.build(name, PAIR, {"power": 1})
     plugin.write_text(PLUGIN.replace("self.scale = scale", "self.scale = -scale"))
-    assert registry.source_hash(name) != first
-    assert registry.build(name, PAIR, {"power": 1})(outputs(1), outputs(2), batch())["ce"] < 0
+    assert methods.source_hash(name) != first
+    assert methods.build(name, PAIR, {"power": 1})(outputs(1), outputs(2), batch())["ce"] < 0
 
 
 def test_plug_in_by_relative_path(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(plugin.parent)
-    assert registry.describe("mine.py:Mine").path == plugin.resolve()
+    assert methods.describe("mine.py:Mine").path == plugin.resolve()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_plug_in_by_relative_path(plugin: Path, monkeypatch: pytest.MonkeyPatch)
 )
 def test_sources_that_break_the_rules(plugin: Path, change: tuple[str, str], message: str) -> None:
     plugin.write_text(PLUGIN.replace(*change))
-    assert message in refusal(registry.check, f"{plugin}:Mine", {"power": 1}, "r.yaml")
+    assert message in refusal(methods.check, f"{plugin}:Mine", {"power": 1}, "r.yaml")
 
 
 @pytest.mark.parametrize(
@@ -221,39 +221,39 @@ def test_sources_that_break_the_rules(plugin: Path, change: tuple[str, str], mes
 )
 def test_plug_ins_that_turn_out_bad_when_run(plugin: Path, change: tuple[str, str], message: str) -> None:
     plugin.write_text(PLUGIN.replace(*change))
-    found = refusal(registry.build, f"{plugin}:Mine", PAIR, {"power": 1})
+    found = refusal(methods.build, f"{plugin}:Mine", PAIR, {"power": 1})
     assert message.format(plugin.resolve()) in found
 
 
 def test_names_of_plug_ins_that_lead_nowhere(plugin: Path) -> None:
     assert f"there is no file {plugin.parent}/gone.py" in refusal(
-        registry.describe, f"{plugin.parent}/gone.py:Mine", "r.yaml"
+        methods.describe, f"{plugin.parent}/gone.py:Mine", "r.yaml"
     )
-    assert "did you mean 'Mine'?" in refusal(registry.describe, f"{plugin}:Mime", "r.yaml")
-    assert f"write {plugin}:ClassName" in refusal(registry.describe, str(plugin), "r.yaml")
-    assert "needs a value for 'power': a whole number" in refusal(registry.check, f"{plugin}:Mine", {})
+    assert "did you mean 'Mine'?" in refusal(methods.describe, f"{plugin}:Mime", "r.yaml")
+    assert f"write {plugin}:ClassName" in refusal(methods.describe, str(plugin), "r.yaml")
+    assert "needs a value for 'power': a whole number" in refusal(methods.check, f"{plugin}:Mine", {})
     plugin.write_text("x = 1\n")
-    assert "holds no class" in refusal(registry.describe, f"{plugin}:Mine", "r.yaml")
+    assert "holds no class" in refusal(methods.describe, f"{plugin}:Mine", "r.yaml")
 
 
 def test_plug_in_of_an_installed_package(package: Path) -> None:
-    assert "mine_kd" in registry.names()
-    info = registry.describe("mine_kd")
+    assert "mine_kd" in methods.names()
+    info = methods.describe("mine_kd")
     assert info.path.samefile(package)
-    assert registry.check("mine_kd", {"power": 2.0}) == {"scale": 2.0, "power": 2}
-    assert registry.source_hash("mine_kd") == hashlib.sha256(PLUGIN.encode()).hexdigest()
+    assert methods.check("mine_kd", {"power": 2.0}) == {"scale": 2.0, "power": 2}
+    assert methods.source_hash("mine_kd") == hashlib.sha256(PLUGIN.encode()).hexdigest()
     assert not [name for name in sys.modules if name.startswith("some_pack")]
-    assert type(registry.build("mine_kd", PAIR, {"power": 1})).__module__ == "some_pack.inner.mine"
+    assert type(methods.build("mine_kd", PAIR, {"power": 1})).__module__ == "some_pack.inner.mine"
 
 
 def test_a_built_in_name_is_never_taken_over(package: Path) -> None:
-    assert registry.describe("kd").class_name == "KD"
-    assert registry.source_hash("kd") is None
+    assert methods.describe("kd").class_name == "KD"
+    assert methods.source_hash("kd") is None
 
 
 @pytest.mark.parametrize("name", ["lost", "nowhere"])
 def test_entry_points_that_lead_nowhere(package: Path, name: str) -> None:
-    assert "leads to no class in a Python file" in refusal(registry.describe, name, "r.yaml")
+    assert "leads to no class in a Python file" in refusal(methods.describe, name, "r.yaml")
 
 
 def test_one_name_of_two_packages(package: Path) -> None:
@@ -261,15 +261,15 @@ def test_one_name_of_two_packages(package: Path) -> None:
     meta.mkdir()
     (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (meta / "entry_points.txt").write_text("[kd_bench.methods]\nmine_kd = other.mine:Mine\n")
-    message = refusal(registry.describe, "mine_kd")
+    message = refusal(methods.describe, "mine_kd")
     assert message.endswith("by more than one package: other.mine:Mine, some_pack.inner.mine:Mine")
 
 
 def test_listing_and_checking_import_no_torch(plugin: Path) -> None:
     code = (
-        "import sys; from kd_bench.methods import registry\n"
-        "for name in registry.names(): registry.describe(name); registry.check(name, {}); registry.source_hash(name)\n"
-        f"registry.check({f'{plugin}:Mine'!r}, {{'power': 1}})\n"
+        "import sys; from kd_bench.methods import _registry as methods\n"
+        "for name in methods.names(): methods.describe(name); methods.check(name, {}); methods.source_hash(name)\n"
+        f"methods.check({f'{plugin}:Mine'!r}, {{'power': 1}})\n"
         "print([name for name in ('torch', 'numpy', 'timm', 'pandas', 'pydantic') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,8 +17,8 @@ from kd_bench.models.outputs import observe
 EVERYTHING = frozenset({"logits", "stages", "preacts", "pooled"})
 
 
-def lived(network: nn.Module) -> nn.Module:
-    """With batch norms as after training, none of them near the identity."""
+def with_trained_norms(network: nn.Module) -> nn.Module:
+    """Sets the batch norms to values as after training, none of them near the identity."""
     draws = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -48,7 +48,7 @@ def norms(network: nn.Module) -> int:
     ],
 )
 def test_a_folded_network_puts_out_the_same(name: str, size: int, left: int | None) -> None:
-    network = lived(models.create(name, 10, size))
+    network = with_trained_norms(models.create(name, 10, size))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     folded = fold(network, (3, size, size))
     assert folded is not network
@@ -92,7 +92,7 @@ class Odd(nn.Module):
 
 
 def test_what_is_read_by_others_or_used_twice_stays() -> None:
-    network = lived(Odd())
+    network = with_trained_norms(Odd())
     folded = fold(network, (3, 8, 8))
     assert [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)] == [
         "after_read_twice",
@@ -108,7 +108,7 @@ def test_a_network_without_batch_norms_is_returned_as_it_is() -> None:
 def test_a_copy_that_puts_out_something_else_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = lived(models.create("cifar_resnet8", 10, 32))
+    network = with_trained_norms(models.create("cifar_resnet8", 10, 32))
     monkeypatch.setattr(batch_norm_folding, "_fold", lambda conv, norm: None)
     with caplog.at_level(logging.WARNING):
         assert fold(network, (3, 32, 32)) is network

@@ -18,9 +18,9 @@ from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 
 ROLES: tuple[cards.Role, ...] = ("teachers", "students")
-#: Where every packaged card lies: role, data set, name. Not by ``zoo.cards``: a bad card shall fail its own test only.
-PLACES = [(role, path.parent.name, path.stem) for role in ROLES for path in sorted(package_path(role).glob("*/*.yaml"))]
-IDS = ["-".join(place) for place in PLACES]
+#: Role, data set and name of every packaged card, without ``cards.load_all``: a bad card fails only its own test.
+CARDS = [(role, path.parent.name, path.stem) for role in ROLES for path in sorted(package_path(role).glob("*/*.yaml"))]
+IDS = ["-".join(key) for key in CARDS]
 
 #: The pairs of Tian et al. (2020): same architecture, then different ones.
 PUBLISHED_PAIRS = {
@@ -64,11 +64,11 @@ def published(table: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("place", PLACES, ids=IDS)
-def test_card_says_what_is_so(place: tuple[cards.Role, str, str]) -> None:
-    role, dataset, name = place
-    card = cards.card(role, dataset, name)
-    assert (card.role, card.dataset, card.name) == place
+@pytest.mark.parametrize("key", CARDS, ids=IDS)
+def test_card_says_what_is_so(key: tuple[cards.Role, str, str]) -> None:
+    role, dataset, name = key
+    card = cards.load(role, dataset, name)
+    assert (card.role, card.dataset, card.name) == key
     assert dataset in datasets.names()
     own = card.model.startswith(registry.PREFIX)
     assert registry.resolve(card.model, prefix=registry.PREFIX if own else "") == card.model
@@ -83,35 +83,39 @@ def test_card_says_what_is_so(place: tuple[cards.Role, str, str]) -> None:
 
 @pytest.mark.parametrize(("role", "count"), [("teachers", 10), ("students", 16)])
 def test_all_cards_sorted(role: cards.Role, count: int) -> None:
-    found = cards.cards(role)
-    places = [(card.dataset, card.name) for card in found]
+    found = cards.load_all(role)
+    keys = [(card.dataset, card.name) for card in found]
     assert len(found) == count
-    assert places == sorted(set(places)) == [(dataset, name) for one, dataset, name in sorted(PLACES) if one == role]
-    assert cards.cards(role, "cifar100") == [card for card in found if card.dataset == "cifar100"]
-    assert cards.cards(role, "no_such_set") == []
+    assert (
+        keys
+        == sorted(set(keys))
+        == [(dataset, name) for card_role, dataset, name in sorted(CARDS) if card_role == role]
+    )
+    assert cards.load_all(role, "cifar100") == [card for card in found if card.dataset == "cifar100"]
+    assert cards.load_all(role, "no_such_set") == []
 
 
 def test_published_pairs() -> None:
-    pairs = {(teacher.name, student.name) for teacher, student in cards.pairs("cifar100")}
+    pairs = {(teacher.name, student.name) for teacher, student in cards.published_pairs("cifar100")}
     assert pairs == PUBLISHED_PAIRS
-    assert {(teacher.name, student.name) for teacher, student in cards.pairs("imagenet")} == {
+    assert {(teacher.name, student.name) for teacher, student in cards.published_pairs("imagenet")} == {
         ("resnet34", "resnet18"),
         ("resnet50", "mobilenet_v1"),
         ("beitv2_large", "resnet50"),
     }
     assert "students: resnet8x4, shufflenet_v1, shufflenet_v2" in cards.describe(
-        cards.card("teachers", "cifar100", "resnet32x4")
+        cards.load("teachers", "cifar100", "resnet32x4")
     )
     assert "teacher resnet110 (74.31 %): 70.67 % by classical distillation (RepDistiller README)" in cards.describe(
-        cards.card("students", "cifar100", "resnet20")
+        cards.load("students", "cifar100", "resnet20")
     )
 
 
 def test_accuracies_agree_with_table_6() -> None:
     rows = published("table6")
     for row in rows:
-        teacher = cards.card("teachers", row["dataset"], row["teacher"])
-        student = cards.card("students", row["dataset"], row["student"])
+        teacher = cards.load("teachers", row["dataset"], row["teacher"])
+        student = cards.load("students", row["dataset"], row["student"])
         assert teacher.top1[0].value == float(row["teacher_top1"]), row
         assert student.top1[0].value == float(row["student_top1"]), row
         pairing = next(one for one in student.teachers if one.teacher == teacher.name)
@@ -121,23 +125,23 @@ def test_accuracies_agree_with_table_6() -> None:
 
 
 def test_accuracies_agree_with_tables_7_and_8() -> None:
-    robust = [one for card in cards.cards("students", "cifar100") for one in card.robust]
+    robust = [one for card in cards.load_all("students", "cifar100") for one in card.robust]
     found = {(one.clean, one.autoattack) for one in robust}
     rows = [row for row in published("table7") if row["method"] == "ikl_at"]
     assert len(rows) == 3
     assert {(float(row["clean"]), float(row["autoattack"])) for row in rows} <= found
     (kd,) = (float(row["top1"]) for row in published("table8") if row["method"] == "kd")
-    assert [one.kd for one in cards.card("students", "imagenet", "resnet50").teachers] == [kd]
+    assert [one.kd for one in cards.load("students", "imagenet", "resnet50").teachers] == [kd]
 
 
 def test_every_published_teacher_of_cifar100_can_be_had_and_trained() -> None:
     recipe = read_recipe("cifar100/teachers")
     planned = plan(recipe, "cifar100/teachers")
-    for card in cards.cards("teachers", "cifar100"):
-        assert [place.url.partition(":")[0] for place in card.weights] == ["https", "http"]
+    for card in cards.load_all("teachers", "cifar100"):
+        assert [weights.url.partition(":")[0] for weights in card.weights] == ["https", "http"]
         assert card.weights[0].member
         assert card.weights[1].member is None
-        assert {place.key for place in card.weights} == {"model"}
+        assert {weights.key for weights in card.weights} == {"model"}
         assert card.train == cards.TrainedBy(recipe="cifar100/teachers")
         assert [one.seed for one in planned if one.student == card.model] == [0, 1, 2]
     assert len(planned) == 3 * 6
@@ -167,7 +171,7 @@ def test_teachers_recipe_trains_what_other_recipes_look_for() -> None:
     ],
 )
 def test_card_by_any_name(role: cards.Role, dataset: str, name: str, expected: str) -> None:
-    found = cards.card(role, dataset, name)
+    found = cards.load(role, dataset, name)
     assert (found.dataset, found.name) == (dataset, expected)
     assert cards.find(role, dataset, name) == found
     assert cards.find(role, dataset, found.model) == found
@@ -184,35 +188,35 @@ def test_card_by_any_name(role: cards.Role, dataset: str, name: str, expected: s
 )
 def test_unknown_card_names_the_nearest(role: cards.Role, dataset: str, name: str, sentence: str) -> None:
     with pytest.raises(UserError) as error:
-        cards.card(role, dataset, name, "a.yaml: teachers")
+        cards.load(role, dataset, name, "a.yaml: teachers")
     assert str(error.value).startswith(f"a.yaml: teachers: {sentence}")
     assert cards.find(role, dataset, name) is None
 
 
 def test_own_card_outranks_the_packaged_one(write: Write) -> None:
-    before = cards.cards("teachers", "cifar100")
+    before = cards.load_all("teachers", "cifar100")
     path = write(CARD, name="resnet56")
-    card = cards.card("teachers", "cifar100", "resnet56")
+    card = cards.load("teachers", "cifar100", "resnet56")
     assert (card.path, card.model) == (path, "cifar_resnet20")
-    assert len(cards.cards("teachers", "cifar100")) == len(before)
+    assert len(cards.load_all("teachers", "cifar100")) == len(before)
     write(CARD, name="aaa", dataset="flowers")
-    assert [card.name for card in cards.cards("teachers", "flowers")] == ["aaa"]
+    assert [card.name for card in cards.load_all("teachers", "flowers")] == ["aaa"]
     write("model: cifar_resnet110\npublished_name: Other\n", name="a_resnet110")
-    assert cards.card("teachers", "cifar100", "a_resnet110").published_name == "Other"
-    assert cards.card("teachers", "cifar100", "cifar_resnet110").name == "resnet110"
+    assert cards.load("teachers", "cifar100", "a_resnet110").published_name == "Other"
+    assert cards.load("teachers", "cifar100", "cifar_resnet110").name == "resnet110"
 
 
 def test_trial_folders_of_trained_teachers_are_no_cards(write: Write) -> None:
     Path("teachers", "0123456789abcdef").mkdir(parents=True)
     Path("teachers", "0123456789abcdef", "trial.json").write_text("{}")
-    assert len(cards.cards("teachers")) == 10
+    assert len(cards.load_all("teachers")) == 10
 
 
 @pytest.mark.parametrize(
     ("role", "text", "fault"),
     [
         pytest.param("teachers", CARD + "learning_rate: 0.1\n", "learning_rate: no such key", id="student's key"),
-        pytest.param("teachers", CARD + "name: resnet20\n", "name: no such key", id="place's key"),
+        pytest.param("teachers", CARD + "name: resnet20\n", "name: no such key", id="path's key"),
         pytest.param(
             "students",
             CARD + "learning_rte: 1\n",
@@ -245,10 +249,10 @@ def test_trial_folders_of_trained_teachers_are_no_cards(write: Write) -> None:
         pytest.param(
             "teachers", CARD + "input: {normalise: imagenet}\n", "input.normalise: 'imagenet' is none of", id="literal"
         ),
-        pytest.param("teachers", "model: [\n", "is no YAML at line 2, column 1", id="no YAML"),
-        pytest.param("teachers", CARD + "model: x\n", "is no YAML", id="key twice"),
-        pytest.param("teachers", "- model\n", "is no card: it should be a mapping", id="list"),
-        pytest.param("teachers", "", "is no card: it should be a mapping", id="empty"),
+        pytest.param("teachers", "model: [\n", "is not valid YAML at line 2, column 1", id="no YAML"),
+        pytest.param("teachers", CARD + "model: x\n", "is not valid YAML", id="key twice"),
+        pytest.param("teachers", "- model\n", "is not a card: it should be a mapping", id="list"),
+        pytest.param("teachers", "", "is not a card: it should be a mapping", id="empty"),
         pytest.param("teachers", "[" * 5000, "is nested too deeply to be a card", id="deep"),
         pytest.param("teachers", b"\xff\xfe", "cannot be read: ", id="not UTF-8"),
     ],
@@ -256,7 +260,7 @@ def test_trial_folders_of_trained_teachers_are_no_cards(write: Write) -> None:
 def test_bad_card_is_one_sentence(write: Write, role: cards.Role, text: str | bytes, fault: str) -> None:
     path = write(text, role=role)
     with pytest.raises(UserError) as error:
-        cards.cards(role)
+        cards.load_all(role)
     assert str(error.value).startswith(f"{path}: {fault}")
     assert "\n" not in str(error.value)
 
@@ -264,10 +268,10 @@ def test_bad_card_is_one_sentence(write: Write, role: cards.Role, text: str | by
 def test_pair_with_an_unknown_teacher_names_the_card(write: Write) -> None:
     path = write(CARD + "teachers: [{teacher: resnet57}]\n", role="students")
     with pytest.raises(UserError, match="no teacher of cifar100 is called 'resnet57'; did you mean") as error:
-        cards.pairs("cifar100")
+        cards.published_pairs("cifar100")
     assert str(error.value).startswith(f"{path}: teachers: ")
     with pytest.raises(UserError, match="resnet57"):
-        cards.describe(cards.card("students", "cifar100", "mine"))
+        cards.describe(cards.load("students", "cifar100", "mine"))
 
 
 def test_description_tells_everything(write: Write) -> None:
@@ -288,7 +292,7 @@ def test_description_tells_everything(write: Write) -> None:
         "teachers": [{"teacher": "resnet56", "kd": 72.25, "source": "Paper C"}, {"teacher": "resnet110"}],
     }
     path = write(yaml.safe_dump(content), role="students")
-    card = cards.card("students", "cifar100", "mine")
+    card = cards.load("students", "cifar100", "mine")
     assert cards.describe(card).splitlines() == [
         "mine: Net-20, a student on cifar100",
         "",
@@ -315,7 +319,7 @@ def test_description_tells_everything(write: Write) -> None:
         f"card: {path}",
     ]
     assert cards.summary(card) == "Net-20 on cifar100, 1.23 M parameters, 71.50 %, weights published"
-    bare = cards.card("students", "cifar100", write(CARD, name="bare", role="students").stem)
+    bare = cards.load("students", "cifar100", write(CARD, name="bare", role="students").stem)
     assert cards.summary(bare) == "ResNet20 on cifar100"
 
 
@@ -329,7 +333,7 @@ def test_reading_all_cards_imports_nothing_heavy() -> None:
     code = """
 import sys
 from kd_bench.models import cards
-print(len([cards.describe(card) for role in ("teachers", "students") for card in cards.cards(role)]))
+print(len([cards.describe(card) for role in ("teachers", "students") for card in cards.load_all(role)]))
 heavy = ("torch", "timm", "numpy", "pandas", "PIL", "torchvision")
 print([name for name in heavy if name in sys.modules])
 """

@@ -43,8 +43,8 @@ def test_a_malicious_pickle_does_not_run(state: State, tmp_path: Path, form: str
         path.write_bytes(pickle.dumps({"opt": content["opt"]}, protocol))
     else:
         torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=form == "zip")
-    said = rf"a\.pth: was not read, because it wants to call {os.name}\.mkdir, which is not data"
-    with pytest.raises(UserError, match=said):
+    message = rf"a\.pth: was not read, because it wants to call {os.name}\.mkdir, which is not data"
+    with pytest.raises(UserError, match=message):
         read(path)
     assert not (tmp_path / "ran").exists()
 
@@ -104,21 +104,21 @@ def test_mappings_that_have_no_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"<!DOCTYPE html><html></html>", "is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "only points to the weights"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is only a pointer of git-lfs to the weights"),
         (b"hello", "is no file of weights"),
         (b"PK\x03\x04 and no more", "is no file of weights"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{ and no JSON ..", "is a damaged safetensors file"),
     ],
 )
-def test_files_that_are_no_weights(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_no_weights(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(UserError) as caught:
         read(tmp_path / "a.pth")
-    assert str(caught.value).startswith(f"{tmp_path / 'a.pth'}: {said}")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.pth'}: {message}")
     assert "\n" not in str(caught.value)
 
 
@@ -143,7 +143,7 @@ def test_truncated_missing_and_odd_files(state: State, tmp_path: Path) -> None:
         "nan.pth": "'fc.bias' holds numbers that are not finite",
         "script.pth": "TorchScript",
     }
-    for name, said in expected.items():
-        with pytest.raises(UserError, match=said) as caught:
+    for name, message in expected.items():
+        with pytest.raises(UserError, match=message) as caught:
             read(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")

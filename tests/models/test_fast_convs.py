@@ -1,4 +1,4 @@
-"""Convolutions that are done another way on a CPU."""
+"""Convolutions that a CPU computes in another way."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kd_bench.models.fast_convs import DepthwiseConv2d, PointwiseConv2d, use_fas
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of what is multiplied as matrices."""
+    """Records the shapes of the second factors of matrix products."""
     seen: list[tuple[int, ...]] = []
     real = torch.matmul
 
-    def noting(one: Tensor, other: Tensor) -> Tensor:
+    def record(one: Tensor, other: Tensor) -> Tensor:
         seen.append(tuple(other.shape))
         return real(one, other)
 
-    monkeypatch.setattr(torch, "matmul", noting)
+    monkeypatch.setattr(torch, "matmul", record)
     return seen
 
 
@@ -41,14 +41,14 @@ def test_single_pixels_are_convolved_by_a_product_of_matrices(
 ) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, out, 1, groups=groups, bias=bias).double()
-    quick = use_fast_convs(copy.deepcopy(conv))
-    assert type(quick) is PointwiseConv2d
+    fast = use_fast_convs(copy.deepcopy(conv))
+    assert type(fast) is PointwiseConv2d
     x = torch.randn(3, channels, size, size, dtype=torch.float64).requires_grad_()
-    found, expected = quick(x), conv(x)
+    found, expected = fast(x), conv(x)
     assert bool(products) == multiplied
     torch.testing.assert_close(found, expected)
     factors = torch.randn_like(expected)
-    mine = torch.autograd.grad((found * factors).sum(), [x, *quick.parameters()])
+    mine = torch.autograd.grad((found * factors).sum(), [x, *fast.parameters()])
     theirs = torch.autograd.grad((expected * factors).sum(), [x, *conv.parameters()])
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other)
@@ -57,11 +57,11 @@ def test_single_pixels_are_convolved_by_a_product_of_matrices(
 @pytest.mark.parametrize("stride", [1, 2])
 def test_channels_by_themselves_on_tiny_maps(stride: int) -> None:
     conv = nn.Conv2d(5, 5, 3, stride, padding=1, groups=5)
-    quick = use_fast_convs(copy.deepcopy(conv))
-    assert type(quick) is DepthwiseConv2d
+    fast = use_fast_convs(copy.deepcopy(conv))
+    assert type(fast) is DepthwiseConv2d
     for size in (2, 4):
         x = torch.randn(3, 5, size, size)
-        found = quick(x)
+        found = fast(x)
         assert found.is_contiguous()
         torch.testing.assert_close(found, conv(x))
 
@@ -85,14 +85,14 @@ def test_nothing_else_is_done_another_way(products: list[tuple[int, ...]]) -> No
 @pytest.mark.parametrize("name", ["cifar_shufflenet_v1", "cifar_mobilenet_v2", "efficientnet_b0"])
 def test_a_network_computes_the_same_and_keeps_its_names(name: str) -> None:
     network = models.create(name, 10, 32).eval()
-    quick = use_fast_convs(copy.deepcopy(network))
-    assert any(isinstance(module, PointwiseConv2d) for module in quick.modules())
-    assert quick.state_dict().keys() == network.state_dict().keys()
+    fast = use_fast_convs(copy.deepcopy(network))
+    assert any(isinstance(module, PointwiseConv2d) for module in fast.modules())
+    assert fast.state_dict().keys() == network.state_dict().keys()
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = network(x)
-        difference = (quick(x) - expected).abs().max() / expected.abs().max()
+        difference = (fast(x) - expected).abs().max() / expected.abs().max()
     assert float(difference) < 1e-5
-    loss = F.cross_entropy(quick(x), torch.tensor([1, 2]))
+    loss = F.cross_entropy(fast(x), torch.tensor([1, 2]))
     loss.backward()
-    assert all(one.grad is not None for one in quick.parameters())
+    assert all(one.grad is not None for one in fast.parameters())

@@ -46,7 +46,7 @@ def test_equals_the_published_definition(name: str) -> None:
         outputs = observe(network, images, frozenset({"logits", "stages", "preacts", "pooled"}))
     if "stages" in golden:
         assert [list(stage.shape[1:]) for stage in outputs.stages] == golden["stages"]
-        # The published MobileNet-V2 gives no pre-activations; ours does.
+        # The published MobileNet-V2 has no pre-activations; ours has.
         assert [list(preact.shape[1:]) for preact in outputs.preacts] == (golden["preact"] or golden["stages"])
         assert outputs.pooled is not None
         assert list(outputs.pooled.shape[1:]) == golden["pooled"]

@@ -132,11 +132,11 @@ def test_feature_info_names_the_modules_that_put_the_stages_out(name: str) -> No
 @pytest.mark.parametrize("name", ["cifar_resnet14", "cifar_resnet18", "cifar_vgg8"])
 @torch.no_grad()
 def test_preacts_are_the_stages_before_relu(name: str) -> None:
-    walk = trained(name).forward_stages(images(), preacts=True)
-    for stage, preact in zip(walk.stages, walk.preacts, strict=True):
+    outputs = trained(name).forward_stages(images(), preacts=True)
+    for stage, preact in zip(outputs.stages, outputs.preacts, strict=True):
         assert torch.equal(F.relu(preact), stage)
         assert preact.min() < 0
-    assert torch.equal(walk.features, walk.stages[-1])
+    assert torch.equal(outputs.features, outputs.stages[-1])
 
 
 @pytest.mark.parametrize(
@@ -172,13 +172,13 @@ def test_nothing_that_is_returned_is_written_to_afterwards(name: str) -> None:
 
     for layer in built.modules():
         layer.register_forward_hook(keep)
-    walk = built.forward_stages(x, preacts=True)
+    outputs = built.forward_stages(x, preacts=True)
     assert all(torch.equal(one, copy) for one, copy in zip(kept, copies, strict=True))
-    alone = [built.forward_stages(x, preacts=True, last=index) for index in range(len(walk.stages))]
+    alone = [built.forward_stages(x, preacts=True, last=index) for index in range(len(outputs.stages))]
     for index, early in enumerate(alone):
         assert len(early.stages) == len(early.preacts) == index + 1
-        assert torch.equal(early.stages[-1], walk.stages[index])
-        assert torch.equal(early.preacts[-1], walk.preacts[index])
+        assert torch.equal(early.stages[-1], outputs.stages[index])
+        assert torch.equal(early.preacts[-1], outputs.preacts[index])
 
 
 @EACH

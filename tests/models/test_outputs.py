@@ -122,19 +122,19 @@ def test_a_pair_of_classifiers() -> None:
 
 def test_what_a_network_cannot_give_is_named() -> None:
     convnext = network("convnext_atto", depths=(1, 1, 1, 1))
-    with pytest.raises(UserError, match="model convnext_atto: cannot give the output 'preacts'"):
+    with pytest.raises(UserError, match="model convnext_atto: has no output 'preacts'"):
         observe(convnext, images(), ALL)
-    with pytest.raises(UserError, match="model convnext_atto: cannot give the output 'preacts'"):
+    with pytest.raises(UserError, match="model convnext_atto: has no output 'preacts'"):
         shapes(convnext, (3, 32, 32), ALL)
     unpooled = network("resnet10t", global_pool="")
     unpooled.reset_classifier(0, "")
-    with pytest.raises(UserError, match="model resnet10t: cannot give the output 'pooled'"):
+    with pytest.raises(UserError, match="model resnet10t: has no output 'pooled'"):
         observe(unpooled, images(64), NO_PREACTS)
 
     class Foreign(nn.Module):
         forward_features = nn.Identity()
 
-    with pytest.raises(UserError, match="model Foreign: cannot give the output 'stages'"):
+    with pytest.raises(UserError, match="model Foreign: has no output 'stages'"):
         observe(Foreign(), images(), NO_PREACTS)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kd_bench.models import create
 from kd_bench.models.outputs import observe, preact_norms, shapes
-from kd_bench.models.preactivations import sources
+from kd_bench.models.preactivations import stage_activations
 from kd_bench.types import Output
 from kd_bench.utils.errors import UserError
 
@@ -177,7 +177,7 @@ def test_activations_and_batch_norms_of_timms_networks(name: str) -> None:
     options, activations, norms = TIMM[name]
     built = network(name, **options).eval()
     assert_norms(built, norms)
-    assert [source.module if source else None for source in sources(built, (3, 32, 32))] == activations
+    assert [source.module if source else None for source in stage_activations(built, (3, 32, 32))] == activations
     outputs = observe(built, images(), ALL)
     for stage, preact, activation in zip(outputs.stages, outputs.preacts, activations, strict=True):
         assert preact.min() < 0
@@ -296,15 +296,15 @@ def test_a_batch_norm_without_scale_and_shift_has_one_and_zero() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1}, "no activation puts out its stage 0.*batch norms"),
-        ("convnext_atto", {"depths": (1, 1, 1, 1)}, "no activation puts out its stage 0.*no layer norms"),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1}, "no activation ends its stage 0.*batch norms"),
+        ("convnext_atto", {"depths": (1, 1, 1, 1)}, "no activation ends its stage 0.*no layer norms"),
         ("swin_tiny_patch4_window7_224", {"img_size": 32, "window_size": 1, "depths": (1, 1, 1, 1)}, "no activation"),
     ],
 )
 def test_what_has_no_preacts_is_named(name: str, options: dict[str, Any], reason: str) -> None:
     built = create(name, 10, **options)
     for ask in (lambda: observe(built, images(), ALL), lambda: preact_norms(built, (3, 32, 32))):
-        with pytest.raises(UserError, match=f"^model {name}: cannot give the output 'preacts': {reason}"):
+        with pytest.raises(UserError, match=f"^model {name}: has no output 'preacts': {reason}"):
             ask()
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in built.modules())
 
@@ -312,7 +312,7 @@ def test_what_has_no_preacts_is_named(name: str, options: dict[str, Any], reason
 def test_what_a_network_hides_is_named() -> None:
     x = torch.randn(2, 3, 8, 8)
     with pytest.raises(
-        UserError, match=r"model Toy: .*'preacts': its stage 0 is put out by an activation that is no mod"
+        UserError, match=r"model Toy: .*'preacts': its stage 0 ends with an activation that is not a mod"
     ):
         observe(Toy(nn.BatchNorm2d(4), nn.Identity()), x, PREACTS)
     with pytest.raises(

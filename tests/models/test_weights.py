@@ -85,11 +85,11 @@ LAYOUTS: dict[str, tuple[Callable[[State], Any], str]] = {
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before zip"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(state: State, tmp_path: Path, layout: str, old: bool) -> None:
-    make, said = LAYOUTS[layout]
+    make, message = LAYOUTS[layout]
     path = tmp_path / "weights.pth"
     torch.save(make(state), path, _use_new_zipfile_serialization=not old)
     found = read(path)
-    assert said in found.layout
+    assert message in found.layout
     network = create("cifar_resnet8", 7)
     load_into(network, found.state, path, "cifar_resnet8")
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
@@ -151,7 +151,7 @@ def test_what_is_written_is_read_and_always_the_same(state: State, tmp_path: Pat
     }
     assert digests == {sha256(tmp_path / "a.safetensors")}
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert weights.about(tmp_path / "a.safetensors") == metadata
+    assert weights.read_metadata(tmp_path / "a.safetensors") == metadata
     weights.write(tmp_path / "shared.safetensors", shared, {})
     assert all(torch.equal(read(tmp_path / "shared.safetensors").state[key], shared[key]) for key in shared)
     found = read(tmp_path / "a.safetensors")
@@ -162,17 +162,17 @@ def test_what_is_written_is_read_and_always_the_same(state: State, tmp_path: Pat
 def test_only_what_is_written_here_has_metadata(state: State, tmp_path: Path) -> None:
     save_file(state, tmp_path / "a.safetensors", metadata={"format": "pt"})
     save_file(state, tmp_path / "b.safetensors", metadata={"kd_bench": "[" * 100_000})
-    assert [weights.about(tmp_path / f"{name}.safetensors") for name in "abc"] == [None] * 3
+    assert [weights.read_metadata(tmp_path / f"{name}.safetensors") for name in "abc"] == [None] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_take_the_networks_type(state: State, dtype: torch.dtype) -> None:
-    given = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    source = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     network = create("cifar_resnet8", 7)
-    load_into(network, given, Path("a.pth"), "cifar_resnet8")
+    load_into(network, source, Path("a.pth"), "cifar_resnet8")
     for key, value in network.state_dict().items():
         assert value.dtype == state[key].dtype
-        torch.testing.assert_close(value, given[key].to(value.dtype), rtol=0, atol=0)
+        torch.testing.assert_close(value, source[key].to(value.dtype), rtol=0, atol=0)
 
 
 def test_files_of_before_batch_norms_counted(state: State) -> None:
@@ -180,11 +180,11 @@ def test_files_of_before_batch_norms_counted(state: State) -> None:
     load_into(create("cifar_resnet8", 7), old, Path("a.pth"), "cifar_resnet8")
     with pytest.raises(UserError, match="holds cifar_resnet8 for 7 classes, and 5 are wanted"):
         load_into(create("cifar_resnet8", 5), old, Path("a.pth"), "cifar_resnet8")
-    assert weights.likeliest(old) == "cifar_resnet8"
+    assert weights.closest_network(old) == "cifar_resnet8"
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "said"),
+    ("name", "classes", "message"),
     [
         ("cifar_resnet8", 100, "holds cifar_resnet8 for 7 classes, and 100 are wanted"),
         ("cifar_resnet14", 7, "it lacks 'layer1.1.conv1.weight'; these look like the weights of cifar_resnet8"),
@@ -197,26 +197,26 @@ def test_files_of_before_batch_norms_counted(state: State) -> None:
         ("resnet10t", 7, "these look like the weights of cifar_resnet8"),
     ],
 )
-def test_weights_of_another_network(state: State, name: str, classes: int, said: str) -> None:
+def test_weights_of_another_network(state: State, name: str, classes: int, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_into(create(name, classes), state, Path("a.pth"), name)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("a.pth: ")
 
 
 def test_two_classifiers() -> None:
-    given = create("deit_tiny_distilled_patch16_224", 3).state_dict()
+    source = create("deit_tiny_distilled_patch16_224", 3).state_dict()
     with pytest.raises(UserError, match="holds deit for 3 classes, and 4 are wanted"):
-        load_into(create("deit_tiny_distilled_patch16_224", 4), given, Path("a.pth"), "deit")
+        load_into(create("deit_tiny_distilled_patch16_224", 4), source, Path("a.pth"), "deit")
 
 
 def test_what_a_network_leaves_out_is_not_complained_of() -> None:
-    given = create("cifar_wrn_16_1", 7).state_dict()
-    given |= {f"sub_{key}": value for key, value in given.items() if key.startswith("block1.")}
-    load_into(create("cifar_wrn_16_1", 7), given, Path("a.pth"), "cifar_wrn_16_1")
-    del given["conv1.weight"]
+    source = create("cifar_wrn_16_1", 7).state_dict()
+    source |= {f"sub_{key}": value for key, value in source.items() if key.startswith("block1.")}
+    load_into(create("cifar_wrn_16_1", 7), source, Path("a.pth"), "cifar_wrn_16_1")
+    del source["conv1.weight"]
     with pytest.raises(UserError) as caught:
-        load_into(create("cifar_wrn_16_1", 7), given, Path("a.pth"), "cifar_wrn_16_1")
+        load_into(create("cifar_wrn_16_1", 7), source, Path("a.pth"), "cifar_wrn_16_1")
     assert str(caught.value) == "a.pth: does not hold the weights of cifar_wrn_16_1: it lacks 'conv1.weight'"
 
 
@@ -228,14 +228,14 @@ def test_other_widths_are_told_by_shape(state: State) -> None:
 
 def test_the_likeliest_network() -> None:
     for name in ("cifar_vgg13", "cifar_mobilenet_v2", "cifar_wrn_40_2"):
-        assert weights.likeliest(create(name, 10).state_dict()) == name
-    assert weights.likeliest({"a": torch.zeros(2)}) is None
+        assert weights.closest_network(create(name, 10).state_dict()) == name
+    assert weights.closest_network({"a": torch.zeros(2)}) is None
 
 
 def test_the_number_of_classes() -> None:
     state = create("cifar_vgg8", 10).state_dict()
-    assert weights.classes_of(state, create("cifar_vgg8", 1)) == 10
-    assert weights.classes_of({"a": torch.zeros(2)}, create("cifar_vgg8", 1)) is None
+    assert weights.num_classes(state, create("cifar_vgg8", 1)) == 10
+    assert weights.num_classes({"a": torch.zeros(2)}, create("cifar_vgg8", 1)) is None
 
 
 def test_a_real_file() -> None:

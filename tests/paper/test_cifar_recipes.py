@@ -13,7 +13,7 @@ from kd_bench.models import cards
 from kd_bench.plan import plan
 from kd_bench.report import published_numbers
 from kd_bench.report.results_frame import read_results
-from kd_bench.report.table import summarise
+from kd_bench.report.summarise import summarise
 
 TABLE6_PAIRS = [
     ("resnet32x4", "shufflenet_v1"),
@@ -32,7 +32,7 @@ OTHER_PAIRS = [
     ("vgg13", "vgg8"),
     ("resnet50", "vgg8"),
 ]
-#: Cells whose weights nobody has published.
+#: Cells without published weights.
 UNPUBLISHED = {
     ("vgg13", "mobilenet_v2", "reviewkd"),
     ("resnet50", "mobilenet_v2", "reviewkd"),
@@ -81,20 +81,20 @@ def cells(*names: str) -> dict[tuple[str, str, str], PlannedTrial]:
     ],
 )
 def test_what_is_planned(name: str, pairs: list[tuple[str, str]] | None, labels: str, shared: int) -> None:
-    found = planned(name)
-    assert list(dict.fromkeys(cell.label for cell in found)) == labels.split()
+    trials = planned(name)
+    assert list(dict.fromkeys(cell.label for cell in trials)) == labels.split()
     if pairs is not None:
-        assert list(dict.fromkeys(pair_of(cell) for cell in found)) == pairs
-    each = Counter((pair_of(cell), cell.label) for cell in found)
-    assert set(each.values()) == {3}
-    assert len({cell.trial_id for cell in found}) == len(found) - 3 * shared
+        assert list(dict.fromkeys(pair_of(cell) for cell in trials)) == pairs
+    counts = Counter((pair_of(cell), cell.label) for cell in trials)
+    assert set(counts.values()) == {3}
+    assert len({cell.trial_id for cell in trials}) == len(trials) - 3 * shared
 
 
 def test_the_number_of_trials_of_table_6() -> None:
-    found = planned("cifar100/table6")
-    assert len(found) == 5 * 9 * 3 == 135
-    assert len({cell.trial_id for cell in found}) == 5 * 8 * 3 + 3 * 3 == 129
-    assert len({cell.teacher_id for cell in found}) == 4
+    trials = planned("cifar100/table6")
+    assert len(trials) == 5 * 9 * 3 == 135
+    assert len({cell.trial_id for cell in trials}) == 5 * 8 * 3 + 3 * 3 == 129
+    assert len({cell.teacher_id for cell in trials}) == 4
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -103,7 +103,7 @@ def test_every_pair_is_trained_by_the_protocol(name: str) -> None:
         trial = cell.trial
         slow = student in {"mobilenet_v2", "shufflenet_v1", "shufflenet_v2"}
         assert (trial.epochs, trial.batch_size, trial.optimizer.lr) == (240, 64, 0.01 if slow else 0.05)
-        card = cards.card("students", "cifar100", student)
+        card = cards.load("students", "cifar100", student)
         assert card.learning_rate == trial.optimizer.lr
         assert trial.schedule.milestones == (150, 180, 210)  # type: ignore[union-attr]
         teacher = cell.taught_by
@@ -111,14 +111,14 @@ def test_every_pair_is_trained_by_the_protocol(name: str) -> None:
 
 
 def test_settings_of_the_pairs_are_the_published_ones() -> None:
-    found = cells("cifar100/table6", "cifar100/other_pairs")
+    cells_of_pairs = cells("cifar100/table6", "cifar100/other_pairs")
     for (teacher, student), (dkd, alpha, beta, review) in FACTS.items():
-        ikl = found[teacher, student, "ikl_kd"].trial.method.hyperparameters
+        ikl = cells_of_pairs[teacher, student, "ikl_kd"].trial.method.hyperparameters
         assert (ikl["beta"], ikl["alpha"], ikl["weights"], ikl["tau"]) == (alpha, beta, "sample", 100)
-        ours = found[teacher, student, "dkd"].trial.method.hyperparameters
+        ours = cells_of_pairs[teacher, student, "dkd"].trial.method.hyperparameters
         assert (ours["alpha"], ours["beta"], ours["temperature"]) == (1, dkd, 4)
         if review is not None:
-            assert found[teacher, student, "reviewkd"].trial.method.hyperparameters["review_weight"] == review
+            assert cells_of_pairs[teacher, student, "reviewkd"].trial.method.hyperparameters["review_weight"] == review
 
 
 def test_variants_of_ikl_have_the_weights_of_table_6() -> None:
@@ -133,21 +133,21 @@ def test_variants_of_ikl_have_the_weights_of_table_6() -> None:
 
 def test_recipes_share_trials() -> None:
     # The same training, and so the same folder's content, whichever recipe asks for it.
-    one, other = cells("cifar100/table6"), cells("cifar100/dist")
+    table6, dist = cells("cifar100/table6"), cells("cifar100/dist")
     key = ("resnet32x4", "shufflenet_v1", "kd")
-    assert one[key].trial_id == other[key].trial_id
+    assert table6[key].trial_id == dist[key].trial_id
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_the_recipes_train_is_what_was_published(name: str) -> None:
     """The protocol beside the numbers was written down apart from the recipes; they must agree."""
     numbers = published_numbers.read("cifar100_pairs", "test")
-    found = planned(name)
-    table = published_numbers.compare(summarise(read_results(Path("nowhere"), found), "kd"), found, numbers)
+    trials = planned(name)
+    table = published_numbers.compare(summarise(read_results(Path("nowhere"), trials), "kd"), trials, numbers)
     for pair in table.pairs:
         teacher, student = pair.teacher.removeprefix("cifar_"), pair.student.removeprefix("cifar_")
         for row in pair.rows:
-            method = next((cell.method for cell in found if cell.label == row.label), "teacher")
+            method = next((cell.method for cell in trials if cell.label == row.label), "teacher")
             cell = published_numbers.PublishedCell("cifar100", teacher, student, method)
             known = method in {"teacher", "none"} or cell in numbers.cells
             variant = row.label in {"kl", "dist_as_written", "ikl_class_1", "ikl_class_2", "ikl_class_4"}
@@ -157,6 +157,6 @@ def test_what_the_recipes_train_is_what_was_published(name: str) -> None:
 def test_every_weight_is_published_or_said_not_to_be() -> None:
     numbers = published_numbers.read("cifar100_pairs", "test")
     for teacher, student in TABLE6_PAIRS + OTHER_PAIRS:
-        given = numbers.file.pairs.get(f"{teacher} > {student}", {})
+        published = numbers.file.pairs.get(f"{teacher} > {student}", {})
         for method in ("reviewkd", "dkd", "ikl_kd"):
-            assert (method in given) == ((teacher, student, method) not in UNPUBLISHED)
+            assert (method in published) == ((teacher, student, method) not in UNPUBLISHED)

@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from kd_bench.cli.main import app
-from kd_bench.paper.published_tables import FORMATS, TITLES, reprint, table
+from kd_bench.paper.published_tables import TITLES, reprint, table
+from kd_bench.report.render import FORMATS
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 from tests.report.test_latex import balanced
@@ -32,16 +33,18 @@ def test_every_published_number_is_there_as_printed(format: str) -> None:
 
 def test_table_6_is_laid_out_as_in_the_paper() -> None:
     found = table(6)
-    assert found.heads[0][1:] == ("teacher", "resnet32x4", "wrn_40_2", "vgg13", "resnet50", "resnet32x4")
-    assert found.heads[1][2:] == ("79.42", "75.61", "74.64", "79.34", "79.42")
-    assert found.heads[3][2:] == ("70.50", "70.50", "64.60", "64.60", "71.82")
-    features, logits = found.blocks
-    assert features[0][:2] == ("features", "fitnet") and len(features) == 5
-    assert logits[-1] == ("", "ikl_kd", "76.64 ± 0.02", "77.19 ± 0.01", "70.40 ± 0.03", "70.62 ± 0.08", "77.16 ± 0.04")
+    heads = [tuple(column.header[0] for column in found.columns), *found.head_rows]
+    assert heads[0][1:] == ("teacher", "resnet32x4", "wrn_40_2", "vgg13", "resnet50", "resnet32x4")
+    assert heads[1][2:] == ("79.42", "75.61", "74.64", "79.34", "79.42")
+    assert heads[3][2:] == ("70.50", "70.50", "64.60", "64.60", "71.82")
+    features, logits = found.groups
+    assert features[0].cells[:2] == ["features", "fitnet"] and len(features) == 5
+    values = ["76.64 ± 0.02", "77.19 ± 0.01", "70.40 ± 0.03", "70.62 ± 0.08", "77.16 ± 0.04"]
+    assert logits[-1].cells == ["", "ikl_kd", *values]
     # the best of the columns, as the paper has them in bold
-    best = {column: found.blocks[block][row][1] for (block, row, column), place in found.marks.items() if place == 1}
+    best = {column: row.cells[1] for row in found.rows for column, rank in row.ranks.items() if rank == 1}
     assert best == {2: "reviewkd", 3: "ikl_kd", 4: "ikl_kd", 5: "ikl_kd", 6: "reviewkd"}
-    second = {column: found.blocks[block][row][1] for (block, row, column), place in found.marks.items() if place == 2}
+    second = {column: row.cells[1] for row in found.rows for column, rank in row.ranks.items() if rank == 2}
     assert second == {2: "ikl_kd", 3: "reviewkd", 4: "reviewkd", 5: "dkd", 6: "ikl_kd"}
 
 

@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kd_bench.config.trial import PretrainedTeacher, Trial
+from kd_bench.launch.options import RunOptions
 from kd_bench.models import pretrained
 from kd_bench.models.cards import Card
-from kd_bench.paper.cifar import full, smoke
+from kd_bench.paper.reproduce import Part, Reproduction
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import RunFailed, UserError
 
@@ -33,6 +36,15 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+def full(out: Path, fetch: Any, log: Any, only: Sequence[str] = (), trials: int | None = None) -> list[Part]:
+    run = Reproduction("cifar", RunOptions(out=out), log, only=only, trials=trials, fetch=fetch)
+    return run.with_published_teachers(run.full())
+
+
+def smoke(data: Path, only: Sequence[str] = ()) -> tuple[list[Part], str]:
+    return Reproduction("cifar", RunOptions(out=data, data=data), print, only=only).smoke()
+
+
 # --- the full budget ---
 
 
@@ -47,15 +59,15 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def reachable(card: Card) -> None:
-    file = pretrained.place(card)
+    file = pretrained.weights_path(card)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(card.name.encode())
 
 
 def test_teachers_are_fetched_first(weights: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    (part,) = full(tmp_path / "out", reachable, said.append)
-    assert [line.split(": ")[1] for line in said] == ["published weights"] * 4
+    messages: list[str] = []
+    (part,) = full(tmp_path / "out", reachable, messages.append)
+    assert [line.split(": ")[1] for line in messages] == ["published weights"] * 4
     assert len(part.planned) == 135 and len({cell.trial_id for cell in part.planned}) == 129
     assert all(isinstance(cell.taught_by, PretrainedTeacher) for cell in part.planned)
     assert {cell.weights.stem for cell in part.planned if cell.weights} == {
@@ -67,11 +79,11 @@ def test_teachers_are_fetched_first(weights: Path, tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_cannot_be_fetched_is_trained_and_said_to_be(weights: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     (part,) = full(
-        tmp_path / "out", lambda card: (unreachable if card.name == "vgg13" else reachable)(card), said.append
+        tmp_path / "out", lambda card: (unreachable if card.name == "vgg13" else reachable)(card), messages.append
     )
-    (line,) = [line for line in said if "could not be fetched" in line]
+    (line,) = [line for line in messages if "could not be fetched" in line]
     assert line.startswith("cifar_vgg13: ") and "it is trained here" in line and "no mirror answers" in line
     kinds = {cell.teacher: type(cell.taught_by) for cell in part.planned}
     assert kinds.pop("cifar_vgg13") is Trial and set(kinds.values()) == {PretrainedTeacher}
@@ -82,9 +94,9 @@ def test_a_teacher_whose_training_was_begun_stays_the_one(weights: Path, tmp_pat
     (first,) = full(out, unreachable, lambda line: None)
     begun = next(cell for cell in first.planned if cell.teacher == "cifar_resnet50")
     (out / TEACHERS / str(begun.teacher_id)).mkdir(parents=True)
-    said: list[str] = []
-    (second,) = full(out, reachable, said.append)
-    assert any(line.startswith("cifar_resnet50: its training was begun here") for line in said)
+    messages: list[str] = []
+    (second,) = full(out, reachable, messages.append)
+    assert any(line.startswith("cifar_resnet50: its training was begun here") for line in messages)
     again = {cell.trial_id for cell in second.planned if cell.teacher == "cifar_resnet50"}
     assert again == {cell.trial_id for cell in first.planned if cell.teacher == "cifar_resnet50"}
 
@@ -138,7 +150,7 @@ def test_smoke_selects_over_all_recipes(tmp_path: Path) -> None:
 def test_smoke_is_on_cifar_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kd_bench.data import registry
 
-    monkeypatch.setattr(registry, "locate", lambda dataset, place: f"parquet in {place}")
+    monkeypatch.setattr(registry, "locate", lambda dataset, data_dir: f"parquet in {data_dir}")
     parts, images = smoke(tmp_path)
     assert images == f"CIFAR-100 (parquet in {tmp_path})"
     assert {cell.trial.dataset.name for part in parts for cell in part.planned} == {"cifar100"}
@@ -163,6 +175,6 @@ def test_a_cut_of_the_smoke_run(tmp_path: Path) -> None:
     assert "published" not in done.stdout.split("\n\n")[0]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["smoke"]
     results = [json.loads(path.read_text()) for path in (tmp_path / "out" / "smoke").glob("*/*/result.json")]
-    assert len(results) == 11 and {one["status"] for one in results} == {"done"}
+    assert len(results) == 11 and {result["status"] for result in results} == {"done"}
     again = command(*arguments, "--format", "csv")
     assert "nothing to train" in again.stderr and "smoke run, measures nothing" in again.stdout

@@ -6,7 +6,9 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,10 +16,11 @@ from typer.testing import CliRunner
 from kd_bench.cli.main import app
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import PretrainedTeacher
+from kd_bench.launch.options import RunOptions
 from kd_bench.models import pretrained
 from kd_bench.models.cards import Card
-from kd_bench.paper import imagenet
-from kd_bench.paper.imagenet import RECIPES, full, smoke
+from kd_bench.paper import reproduce
+from kd_bench.paper.reproduce import Part, Reproduction, TableRecipe, groups
 from kd_bench.report import published_numbers as numbers
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.paths import package_path
@@ -43,23 +46,30 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reachable(card: Card) -> None:
-    file = pretrained.place(card)
+    file = pretrained.weights_path(card)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(card.name.encode())
 
 
 def unreachable(card: Card) -> None:
-    raise RunFailed(f"{card.name}: {pretrained.by_hand(card)}")
+    raise RunFailed(f"{card.name}: {pretrained.manual_instructions(card)}")
+
+
+def full(fetch: Any, log: Any, weights: Any = None, only: Sequence[str] = (), trials: int | None = None) -> list[Part]:
+    run = Reproduction(
+        "imagenet", RunOptions(out=Path("runs")), log, only=only, trials=trials, fetch=fetch, weights=weights or {}
+    )
+    return run.with_published_teachers(run.full())
 
 
 # --- the full budget ---
 
 
 def test_all_recipes_with_their_published_teachers() -> None:
-    said: list[str] = []
-    parts = full(reachable, said.append)
+    messages: list[str] = []
+    parts = full(reachable, messages.append)
     assert [part.recipe.name for part in parts] == ["table8", "standard", "standard_features", "standard_ofd"]
-    assert said == [f"{name}: published weights" for name in (BEIT, RESNET34, RESNET50)]
+    assert messages == [f"{name}: published weights" for name in (BEIT, RESNET34, RESNET50)]
     assert all(isinstance(cell.taught_by, PretrainedTeacher) for part in parts for cell in part.planned)
     assert [cell.label for cell in parts[0].planned] == [m for m in ("kd", "dkd", "dist", "ikl_kd") for _ in range(3)]
     assert {cell.trial.epochs for cell in parts[0].planned} == {300}
@@ -87,24 +97,24 @@ def test_without_a_network_all_missing_files_are_told() -> None:
     for name, card, size in ((BEIT, "beitv2_large", "1.22 GB"), (RESNET34, "resnet34", "87 MB")):
         assert f"fetch model.safetensors of timm/{name} (" in message
         assert f"timm/{name}/resolve/main/model.safetensors, about {size})" in message
-        assert f"put it at {pretrained.folder() / 'imagenet' / card}.safetensors" in message
+        assert f"put it at {pretrained.weights_folder() / 'imagenet' / card}.safetensors" in message
         assert f"--set teachers.{name}.weights=FILE" in message and f"--weights {name}=FILE here" in message
 
 
 def test_table_8_is_published_word_for_word() -> None:
     with package_path("results", "published", "table8.csv").open(encoding="utf-8") as stream:
         printed = {row["method"]: float(row["top1"]) for row in csv.DictReader(stream)}
-    found = numbers.read("imagenet_strong", "test")
-    assert {cell.method: one[0].top1 for cell, one in found.cells.items() if cell.student} == printed
+    published = numbers.read("imagenet_strong", "test")
+    assert {cell.method: values[0].top1 for cell, values in published.cells.items() if cell.student} == printed
 
 
-@pytest.mark.parametrize("name", RECIPES[:3])
+@pytest.mark.parametrize("name", list(groups()["imagenet"].recipes)[:3])
 def test_measured_stands_beside_published(name: str) -> None:
     parts = {part.context: part for part in full(reachable, lambda line: None)}
     part = next(part for context, part in parts.items() if context.endswith(f"{name}.yaml"))
-    found = numbers.read(str(part.recipe.published), "test")
+    published = numbers.read(str(part.recipe.published), "test")
     for cell in part.planned:
-        assert numbers._of_training(cell.trial, found) == []
+        assert numbers._training_differences(cell.trial, published.file) == []
 
 
 def test_wrong_input(tmp_path: Path) -> None:
@@ -128,8 +138,9 @@ def test_wrong_input(tmp_path: Path) -> None:
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
-    monkeypatch.setattr(imagenet, "RECIPES", (str(path),))
-    monkeypatch.setattr(imagenet, "TABLE8", str(path))
+    recipes = {str(path): TableRecipe(smoke=("micro_batch=2",))}
+    group = groups()["imagenet"].model_copy(update={"recipes": recipes})
+    monkeypatch.setattr(reproduce, "groups", lambda: {"imagenet": group})
     return str(path)
 
 
@@ -137,8 +148,10 @@ def test_smoke_takes_an_image_folder_where_there_is_one(tmp_path: Path, small: s
     photos.tree(tmp_path / "data" / "mine")
     for other in ("train/a/images", "val/images"):  # laid out as Tiny-ImageNet is
         (tmp_path / "data" / "another" / other).mkdir(parents=True)
-    for place in ("data", "data/mine"):
-        parts, images = smoke(tmp_path / place, tmp_path / "out")
+    for folder in ("data", "data/mine"):
+        parts, images = Reproduction(
+            "imagenet", RunOptions(out=tmp_path / "out", data=tmp_path / folder), print
+        ).smoke()
         assert images == f"folders of images in {tmp_path / 'data' / 'mine'}, tested on val"
         trials = [cell.trial for part in parts for cell in part.planned]
         assert {trial.dataset.path for trial in trials} == {str(tmp_path / "data" / "mine")}
@@ -160,7 +173,7 @@ def test_a_smoke_run_of_small_networks(tmp_path: Path, small: str) -> None:
     assert len(alone) == 4 and 0 < together < min(alone) and 0.05 < memory < 16
     assert "smoke run, measures nothing" in done.stdout and " ikl_kd " in done.stdout
     results = [json.loads(file.read_text()) for file in (tmp_path / "out" / "smoke" / "small").glob("*/result.json")]
-    assert {(one["status"], one["cohort"]) for one in results} == {("done", 4)}
+    assert {(result["status"], result["cohort"]) for result in results} == {("done", 4)}
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 0 and "nothing to train" in again.stderr and cost in again.stderr
 

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_bench.paper.published_tables import reprint
-from kd_bench.report.grid import grids, parts, places, short_names
-from kd_bench.report.render import render
+from kd_bench.report.paper_layout import best_two, paper_tables, short_names, split
 from kd_bench.report.results_frame import read_results
-from kd_bench.report.table import Summary, summarise
+from kd_bench.report.summarise import summarise
+from kd_bench.report.summary import Summary
+from kd_bench.report.summary_text import render_summary
 from tests.report.table6 import make
 from tests.report.trials import fail, plan, put
 
@@ -60,11 +61,11 @@ def summary(tmp_path: Path) -> Summary:
     )
     cells += plan(folder, {"kd": [9.0, None], "dkd": [None, None]}, teacher="wrn_16_2", teacher_id="t1")
     fail(folder / "wrn_16_2dkd0", "the loss is not finite & 100 % wrong")
-    return summarise(read_results(folder, cells)).in_families({**FAMILIES, "fit_net": "features"})
+    return summarise(read_results(folder, cells)).with_families({**FAMILIES, "fit_net": "features"})
 
 
 def test_the_layout_of_table_6(summary: Summary) -> None:
-    text = render(summary, "latex")
+    text = render_summary(summary, "latex")
     assert balanced(text) and "±" not in text and "→" not in text
     assert r"\begin{tabular}{@{}llcc@{}}" in text
     std = r"\,{\scriptsize $\pm$\,%s}"
@@ -81,7 +82,7 @@ def test_the_layout_of_table_6(summary: Summary) -> None:
 
 
 def test_long_latex(summary: Summary) -> None:
-    text = render(summary, "latex-long")
+    text = render_summary(summary, "latex-long")
     assert balanced(text) and "±" not in text and "→" not in text
     lines = lines_of(text)[1:]
     assert len(lines) == sum(len(pair.rows) for pair in summary.pairs)
@@ -100,7 +101,7 @@ def test_long_latex(summary: Summary) -> None:
 def test_latex_escapes_whatever_a_name_holds(name: str) -> None:
     frame = read_results(Path("nowhere"), plan(Path("nowhere"), {name: [None]}, dataset=name, teacher=name))
     for format, ampersands in (("latex", 2), ("latex-long", 3)):
-        text = render(summarise(frame).in_families({name: name}), format)
+        text = render_summary(summarise(frame).with_families({name: name}), format)
         assert balanced(text)
         comment, body = text.split("\n", 1)
         assert comment.startswith("%")
@@ -116,18 +117,18 @@ def test_many_pairs_are_cut_into_several_tabulars(tmp_path: Path) -> None:
     for at in range(7):
         cells += plan(tmp_path, {"kd": [62.0 + at], "dkd": [63.0]}, teacher=f"teacher{at}")
     cells += plan(tmp_path, {"late": [50.0]}, teacher="teacher6")
-    text = render(summarise(read_results(tmp_path, cells)), "latex")
+    text = render_summary(summarise(read_results(tmp_path, cells)), "latex")
     assert text.count(r"\begin{tabular}") == 2 and balanced(text)
     first, second = (part for part in text.split(r"\end{tabular}")[:2])
     assert "{@{}llccccc@{}}" in first and "{@{}llcc@{}}" in second
     assert "late" not in first and "late" in second
-    (grid,) = grids(summarise(read_results(tmp_path, cells)))
-    assert [len(part.columns) for part in parts(grid, 3)] == [3, 3, 1]
+    (table,) = paper_tables(summarise(read_results(tmp_path, cells)))
+    assert [len(part.pairs) for part in split(table, 3)] == [3, 3, 1]
 
 
-def test_places() -> None:
-    assert places([1.0, 3.0, 2.0, 3.001, None]) == [None, 1, 2, 1, None], "what prints alike is alike"
-    assert places([None, 5.0]) == [None, 1] and places([]) == []
+def test_best_two() -> None:
+    assert best_two([1.0, 3.0, 2.0, 3.001, None]) == [None, 1, 2, 1, None], "what prints alike is alike"
+    assert best_two([None, 5.0]) == [None, 1] and best_two([]) == []
 
 
 def test_short_names_never_make_two_networks_one() -> None:
@@ -139,10 +140,10 @@ def test_short_names_never_make_two_networks_one() -> None:
 def test_it_compiles(tmp_path: Path) -> None:
     made = make(tmp_path / "out", epochs=2)
     summary = summarise(read_results(tmp_path / "out" / "table6", made.planned))
-    summary = summary.in_families(FAMILIES | dict.fromkeys(("fitnet", "rkd", "crd", "ofd", "reviewkd"), "features"))
+    summary = summary.with_families(FAMILIES | dict.fromkeys(("fitnet", "rkd", "crd", "ofd", "reviewkd"), "features"))
     odd = plan(tmp_path, {r"a\b_{c}^~$%#&[*<|>": [62.0, 63.0], "kd": [62.0, 62.5]}, dataset="~ 100 %")
     odds = summarise(read_results(tmp_path, odd))
-    tables = [render(one, format) for one in (summary, odds) for format in ("latex", "latex-long")]
+    tables = [render_summary(one, format) for one in (summary, odds) for format in ("latex", "latex-long")]
     (tmp_path / "tables.tex").write_text(document("\n\\clearpage\n".join([*tables, reprint("latex")])))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     run = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, timeout=120)

@@ -381,4 +381,4 @@ def test_the_command_imports_no_torch(tmp_path: Path) -> None:
         assert not heavy, heavy
     """
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert "What these trials were meant to be compared with is not recorded" in (tmp_path / "page.html").read_text()
+    assert "No recipe plans these trials, so none of them is called missing." in (tmp_path / "page.html").read_text()

@@ -10,7 +10,8 @@ from kd_bench.plan import plan
 from kd_bench.report.protocol import comparable, explain, protocol
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.statistics import MeanAndStd
-from kd_bench.report.table import Row, summarise
+from kd_bench.report.summarise import summarise
+from kd_bench.report.summary import PairTable, SummaryRow
 from tests.report.trials import put
 
 RECIPE: dict[str, Any] = {
@@ -33,11 +34,15 @@ def otherwise(cell: PlannedTrial, **settings: Any) -> PlannedTrial:
     )
 
 
-def table(folder: Path, planned: list[PlannedTrial], **accuracies: list[float]) -> dict[str, Row]:
+def pair_table(folder: Path, planned: list[PlannedTrial], **accuracies: list[float]) -> PairTable:
     for cell in planned:
         top1 = accuracies[cell.label][cell.seed]
         put(folder / "r" / cell.trial_id, top1_last=top1, top1_best=top1 + 1, epochs=cell.trial.epochs)
-    return {row.label: row for row in summarise(read_results(folder / "r", planned)).pairs[0].rows}
+    return summarise(read_results(folder / "r", planned)).pairs[0]
+
+
+def table(folder: Path, planned: list[PlannedTrial], **accuracies: list[float]) -> dict[str, SummaryRow]:
+    return {row.label: row for row in pair_table(folder, planned, **accuracies).rows}
 
 
 ACCURACIES = {"kd": [60.0, 61.0, 62.0], "dkd": [62.0, 63.0, 90.0], "crd": [70.0, 71.0, 72.0]}
@@ -59,10 +64,10 @@ def test_a_trial_of_another_protocol_enters_no_mean(tmp_path: Path) -> None:
 
 def test_a_line_with_other_images_is_compared_with_nothing(tmp_path: Path) -> None:
     planned = [otherwise(c, augment={"crop": 0, "flip": False}) if c.label == "dkd" else c for c in cells()]
-    found = table(tmp_path, planned, **ACCURACIES)
-    dkd = found["dkd"]
+    pair = pair_table(tmp_path, planned, **ACCURACIES)
+    dkd = next(row for row in pair.rows if row.label == "dkd")
     assert dkd.top1 == MeanAndStd(215 / 3, dkd.top1.std, 3) if dkd.top1 else False
-    assert (dkd.complete, dkd.comparable, dkd.ranked, dkd.difference, dkd.significance) == (
+    assert (dkd.complete, dkd.comparable, dkd.ranked, dkd.difference, pair.significance.get("dkd")) == (
         True,
         False,
         False,
@@ -71,8 +76,8 @@ def test_a_line_with_other_images_is_compared_with_nothing(tmp_path: Path) -> No
     )
     assert "another protocol, compared with nothing: augment.crop 0 instead of " in dkd.note
     # of the one comparison that is left, Holm's correction has nothing to correct
-    crd = found["crd"].significance
-    assert crd is not None and crd.p_flip == crd.p_flip_holm
+    crd = pair.significance["crd"]
+    assert crd.p_flip == crd.p_flip_holm
 
 
 def test_a_line_with_a_learning_rate_of_its_own_is_compared_and_says_so(tmp_path: Path) -> None:
@@ -92,12 +97,12 @@ def test_the_baselines_protocol_is_the_pairs(tmp_path: Path) -> None:
 
 def test_moving_averages_and_the_weights_that_are_evaluated_decide() -> None:
     first = cells()[0]
-    own = protocol(first, None)
-    averaged = protocol(otherwise(first, ema=0.9), None)
+    own = protocol(first.trial, None)
+    averaged = protocol(otherwise(first, ema=0.9).trial, None)
     assert not comparable(averaged, own) and explain(averaged, own) == "ema 0.9 instead of none"
-    assert comparable(protocol(otherwise(first, seed=7), None), own)
-    assert protocol(otherwise(first, seed=7), None) == own
-    many = protocol(otherwise(first, ema=0.9, epochs=3, batch_size=8, clip_norm=1.0, precision="bfloat16"), None)
+    assert comparable(protocol(otherwise(first, seed=7).trial, None), own)
+    assert protocol(otherwise(first, seed=7).trial, None) == own
+    many = protocol(otherwise(first, ema=0.9, epochs=3, batch_size=8, clip_norm=1.0, precision="bfloat16").trial, None)
     assert (
         explain(many, own) == "epochs 3 instead of 30, ema 0.9 instead of none, batch_size 8 instead of 64 and 2 more"
     )

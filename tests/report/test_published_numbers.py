@@ -17,10 +17,11 @@ from kd_bench.config.trial import PlannedTrial, PretrainedTeacher
 from kd_bench.models import cards
 from kd_bench.plan import plan
 from kd_bench.report import published_numbers
-from kd_bench.report.render import render
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.statistics import MeanAndStd, mean_interval
-from kd_bench.report.table import Row, Summary, summarise
+from kd_bench.report.summarise import summarise
+from kd_bench.report.summary import Summary, SummaryRow
+from kd_bench.report.summary_text import render_summary
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 from tests.report.trials import put
@@ -55,7 +56,7 @@ def measured(out: Path, planned: list[PlannedTrial], **accuracies: list[float]) 
     return summarise(read_results(out / "r", planned))
 
 
-def rows(summary: Summary) -> dict[str, Row]:
+def rows(summary: Summary) -> dict[str, SummaryRow]:
     return {row.label if row.kind != "teacher" else "teacher": row for row in summary.pairs[0].rows}
 
 
@@ -117,7 +118,7 @@ def test_all_pairs_have_the_classical_methods() -> None:
 
 
 def test_cards_and_table_agree() -> None:
-    for teacher, student in cards.pairs("cifar100"):
+    for teacher, student in cards.published_pairs("cifar100"):
         assert {one.value for one in teacher.top1} == {
             one.top1 for one in NUMBERS.cells[published_numbers.PublishedCell("cifar100", teacher.name, "", "teacher")]
         }
@@ -199,7 +200,7 @@ def test_another_protocol_is_never_compared(tmp_path: Path, overrides: list[str]
     refused = notes(after, "No comparison")
     assert any(reason in note for note in refused), refused
     for format in ("terminal", "plain", "markdown", "latex"):
-        text = render(after, format)
+        text = render_summary(after, format)
         assert "minus published" not in text and "No comparison" in text
 
 
@@ -278,29 +279,33 @@ def test_every_format_has_it(tmp_path: Path) -> None:
         measured(tmp_path, planned, kd=[67.0, 67.2, 67.4], dkd=[70.0]), planned, NUMBERS
     )
     for format in ("terminal", "plain"):
-        (line,) = [line for line in render(summary, format, width=130).splitlines() if line.strip().startswith("kd ")]
+        (line,) = [
+            line for line in render_summary(summary, format, width=130).splitlines() if line.strip().startswith("kd ")
+        ]
         assert line.split()[:10] == "kd 67.20 ± 0.20 (3) 67.35 (a) -0.15 (inside) –".split()  # noqa: SIM905
-    assert "| 67.35 (a)" in render(summary, "markdown") and "| -0.15 (inside)" in render(summary, "markdown")
-    assert r"& 67.35 (a) & $-$0.15 (inside) &" in render(summary, "latex-long")
-    assert r"Published & teacher & 79.34 {\scriptsize (a)} \\" in render(summary, "latex")
-    back = pd.read_csv(io.StringIO(render(summary, "csv"))).set_index("label")
+    assert "| 67.35 (a)" in render_summary(summary, "markdown") and "| -0.15 (inside)" in render_summary(
+        summary, "markdown"
+    )
+    assert r"& 67.35 (a) & $-$0.15 (inside) &" in render_summary(summary, "latex-long")
+    assert r"Published & teacher & 79.34 {\scriptsize (a)} \\" in render_summary(summary, "latex")
+    back = pd.read_csv(io.StringIO(render_summary(summary, "csv"))).set_index("label")
     assert back.loc["kd", "published"] == 67.35 and back.loc["kd", "published_source"] == "ikl_table6"
     assert (
         back.loc["kd", "minus_published"] == pytest.approx(-0.15) and bool(back.loc["kd", "published_inside"]) is True
     )
     assert pd.isna(back.loc["dkd", "published_inside"]) and pd.isna(back.loc["rkd", "minus_published"])
-    assert render(summary, "terminal", ascii_only=True).isascii()
+    assert render_summary(summary, "terminal", ascii_only=True).isascii()
 
 
 def test_without_anything_published_nothing_is_shown(tmp_path: Path) -> None:
-    text = render(measured(tmp_path, cells(), kd=[67.0]), "terminal")
+    text = render_summary(measured(tmp_path, cells(), kd=[67.0]), "terminal")
     assert "published" not in text
 
 
 def test_a_heading_is_in_every_format(tmp_path: Path) -> None:
-    summary = measured(tmp_path, cells(), kd=[67.0]).headed("smoke run", "It measures nothing.")
+    summary = measured(tmp_path, cells(), kd=[67.0]).with_remark("smoke run", "It measures nothing.")
     for format in ("terminal", "plain", "markdown", "latex", "csv"):
-        assert "smoke run" in render(summary, format)
+        assert "smoke run" in render_summary(summary, format)
     assert summary.footnotes[0] == "It measures nothing."
 
 
@@ -319,7 +324,7 @@ def test_names_and_files_that_are_wrong(tmp_path: Path) -> None:
         ({}, [lines[0], "cifar100,a,b,kd,abc,,ls"], "line 2: top1: 'abc' is no percentage"),
         ({}, [lines[0], "cifar100,a,b,kd,170,,ls"], "line 2: top1: '170' is no percentage"),
         ({}, [lines[0], "cifar100,a,b,kd,70,,lss"], "line 2: no source is called 'lss'; did you mean 'ls'"),
-        ({}, [lines[0], lines[1], lines[1]], "line 3: gives a number that stands above once more"),
+        ({}, [lines[0], lines[1], lines[1]], "line 3: repeats a number of an earlier line"),
         ({}, [lines[0], "cifar100,a"], "line 2: should have 7 values"),
         ({}, ["a,b"], "should have the columns dataset, teacher"),
         ({"numbers": "none.csv"}, lines, "none.csv: cannot be read"),

@@ -10,14 +10,20 @@ import pytest
 
 from kd_bench.cli.main import app
 from kd_bench.config.load import read_recipe
-from kd_bench.paper import robustness as tables
+from kd_bench.launch.options import RunOptions
+from kd_bench.paper.reproduce import Part, Reproduction, groups
 from kd_bench.plan import plan
 from kd_bench.report import published_robustness
+from kd_bench.report.render import render
 from kd_bench.utils.errors import UserError
 from tests.report.table6 import write_trial
 from tests.report.trials import put as put_result
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
+
+
+def robustness_parts() -> list[Part]:
+    return Reproduction("robustness", RunOptions(out=Path("runs")), print).full()
 
 
 def rows(table: str) -> list[dict[str, str]]:
@@ -60,7 +66,7 @@ def test_every_number_has_its_row(tmp_path, monkeypatch) -> None:
     for name, label, eps in published_robustness.read_numbers():
         recipe = read_recipe(name)
         assert label in recipe.methods
-        assert any(float(Fraction(one)) == eps for one in tables.RADII.get(name, tables.RADIUS))
+        assert any(float(Fraction(one)) == eps for one in groups()["robustness"].recipes[name].radii)
 
 
 def test_sources_that_disagree_stand_side_by_side() -> None:
@@ -93,12 +99,12 @@ def put(folder: Path, name: str, content: dict) -> None:
 
 
 def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp_path) -> None:
-    (part,) = [one for one in tables.full(lambda line: None) if one.name == "robustness/table12"]
+    (part,) = [one for one in robustness_parts() if one.name == "robustness/table12"]
     trial = next(cell.trial_id for cell in part.planned if cell.label == "ikl_at")
     put(tmp_path / trial, "a", evaluation(8 / 255))
     put(tmp_path / trial, "b", evaluation(8 / 255, images=50, robust=77.0))
     put(tmp_path / trial, "c", evaluation(2 / 255, complete=False, robust=50.0))
-    found = published_robustness.lines(part.name, part.planned, tmp_path, part.radii, part.as_published)
+    found = published_robustness.robustness_rows(part.name, part.planned, tmp_path, part.radii, part.as_published)
     assert len(found) == 12
     by = {(line.label, line.eps): line for line in found}
     line = by["ikl_at", "8/255"]
@@ -113,24 +119,25 @@ def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp
     assert not by["ikl_at", "2/255"].complete
     assert by["improved_trades", "8/255"].measured == {}
     assert [one.values["autoattack"] for one in by["improved_trades", "8/255"].published] == [30.29]
-    text = published_robustness.render("Table 12", found, "markdown")
+    table = published_robustness.render_table("Table 12", found)
+    text = render([table], "markdown")
     assert "published: Table 12" in text
     assert "not measured yet" in text
     assert "(AA: upper bound)" in text
     assert "Rows with other settings" not in text
-    lines = list(csv.reader(published_robustness.render("Table 12", found, "csv").splitlines()))
+    lines = list(csv.reader(render([table], "csv").splitlines()))
     assert {len(line) for line in lines} == {8}
 
 
 def test_other_settings_have_nothing_published_beside_them(tmp_path) -> None:
     name = "robustness/table12"
     recipe = read_recipe(name, ["epochs=100"])
-    (part,) = [one for one in tables.full(lambda line: None) if one.name == name]
+    (part,) = [one for one in robustness_parts() if one.name == name]
     planned = plan(recipe, name)
-    found = published_robustness.lines(name, planned, tmp_path, part.radii, part.as_published)
+    found = published_robustness.robustness_rows(name, planned, tmp_path, part.radii, part.as_published)
     assert not any(line.published for line in found)
-    assert "Rows with other settings" in published_robustness.render("x", found, "terminal")
-    published_robustness.render("x ± –", found, "terminal", ascii_only=True).encode("ascii")
+    assert "Rows with other settings" in render([published_robustness.render_table("x", found)], "terminal")
+    render([published_robustness.render_table("x ± –", found)], "terminal", ascii_only=True).encode("ascii")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kd_bench.report.render import FORMATS, render, write
+from kd_bench.report.render import FORMATS
 from kd_bench.report.results_frame import read_results
-from kd_bench.report.table import Summary, summarise
+from kd_bench.report.summarise import summarise
+from kd_bench.report.summary import Summary
+from kd_bench.report.summary_text import render_summary, write_summary
 from kd_bench.utils.errors import UserError
 from tests.report.trials import fail, plan, put
 
@@ -29,7 +31,7 @@ def summary(tmp_path: Path) -> Summary:
 
 
 def test_terminal_fits_eighty_columns(summary: Summary) -> None:
-    text = render(summary, "terminal")
+    text = render_summary(summary, "terminal")
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text and "…" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
@@ -46,7 +48,7 @@ def test_terminal_fits_eighty_columns(summary: Summary) -> None:
 
 
 def test_the_order_of_lines(summary: Summary) -> None:
-    text = render(summary, "plain")
+    text = render_summary(summary, "plain")
     places = [text.index(f"\n{name} ") for name in ("teacher", "student alone", "kd", "ikl_tau_1")]
     assert places == sorted(places)
 
@@ -54,7 +56,7 @@ def test_the_order_of_lines(summary: Summary) -> None:
 @pytest.mark.parametrize("width", [20, 60, 76, 80, 100, 200])
 def test_no_width_cuts_a_number(summary: Summary, width: int) -> None:
     for ascii_only in (False, True):
-        text = render(summary, "terminal", width=width, ascii_only=ascii_only)
+        text = render_summary(summary, "terminal", width=width, ascii_only=ascii_only)
         spread = "65.00 +- 1.73 (3)" if ascii_only else "65.00 ± 1.73 (3)"
         (line,) = [line for line in text.splitlines() if spread in line]
         assert "+2.00 [-0.48, +4.48]" in line and line.endswith("4.00")
@@ -63,24 +65,24 @@ def test_no_width_cuts_a_number(summary: Summary, width: int) -> None:
 def test_long_names_are_folded_and_nothing_is_lost(tmp_path: Path) -> None:
     label = "ikl_with_a_very_long_name_of_its_own"
     cells = plan(tmp_path, {"kd": [62.0, 63.0, 64.0], label: [64.0, 64.0, 67.0]})
-    text = render(summarise(read_results(tmp_path, cells)), "terminal")
+    text = render_summary(summarise(read_results(tmp_path, cells)), "terminal")
     assert max(map(len, text.splitlines())) <= 80
     table = text[: text.index("\n\n")].splitlines()
     names = next(line for line in table if line.startswith(" method")).index("mean ± std")
     assert label in "".join(line[:names].strip() for line in table)
-    assert label in render(summarise(read_results(tmp_path, cells)), "terminal", width=120)
+    assert label in render_summary(summarise(read_results(tmp_path, cells)), "terminal", width=120)
 
 
 def test_colour_changes_nothing_but_colour(summary: Summary) -> None:
-    coloured = render(summary, "terminal", colour=True)
+    coloured = render_summary(summary, "terminal", colour=True)
     assert "\x1b[33m" in coloured
     plain = "".join(f"{line.rstrip()}\n" for line in ANSI.sub("", coloured).splitlines())
-    assert plain == render(summary, "terminal")
+    assert plain == render_summary(summary, "terminal")
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_ascii(summary: Summary, format: str) -> None:
-    text = render(summary, format, ascii_only=True)
+    text = render_summary(summary, format, ascii_only=True)
     assert text.isascii() and "?" not in text and not re.search(r"\\[ux][0-9a-f]", text)
     assert ("+-" in text) == (format in ("terminal", "markdown", "plain"))
 
@@ -92,22 +94,26 @@ def test_a_stream_that_is_no_terminal(summary: Summary, format: str, monkeypatch
     for encoding in ("utf-8", "ascii", "latin-1", "cp1252"):
         raw = io.BytesIO()
         stream = io.TextIOWrapper(raw, encoding=encoding, newline="")
-        write(summary, format, stream)
+        write_summary(summary, format, stream)
         stream.flush()
-        assert raw.getvalue().decode(encoding) == render(summary, format, width=90, ascii_only=encoding != "utf-8")
+        assert raw.getvalue().decode(encoding) == render_summary(
+            summary, format, width=90, ascii_only=encoding != "utf-8"
+        )
 
 
 def test_a_name_that_the_stream_cannot_show(tmp_path: Path) -> None:
     cells = plan(tmp_path, {"kd": [62.0]}, dataset="ziffern größer 数字")
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    write(summarise(read_results(tmp_path, cells)), "plain", stream)
+    write_summary(summarise(read_results(tmp_path, cells)), "plain", stream)
     stream.seek(0)
     assert r"gr\xf6\xdfer" in stream.read()
 
 
 @pytest.mark.parametrize("format", ["terminal", "markdown", "plain", "latex-long"])
 def test_footnotes_are_in_every_format_for_people(summary: Summary, format: str) -> None:
-    text = re.sub(r"\s+", " ", render(summary, format).replace(r"\_", "_").replace(r"\%", "%").replace(r"$\pm$", "±"))
+    text = re.sub(
+        r"\s+", " ", render_summary(summary, format).replace(r"\_", "_").replace(r"\%", "%").replace(r"$\pm$", "±")
+    )
     for note in summary.footnotes:
         assert note in text
     words = (
@@ -122,15 +128,15 @@ def test_footnotes_are_in_every_format_for_people(summary: Summary, format: str)
 
 def test_the_best_epochs_column_says_who_selected_it(summary: Summary) -> None:
     for format in ("markdown", "plain"):
-        assert render(summary, format).count("best epoch, selected on the test set") == 2
-    assert r"best epoch, \\ \strut selected on \\ \strut the test set" in render(summary, "latex-long")
-    header = render(summary, "terminal").splitlines()[2:5]
+        assert render_summary(summary, format).count("best epoch, selected on the test set") == 2
+    assert r"best epoch, \\ \strut selected on \\ \strut the test set" in render_summary(summary, "latex-long")
+    header = render_summary(summary, "terminal").splitlines()[2:5]
     at = header[0].index("best epoch,")
     assert [line[at : at + 12].strip() for line in header] == ["best epoch,", "selected on", "the test set"]
 
 
 def test_markdown_is_one_table_a_pair(summary: Summary) -> None:
-    text = render(summary, "markdown")
+    text = render_summary(summary, "markdown")
     tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
     assert len(tables) == 2 and text.count("### ") == 2
     for table, pair in zip(tables, summary.pairs, strict=True):
@@ -145,26 +151,29 @@ def test_markdown_is_one_table_a_pair(summary: Summary) -> None:
 
 def test_markdown_of_names_with_its_own_signs(tmp_path: Path) -> None:
     cells = plan(tmp_path, {"a|b": [62.0], "*c*": [62.0]})
-    table = render(summarise(read_results(tmp_path, cells)), "markdown")
+    table = render_summary(summarise(read_results(tmp_path, cells)), "markdown")
     assert r"| a\|b " in table and r"| \*c\* " in table
 
 
 def test_complete_tables_have_no_column_for_notes(tmp_path: Path) -> None:
     cells = plan(tmp_path, {"kd": [62.0], "dkd": [63.0]}, teacher_id=None)
     complete = summarise(read_results(tmp_path, cells))
-    assert "note" not in render(complete, "markdown") and "/" not in render(complete, "markdown").split("- Top-1")[0]
+    assert (
+        "note" not in render_summary(complete, "markdown")
+        and "/" not in render_summary(complete, "markdown").split("- Top-1")[0]
+    )
 
 
 def test_without_a_baseline_there_is_no_column_of_differences(tmp_path: Path) -> None:
     summary = summarise(read_results(tmp_path, plan(tmp_path, {"dkd": [62.0, 63.0]})))
     for format in ("terminal", "markdown", "plain", "latex-long"):
-        text = render(summary, format)
+        text = render_summary(summary, format)
         assert "difference to" not in text and "No differences: the recipe plans no 'kd'" in text
-    assert "difference_mean" in render(summary, "csv")
+    assert "difference_mean" in render_summary(summary, "csv")
 
 
 def test_csv_reads_back_in_full_precision(summary: Summary) -> None:
-    back = pd.read_csv(io.StringIO(render(summary, "csv")), engine="python")
+    back = pd.read_csv(io.StringIO(render_summary(summary, "csv")), engine="python")
     flat = [(pair, row) for pair in summary.pairs for row in pair.rows]
     assert len(back) == len(flat)
     for (pair, row), record in zip(flat, back.to_dict("records"), strict=True):
@@ -191,7 +200,7 @@ def test_small_things_are_spelt_well(tmp_path: Path) -> None:
     for seed in (0, 1):
         put(tmp_path / f"slow{seed}", top1_last=63.0, seconds_per_epoch=1234.56)
         put(tmp_path / f"mid{seed}", top1_last=63.0, seconds_per_epoch=12.345)
-    text = render(summarise(read_results(tmp_path, cells)), "plain")
+    text = render_summary(summarise(read_results(tmp_path, cells)), "plain")
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert " 0.00 [-0.01, +0.01]" in lines["same"] and "-0.00" not in text
     assert lines["slow"].endswith(" 1235") and lines["mid"].endswith(" 12.3")
@@ -200,4 +209,4 @@ def test_small_things_are_spelt_well(tmp_path: Path) -> None:
 
 def test_an_unknown_format_names_the_nearest(summary: Summary) -> None:
     with pytest.raises(UserError, match="no format is called 'markdwon'; did you mean 'markdown'"):
-        render(summary, "markdwon")
+        render_summary(summary, "markdwon")

@@ -9,7 +9,7 @@ import pytest
 
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.report.results_frame import read_result, read_results
-from kd_bench.report.table import summarise
+from kd_bench.report.summarise import summarise
 from tests.report.trials import Cell, fail, plan, put
 
 

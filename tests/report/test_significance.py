@@ -125,11 +125,12 @@ def test_holm_is_the_naive_definition(values: list[float]) -> None:
 
 def test_correct_counts_the_comparisons_that_were_made() -> None:
     one, two = significance([1.0, 2.0, 3.0]), significance([1.0, 2.0, 9.0])
-    first, nothing, second = correct([one, None, two])
-    assert nothing is None and first is not None and second is not None
+    corrected = correct({"first": one, "second": two})
+    first, second = corrected["first"], corrected["second"]
     assert first.p_t is not None and first.p_t_holm == pytest.approx(2 * first.p_t)
     assert (first.p_flip, first.p_flip_holm) == (0.25, 0.5)
     assert first.bootstrap is None
+    assert one.p_t is not None and two.p_t is not None
     assert second == Significance((1.0, 2.0, 9.0), two.p_t, 0.25, max(2 * one.p_t, two.p_t), 0.5)
 
 

@@ -93,7 +93,7 @@ def test_differences_worth_a_single_image_are_no_rounding() -> None:
 def test_a_table_imports_no_torch_and_no_scipy_stats() -> None:
     code = """if True:
         import sys
-        import kd_bench.report.render, kd_bench.report.table
+        import kd_bench.report.summary_text, kd_bench.report.summarise
         assert "pandas" not in sys.modules, "formats alone needs no pandas"
         from kd_bench.report import results_frame
         from kd_bench.report.statistics import paired_difference

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_bench.config.attack import Attack
 from kd_bench.config.data import Dataset
 from kd_bench.data import registry as datasets
-from kd_bench.robustness.evaluation_record import Record
+from kd_bench.robustness.evaluation_record import EvaluationRecord
 from kd_bench.robustness.pgd import cross_entropy, pgd
 
 EPS = 0.12
@@ -72,6 +72,6 @@ def held_out(count: int, classes: int = 10) -> tuple[Tensor, Tensor]:
     return images[1000:][keep], labels[1000:][keep]
 
 
-def record(path: Path, attacks: Sequence[str], count: int, **settings: object) -> Record:
+def record(path: Path, attacks: Sequence[str], count: int, **settings: object) -> EvaluationRecord:
     attack = Attack.model_validate({"eps": EPS, "attacks": tuple(attacks), **settings})
-    return Record(path, attack, {"weights": "0"}, range(count), count)
+    return EvaluationRecord(path, attack, {"weights": "0"}, range(count), count)

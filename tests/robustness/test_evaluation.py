@@ -18,9 +18,9 @@ from torch import nn
 
 from kd_bench.config.attack import STANDARD
 from kd_bench.robustness import autoattack
-from kd_bench.robustness.adversarial_images import Examples, examine
-from kd_bench.robustness.evaluation import evaluate
-from kd_bench.robustness.evaluation_record import AUTOATTACK, UPPER_BOUND, Record
+from kd_bench.robustness.adversarial_images import AdversarialImageFiles, check_adversarial_images
+from kd_bench.robustness.evaluation import evaluate_robustness
+from kd_bench.robustness.evaluation_record import AUTOATTACK, UPPER_BOUND, EvaluationRecord
 from kd_bench.utils.errors import RunFailed, UserError
 from tests.robustness.parts import EPS, held_out, record, robust, train
 
@@ -31,25 +31,27 @@ class Stopped(Exception):
     pass
 
 
-def run(path: Path, attacks: Any, count: int = COUNT, keep: bool = False, classes: int = 10, **settings: Any) -> Record:
+def run(
+    path: Path, attacks: Any, count: int = COUNT, keep: bool = False, classes: int = 10, **settings: Any
+) -> EvaluationRecord:
     found = record(path, attacks, count, **settings)
-    found.examples = keep
+    found.saves_images = keep
     images, labels = held_out(count, classes)
-    evaluate(robust(classes), images, labels, classes, found, Examples(found) if keep else None)
+    evaluate_robustness(robust(classes), images, labels, classes, found, AdversarialImageFiles(found) if keep else None)
     found.save()
     if keep:
-        Examples(found).gather()
-        Examples(found).forget()
+        AdversarialImageFiles(found).merge()
+        AdversarialImageFiles(found).remove_batches()
     return found
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Record:
+def whole(tmp_path_factory) -> EvaluationRecord:
     """All attacks, with their adversarial images."""
     return run(tmp_path_factory.mktemp("whole") / "a.json", ("pgd-20", *STANDARD), keep=True, batch_size=40)
 
 
-def test_each_attack_leaves_no_more_than_the_weaker_one(whole: Record) -> None:
+def test_each_attack_leaves_no_more_than_the_weaker_one(whole: EvaluationRecord) -> None:
     clean, pgd, *chain = (whole.accuracy(name) for name in ("clean", "pgd-20", *STANDARD))
     assert all(value is not None for value in (clean, pgd, *chain))
     numbers = [float(value or 0) for value in (clean, pgd, *chain)]
@@ -62,10 +64,10 @@ def test_each_attack_leaves_no_more_than_the_weaker_one(whole: Record) -> None:
         assert all(a >= b for a, b in zip(whole.flags[earlier], whole.flags[later], strict=True))
 
 
-def test_adversarial_training_helps_and_none_does_not(whole: Record, tmp_path: Path) -> None:
+def test_adversarial_training_helps_and_none_does_not(whole: EvaluationRecord, tmp_path: Path) -> None:
     images, labels = held_out(COUNT)
     found = record(tmp_path / "a.json", ("apgd-ce",), COUNT)
-    evaluate(train(eps=0), images, labels, 10, found)
+    evaluate_robustness(train(eps=0), images, labels, 10, found)
     plain, trained = found.accuracy("apgd-ce"), whole.accuracy("square")
     assert plain is not None and trained is not None
     assert (found.accuracy("clean") or 0) > 80
@@ -78,11 +80,11 @@ def test_kept_images_are_in_the_ball_and_misclassified(norm: str, eps: float, tm
     found = run(tmp_path / "a.json", attacks, 40, keep=True, classes=4, norm=norm, eps=eps, batch_size=20)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
     images, labels = held_out(40, 4)
-    state = load_file(Examples(found).file)
+    state = load_file(AdversarialImageFiles(found).file)
     exact = copy.deepcopy(robust(4)).double()
     every = 0
     for attack in attacks:
-        before, after = found.before(attack), found.flags[attack]
+        before, after = found.flags_before(attack), found.flags[attack]
         fell = [place for place in range(40) if before[place] == "1" and after[place] == "0"]
         if not fell:
             continue
@@ -96,43 +98,43 @@ def test_kept_images_are_in_the_ball_and_misclassified(norm: str, eps: float, tm
         assert length.max() <= eps
         assert (exact(shown.double()).argmax(1) != labels[places]).all()
     assert every > 5
-    examined = examine(robust(4), images, labels, found)
-    assert all(one.sound for one in examined)
+    examined = check_adversarial_images(robust(4), images, labels, found)
+    assert all(one.passed for one in examined)
     assert sum(one.images for one in examined) == every
 
 
-def test_examination_finds_what_is_wrong(whole: Record, tmp_path: Path) -> None:
+def test_examination_finds_what_is_wrong(whole: EvaluationRecord, tmp_path: Path) -> None:
     images, labels = held_out(COUNT)
-    assert all(one.sound for one in examine(robust(), images, labels, whole))
+    assert all(one.passed for one in check_adversarial_images(robust(), images, labels, whole))
     # another network, which the images do not mislead
     untouched = train(seed=1)
-    assert not all(one.sound for one in examine(untouched, images, labels, whole))
-    file = Examples(whole).file
+    assert not all(one.passed for one in check_adversarial_images(untouched, images, labels, whole))
+    file = AdversarialImageFiles(whole).file
     content = file.read_bytes()
     try:
         about, state = json_header(content), load_file(file)
         state["apgd-ce.images"] = (state["apgd-ce.images"] + 0.01).clamp(0, 1)
         rewrite(file, state, about)
-        found = {one.attack: one for one in examine(robust(), images, labels, whole)}
+        found = {one.attack: one for one in check_adversarial_images(robust(), images, labels, whole)}
         assert found["apgd-ce"].outside == found["apgd-ce"].images > 0
-        assert found["apgd-ce"].farthest > EPS
-        assert not found["apgd-ce"].sound
+        assert found["apgd-ce"].max_distance > EPS
+        assert not found["apgd-ce"].passed
         state = load_file(file)
         for key in ("places", "images"):
             state[f"pgd-20.{key}"] = state[f"pgd-20.{key}"][1:]
         rewrite(file, state, about)
-        found = {one.attack: one for one in examine(robust(), images, labels, whole)}
-        assert (found["pgd-20"].lacking, found["pgd-20"].sound) == (1, False)
+        found = {one.attack: one for one in check_adversarial_images(robust(), images, labels, whole)}
+        assert (found["pgd-20"].missing, found["pgd-20"].passed) == (1, False)
         state["pgd-20.places"] = state["pgd-20.places"] + COUNT
         rewrite(file, state, about)
         with pytest.raises(UserError, match="is damaged: pgd-20's images do not fit"):
-            examine(robust(), images, labels, whole)
+            check_adversarial_images(robust(), images, labels, whole)
         file.write_bytes(content[:100])
         with pytest.raises(UserError, match=r"another evaluation|cannot be read"):
-            examine(robust(), images, labels, whole)
+            check_adversarial_images(robust(), images, labels, whole)
         file.unlink()
         with pytest.raises(UserError, match="--save-examples"):
-            examine(robust(), images, labels, whole)
+            check_adversarial_images(robust(), images, labels, whole)
     finally:
         file.write_bytes(content)
 
@@ -162,7 +164,7 @@ def test_network_and_global_generator_are_left_as_they_were(tmp_path: Path) -> N
     state = torch.get_rng_state()
     images, labels = held_out(10, 4)
     found = record(tmp_path / "a.json", ("pgd-2", "apgd-ce", "fab-t"), 10)
-    evaluate(net, images, labels, 4, found)
+    evaluate_robustness(net, images, labels, 4, found)
     assert seen == {False}
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -188,9 +190,9 @@ def test_interrupted_after_every_batch_it_gives_the_same_flags_and_repeats_nothi
         torch.manual_seed(len(done))  # what the global generator holds must not matter
         found = record(path, attacks, count, batch_size=16)
         assert found.resume() == bool(done)
-        found.examples = True
+        found.saves_images = True
         try:
-            evaluate(robust(4), images, labels, 4, found, Examples(found), stop)
+            evaluate_robustness(robust(4), images, labels, 4, found, AdversarialImageFiles(found), stop)
         except Stopped:
             continue
         break
@@ -198,8 +200,8 @@ def test_interrupted_after_every_batch_it_gives_the_same_flags_and_repeats_nothi
     assert len(done) == len(set(done)) >= 9
     assert found.flags == undisturbed.flags
     found.save()
-    Examples(found).gather()
-    same, other = load_file(Examples(found).file), load_file(Examples(undisturbed).file)
+    AdversarialImageFiles(found).merge()
+    same, other = load_file(AdversarialImageFiles(found).file), load_file(AdversarialImageFiles(undisturbed).file)
     assert same.keys() == other.keys()
     assert all(torch.equal(value, other[key]) for key, value in same.items())
 
@@ -207,7 +209,7 @@ def test_interrupted_after_every_batch_it_gives_the_same_flags_and_repeats_nothi
 def test_seed_changes_the_draws_and_nothing_else_does(tmp_path: Path) -> None:
     def images(name: str, **settings: Any) -> torch.Tensor:
         found = run(tmp_path / name, ("apgd-ce",), 30, keep=True, **settings)
-        return load_file(Examples(found).file)["apgd-ce.images"]
+        return load_file(AdversarialImageFiles(found).file)["apgd-ce.images"]
 
     first = images("a.json", seed=1)
     assert torch.equal(first, images("b.json", seed=1))
@@ -215,7 +217,7 @@ def test_seed_changes_the_draws_and_nothing_else_does(tmp_path: Path) -> None:
     assert first.shape != other.shape or not torch.equal(first, other)
 
 
-def test_another_evaluation_is_not_resumed(whole: Record, tmp_path: Path) -> None:
+def test_another_evaluation_is_not_resumed(whole: EvaluationRecord, tmp_path: Path) -> None:
     for attacks, settings in ((("apgd-ce",), {}), (("pgd-20", *STANDARD), {"seed": 1})):
         found = record(tmp_path / "a.json", attacks, COUNT, batch_size=40, **settings)
         found.path.write_bytes(whole.path.read_bytes())
@@ -227,7 +229,7 @@ def test_another_evaluation_is_not_resumed(whole: Record, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": "attack"', '{"kind": "other"}'])
-def test_damaged_file_is_told(content: str, tmp_path: Path) -> None:
+def test_damaged_file_is_an_error(content: str, tmp_path: Path) -> None:
     found = record(tmp_path / "a.json", ("apgd-ce",), 5)
     found.path.write_text(content)
     with pytest.raises(UserError, match=r"a\.json: is damaged; remove it"):
@@ -235,7 +237,7 @@ def test_damaged_file_is_told(content: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["flags", "letters", "missing"])
-def test_damaged_flags_are_told(whole: Record, fault: str, tmp_path: Path) -> None:
+def test_damaged_flags_are_an_error(whole: EvaluationRecord, fault: str, tmp_path: Path) -> None:
     content = json.loads(whole.path.read_text())
     if fault == "missing":
         del content["flags"]
@@ -261,21 +263,21 @@ def test_fewer_than_ten_classes(classes: int, tmp_path: Path) -> None:
 def test_all_of_autoattack_but_too_few_classes_is_an_upper_bound(tmp_path: Path) -> None:
     found = record(tmp_path / "a.json", STANDARD, 4, eps=0.9)  # so that nothing is left for the slow attacks
     images, labels = held_out(4, 3)
-    evaluate(robust(3), images, labels, 3, found)
+    evaluate_robustness(robust(3), images, labels, 3, found)
     found.save()
     assert json.loads(found.path.read_text())["robust_is"] == UPPER_BOUND
     with pytest.raises(UserError, match="APGD-T needs 4 classes, and the data set has 3"):
-        evaluate(robust(3), images, labels, 3, record(tmp_path / "b.json", ("apgd-t",), 4))
+        evaluate_robustness(robust(3), images, labels, 3, record(tmp_path / "b.json", ("apgd-t",), 4))
 
 
 def test_targets_are_one_less_than_the_classes() -> None:
     for classes, targets in ((2, 1), (4, 3), (10, 9), (100, 9)):
         found = autoattack.AutoAttack(nn.Identity(), EPS, "Linf", classes, torch.device("cpu"))
-        assert found._all.apgd_targeted.n_target_classes == found._all.fab.n_target_classes == targets
+        assert found._standard.apgd_targeted.n_target_classes == found._standard.fab.n_target_classes == targets
 
 
 def test_settings_are_those_of_the_standard_version() -> None:
-    every = autoattack.AutoAttack(nn.Identity(), EPS, "Linf", 10, torch.device("cpu"))._all
+    every = autoattack.AutoAttack(nn.Identity(), EPS, "Linf", 10, torch.device("cpu"))._standard
     assert (every.apgd.n_iter, every.apgd.n_restarts, every.apgd_targeted.n_restarts) == (100, 1, 1)
     assert (every.fab.n_iter, every.fab.n_restarts, every.square.n_queries) == (100, 1, 5000)
     assert tuple(every.attacks_to_run) == STANDARD
@@ -294,12 +296,11 @@ class Randomised(nn.Module):
         return robust()(x) + torch.randn(len(x), 10)
 
 
-def test_suspicions() -> None:
-    images = held_out(8)[0].float() / 255
-    with torch.no_grad():
-        assert autoattack.suspicions(robust(), images) == []
-        assert "randomised" in autoattack.suspicions(Randomised(), images)[0]
-        assert "probabilities" in autoattack.suspicions(nn.Sequential(robust(), nn.Softmax(1)), images)[0]
+def test_unreliable_networks_are_reported() -> None:
+    images, network = held_out(8)[0].float() / 255, robust()
+    assert autoattack.find_unreliable(network, images) == []
+    assert "randomised" in autoattack.find_unreliable(Randomised(), images)[0]
+    assert "probabilities" in autoattack.find_unreliable(nn.Sequential(network, nn.Softmax(1)), images)[0]
 
 
 class Flat(nn.Module):
@@ -314,10 +315,10 @@ class Flat(nn.Module):
         return logits
 
 
-def test_zero_gradients_are_told(tmp_path: Path) -> None:
+def test_zero_gradients_are_reported(tmp_path: Path) -> None:
     images, labels = held_out(6)
     found = record(tmp_path / "a.json", ("apgd-t",), 6, eps=0.01)
-    evaluate(Flat(), images, labels, 10, found)
+    evaluate_robustness(Flat(), images, labels, 10, found)
     assert found.warnings == ["some images have a gradient of zero, which blinds the attacks that follow gradients"]
 
 
@@ -326,10 +327,10 @@ def test_logits_that_are_not_finite_are_told(tmp_path: Path) -> None:
     net[-1].weight.data.fill_(float("nan"))
     images, labels = held_out(6)
     with pytest.raises(RunFailed, match="logits are not finite"):
-        evaluate(net, images, labels, 10, record(tmp_path / "a.json", ("pgd-2",), 6))
+        evaluate_robustness(net, images, labels, 10, record(tmp_path / "a.json", ("pgd-2",), 6))
 
 
 def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'kd-bench\[robust\]'"):
-        autoattack.library()
+        autoattack.autoattack_version()

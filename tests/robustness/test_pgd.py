@@ -97,12 +97,12 @@ def test_starts() -> None:
         assert torch.equal(drawn[0], drawn[1])
         assert not torch.equal(drawn[0], drawn[2])
     inside = torch.full((64, 3, 8, 8), 0.5)
-    noise = Ball(inside, 1, "Linf").normal(NOISE, generator()) - inside
+    noise = Ball(inside, 1, "Linf").add_normal_noise(NOISE, generator()) - inside
     assert noise.std().item() == pytest.approx(NOISE, rel=0.02)
-    uniform = Ball(inside, 0.2, "Linf").uniform(generator()) - inside
+    uniform = Ball(inside, 0.2, "Linf").sample_uniform(generator()) - inside
     assert uniform.std().item() == pytest.approx(0.2 / 3**0.5, rel=0.02)
     # in many dimensions nearly all of an L2 ball lies near its surface
-    radius = distance(Ball(inside, 0.2, "L2").uniform(generator()), inside, "L2")
+    radius = distance(Ball(inside, 0.2, "L2").sample_uniform(generator()), inside, "L2")
     assert (radius > 0.18).all()
     assert (radius <= 0.2).all()
 

@@ -10,10 +10,13 @@ import torch
 
 from kd_bench.config.trial import Trial
 from kd_bench.data.array_dataset import ArrayDataset
-from kd_bench.methods import registry as methods
-from kd_bench.testing import difference
-from kd_bench.training.cohort import DistillationCohort, SupervisedCohort
-from kd_bench.training.fit import build_network, build_student, fit, loaders
+from kd_bench.methods import _registry as methods
+from kd_bench.testing import first_difference
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.fit import fit
+from kd_bench.training.loaders import loaders
+from kd_bench.training.result_writer import ResultWriter
 from kd_bench.training.student import StudentModule
 
 CPU = torch.device("cpu")
@@ -57,7 +60,7 @@ def trial(method: str = "kd", *, taught: bool = True, **changes: Any) -> Trial:
     return Trial.model_validate_json(json.dumps(settings))
 
 
-class MemoryWriter:
+class MemoryWriter(ResultWriter):
     """Keeps every state that a trial's folder would."""
 
     def __init__(self) -> None:
@@ -65,13 +68,13 @@ class MemoryWriter:
         self.divergence: str | None = None
         self.crash: str | None = None
 
-    def epoch(self, member: StudentModule) -> None:
+    def write_epoch(self, member: StudentModule) -> None:
         self.states.append(copy.deepcopy(member.state()))
 
-    def diverged(self, member: StudentModule, reason: str) -> None:
+    def write_divergence(self, member: StudentModule, reason: str) -> None:
         self.divergence = reason
 
-    def crashed(self, member: StudentModule, reason: str) -> None:
+    def report_crash(self, member: StudentModule, reason: str) -> None:
         self.crash = reason
 
 
@@ -86,11 +89,10 @@ def train(
     for member, state in zip(members, states or [None] * len(members), strict=True):
         if state is not None:
             member.restore(copy.deepcopy(state))
-    cohort = DistillationCohort(members, teacher) if teacher is not None else SupervisedCohort(members)
-    fit(cohort, *loaders(trials[0], data, CPU), CPU)
+    fit(CohortModule(members, teacher), *loaders(trials[0], data, CPU), CPU)
     return writers
 
 
 def same(one: Any, other: Any) -> bool:
     """Whether two states are equal to the last bit, the times that things took aside."""
-    return not difference(one, other)
+    return not first_difference(one, other)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from kd_bench.config.adversarial import Adversarial
-from kd_bench.config.trial import Training
 from kd_bench.data.generated import MixedLoader
-from kd_bench.robustness.weight_perturbation import perturbable, perturbed
+from kd_bench.robustness.weight_perturbation import perturb_weights, perturbed_parameters
 from kd_bench.training.adversarial import AdversarialStudentModule
-from kd_bench.training.cohort import SupervisedCohort
-from kd_bench.training.fit import build_network, build_student, fit, loaders
-from kd_bench.training.student import MicroBatch
-from kd_bench.types import Batch
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.fit import fit
+from kd_bench.training.loaders import loaders
+from kd_bench.training.micro_batch import MicroBatch
+from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
 from kd_bench.utils.errors import UserError
 from tests.training.parts import CPU, MemoryWriter, same, splits, trial
@@ -49,7 +49,7 @@ def train(trials, data, states=None, data_dir: Path | None = None) -> list[Memor
     for member, state in zip(members, states or [None] * len(members), strict=True):
         if state is not None:
             member.restore(copy.deepcopy(state))
-    fit(SupervisedCohort(members), *loaders(trials[0], data, CPU, data_dir=data_dir), CPU)
+    fit(CohortModule(members), *loaders(trials[0], data, CPU, data_dir=data_dir), CPU)
     assert all(writer.crash is writer.divergence is None for writer in writers), [writer.crash for writer in writers]
     return writers
 
@@ -141,8 +141,6 @@ def test_a_step_is_that_of_the_perturbed_images_and_the_images(data) -> None:
     with torch.no_grad():
         images = images.clone()
     adversarial, natural = other.network(other.view(images)), other.network(other.view(batch.images))
-    from kd_bench.types import Outputs
-
     terms = other.method(Outputs(adversarial), Outputs(natural), batch)
     torch.stack(list(terms.values())).sum().backward()
     other.optimizer.step()
@@ -166,7 +164,7 @@ def test_weights_are_put_back_to_the_bit_and_buffers_see_no_perturbed_weights(da
     assert seen
     expected = {name for name, one in member.network.named_parameters() if name.endswith("weight") and one.ndim > 1}
     assert moved == expected
-    assert len(perturbable(member.network)) == len(expected)
+    assert len(perturbed_parameters(member.network)) == len(expected)
     assert same(dict(member.network.state_dict()), before)
 
 
@@ -175,15 +173,15 @@ def test_perturbed_weights_raise_the_loss(data) -> None:
     member, batch = member_and_batch(data, settings=settings)
     images, part = member.perturb(batch), MicroBatch(batch)
     with torch.no_grad():
-        plain = member._forward(images, part, seeding.STUDENT).loss
+        plain = member._loss(images, part, seeding.STUDENT).loss
     with member._weights_perturbed(images, part), torch.no_grad():
-        assert member._forward(images, part, seeding.STUDENT).loss > plain
+        assert member._loss(images, part, seeding.STUDENT).loss > plain
 
 
 def test_weights_are_put_back_after_an_error() -> None:
     weight = torch.nn.Parameter(torch.randn(3, 3))
     before = weight.detach().clone()
-    with pytest.raises(RuntimeError, match="inside"), perturbed([weight], [torch.ones(3, 3)], 0.5):
+    with pytest.raises(RuntimeError, match="inside"), perturb_weights([weight], [torch.ones(3, 3)], 0.5):
         assert not torch.equal(weight, before)
         raise RuntimeError("inside")
     assert torch.equal(weight, before)
@@ -195,74 +193,6 @@ def test_weight_perturbation_begins_in_its_epoch(data) -> None:
     assert not same(plain.states[1]["network"], later.states[1]["network"])
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"steps": 7, "step_size": 0.01}, [(EPS, 7, 0.01)] * 8),
-        ({"steps": 7}, [(EPS, 7, EPS / 4)] * 8),
-        ({"steps": 7, "ramp": True}, [(EPS * e / 8, 7, EPS * e / 32) for e in range(1, 9)]),
-        ({"schedule": "released"}, [(EPS, 5, EPS / 2)] * 8),
-        (
-            {"schedule": "intended"},
-            [(EPS, 2, EPS)] * 2 + [(EPS, 3, 2 * EPS / 3)] * 2 + [(EPS, 4, EPS / 2)] * 2 + [(EPS, 5, EPS / 2)] * 2,
-        ),
-        ({"schedule": "released", "ramp": True}, [(EPS * e / 8, 5, EPS * e / 16) for e in range(1, 9)]),
-    ],
-)
-def test_radius_and_steps_over_the_epochs(settings: dict[str, Any], expected: list[tuple[float, int, float]]) -> None:
-    found = [Adversarial(eps=EPS, **settings).at(epoch, 8) for epoch in range(8)]
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other)
-
-
-def test_the_published_schedule() -> None:
-    """200 epochs, epsilon 8/255 * e / 200; by the code as it was meant, quarters end at 50, 100, 150 and 200."""
-    intended = Adversarial(eps=EPS, schedule="intended", ramp=True)
-    assert [intended.at(epoch - 1, 200)[1] for epoch in (1, 50, 51, 100, 101, 150, 151, 200)] == [
-        2,
-        2,
-        3,
-        3,
-        4,
-        4,
-        5,
-        5,
-    ]
-    assert intended.at(99, 200) == pytest.approx((EPS / 2, 3, EPS / 3))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"steps": 3, "schedule": "released"}, "must be left out"),
-        ({}, "steps is missing"),
-        ({"steps": 3, "eps": 0.0}, "greater than 0"),
-        ({"steps": 3, "eps": "8/0"}, "valid number"),
-        ({"steps": 3, "weight_perturbation": {"from_epoch": 0}}, "greater than or equal to 1"),
-    ],
-)
-def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Adversarial(**{"eps": EPS, **settings})
-
-
-def test_fractions_are_numbers() -> None:
-    assert Adversarial(eps="8/255", steps=1, step_size="2/255").at(0, 1) == (8 / 255, 1, 2 / 255)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ema": 0.9}, "ema must be left out"),
-        ({"micro_batch": 8}, "micro_batch must be left out"),
-        ({"epochs": 1}, "weight_perturbation.from_epoch must not be above epochs, which is 1"),
-    ],
-)
-def test_what_goes_not_together(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Training.model_validate({"adversarial": SETTINGS, **changes})
-
-
 def test_the_average_over_epochs_is_what_is_evaluated(data, together) -> None:
     states = together["ikl_at"].states
     for key, value in states[-1]["network"].items():
@@ -271,11 +201,11 @@ def test_the_average_over_epochs_is_what_is_evaluated(data, together) -> None:
             first, second, third = (state["network"][key] for state in states)
             torch.testing.assert_close(average, 0.25 * first + 0.25 * second + 0.5 * third)
     member = build_student(of(), data, None, MemoryWriter())
-    assert (member.evaluated_as, member.evaluated) == ("last", member.network)
+    assert (member.evaluated_weights, member.evaluated_network) == ("last", member.network)
     member.restore(states[-1])
-    assert member.evaluated_as == "average over epochs"
+    assert member.evaluated_weights == "average over epochs"
     row = states[-1]["history"][-1]
-    for network, column in ((member.evaluated.eval(), "top1"), (member.network.eval(), "last_top1")):
+    for network, column in ((member.evaluated_network.eval(), "top1"), (member.network.eval(), "last_top1")):
         with torch.no_grad():
             hits = network(member.view(data.test_images / 255)).argmax(1) == data.test_labels
         assert row[column] == pytest.approx(100 * hits.double().mean().item())
@@ -297,7 +227,7 @@ def test_other_networks_that_can_be_evaluated(data, settings, changes, name: str
     (writer,) = train([one], data)
     member = build_student(one, data, None, MemoryWriter())
     member.restore(writer.states[-1])
-    assert member.evaluated_as == name
+    assert member.evaluated_weights == name
     assert ("last_top1" in writer.states[-1]["history"][-1]) == bool(changes)
     assert same(train([one], data, [writer.states[0]])[0].states[-1], writer.states[-1])
 
@@ -315,12 +245,10 @@ def test_a_second_view_counts_with_its_weight(data) -> None:
     assert torch.equal(batch.images[:half], plain.images)
     assert (batch.images[:half] != batch.images[half:]).flatten(1).any(1).all()
     member.train()
-    terms = member._forward(batch.images, MicroBatch(batch), seeding.STUDENT).terms
+    terms = member._loss(batch.images, MicroBatch(batch), seeding.STUDENT).terms
     adversarial = natural = member.network(member.view(batch.images))
     views = []
     for rows in (slice(half), slice(half, None)):
-        from kd_bench.types import Outputs
-
         part = Batch(batch.images[rows], batch.labels[rows], batch.index[rows], 0, 0)
         views.append(member.method(Outputs(adversarial[rows]), Outputs(natural[rows]), part))
     torch.testing.assert_close(terms["ce"], (views[0]["ce"] + views[1]["ce"]) / 2)

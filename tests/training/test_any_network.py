@@ -7,8 +7,11 @@ from kd_bench.config.data import Input
 from kd_bench.models import create
 from kd_bench.models.input_transform import InputTransform
 from kd_bench.models.registry import resolve
-from kd_bench.training.cohort import DistillationCohort
-from kd_bench.training.fit import accuracy, build_network, build_student, fit, loaders
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.evaluate import evaluate_accuracy
+from kd_bench.training.fit import fit
+from kd_bench.training.loaders import loaders
 from kd_bench.types import Batch
 from kd_bench.utils.errors import UserError
 from tests.training.parts import CPU, MemoryWriter, same, splits, trial
@@ -28,12 +31,12 @@ def test_a_vit_teaches_timms_cnn_in_its_own_size_and_normalisation(data):
     writer, alone = MemoryWriter(), MemoryWriter()
     for keep in (writer, alone):
         member = build_student(one, data, teacher.eval(), keep)
-        fit(DistillationCohort([member], teacher, view), *loaders(one, data, CPU), CPU)
+        fit(CohortModule([member], teacher, view), *loaders(one, data, CPU), CPU)
     assert len(writer.states) == 1
     assert same(writer.states, alone.states)
 
     batch = next(iter(loaders(one, data, CPU)[1]))
-    seen = DistillationCohort([member], teacher, view).teach(batch)["running"]
+    seen = CohortModule([member], teacher, view).teacher_outputs(batch)["running"]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     images = (batch.images * std + mean - 0.5) / 0.5
     images = torch.nn.functional.interpolate(images, (64, 64), mode="bicubic", antialias=True)
@@ -47,7 +50,7 @@ def test_a_student_may_see_larger_images_than_its_teacher(data):
     member = build_student(one, data, teacher.eval(), MemoryWriter())
     member.network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
     teacher.register_forward_pre_hook(lambda _, inputs: sizes.append(-inputs[0].shape[-1]))
-    fit(DistillationCohort([member], teacher, view), *loaders(one, data, CPU), CPU)
+    fit(CohortModule([member], teacher, view), *loaders(one, data, CPU), CPU)
     assert set(sizes) == {48, -32}
 
 
@@ -71,7 +74,7 @@ def test_accuracy_by_class(data):
     network = torch.nn.Module()
     network.forward = lambda images: torch.eye(4)[2].expand(len(images), 4)
     steps = []
-    found = accuracy(
+    found = evaluate_accuracy(
         network, InputTransform(network, Input(), 32, data.mean, data.std), data, CPU, lambda *step: steps.append(step)
     )
     assert (found.top1, found.top5, found.classes) == (25.0, 100.0, (0.0, 0.0, 100.0, 0.0))

@@ -6,9 +6,9 @@ import itertools
 import pytest
 import torch
 
-from kd_bench.methods import registry
-from kd_bench.training.cohort import SupervisedCohort
-from kd_bench.training.fit import build_student
+from kd_bench.methods import _registry as methods
+from kd_bench.training.build import build_student
+from kd_bench.training.cohort import CohortModule
 from tests.training.parts import MemoryWriter, same, splits, train, trial
 
 CLASS = {"weights": "class", "tau": 4.0, "warmup_epochs": 2}
@@ -18,7 +18,7 @@ HYPERPARAMETERS = {
     "ikl_kd": CLASS,
     "reviewkd": {"warmup_epochs": 2, "first_epoch": 1},
 }
-TAUGHT = [name for name in registry.names() if registry.describe(name).needs_teacher]
+TAUGHT = [name for name in methods.names() if methods.describe(name).needs_teacher]
 
 BROKEN = '''
 import torch
@@ -114,7 +114,7 @@ def test_a_member_that_goes_wrong_touches_no_other(data, alone, tmp_path, how):
     path = tmp_path / "broken.py"
     path.write_text(BROKEN)
     name = f"{path}:Broken"
-    assert registry.describe(name).needs_teacher
+    assert methods.describe(name).needs_teacher
     broken, kd = train([trial(name, hyperparameters={"how": how}), trial("kd")], data)
     assert same(kd.states, alone["kd"].states)
     assert len(broken.states) == 1
@@ -148,8 +148,10 @@ def test_training_learns_and_reports(data):
 
 
 def test_the_teacher_is_never_changed(data):
-    from kd_bench.training.cohort import DistillationCohort
-    from kd_bench.training.fit import build_network, fit, loaders
+    from kd_bench.training.build import build_network
+    from kd_bench.training.cohort import CohortModule
+    from kd_bench.training.fit import fit
+    from kd_bench.training.loaders import loaders
     from tests.training.parts import CPU
 
     one = trial("kd")
@@ -157,7 +159,7 @@ def test_the_teacher_is_never_changed(data):
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     # OFD's teacher normalises by the batch
     members = [build_student(each, data, teacher, MemoryWriter()) for each in (one, trial("ofd"))]
-    fit(DistillationCohort(members, teacher), *loaders(one, data, CPU), CPU)
+    fit(CohortModule(members, teacher), *loaders(one, data, CPU), CPU)
     assert same(before, dict(teacher.state_dict()))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())
@@ -165,15 +167,16 @@ def test_the_teacher_is_never_changed(data):
 
 @pytest.mark.parametrize("statistics", ["batch", "running"])
 def test_the_statistics_that_ofds_teacher_goes_by(data, statistics):
-    from kd_bench.training.cohort import DistillationCohort
-    from kd_bench.training.fit import build_network, loaders
+    from kd_bench.training.build import build_network
+    from kd_bench.training.cohort import CohortModule
+    from kd_bench.training.loaders import loaders
     from tests.training.parts import CPU
 
     one = trial("ofd", hyperparameters={"teacher_batch_norm": statistics})
     teacher = build_network(one.teacher, data)[0].eval()
     members = [build_student(each, data, teacher, MemoryWriter()) for each in (one, trial("kd"))]
     batch = next(iter(loaders(one, data, CPU)[0]))
-    given = DistillationCohort(members, teacher).teach(batch)
+    given = CohortModule(members, teacher).teacher_outputs(batch)
     assert given.keys() == {statistics, "running"}
     reference = copy.deepcopy(teacher).train(statistics == "batch")
     expected = reference.forward_stages(batch.images, preacts=True).preacts
@@ -189,7 +192,7 @@ def test_the_statistics_that_ofds_teacher_goes_by(data, statistics):
 def test_members_must_share_their_stream(data):
     members = [build_student(trial("none", seed=seed), data, None, MemoryWriter()) for seed in (1, 2)]
     with pytest.raises(ValueError, match="share the stream"):
-        SupervisedCohort(members)
+        CohortModule(members)
 
 
 def test_evaluation_is_exact(data):

@@ -15,8 +15,9 @@ from kd_bench.data import registry
 from kd_bench.data.file_dataset import FileDataset
 from kd_bench.data.streaming import StreamTestLoader
 from kd_bench.models.input_transform import InputTransform
-from kd_bench.training import fit
-from kd_bench.training.student import MetricSums
+from kd_bench.training import loaders
+from kd_bench.training.evaluate import evaluate_accuracy
+from kd_bench.training.metrics import MetricSums
 
 CLASSES, EACH, SIZE = 8, 3, 16
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
             for number in range(each + (split == "val" and label == 0)):
                 pixels = draws.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / f"{label}" / f"{number}.png")
-    return registry.listed(Dataset(name="folder", path="mine"), Pipeline(size=SIZE, crop_pct=1.0), root.parent)
+    return registry.list_files(Dataset(name="folder", path="mine"), Pipeline(size=SIZE, crop_pct=1.0), root.parent)
 
 
 def expected(found: FileDataset) -> tuple[int, int]:
@@ -65,16 +66,16 @@ def test_hits_are_counted_exactly(found: FileDataset, batch_size: int, world_siz
     sums, network = MetricSums(), Colours()
     for rank in range(world_size):
         for batch in StreamTestLoader(found, batch_size=batch_size, rank=rank, world_size=world_size):
-            sums.add({}, network(batch.images), batch.labels)
-    read = sums.read()
+            sums.update({}, network(batch.images), batch.labels)
+    read = sums.compute()
     assert (read["top1"], read["top5"]) == (100 * (first / images), 100 * (five / images))
 
 
 @pytest.mark.parametrize("batch_size", [7, 24, 256])
 def test_so_they_are_for_a_given_teacher(found: FileDataset, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "EVALUATION_BATCH", batch_size)
+    monkeypatch.setattr(loaders, "EVALUATION_BATCH", batch_size)
     network = Colours()
-    accuracy = fit.accuracy(network, InputTransform(network, Input(), SIZE, found.mean, found.std), found, CPU)
+    accuracy = evaluate_accuracy(network, InputTransform(network, Input(), SIZE, found.mean, found.std), found, CPU)
     first, five = expected(found)
     assert (accuracy.top1, accuracy.top5) == (100 * first / len(found.test), 100 * five / len(found.test))
     by_class = np.array([EACH + 1] + [EACH] * (CLASSES - 1)) @ np.array(accuracy.classes) / 100
@@ -103,7 +104,7 @@ def test_the_recipes_crop_is_what_is_tested_on(found: FileDataset, tmp_path: Pat
 def test_hits_are_counted_by_class() -> None:
     sums = MetricSums(by_class=True)
     logits = torch.eye(4)[[0, 1, 1, 2]]
-    sums.add({}, logits[:3], torch.tensor([0, 1, 0]))
-    sums.add({}, logits[3:], torch.tensor([2]))
-    assert sums.classes() == [50.0, 100.0, 100.0, None]
-    assert sums.classes() == []
+    sums.update({}, logits[:3], torch.tensor([0, 1, 0]))
+    sums.update({}, logits[3:], torch.tensor([2]))
+    assert sums.compute_by_class() == [50.0, 100.0, 100.0, None]
+    assert sums.compute_by_class() == []

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_bench.training import observing, teacher
-from kd_bench.training.fit import build_network
+from kd_bench.training import forward_pass, teacher
+from kd_bench.training.build import build_network
 from tests.training.parts import MemoryWriter, same, splits, train, trial
 
 METHODS = ("none", "kd", "fitnet")
@@ -66,7 +66,7 @@ def test_compiled_networks_train_as_others(
         compiled.append(code)
         return real(code, backend="aot_eager", **options)
 
-    monkeypatch.setattr(observing.torch, "compile", noting)
+    monkeypatch.setattr(forward_pass.torch, "compile", noting)
     (writer,) = train([trial(method, epochs=1, compile="on")], splits())
     assert compiled
     assert writer.crash is None
@@ -85,7 +85,7 @@ def test_they_are_part_of_the_trial() -> None:
     for name in ("channels_last", "compile", "sync_batch_norm"):
         assert trial("kd", **{name: True}).id != base.id
         assert name not in base.settings()
-    assert trial("kd", compile="on").stream != base.stream
+    assert trial("kd", compile="on").cohort_key != base.cohort_key
 
 
 @pytest.mark.slow

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from kd_bench.config.data import Pipeline
 from kd_bench.data import registry
 from kd_bench.data.file_dataset import FileDataset
-from kd_bench.training.cohort import CohortModule, DistillationCohort, StopRequested, SupervisedCohort
-from kd_bench.training.fit import Images, build_network, build_student, fit, loaders
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.callbacks import MidEpochCheckpoint, StopRequested
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.fit import fit
+from kd_bench.training.loaders import Images, loaders
 from kd_bench.training.student import StudentModule
 from tests.data.photos import EVERYTHING, MINE, tree
 from tests.training.parts import CPU, MemoryWriter, same, splits, trial
@@ -28,7 +32,7 @@ class Keeping(MemoryWriter):
         super().__init__()
         self.kept: dict[tuple[int, int], bytes] = {}
 
-    def save_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
+    def write_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
         (self.kept[member.epochs_done, step],) = states
 
 
@@ -38,11 +42,11 @@ def cohort(images: Images, writers: list[Keeping], **changes: Any) -> CohortModu
     assert taught is not None
     teacher = build_network(taught, images)[0].eval()
     members = [build_student(one, images, teacher, writer) for one, writer in zip(trials, writers, strict=True)]
-    return DistillationCohort(members, teacher)
+    return CohortModule(members, teacher)
 
 
-def go(whole: CohortModule, images: Images) -> None:
-    fit(whole, *loaders(whole.members[0].trial, images, CPU), CPU)
+def go(whole: CohortModule, images: Images, *callbacks: pl.Callback) -> None:
+    fit(whole, *loaders(whole.members[0].trial, images, CPU), CPU, callbacks)
 
 
 @pytest.fixture(params=["in memory", "from files"])
@@ -50,7 +54,7 @@ def images(request: pytest.FixtureRequest, tmp_path: Path) -> Images:
     if request.param == "in memory":
         return splits()
     tree(tmp_path / "mine", train=16)
-    listed = registry.images(MINE, Pipeline(size=32, **EVERYTHING), tmp_path)
+    listed = registry.open_dataset(MINE, Pipeline(size=32, **EVERYTHING), tmp_path)
     assert isinstance(listed, FileDataset)
     return listed
 
@@ -61,8 +65,7 @@ def test_from_any_step_of_any_epoch(images: Images) -> None:
         changes |= {"pipeline": images.pipeline.model_dump(), "augment": {"crop": 0, "flip": False}}
     undisturbed = [Keeping() for _ in METHODS[1:]]
     whole = cohort(images, undisturbed, **changes)
-    whole.keep_seconds = 0.0
-    go(whole, images)
+    go(whole, images, MidEpochCheckpoint(seconds=0.0))
     steps = len(loaders(whole.members[0].trial, images, CPU)[0])
     assert set(undisturbed[0].kept) == {(epoch, step) for epoch in range(2) for step in range(1, steps + 1)}
     for place in ((0, 2), (1, 1), (1, steps)):
@@ -70,28 +73,26 @@ def test_from_any_step_of_any_epoch(images: Images) -> None:
         resumed = cohort(images, again, **changes)
         for member, writer in zip(resumed.members, undisturbed, strict=True):
             member.restore_mid_epoch(torch.load(io.BytesIO(writer.kept[place]), weights_only=True))
-        resumed = DistillationCohort(resumed.members, resumed.teacher.network)
-        assert (resumed.start_epoch, resumed.begin_step) == place
+        resumed = CohortModule(resumed.members, resumed.teacher.network)
+        assert (resumed.start_epoch, resumed.first_step) == place
         go(resumed, images)
         for ours, theirs in zip(again, undisturbed, strict=True):
             assert same(ours.states[-1], theirs.states[-1]), place
             assert [row["epoch"] for row in ours.states[-1]["history"]] == [1, 2]
 
 
-def test_it_leaves_after_the_step_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_stops_after_the_current_step() -> None:
     writer = Keeping()
     member = build_student(trial("none", batch_size=8), splits(), None, writer)
-    whole = SupervisedCohort([member])
-    asked = iter([False, False, True])
-    whole.leaving = lambda: next(asked)
+    requests = iter([False, False, True])
     with pytest.raises(StopRequested):
-        go(whole, splits())
+        go(CohortModule([member]), splits(), MidEpochCheckpoint(600.0, lambda: next(requests)))
     assert set(writer.kept) == {(0, 3)}
     assert not writer.states
 
 
 def test_members_at_different_steps_do_not_go_on_together() -> None:
     members = [build_student(trial(name), splits(), None, Keeping()) for name in ("none", "none")]
-    members[0].begin_step = 3
+    members[0].first_step = 3
     with pytest.raises(ValueError, match="same step"):
-        SupervisedCohort(members)
+        CohortModule(members)

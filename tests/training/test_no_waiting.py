@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kd_bench.methods import registry
-from kd_bench.training.cohort import DistillationCohort, SupervisedCohort
-from kd_bench.training.fit import build_network, build_student, loaders
-from kd_bench.training.student import MicroBatch
+from kd_bench.methods import _registry as methods
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.loaders import loaders
+from kd_bench.training.micro_batch import MicroBatch
 from tests.training.parts import CPU, MemoryWriter, splits, trial
 
-NAMES = [name for name in registry.names() if registry.describe(name).family != "adversarial"]
+NAMES = [name for name in methods.names() if methods.describe(name).family != "adversarial"]
 
 #: What copies a number to the host, or has a result whose size is one.
 WAITING = {
@@ -50,11 +51,11 @@ def test_no_step_but_the_first_two_waits(name: str) -> None:
     one = trial(name)
     teacher = build_network(one.teacher, data)[0].eval() if one.teacher else None  # type: ignore[arg-type]
     member = build_student(one, data, teacher, MemoryWriter()).train()
-    cohort = DistillationCohort([member], teacher) if teacher is not None else SupervisedCohort([member])
+    cohort = CohortModule([member], teacher)
     train, _ = loaders(one, data, CPU)
     noting = Noting()
     for batch in train:
-        given = cohort.teach(batch).get(member.method.teacher_batch_norm)
+        given = cohort.teacher_outputs(batch).get(member.method.teacher_batch_norm)
         member.step(given, MicroBatch(batch), lambda loss: loss.backward())
         if batch.step == 1:
             noting.__enter__()

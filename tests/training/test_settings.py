@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from kd_bench.config.optimizer import Lamb
 from kd_bench.config.trial import Training
 from kd_bench.models.outputs import observe
-from kd_bench.training.fit import build_network, build_student, loaders
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.loaders import loaders
+from kd_bench.training.micro_batch import MicroBatch, split_micro_batches
 from kd_bench.training.optimizers import build_optimizer, learning_rate
-from kd_bench.training.student import MicroBatch, StudentModule, split_micro_batches
+from kd_bench.training.student import StudentModule
 from kd_bench.types import Batch
 from tests.training.parts import CPU, MemoryWriter, same, splits, train, trial
 

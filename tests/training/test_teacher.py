@@ -14,10 +14,12 @@ from torch import Tensor
 
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.data.in_memory import InMemoryLoader
-from kd_bench.training import logit_cache, observing, teacher
-from kd_bench.training.cohort import DistillationCohort
-from kd_bench.training.fit import build_network, build_student, fit, loaders
-from kd_bench.training.logit_cache import LogitCache, entries, open_store, remove
+from kd_bench.training import forward_pass, logit_cache, teacher
+from kd_bench.training.build import build_network, build_student
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.fit import fit
+from kd_bench.training.loaders import loaders
+from kd_bench.training.logit_cache import LogitCache, list_files, open_cache, remove_file
 from kd_bench.training.teacher import Teacher
 from kd_bench.types import LOGITS, Batch
 from tests.training.parts import CPU, MemoryWriter, same, splits, trial
@@ -43,12 +45,12 @@ def test_a_teacher_in_bfloat16_hands_on_float32_and_is_near() -> None:
     rough = teacher_of({"teacher_precision": "bfloat16"}, data)(batch)["running"].logits
     assert exact.dtype == rough.dtype == torch.float32
     assert 1e-6 < float((exact - rough).abs().max()) < 0.05 * float(exact.abs().max())
-    assert trial("kd", teacher_precision="bfloat16").stream != trial("kd").stream
+    assert trial("kd", teacher_precision="bfloat16").cohort_key != trial("kd").cohort_key
 
 
 def test_auto_compiles_a_teacher_that_works_long_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
-    monkeypatch.setattr(observing.torch, "compile", lambda code, **options: compiled.append(code) or code)
+    monkeypatch.setattr(forward_pass.torch, "compile", lambda code, **options: compiled.append(code) or code)
     monkeypatch.setattr(teacher, "can_compile", lambda device: True)
     data = splits()
     batch = first_batch(data)
@@ -66,8 +68,8 @@ def test_auto_compiles_a_teacher_that_works_long_and_no_other(monkeypatch: pytes
 def stored(place: Path, data: ArrayDataset, batch_size: int = 16, limit: int = 10**9) -> LogitCache | None:
     views = InMemoryLoader(
         data.train_images, data.train_labels, batch_size=16, mean=data.mean, std=data.std, augment=trial("kd").augment
-    ).views
-    return open_store(place, ABOUT, views * len(data.train_labels), data.num_classes, batch_size, limit)
+    ).view_count
+    return open_cache(place, ABOUT, views * len(data.train_labels), data.num_classes, batch_size, limit)
 
 
 def run(names: tuple[str, ...], store: LogitCache | None) -> tuple[list[MemoryWriter], int]:
@@ -79,7 +81,7 @@ def run(names: tuple[str, ...], store: LogitCache | None) -> tuple[list[MemoryWr
     assert taught is not None
     network = build_network(taught, data)[0].eval()
     members = [build_student(one, data, network, writer) for one, writer in zip(trials, writers, strict=True)]
-    cohort = DistillationCohort(members, network, remember=lambda compiled: store)
+    cohort = CohortModule(members, network, open_logit_cache=lambda compiled: store)
     passed = 0
     make = cohort.teacher._pass
 
@@ -103,7 +105,7 @@ def test_weights_are_the_same_bytes_without_a_store_and_with_a_cold_a_filled_and
     # All that passes is what is no whole batch: the last one of each epoch.
     assert passed == 3 * (72 % 16)
     assert all_images == 3 * 72
-    (entry,) = entries(tmp_path)
+    (entry,) = list_files(tmp_path)
     content = bytearray(entry.path.read_bytes())
     rows = [place for place in range(0, len(content), 20) if any(content[place : place + 20])]
     for place in rows[::2]:
@@ -133,10 +135,10 @@ def test_a_teacher_whose_logits_depend_on_the_batch_is_not_remembered(tmp_path: 
         return (given - given[0]).flatten(1)[:, :4]
 
     for _ in range(2):
-        assert torch.equal(store.of(views, images, compute), compute(images))
-        store.learn(views, images, compute(images), compute)
+        assert torch.equal(store.get(views, images, compute), compute(images))
+        store.add(views, images, compute(images), compute)
     store.close()
-    (entry,) = entries(tmp_path)
+    (entry,) = list_files(tmp_path)
     assert json.loads(entry.path.with_suffix(".json").read_text())["sizes"] == []
     assert not any(entry.path.read_bytes())
 
@@ -153,10 +155,10 @@ def test_parts_of_a_batch_pass_where_they_have_its_bits(tmp_path: Path) -> None:
         return given.flatten(1)[:, :4] + (0.0 if len(given) >= 8 else 1e-7)
 
     views = torch.arange(16)
-    store.of(views, images, compute)
+    store.get(views, images, compute)
     sizes.clear()
     views = torch.cat([torch.arange(13), torch.arange(100, 103)])
-    assert torch.equal(store.of(views, images, compute), compute(images))
+    assert torch.equal(store.get(views, images, compute), compute(images))
     assert sizes == [8, 16]  # three are missing, and eight have the bits of sixteen; the other is ours
     store.close()
 
@@ -165,27 +167,27 @@ def test_room_is_made_by_what_was_used_longest_ago_and_is_not_in_use(tmp_path: P
     size = 100 * 4 * 5
 
     def store(name: str) -> LogitCache | None:
-        return open_store(tmp_path, {"teacher": name}, 100, 4, 16, limit=2 * size)
+        return open_cache(tmp_path, {"teacher": name}, 100, 4, 16, limit=2 * size)
 
     one, two = store("one"), store("two")
     assert one is not None and two is not None
     one.close()
     three = store("three")  # in the place of one
     assert three is not None
-    assert {entry.about["teacher"] for entry in entries(tmp_path)} == {"two", "three"}
+    assert {entry.key["teacher"] for entry in list_files(tmp_path)} == {"two", "three"}
     assert store("four") is None  # both are in use
     two.close()
     three.close()
-    assert open_store(tmp_path, ABOUT, 100, 4, 16, limit=size - 1) is None
+    assert open_cache(tmp_path, ABOUT, 100, 4, 16, limit=size - 1) is None
 
 
 def test_a_file_in_use_is_not_removed(tmp_path: Path) -> None:
-    store = open_store(tmp_path, ABOUT, 10, 4, 16)
+    store = open_cache(tmp_path, ABOUT, 10, 4, 16)
     assert store is not None
-    (entry,) = entries(tmp_path)
-    assert not remove(entry)
+    (entry,) = list_files(tmp_path)
+    assert not remove_file(entry)
     store.close()
-    assert remove(entry)
+    assert remove_file(entry)
     assert not list(tmp_path.iterdir())
 
 

@@ -5,41 +5,41 @@ import json
 import pytest
 
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.trials.folder import TrialFolder, check_all
+from kd_bench.trials.folder import TrialFolder, check_settings_of
 from kd_bench.utils.errors import UserError
 from tests.training.parts import trial
 
 
 @pytest.fixture
 def folder(tmp_path):
-    one = trial("kd")
-    folder = TrialFolder(tmp_path / one.id)
-    folder.begin(one)
+    settings = trial("kd")
+    folder = TrialFolder(tmp_path / settings.id)
+    folder.create(settings)
     return folder
 
 
 def test_settings_edited_by_hand_are_noticed(folder):
-    folder.check()
+    folder.check_settings()
     file = folder.path / "trial.json"
     settings = json.loads(file.read_text())
     settings["epochs"] += 1
     file.write_text(json.dumps(settings))
     with pytest.raises(UserError, match="was changed by hand"):
-        folder.check()
+        folder.check_settings()
     with pytest.raises(UserError, match="was changed by hand"):
-        check_all([PlannedTrial(trial("kd"), "kd", None)], folder.path.parent)
+        check_settings_of([PlannedTrial(trial("kd"), "kd", None)], folder.path.parent)
     file.write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        folder.check()
+        folder.check_settings()
     file.write_text("[1]")
     with pytest.raises(UserError, match="was changed by hand"):
-        folder.check()
+        folder.check_settings()
 
 
 def test_reformatting_is_no_change(folder):
     file = folder.path / "trial.json"
     file.write_text(json.dumps(json.loads(file.read_text()), sort_keys=True))
-    folder.check()
+    folder.check_settings()
 
 
 def test_checkpoints_keep_the_last_two(folder):
@@ -48,7 +48,7 @@ def test_checkpoints_keep_the_last_two(folder):
     assert [(epoch, content) for epoch, _, content in folder.read_checkpoints()] == [(4, b"state 4"), (3, b"state 3")]
 
 
-def test_a_damaged_checkpoint_is_told_and_replaced(folder):
+def test_a_damaged_checkpoint_is_reported_and_replaced(folder):
     folder.write_checkpoint(1, b"one")
     folder.write_checkpoint(2, b"two")
     _, path, _ = next(iter(folder.read_checkpoints()))
@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_is_told_and_replaced(folder):
     assert [content for _, _, content in folder.read_checkpoints()] == [b"two, again", b"one"]
 
 
-def test_what_else_lies_there_is_no_checkpoint(folder):
+def test_other_files_are_no_checkpoints(folder):
     folder.write_checkpoint(1, b"one")
     (folder.path / "checkpoint" / ".epoch-000002-x.pt.abc.tmp").write_bytes(b"half of i")
     assert [epoch for epoch, _, _ in folder.read_checkpoints()] == [1]
@@ -76,13 +76,13 @@ def test_finishing(folder):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "fine"}'])
-def test_a_damaged_result_is_told(folder, content):
+def test_a_damaged_result_is_an_error(folder, content):
     (folder.path / "result.json").write_text(content)
     with pytest.raises(UserError, match=r"result.json: is damaged"):
         folder.status()
 
 
-def test_metrics_are_always_whole(folder):
+def test_metrics_are_rewritten_completely(folder):
     folder.write_metrics([{"epoch": 1, "top1": 10.0}])
     folder.write_metrics([{"epoch": 1, "top1": 10.0}, {"epoch": 2, "top1": 20.0}])
     assert (folder.path / "metrics.csv").read_text() == "epoch,top1\n1,10.0\n2,20.0\n"

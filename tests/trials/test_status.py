@@ -1,4 +1,4 @@
-"""How far a recipe is, and whether what is there is whole; with thousands of trials, too."""
+"""The commands status and verify."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import yaml
 from kd_bench.config.load import read_recipe
 from kd_bench.plan import plan
 from kd_bench.trials.folder import TrialFolder
-from kd_bench.trials.integrity import check
-from kd_bench.trials.lease import Watch, claim
+from kd_bench.trials.integrity import check_trial
+from kd_bench.trials.lease import LeaseMonitor, acquire_lease
 from kd_bench.trials.status import summary, trial_statuses
 from kd_bench.utils.files import sha256
 from tests.launch.test_end_to_end import run
@@ -37,8 +37,8 @@ def planned(content: dict = RECIPE):
 
 
 def finish(folder: TrialFolder, trial, top1: float = 50.0) -> None:
-    """What a finished trial leaves behind."""
-    folder.begin(trial)
+    """Writes the files of a finished trial."""
+    folder.create(trial)
     folder.weights.write_bytes(b"weights")
     rows = [{"epoch": epoch, "top1": top1} for epoch in range(1, trial.epochs + 1)]
     folder.write_metrics(rows)
@@ -49,30 +49,30 @@ def test_every_state(tmp_path: Path) -> None:
     cells = planned()
     folders = [TrialFolder(tmp_path / "small" / cell.trial_id) for cell in cells]
     finish(folders[0], cells[0].trial)
-    folders[1].begin(cells[1].trial)
+    folders[1].create(cells[1].trial)
     folders[1].finish({"status": "failed", "reason": "the loss was no longer finite in epoch 1, step 3"})
-    folders[2].begin(cells[2].trial)
+    folders[2].create(cells[2].trial)
     folders[2].write_checkpoint(1, b"state")
-    lease = claim(folders[2].path, Watch())
+    lease = acquire_lease(folders[2].path, LeaseMonitor())
     assert lease is not None
-    folders[3].begin(cells[3].trial)
-    folders[3].note_failure("the worker was killed by signal 9")
-    found = {one.trial: one for one in trial_statuses(cells, tmp_path, "small")}
-    assert len(found) == 5
-    states = [found[cell.trial_id] for cell in cells]
-    assert [one.state for one in states] == ["done", "failed", "running", "failed"]
-    assert states[0].about == "50.00 %"
-    assert "no longer finite" in states[1].about
-    assert f"process {os.getpid()} since 20" in states[2].about
-    assert "epoch 1 of 2 done" in states[2].about
-    assert states[3].about == "the worker was killed by signal 9; the next run tries again"
-    assert summary(found.values()) == "5 trainings: 1 done, 1 running, 1 waiting, 2 failed"
+    folders[3].create(cells[3].trial)
+    folders[3].write_failure("the worker was killed by signal 9")
+    statuses = {status.trial: status for status in trial_statuses(cells, tmp_path, "small")}
+    assert len(statuses) == 5
+    states = [statuses[cell.trial_id] for cell in cells]
+    assert [status.state for status in states] == ["done", "failed", "running", "failed"]
+    assert states[0].detail == "50.00 %"
+    assert "no longer finite" in states[1].detail
+    assert f"process {os.getpid()} since 20" in states[2].detail
+    assert "epoch 1 of 2 done" in states[2].detail
+    assert states[3].detail == "the worker was killed by signal 9; the next run tries again"
+    assert summary(statuses.values()) == "5 trainings: 1 done, 1 running, 1 waiting, 2 failed"
     lease.release(finished=False)
     assert trial_statuses(cells, tmp_path, "small")[-2].state == "waiting"
 
 
-def elsewhere(folder: TrialFolder, seconds_ago: float) -> None:
-    """A lease as another machine would have written it."""
+def write_foreign_lease(folder: TrialFolder, seconds_ago: float) -> None:
+    """Writes a lease as another machine would."""
     content = {"host": "other", "here": "other/boot", "pid": 1, "born": 0.0, "token": "x", "released": False}
     file = folder.path / "lease.000001"
     file.write_text(json.dumps(content))
@@ -81,12 +81,12 @@ def elsewhere(folder: TrialFolder, seconds_ago: float) -> None:
 
 
 @pytest.mark.parametrize(("seconds_ago", "state"), [(10.0, "running"), (1000.0, "waiting"), (-5000.0, "running")])
-def test_another_machines_signs_of_life(tmp_path: Path, seconds_ago: float, state: str) -> None:
+def test_heartbeats_of_another_machine(tmp_path: Path, seconds_ago: float, state: str) -> None:
     (cell, *_) = planned()
     folder = TrialFolder(tmp_path / "small" / cell.trial_id)
-    folder.begin(cell.trial)
-    elsewhere(folder, seconds_ago)
-    assert [one.state for one in trial_statuses([cell], tmp_path, "small")] == [state]
+    folder.create(cell.trial)
+    write_foreign_lease(folder, seconds_ago)
+    assert [status.state for status in trial_statuses([cell], tmp_path, "small")] == [state]
 
 
 def test_the_commands(tmp_path: Path) -> None:
@@ -96,10 +96,11 @@ def test_the_commands(tmp_path: Path) -> None:
     assert nothing.returncode == 1
     assert nothing.stdout.splitlines()[-1] == "small: 5 trainings: 5 waiting"
     (cell, *_) = cells = planned()
-    for one in cells:
-        finish(TrialFolder(tmp_path / "small" / one.trial_id), one.trial)
-        if one.trial.teacher:
-            finish(TrialFolder(tmp_path / "teachers" / one.trial.teacher.id), one.trial.teacher)
+    for planned_trial in cells:
+        trial = planned_trial.trial
+        finish(TrialFolder(tmp_path / "small" / trial.id), trial)
+        if trial.teacher:
+            finish(TrialFolder(tmp_path / "teachers" / trial.teacher.id), trial.teacher)
     done = run("status", str(path), "--out", str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "small: 5 trainings: 5 done\n")
     whole = run("verify", str(tmp_path))
@@ -120,25 +121,25 @@ def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
     for cell, machine in zip(cells, ("one", "other"), strict=True):
         finish(TrialFolder(tmp_path / machine / "small" / cell.trial_id), cell.trial)
     shutil.copytree(tmp_path / "other", tmp_path / "one", dirs_exist_ok=True)
-    assert [one.state for one in trial_statuses(cells, tmp_path / "one", "small")] == ["done", "done"]
-    assert all(check(tmp_path / "one" / "small" / cell.trial_id).faults == () for cell in cells)
+    assert [status.state for status in trial_statuses(cells, tmp_path / "one", "small")] == ["done", "done"]
+    assert all(check_trial(tmp_path / "one" / "small" / cell.trial_id).faults == () for cell in cells)
 
 
-def test_what_is_found_out(tmp_path: Path) -> None:
+def test_faults(tmp_path: Path) -> None:
     (cell, *_) = planned()
     folder = TrialFolder(tmp_path / cell.trial_id)
     finish(folder, cell.trial)
-    assert check(folder.path).faults == ()
+    assert check_trial(folder.path).faults == ()
     folder.write_metrics([{"epoch": 1, "top1": 50.0}])
-    assert "has not one row for each of 2 epochs" in check(folder.path).faults[0]
+    assert "does not have one row for each of 2 epochs" in check_trial(folder.path).faults[0]
     folder.write_metrics([{"epoch": 1, "top1": 50.0}, {"epoch": 2, "top1": 51.0}])
-    assert "ends with 51.0 %, but result.json says 50.0 %" in check(folder.path).faults[0]
+    assert "ends with 51.0 %, but result.json says 50.0 %" in check_trial(folder.path).faults[0]
     folder.weights.unlink()
-    assert "is missing" in check(folder.path).faults[0]
+    assert "is missing" in check_trial(folder.path).faults[0]
     (folder.path / "trial.json").write_text(
         (folder.path / "trial.json").read_text().replace('"epochs": 2', '"epochs": 3')
     )
-    assert check(folder.path).status == "damaged"
+    assert check_trial(folder.path).status == "damaged"
 
 
 def test_accuracy_measured_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Networks, data sets and augmentations of the user's own: names, checks, identity. For methods: tests/methods."""
+"""User-defined networks, data sets and augmentations: names, checks, identity. For methods: tests/methods."""
 
 import hashlib
 import json
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd_bench.cli import common
-from kd_bench.cli.report import _of_recipe
+from kd_bench import api
 from kd_bench.config.data import Augment, Dataset, Input
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import PretrainedTeacher, Trial
@@ -21,9 +20,10 @@ from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.data.augment.plugin import Random
 from kd_bench.data.in_memory import InMemoryLoader
 from kd_bench.models import registry as models
-from kd_bench.plan import given_teacher, plan
-from kd_bench.report.trial_data import TrialLocation, again
-from kd_bench.training.fit import build_network, loaders
+from kd_bench.plan import plan, plan_pretrained_teacher
+from kd_bench.report.trial_data import training_command
+from kd_bench.training.build import build_network
+from kd_bench.training.loaders import loaders
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError
 from tests.plugin_files import write
@@ -36,18 +36,21 @@ BUILT_IN = {  # of the trials that these recipes had before there were such plug
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.chdir(tmp_path)
     return write(Path())
 
 
-def recipe(own: dict[str, str], **changes: Any) -> dict[str, Any]:
+def recipe(files: dict[str, str], **changes: Any) -> dict[str, Any]:
     return {
         "name": "r",
-        "dataset": {"name": own["dataset"], "train_images": 64, "test_images": 40},
-        "pairs": [{"teacher": own["model"], "student": "resnet8"}, {"teacher": "resnet14", "student": own["model"]}],
-        "methods": {"mine": {"method": own["method"]}, "none": {}},
-        "augment": {"own": own["augmentation"]},
+        "dataset": {"name": files["dataset"], "train_images": 64, "test_images": 40},
+        "pairs": [
+            {"teacher": files["model"], "student": "resnet8"},
+            {"teacher": "resnet14", "student": files["model"]},
+        ],
+        "methods": {"mine": {"method": files["method"]}, "none": {}},
+        "augment": {"own": files["augmentation"]},
         "trials": 1,
     } | changes
 
@@ -72,11 +75,12 @@ def test_trials_without_plug_ins_have_the_identities_that_they_had(name):
     assert hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16] == BUILT_IN[name]
 
 
-def test_hashes_of_all_files_are_in_the_trial(own):
+def test_hashes_of_all_files_are_in_the_trial(files):
     hashes = {
-        kind: hashlib.sha256(Path(f"{name.rpartition(':')[0]}").read_bytes()).hexdigest() for kind, name in own.items()
+        kind: hashlib.sha256(Path(f"{name.rpartition(':')[0]}").read_bytes()).hexdigest()
+        for kind, name in files.items()
     }
-    first, _, third, fourth = plan(read_recipe(recipe(own)), "r")
+    first, _, third, fourth = plan(read_recipe(recipe(files)), "r")
     settings = first.trial.settings()
     assert (settings["method"]["name"], settings["method"]["source"]) == ("my_loss.py:MyLoss", hashes["method"])
     assert (settings["augment"]["own"], settings["augment"]["own_source"]) == (
@@ -99,52 +103,52 @@ def test_hashes_of_all_files_are_in_the_trial(own):
     assert (first.trial.augment.crop, first.trial.augment.flip) == (2, True)
 
 
-def test_one_file_has_one_name(own):
-    there = [cell.trial_id for cell in plan(read_recipe(recipe(own)), "r")]
-    dotted = {kind: f"./{name}" for kind, name in own.items()}
-    assert [cell.trial_id for cell in plan(read_recipe(recipe(dotted)), "r")] == there
-    chosen = plan(read_recipe(recipe(dotted)), "r", ["student=MyNet", "teacher=resnet14"])
-    assert [cell.trial_id for cell in chosen] == there[2:]
-    assert plan(read_recipe(recipe(dotted)), "r", ["student=./my_net.py:MyNet"]) == chosen
+def test_paths_to_one_file_are_one_name(files):
+    trial_ids = [cell.trial_id for cell in plan(read_recipe(recipe(files)), "r")]
+    dotted = {kind: f"./{name}" for kind, name in files.items()}
+    assert [cell.trial_id for cell in plan(read_recipe(recipe(dotted)), "r")] == trial_ids
+    selected = plan(read_recipe(recipe(dotted)), "r", ["student=MyNet", "teacher=resnet14"])
+    assert [cell.trial_id for cell in selected] == trial_ids[2:]
+    assert plan(read_recipe(recipe(dotted)), "r", ["student=./my_net.py:MyNet"]) == selected
 
 
-def test_an_edit_makes_other_trials_and_is_refused_by_those_that_were_planned(own):
-    images = datasets.load(Dataset(name=own["dataset"]))
-    with_net, without = [plan(read_recipe(recipe(own)), "r")[place].trial for place in (2, 1)]
+def test_an_edited_file_makes_new_trials_and_is_refused_for_old_ones(files):
+    images = datasets.load(Dataset(name=files["dataset"]))
+    with_net, without = [plan(read_recipe(recipe(files)), "r")[index].trial for index in (2, 1)]
     build_network(with_net, images)
     loaders(with_net, images, torch.device("cpu"))
-    edit(own["model"], "width: int = 16", "width: int = 8")
+    edit(files["model"], "width: int = 16", "width: int = 8")
     assert "my_net.py:MyNet: the file was changed since this trial was planned" in refusal(
         build_network, with_net, images
     )
     build_network(without, images)
-    edit(own["augmentation"], "0.5 *", "0.6 *")
+    edit(files["augmentation"], "0.5 *", "0.6 *")
     assert "my_aug.py:my_aug: the file was changed" in refusal(loaders, with_net, images, torch.device("cpu"))
-    edit(own["dataset"], "200", "201")
+    edit(files["dataset"], "200", "201")
     assert "my_data.py:my_data: the file was changed" in refusal(datasets.load, with_net.dataset)
-    again = plan(read_recipe(recipe(own)), "r")
-    assert not {with_net.id, without.id} & {cell.trial_id for cell in again}
+    replanned = plan(read_recipe(recipe(files)), "r")
+    assert not {with_net.id, without.id} & {cell.trial_id for cell in replanned}
 
 
-def test_a_given_teacher_has_the_hash_too(own, tmp_path):
+def test_a_pretrained_teacher_has_the_hash_too(files, tmp_path):
     (tmp_path / "w").write_bytes(b"weights")
-    given, _ = given_teacher(Dataset(name="digits"), "my_net.py:MyNet", "w", "r")
-    other, _ = given_teacher(Dataset(name="digits"), "cifar_resnet8", "w", "r")
-    assert given.model_source == models.source_hash("my_net.py:MyNet")
+    teacher, _ = plan_pretrained_teacher(Dataset(name="digits"), "my_net.py:MyNet", "w", "r")
+    other, _ = plan_pretrained_teacher(Dataset(name="digits"), "cifar_resnet8", "w", "r")
+    assert teacher.model_source == models.source_hash("my_net.py:MyNet")
     assert other == PretrainedTeacher(
-        dataset=other.dataset, model="cifar_resnet8", weights=given.weights, input=Input()
+        dataset=other.dataset, model="cifar_resnet8", weights=teacher.weights, input=Input()
     )
     assert "model_source" not in other.settings()
 
 
-def test_planning_imports_neither_torch_nor_anybodys_code(own, tmp_path):
+def test_planning_imports_neither_torch_nor_plugins(files, tmp_path):
     for path in tmp_path.glob("*.py"):
         path.write_text(path.read_text() + "\nraise SystemExit('this file must not be run')\n")
     code = (
         "import json, sys; from kd_bench.config.load import read_recipe; from kd_bench.plan import plan\n"
         "from kd_bench.cli.show import describe\n"
-        f"own = json.loads({json.dumps(own)!r}); content = json.loads({json.dumps(recipe(own))!r})\n"
-        "print(len(plan(read_recipe(content), 'r')), sum(len(describe(name)) > 50 for name in own.values()))\n"
+        f"files = json.loads({json.dumps(files)!r}); content = json.loads({json.dumps(recipe(files))!r})\n"
+        "print(len(plan(read_recipe(content), 'r')), sum(len(describe(name)) > 50 for name in files.values()))\n"
         "print([name for name in ('torch', 'numpy', 'timm', 'pandas') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -159,7 +163,7 @@ def test_planning_imports_neither_torch_nor_anybodys_code(own, tmp_path):
         ({"augment": {"own": "my_aug.py"}}, "the name is missing; write my_aug.py:NAME"),
         ({"augment": {"own": "my_net.py:MyNet"}}, "augmentation 'my_net.py:MyNet': MyNet should take 'images'"),
         ({"augment": {"own": "blur"}}, "no augmentation is called 'blur'"),
-        ({"augment": {"own_source": "0" * 64}}, "augment.own_source must be left out where there is no augment.own"),
+        ({"augment": {"own_source": "0" * 64}}, "augment.own_source must be left out without augment.own"),
         ({"augment": {"own": "my_aug.py:my_aug", "own_source": "0" * 64}}, "my_aug.py:my_aug: the file was changed"),
         ({"dataset": "my_aug.py:my_aug"}, "dataset: dataset 'my_aug.py:my_aug': my_aug should take 'data_dir'"),
         ({"dataset": "my_date.py:x"}, "there is no file my_date.py"),
@@ -171,8 +175,8 @@ def test_planning_imports_neither_torch_nor_anybodys_code(own, tmp_path):
         ({"pairs": [{"teacher": "resnet8", "student": "my_net.py"}]}, "the name is missing; write my_net.py:NAME"),
     ],
 )
-def test_names_of_what_is_not_there(own, change, message):
-    assert message in refusal(lambda: plan(read_recipe(recipe(own, **change)), "r.yaml"))
+def test_unknown_names(files, change, message):
+    assert message in refusal(lambda: plan(read_recipe(recipe(files, **change)), "r.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -185,22 +189,22 @@ def test_names_of_what_is_not_there(own, change, message):
         ),
         (("    def __init__(", "    def init("), "MyNet has no __init__ of its own, which should take num_classes"),
         (("class MyNet(nn.Module):", "class MyNet(nn.Module) x:"), "is not valid Python"),
-        (('"""A network, to teach or to learn."""', "1 / 0"), "cannot be imported: ZeroDivisionError"),
-        (("third, num_classes)", "third, 3)"), "should give logits (B, 5) for images (B, 3, 16, 16); of one"),
+        (('"""A network, for a teacher or a student."""', "1 / 0"), "cannot be imported: ZeroDivisionError"),
+        (("third, num_classes)", "third, 3)"), "should return logits (B, 5) for images (B, 3, 16, 16); for one"),
         (("third, num_classes)", "second, num_classes)"), "cannot take images of 3x16x16"),
         (("return self.forward_head(", "return x.nothing("), "its forward pass failed: AttributeError"),
         (("super().__init__()", "super().__init__(); 1 / 0"), "MyNet in {} failed: ZeroDivisionError"),
         (("class MyNet(nn.Module):", "class MyNet(dict):"), "should be a torch.nn.Module with parameters"),
     ],
 )
-def test_networks_that_are_none(own, change, message):
-    edit(own["model"], *change)
+def test_invalid_networks(files, change, message):
+    edit(files["model"], *change)
     path = Path("my_net.py").resolve()
     assert message.format(path) in refusal(models.create, "my_net.py:MyNet", 5, 16)
 
 
-def test_a_network_gets_what_it_takes(own):
-    edit(own["model"], "image_size: int = 32", "drop_path_rate: float = 0.0")
+def test_a_network_gets_the_arguments_that_it_takes(files):
+    edit(files["model"], "image_size: int = 32", "drop_path_rate: float = 0.0")
     network = models.create("my_net.py:MyNet", 5, 16, drop_path_rate=0.1)
     assert network(torch.zeros(2, 3, 20, 20)).shape == (2, 5)
     assert "takes no argument 'in_chans'" in refusal(models.create, "my_net.py:MyNet", 5, 16, in_chans=1)
@@ -229,22 +233,22 @@ def test_a_network_gets_what_it_takes(own):
         (("torch.arange(400) % 4", "open('no file')"), "failed: FileNotFoundError"),
     ],
 )
-def test_data_sets_that_are_none(own, change, message):
-    edit(own["dataset"], *change)
-    assert message.format(Path("my_data.py").resolve()) in refusal(datasets.load, Dataset(name=own["dataset"]))
+def test_invalid_data_sets(files, change, message):
+    edit(files["dataset"], *change)
+    assert message.format(Path("my_data.py").resolve()) in refusal(datasets.load, Dataset(name=files["dataset"]))
 
 
-def test_a_data_set_is_like_any_other(own):
-    few = datasets.load(Dataset(name=own["dataset"], classes=3, size=24, train_images=30))
+def test_a_data_set_is_like_any_other(files):
+    few = datasets.load(Dataset(name=files["dataset"], classes=3, size=24, train_images=30))
     assert few.class_names == ("none", "row", "column") and few.image_shape == (3, 24, 24)
     assert few.train_labels.bincount().tolist() == [10, 10, 10]
-    assert datasets.spec(own["dataset"]).title == "Bars in noise: none, a horizontal one, a vertical one, or both"
-    assert "cannot be downloaded" in refusal(datasets.download, Dataset(name=own["dataset"]))
+    assert datasets.spec(files["dataset"]).title == "Bars in noise: none, a horizontal one, a vertical one, or both"
+    assert "cannot be downloaded" in refusal(datasets.download, Dataset(name=files["dataset"]))
 
 
-def test_a_data_set_that_draws_from_global_generators_is_always_the_same(own):
-    edit(own["dataset"], "torch.arange(400) % 4", "torch.from_numpy(__import__('numpy').random.randint(0, 4, 400))")
-    one, other = (datasets.load(Dataset(name=own["dataset"])) for _ in range(2))
+def test_a_data_set_that_draws_from_global_generators_is_always_the_same(files):
+    edit(files["dataset"], "torch.arange(400) % 4", "torch.from_numpy(__import__('numpy').random.randint(0, 4, 400))")
+    one, other = (datasets.load(Dataset(name=files["dataset"])) for _ in range(2))
     assert torch.equal(one.train_labels, other.train_labels) and one.train_labels.unique().numel() == 4
 
 
@@ -271,26 +275,26 @@ def views(batches: InMemoryLoader) -> torch.Tensor:
     return torch.stack([found[index] for index in sorted(found)])
 
 
-def test_what_an_image_looks_like_depends_on_itself_and_the_epoch(own):
-    batches = loader(own["augmentation"], 8)
+def test_the_view_of_an_image_depends_on_image_and_epoch_only(files):
+    batches = loader(files["augmentation"], 8)
     first = views(batches)
     assert len(first.mean((1, 2, 3)).unique()) > 30
-    assert torch.equal(first, views(batches)) and torch.equal(first, views(loader(own["augmentation"], 7)))
-    assert torch.equal(first, views(loader(own["augmentation"], 8, autoaugment=False)))
+    assert torch.equal(first, views(batches)) and torch.equal(first, views(loader(files["augmentation"], 7)))
+    assert torch.equal(first, views(loader(files["augmentation"], 8, autoaugment=False)))
     batches.set_epoch(1)
     assert not torch.equal(first, views(batches))
-    assert batches.views == 0  # no logits of a teacher are kept of such views
+    assert batches.view_count == 0  # no logits of a teacher are kept of such views
 
 
-def test_code_that_draws_from_global_generators_repeats(own):
-    edit(own["augmentation"], "random.uniform(1, 1, 1)", "__import__('numpy').random.rand(len(images), 1, 1, 1)")
-    edit(own["augmentation"], "(images * brightness)", "(images * __import__('torch').from_numpy(brightness))")
-    batches = loader(own["augmentation"], 8)
+def test_code_that_draws_from_global_generators_repeats(files):
+    edit(files["augmentation"], "random.uniform(1, 1, 1)", "__import__('numpy').random.rand(len(images), 1, 1, 1)")
+    edit(files["augmentation"], "(images * brightness)", "(images * __import__('torch').from_numpy(brightness))")
+    batches = loader(files["augmentation"], 8)
     first = views(batches)
     torch.manual_seed(1)
     np.random.seed(1)
     assert torch.equal(first, views(batches)) and len(first.unique()) > 20
-    assert not torch.equal(first, views(loader(own["augmentation"], 7)))
+    assert not torch.equal(first, views(loader(files["augmentation"], 7)))
 
 
 def test_random_draws_by_image():
@@ -310,13 +314,13 @@ def test_random_draws_by_image():
         (("random.uniform", "random.uniforms"), "failed: AttributeError"),
     ],
 )
-def test_augmentations_that_are_none(own, change, message):
-    edit(own["augmentation"], *change)
-    assert message in refusal(lambda: next(iter(loader(own["augmentation"], 8))))
+def test_invalid_augmentations(files, change, message):
+    edit(files["augmentation"], *change)
+    assert message in refusal(lambda: next(iter(loader(files["augmentation"], 8))))
 
 
 @pytest.fixture
-def package(own, tmp_path, monkeypatch):
+def package(files, tmp_path, monkeypatch):
     """An installed package that offers one of each, and others under names that are taken."""
     meta = tmp_path / "offering-1.0.dist-info"
     meta.mkdir()
@@ -327,7 +331,7 @@ def package(own, tmp_path, monkeypatch):
         "[kd_bench.augmentations]\naug_of_theirs = my_aug:my_aug\nlost = no_module:x\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield own
+    yield files
     for name in ("my_net", "my_data", "my_aug"):
         sys.modules.pop(name, None)
 
@@ -345,7 +349,7 @@ def test_plug_ins_of_an_installed_package(package):
     assert len(next(iter(loaders(trial, images, torch.device("cpu"))[0])).images) == 64
     for name in ("resnet18", "cifar_resnet8"):
         assert models.resolve(name) and models.source_hash(models.resolve(name)) is None
-    assert datasets.resolved(Dataset(name="digits")).source is None
+    assert datasets.resolve(Dataset(name="digits")).source is None
     assert "leads to no class or function" in refusal(plugins.find, plugins.AUGMENTATION, "lost")
     assert "did you mean 'net_of_theirs'?" in refusal(models.resolve, "net_of_their")
 
@@ -362,32 +366,31 @@ def test_plug_ins_of_an_installed_package(package):
     ],
 )
 def test_rows_and_their_labels(given, label, name):
-    assert common.rows([given], "--method") == {label: name}
+    assert api.method_rows([given], "--method") == {label: name}
 
 
 @pytest.mark.parametrize("given", ["kd=", "", "a.b=kd", "my.py:", "my.py", "my loss.py"])
-def test_rows_that_are_none(given):
+def test_invalid_rows(given):
     assert "should be a method's name, FILE.py:CLASS or LABEL=FILE.py:CLASS" in refusal(
-        common.rows, [given], "--method"
+        api.method_rows, [given], "--method"
     )
 
 
-def test_rows_are_added_to_a_recipe(own):
-    _, _, planned = common.plan(
-        "demo", ["seed=0"], None, ["methods.two.weight=3"], [own["method"], f"two={own['method']}"]
-    )
+def test_rows_are_added_to_a_recipe(files):
+    rows = [files["method"], f"two={files['method']}"]
+    planned = api.plan("demo", methods=rows, only=["seed=0"], overrides=["methods.two.weight=3"]).planned
     assert [cell.label for cell in planned] == [*read_recipe("demo").methods, "my_loss", "two"]
     assert [cell.trial.method.hyperparameters for cell in planned[-2:]] == [{"weight": 1.0}, {"weight": 3.0}]
     assert "there is a row 'kd' already; give it another label: LABEL=my_loss.py:MyLoss" in refusal(
-        common.plan, "demo", None, None, None, ["kd=my_loss.py:MyLoss"]
+        api.with_rows, "demo", ["kd=my_loss.py:MyLoss"], None
     )
-    assert "there is a row 'x' already" in refusal(common.rows, ["x=kd", "x=dkd"], "--method")
-    assert common.folder_name("compare", "./a b.py:x", "t") == "compare-.-a-b.py-x-t"
+    assert "there is a row 'x' already" in refusal(api.method_rows, ["x=kd", "x=dkd"], "--method")
+    assert api.folder_name("compare", "./a b.py:x", "t") == "compare-.-a-b.py-x-t"
 
 
-def test_the_report_says_how_to_repeat_a_row_that_was_added(own):
+def test_the_report_has_the_command_of_an_added_row(files):
     Path("runs").mkdir()
-    part = _of_recipe("demo", Path("runs"), [f"my_own={own['method']}"])
+    part = api.recipe_part("demo", Path("runs"), [f"my_own={files['method']}"])
     cell = next(cell for cell in part.cells if cell.label == "my_own")
-    command = again(TrialLocation(Path(), cell, part.recipe, part.rows))
+    command = training_command(cell, part.recipe, part.methods)
     assert command.startswith("kd-bench run demo --method my_own=my_loss.py:MyLoss --only method=my_own ")

@@ -1,4 +1,4 @@
-"""Every draw is a function of its names, in every process."""
+"""Random numbers are a function of their names, in every process."""
 
 import os
 import subprocess
@@ -14,14 +14,14 @@ NAMES = st.tuples(st.integers(0, 2**31), st.text(min_size=1, max_size=8), st.int
 
 
 def test_values_are_those_of_the_first_release():
-    # Fixed for ever: another value here would make every published result unrepeatable.
+    # Fixed forever: with other values no published result could be reproduced.
     assert seeding.derive(0, "order") == 1518322231948688269
     assert seeding.derive(7, "augment", 3, 11) == 7835834780460333880
 
 
 @given(NAMES, NAMES)
-def test_other_names_give_other_numbers(one, other):
-    assert (seeding.derive(*one) == seeding.derive(*other)) == (one == other)
+def test_different_names_have_different_numbers(names, other):
+    assert (seeding.derive(*names) == seeding.derive(*other)) == (names == other)
 
 
 def test_same_in_another_process_and_under_another_hash_seed():
@@ -29,11 +29,11 @@ def test_same_in_another_process_and_under_another_hash_seed():
         "from kd_bench.utils import seeding; "
         "print(seeding.derive(3, 'order', 5, 7), seeding.generator(3, 'x').initial_seed())"
     )
-    here = f"{seeding.derive(3, 'order', 5, 7)} {seeding.generator(3, 'x').initial_seed()}"
+    expected = f"{seeding.derive(3, 'order', 5, 7)} {seeding.generator(3, 'x').initial_seed()}"
     for hash_seed in ("0", "12345"):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert out.stdout.strip() == here
+        assert out.stdout.strip() == expected
 
 
 def test_generators_do_not_depend_on_what_was_drawn_before():

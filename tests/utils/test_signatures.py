@@ -1,4 +1,4 @@
-"""Reading a class from its source."""
+"""Reading definitions from source."""
 
 import doctest
 from pathlib import Path
@@ -62,14 +62,14 @@ def test_read_classes(tmp_path: Path) -> None:
     assert cool.takes("pair") and cool.takes("rate") and cool.takes("anything, by **rest") and not base.takes("pair")
 
 
-def test_functions_are_read_as_classes_are(tmp_path: Path) -> None:
+def test_read_functions(tmp_path: Path) -> None:
     path = tmp_path / "plugin.py"
     path.write_text('def one(a, b=1, /, c=2, *, d, e=f(1)):\n    """Makes one."""\n\nclass Two: ...\n\nx = 3\n')
     assert list(read_definitions(path)) == ["one", "Two"] and list(read_classes(path)) == ["Two"]
-    one = read_definitions(path)["one"]
-    assert (one.summary, one.positional, one.required) == ("Makes one.", ("a", "b", "c"), {"a", "d"})
-    assert one.keywords["e"].default == NotLiteral("f(1)", 1)
-    assert one.takes("e") and not one.takes("z")
+    function = read_definitions(path)["one"]
+    assert (function.summary, function.positional, function.required) == ("Makes one.", ("a", "b", "c"), {"a", "d"})
+    assert function.keywords["e"].default == NotLiteral("f(1)", 1)
+    assert function.takes("e") and not function.takes("z")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""Random crop, flip, cutout and erasing of a whole batch at once, on the device it lies on, and normalisation."""
+"""Random crop, flip, cutout and erasing of a whole batch at once, on its device, and normalisation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -14,54 +15,59 @@ from kd_bench.utils import seeding
 #: Random erasing as published: the rectangle's area as a fraction of the image's, and its height by its width.
 ERASED_AREA = (0.02, 0.4)
 ERASED_ASPECT = (0.3, 1 / 0.3)
-#: Rectangles drawn for an image, of which the first that fits is taken: about 24 of 25 do, if the image is square.
+#: Rectangles drawn for an image; the first that fits is used. About 24 of 25 fit a square image.
 _ERASE_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What an epoch's augmentation does with every image of a set, in the set's order."""
+class ImageParams:
+    """Base of random parameters of an augmentation: tensors with one row per image."""
+
+    def select(self, index: Tensor) -> Self:
+        """Returns the parameters of these images."""
+        return replace(self, **{name: tensor[index] for name, tensor in vars(self).items()})
+
+    def to(self, device: torch.device) -> Self:
+        """Moves the tensors to a device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class CropFlipParams(ImageParams):
+    """Crop and flip of every image of a set in one epoch, in the set's order."""
 
     offsets: Tensor
     """(N, 2) int64: row and column of the crop's upper left corner in the padded image."""
     flips: Tensor
     """(N,) bool: whether the crop is mirrored."""
 
-    def of(self, index: Tensor) -> Draws:
-        """The draws of these images only."""
-        return Draws(self.offsets[index], self.flips[index])
-
-    def to(self, device: torch.device) -> Draws:
-        """The same on a device."""
-        return Draws(self.offsets.to(device), self.flips.to(device))
-
-    def numbers(self, crop: int) -> Tensor:
-        """(N,) int64 in [0, ``view_count(crop)``): equal numbers are the same crop, flipped alike."""
+    def view_ids(self, crop: int) -> Tensor:
+        """(N,) int64 in [0, ``view_count(crop)``): equal numbers are the same crop and flip."""
         return (self.offsets[:, 0] * (2 * crop + 1) + self.offsets[:, 1]) * 2 + self.flips
 
 
 def view_count(crop: int) -> int:
-    """How many views of an image crop and flip can give, with ``crop`` pixels of padding."""
+    """Returns the number of different views that crop and flip make of an image with ``crop`` pixels of padding."""
     return 2 * (2 * crop + 1) ** 2
 
 
-def draw(seed: int, epoch: int, size: int, crop: int) -> Draws:
-    """An epoch's draws for a set of ``size`` images and a crop with ``crop`` pixels of padding.
+def draw_crop_flip(seed: int, epoch: int, size: int, crop: int) -> CropFlipParams:
+    """Draws an epoch's parameters for a set of ``size`` images and ``crop`` pixels of padding.
 
     The flips do not depend on ``crop``.
     """
     generator = seeding.generator(seed, seeding.AUGMENT, epoch)
     flips = torch.rand(size, generator=generator) < 0.5
     offsets = torch.randint(0, 2 * crop + 1, (size, 2), generator=generator)
-    return Draws(offsets, flips)
+    return CropFlipParams(offsets, flips)
 
 
-def crop_and_flip(images: Tensor, draws: Draws, crop: int) -> Tensor:
-    """Pads every image with ``crop`` zeros on each side, cuts it back to its size at its offset, mirrors it if drawn.
+def crop_and_flip(images: Tensor, params: CropFlipParams, crop: int) -> Tensor:
+    """Pads every image with ``crop`` zeros on each side, cuts it back to its size at its offset, and mirrors it.
 
     Args:
         images: (B, C, H, W), before normalisation, so that the padding is black.
-        draws: Those of these B images.
+        params: Those of these B images.
         crop: Pixels of padding.
 
     Returns:
@@ -69,8 +75,8 @@ def crop_and_flip(images: Tensor, draws: Draws, crop: int) -> Tensor:
     """
     count, channels, height, width = images.shape
     across = torch.arange(width, device=images.device)
-    rows = draws.offsets[:, :1] + torch.arange(height, device=images.device)
-    columns = draws.offsets[:, 1:] + torch.where(draws.flips[:, None], width - 1 - across, across)
+    rows = params.offsets[:, :1] + torch.arange(height, device=images.device)
+    columns = params.offsets[:, 1:] + torch.where(params.flips[:, None], width - 1 - across, across)
     # Row and column as one number: a gather along one axis is three times as fast as indexing with two.
     source = (rows[:, :, None] * (width + 2 * crop) + columns[:, None, :]).view(count, 1, height * width)
     padded = F.pad(images, (crop, crop, crop, crop)).flatten(2)
@@ -78,18 +84,18 @@ def crop_and_flip(images: Tensor, draws: Draws, crop: int) -> Tensor:
 
 
 class Normalise:
-    """uint8 images to float32 as torchvision's ``to_tensor`` and ``normalize`` do it, to the last bit.
+    """Converts uint8 images to float32 with the same bits as torchvision's ``to_tensor`` and ``normalize``.
 
     Args:
         mean: Of the channels, for images scaled to 0..1.
         std: Of the channels, for images scaled to 0..1.
-        device: Where the images lie.
+        device: Device of the images.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
-        # On the device because CUDA multiplies by the reciprocal of a number that is not, which rounds differently.
+        # On the device because CUDA multiplies by the reciprocal of a Python number, which rounds differently.
         self.white = torch.tensor(255.0, device=device)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -98,7 +104,7 @@ class Normalise:
 
 
 def draw_cutout(seed: int, epoch: int, size: int, side: int, height: int, width: int) -> Tensor:
-    """An epoch's squares of cutout, as boxes for ``blank``.
+    """Draws an epoch's squares of cutout, as boxes for ``zero_boxes``.
 
     DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout" (2017): the centre is any
     pixel, so that a square can lie partly outside the image.
@@ -121,7 +127,7 @@ def draw_cutout(seed: int, epoch: int, size: int, side: int, height: int, width:
 
 
 def draw_erasing(seed: int, epoch: int, size: int, probability: float, height: int, width: int) -> Tensor:
-    """An epoch's rectangles of random erasing, as boxes for ``blank``; images that keep all pixels have an empty one.
+    """Draws an epoch's rectangles of random erasing, as boxes for ``zero_boxes``; empty ones erase nothing.
 
     Zhong et al., "Random Erasing Data Augmentation" (2020), with the published ranges: area uniform in ``ERASED_AREA``,
     aspect uniform in ``ERASED_ASPECT``, drawn again while the rectangle is larger than the image, then anywhere in it.
@@ -139,19 +145,19 @@ def draw_erasing(seed: int, epoch: int, size: int, probability: float, height: i
         (N, 4) int64.
     """
     generator = seeding.generator(seed, seeding.ERASE, epoch)
-    chosen = torch.rand(size, generator=generator) < probability
+    erased = torch.rand(size, generator=generator) < probability
     area = torch.empty(size, _ERASE_ATTEMPTS).uniform_(*ERASED_AREA, generator=generator) * height * width
     aspect = torch.empty(size, _ERASE_ATTEMPTS).uniform_(*ERASED_ASPECT, generator=generator)
     sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=2).round().to(torch.int64)
     fits = (sides <= torch.tensor([height, width])).all(2)
-    sides = sides[torch.arange(size), fits.to(torch.uint8).argmax(1)] * (chosen & fits.any(1))[:, None]
+    sides = sides[torch.arange(size), fits.to(torch.uint8).argmax(1)] * (erased & fits.any(1))[:, None]
     room = torch.tensor([height, width]) - sides + 1
     corner = torch.randint(2**40, (size, 2), generator=generator) % room
     return torch.cat([corner, corner + sides], dim=1)
 
 
-def inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in a box.
+def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Returns which pixels lie in a box.
 
     Args:
         boxes: (B, 4) int64: top, left, bottom, right; the last two are the first row and column that are outside. They
@@ -168,11 +174,11 @@ def inside(boxes: Tensor, height: int, width: int) -> Tensor:
     return ((rows >= top) & (rows < bottom)) & ((columns >= left) & (columns < right))
 
 
-def blank(images: Tensor, boxes: Tensor) -> Tensor:
-    """Sets the pixels in the boxes to 0, which of normalised images is the mean colour; in place.
+def zero_boxes(images: Tensor, boxes: Tensor) -> Tensor:
+    """Sets the pixels in the boxes to 0, the mean colour of normalised images; in place.
 
     Args:
         images: (B, C, H, W), normalised.
-        boxes: (B, 4) as ``inside`` takes them.
+        boxes: (B, 4) as for ``box_mask``.
     """
-    return images.masked_fill_(inside(boxes, *images.shape[2:]), 0.0)
+    return images.masked_fill_(box_mask(boxes, *images.shape[2:]), 0.0)

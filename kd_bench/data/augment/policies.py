@@ -1,8 +1,8 @@
 """AutoAugment and RandAugment of a whole batch at once, with torchvision's operations.
 
-The choices are drawn for every image of the set; of a batch, the images that a choice has in common are then changed
-together. Ranges and operations are those of ``torchvision.transforms.v2``: nearest neighbour, and black where an image
-was moved away.
+The operations are drawn for every image of the set; the images of a batch that have the same operation are then changed
+together. Ranges and operations are those of ``torchvision.transforms.v2``: nearest neighbour, and black pixels where an
+image was moved away.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from kd_bench.config.data import Augment, RandAugment
 from kd_bench.utils import seeding
 
-#: Strengths that AutoAugment's magnitudes count.
+#: Number of strengths that AutoAugment's magnitudes index.
 _AUTOAUGMENT_BINS = 10
 
 #: AutoAugment's policy for CIFAR-10 (Cubuk et al., 2019, appendix): pairs of operation, probability and magnitude.
@@ -49,25 +49,7 @@ CIFAR10_POLICY = (
     (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 0)),
 )
 
-#: What RandAugment draws from.
-RANDAUGMENT_OPERATIONS = (
-    "Identity",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Rotate",
-    "Brightness",
-    "Color",
-    "Contrast",
-    "Sharpness",
-    "Posterize",
-    "Solarize",
-    "AutoContrast",
-    "Equalize",
-)
-
-#: The strongest of the operations that can go either way; for translations as a fraction of the image's side.
+#: Largest strength of the operations that have a sign; for translations as a fraction of the image's side.
 _SIGNED = {
     "ShearX": 0.3,
     "ShearY": 0.3,
@@ -80,27 +62,28 @@ _SIGNED = {
     "Sharpness": 0.9,
 }
 
-_IDENTITY = ("Identity", 0.0)
+#: Operations that RandAugment draws from.
+RANDAUGMENT_OPERATIONS = ("Identity", *_SIGNED, "Posterize", "Solarize", "AutoContrast", "Equalize")
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What a policy does with every image of a set in an epoch, in the set's order.
+class PolicyParams:
+    """A policy's operations for every image of a set in one epoch, in the set's order.
 
-    Kept on the CPU, where a batch is sorted by choice: asking a GPU how many images chose what would make it wait.
+    Kept on the CPU, where a batch is sorted by operation: reading the counts from a GPU would make the CPU wait.
     """
 
     steps: Tensor
-    """(N, S) int64: places in ``operations`` of what is done to each image, one after the other."""
+    """(N, S) int64: indices in ``operations`` of the operations on each image, one after the other."""
     operations: tuple[tuple[str, float], ...]
-    """Name and strength, with its sign, of every operation that can be chosen; the first does nothing."""
+    """Name and signed strength of every possible operation; the first does nothing."""
 
 
-def draw(augment: Augment, seed: int, epoch: int, size: int, height: int, width: int) -> Choices | None:
-    """An epoch's choices for a set of ``size`` images; None without a policy.
+def draw_policy(augment: Augment, seed: int, epoch: int, size: int, height: int, width: int) -> PolicyParams | None:
+    """Draws an epoch's operations for a set of ``size`` images; None without a policy.
 
     Args:
-        augment: Says which policy.
+        augment: The settings.
         seed: The trial's seed.
         epoch: From 0.
         size: N.
@@ -115,44 +98,47 @@ def draw(augment: Augment, seed: int, epoch: int, size: int, height: int, width:
     return None
 
 
-def _autoaugment(generator: torch.Generator, size: int, height: int, width: int) -> Choices:
-    numbers = {_IDENTITY: 0}
-    rows = []
-    for pair in CIFAR10_POLICY:
-        both = [_either_way(name, magnitude, _AUTOAUGMENT_BINS, height, width) for name, _, magnitude in pair]
-        rows.append([[numbers.setdefault(one, len(numbers)) for one in ways] for ways in both])
-    table = torch.tensor(rows)
+def _autoaugment(generator: torch.Generator, size: int, height: int, width: int) -> PolicyParams:
+    entries = [(name, magnitude) for pair in CIFAR10_POLICY for name, _, magnitude in pair]
+    table, operations = _index_operations(entries, _AUTOAUGMENT_BINS, height, width)
     probability = torch.tensor([[probability for _, probability, _ in pair] for pair in CIFAR10_POLICY])
 
-    policy = torch.randint(len(table), (size,), generator=generator)
-    applied = torch.rand((size, 2), generator=generator) < probability[policy]
+    pair = torch.randint(len(CIFAR10_POLICY), (size,), generator=generator)
+    applied = torch.rand((size, 2), generator=generator) < probability[pair]
     negative = torch.randint(2, (size, 2), generator=generator)
-    steps = table[policy[:, None], torch.arange(2), negative]
-    return Choices(torch.where(applied, steps, 0), tuple(numbers))
+    steps = table.view(-1, 2, 2)[pair[:, None], torch.arange(2), negative]
+    return PolicyParams(torch.where(applied, steps, 0), operations)
 
 
-def _randaugment(generator: torch.Generator, settings: RandAugment, size: int, height: int, width: int) -> Choices:
-    numbers = {_IDENTITY: 0}
-    rows = []
-    for name in RANDAUGMENT_OPERATIONS:
-        ways = _either_way(name, settings.magnitude, settings.bins, height, width)
-        rows.append([numbers.setdefault(one, len(numbers)) for one in ways])
-    table = torch.tensor(rows)
-
+def _randaugment(generator: torch.Generator, settings: RandAugment, size: int, height: int, width: int) -> PolicyParams:
+    entries = [(name, settings.magnitude) for name in RANDAUGMENT_OPERATIONS]
+    table, operations = _index_operations(entries, settings.bins, height, width)
     shape = (size, settings.operations)
-    chosen = torch.randint(len(table), shape, generator=generator)
+    entry = torch.randint(len(table), shape, generator=generator)
     negative = torch.randint(2, shape, generator=generator)
-    return Choices(table[chosen, negative], tuple(numbers))
+    return PolicyParams(table[entry, negative], operations)
 
 
-def _either_way(name: str, magnitude: int, bins: int, height: int, width: int) -> list[tuple[str, float]]:
-    """The operation with its strength, and with the strength's sign changed where it has one."""
+def _index_operations(
+    entries: list[tuple[str, int]], bins: int, height: int, width: int
+) -> tuple[Tensor, tuple[tuple[str, float], ...]]:
+    """Returns a table (entries, 2), the index of each entry's positive and negative operation, and all operations."""
+    numbers = {("Identity", 0.0): 0}
+    table = [
+        [numbers.setdefault(operation, len(numbers)) for operation in _both_signs(name, magnitude, bins, height, width)]
+        for name, magnitude in entries
+    ]
+    return torch.tensor(table), tuple(numbers)
+
+
+def _both_signs(name: str, magnitude: int, bins: int, height: int, width: int) -> list[tuple[str, float]]:
+    """Returns the operation with its strength and with the negative strength; twice the same if it has no sign."""
     if name in _SIGNED:
         strongest = _SIGNED[name] * {"TranslateX": width, "TranslateY": height}.get(name, 1)
         strength = float(torch.linspace(0.0, strongest, bins)[magnitude])
         return [(name, strength), (name, -strength)]
     if name == "Posterize":
-        # Bits that are kept. Not Python's round: torchvision divides in single precision, and halves decide.
+        # Number of bits left. Not Python's round: torchvision divides in single precision, which matters for halves.
         strength = float((8 - torch.arange(bins) / ((bins - 1) / 4)).round()[magnitude])
     elif name == "Solarize":
         strength = float(torch.linspace(1.0, 0.0, bins)[magnitude])
@@ -161,13 +147,13 @@ def _either_way(name: str, magnitude: int, bins: int, height: int, width: int) -
     return [(name, strength)] * 2
 
 
-def apply(images: Tensor, steps: Tensor, operations: tuple[tuple[str, float], ...]) -> Tensor:
-    """Does to every image what was chosen for it.
+def apply_policy(images: Tensor, steps: Tensor, operations: tuple[tuple[str, float], ...]) -> Tensor:
+    """Applies to every image the operations drawn for it.
 
     Args:
         images: (B, 3, H, W) uint8.
-        steps: (B, S) int64, on the CPU: the rows of ``Choices.steps`` that belong to these images.
-        operations: As ``Choices.operations``.
+        steps: (B, S) int64, on the CPU: the rows of ``PolicyParams.steps`` of these images.
+        operations: ``PolicyParams.operations``.
 
     Returns:
         (B, 3, H, W) uint8.
@@ -186,7 +172,7 @@ def apply(images: Tensor, steps: Tensor, operations: tuple[tuple[str, float], ..
 
 
 def _operate(images: Tensor, name: str, strength: float) -> Tensor:
-    """One operation on images that all have it in common."""
+    """Applies one operation to all images."""
     from torchvision.transforms.v2 import functional as F
 
     match name:
@@ -203,22 +189,14 @@ def _operate(images: Tensor, name: str, strength: float) -> Tensor:
             return F.affine(images, angle=0.0, translate=translate, scale=1.0, shear=[0.0, 0.0])
         case "Rotate":
             return F.rotate(images, angle=strength)
-        case "Brightness":
-            return F.adjust_brightness(images, brightness_factor=1.0 + strength)
         case "Color":
-            return F.adjust_saturation(images, saturation_factor=1.0 + strength)
-        case "Contrast":
-            return F.adjust_contrast(images, contrast_factor=1.0 + strength)
-        case "Sharpness":
-            return F.adjust_sharpness(images, sharpness_factor=1.0 + strength)
+            return F.adjust_saturation(images, 1.0 + strength)
+        case "Brightness" | "Contrast" | "Sharpness":
+            return getattr(F, f"adjust_{name.lower()}")(images, 1.0 + strength)
         case "Posterize":
             return F.posterize(images, bits=int(strength))
         case "Solarize":
             return F.solarize(images, threshold=255.0 * strength)
-        case "AutoContrast":
-            return F.autocontrast(images)
-        case "Equalize":
-            return F.equalize(images)
-        case "Invert":
-            return F.invert(images)
+        case "AutoContrast" | "Equalize" | "Invert":
+            return getattr(F, name.lower())(images)
     raise ValueError(f"no operation {name}")

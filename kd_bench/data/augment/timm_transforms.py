@@ -1,7 +1,7 @@
-"""timm's transforms of one image and its mixing of a batch, with every draw made by name.
+"""timm's transforms of one image and its mixing of a batch, with reproducible random numbers.
 
-timm draws from the global generators of Python, NumPy and torch. They are seeded by name before each image and put back
-afterwards, so that what an image looks like depends neither on what was drawn before nor on the process.
+timm draws from the global generators of Python, NumPy and torch. They are seeded before each image and restored
+afterwards, so that an augmented image depends neither on earlier draws nor on the process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms import Compose
 
 from kd_bench.config.data import Pipeline
-from kd_bench.data.decoding import picture
+from kd_bench.data.decoding import decode_image
 from kd_bench.utils import seeding
 
 _IMAGE = f"{seeding.AUGMENT}/image"
@@ -30,35 +30,34 @@ _BATCH = f"{seeding.MIX}/batch"
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Puts the global generators back to what they were."""
-    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+def preserve_rng_state() -> Iterator[None]:
+    """Restores the states of the global generators at the end."""
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.random.set_rng_state(torchs)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.random.set_rng_state(torch_state)
 
 
 def seed_globals(seed: int, stream: str, epoch: int, step: int) -> None:
-    """Seeds the global generators of Python, NumPy and torch's CPU.
+    """Seeds the global generators of Python, NumPy and torch's CPU, each with another number.
 
-    Each with a number of its own: Python's and NumPy's are the same generator, and from the same number would draw the
-    same.
+    Python and NumPy have the same kind of generator, which would draw the same from the same number.
     """
     random.seed(seeding.derive(seed, f"{stream}/python", epoch, step))
     np.random.seed(np.frombuffer(seeding.derive(seed, f"{stream}/numpy", epoch, step).to_bytes(8, "little"), "<u4"))
-    # torch.manual_seed would also reach for the GPUs, which workers must not.
+    # torch.manual_seed would also initialise the GPUs, which workers must not.
     torch.default_generator.manual_seed(seeding.derive(seed, f"{stream}/torch", epoch, step))
 
 
 class TrainTransform:
-    """What happens to a training image up to normalisation, and where it is to be erased after that.
+    """Augments a training image up to normalisation, and draws the box to erase after that.
 
     Args:
         pipeline: The settings.
-        mean: The data set's, which fills what a policy moves into the image.
+        mean: The data set's mean, the colour of the pixels where a policy moved the image away.
         seed: The trial's seed.
     """
 
@@ -75,32 +74,32 @@ class TrainTransform:
             auto_augment=pipeline.auto_augment,
             interpolation=pipeline.interpolation,
             mean=mean,
-            use_prefetcher=True,  # that is, uint8 and not normalised
+            use_prefetcher=True,  # uint8, not normalised
         )
-        _keep_no_bits(self._transform)
+        _allow_zero_bits(self._transform)
         self._erasing = None if pipeline.erase is None else RandomErasing(pipeline.erase, device="cpu")
 
     def __call__(self, encoded: bytes, epoch: int, index: int, repeat: int) -> tuple[Tensor, Tensor]:
-        """Must be called inside ``undisturbed``.
+        """Must be called inside ``preserve_rng_state``.
 
         Args:
             encoded: The file's content.
             epoch: From 0.
-            index: By which the draws are known, with ``epoch`` and ``repeat``.
-            repeat: Which of the image's appearances in the epoch it is, from 0.
+            index: Seeds the draws, with ``epoch`` and ``repeat``.
+            repeat: Number of the image's repeat in the epoch, from 0.
 
         Returns:
-            (3, size, size) uint8; and (4,) int64, the box to erase, as
-            ``kd_bench.data.augment.crop_flip.blank`` takes it.
+            (3, size, size) uint8; and (4,) int64, the box to erase, for
+            ``kd_bench.data.augment.crop_flip.zero_boxes``.
 
         Raises:
             BadImage: It cannot be decoded.
         """
-        whole = picture(encoded)
+        decoded = decode_image(encoded)
         seed_globals(self.seed, f"{_IMAGE}/{repeat}", epoch, index)
-        image, box = self._transform(whole), torch.zeros(4, dtype=torch.int64)
+        image, box = self._transform(decoded), torch.zeros(4, dtype=torch.int64)
         if self._erasing is not None:
-            # timm draws the box while it erases; here that is done on a mask, and to the image on the device.
+            # timm draws the box while it erases. Erasing a mask shows the box; the image is erased on the device.
             mask = self._erasing(torch.ones(1, self.size, self.size, dtype=torch.uint8))[0] == 0
             rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
             if len(rows):
@@ -108,20 +107,20 @@ class TrainTransform:
         return image, box
 
 
-def _keep_no_bits(transform: Compose) -> None:
-    """Lets the policy's posterising go down to no bits at all, as timm means it; newer versions of Pillow refuse to."""
+def _allow_zero_bits(transform: Compose) -> None:
+    """Lets the policy's posterising reach zero bits, as timm intends; newer versions of Pillow refuse zero."""
     for step in transform.transforms:
         for operation in (*getattr(step, "ops", ()), *chain.from_iterable(getattr(step, "policy", ()))):
             if operation.aug_fn is auto_augment.posterize:
                 operation.aug_fn = _posterize
 
 
-def _posterize(image: Image.Image, bits: int, **others: Any) -> Image.Image:
-    return auto_augment.posterize(image, bits, **others) if bits else Image.new(image.mode, image.size)
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    return auto_augment.posterize(image, bits, **options) if bits else Image.new(image.mode, image.size)
 
 
 class EvaluationTransform:
-    """The middle of a test image.
+    """Resizes a test image and cuts out its middle.
 
     Args:
         pipeline: The settings.
@@ -137,12 +136,12 @@ class EvaluationTransform:
         )
 
     def __call__(self, encoded: bytes, epoch: int, index: int, repeat: int) -> tuple[Tensor, Tensor]:
-        """As ``TrainTransform``, but nothing is drawn."""
-        return self._transform(picture(encoded)), torch.zeros(4, dtype=torch.int64)
+        """Returns the same as ``TrainTransform``; draws nothing, and the box is empty."""
+        return self._transform(decode_image(encoded)), torch.zeros(4, dtype=torch.int64)
 
 
-class Mixing:
-    """timm's mixup and cutmix, by one draw a batch, and its smoothing of labels.
+class TimmMixup:
+    """timm's mixup and cutmix, with one draw per batch, and its label smoothing.
 
     Args:
         pipeline: The settings.
@@ -164,19 +163,19 @@ class Mixing:
         )
 
     def __call__(self, images: Tensor, labels: Tensor, epoch: int, number: int) -> Tensor:
-        """Mixes the images in place, each with the one at the same distance from the batch's other end.
+        """Mixes the images in place, each with the image at the same distance from the batch's other end.
 
         Args:
-            images: (B, 3, H, W), normalised, or some of a batch together with their partners.
+            images: (B, 3, H, W), normalised, or a part of a batch that has both images of each pair.
             labels: (B,) int64.
             epoch: From 0.
-            number: By which the draw is known, with ``epoch``.
+            number: Seeds the draw, with ``epoch``.
 
         Returns:
-            The labels, (B, K) float where they are mixed or smoothed.
+            The labels, (B, K) float if they are mixed or smoothed.
         """
         if self._mixup:
-            with undisturbed():
+            with preserve_rng_state():
                 seed_globals(self.seed, _BATCH, epoch, number)
                 return self._mixup(images, labels)[1]
         return mixup_target(labels, self.num_classes, smoothing=self.smoothing) if self.smoothing else labels

@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_bench.data.sources import find_files
-from kd_bench.data.sources.find_files import Layout
+from kd_bench.data.dataset_spec import DatasetSpec
+from kd_bench.data.sources import _find_files
+from kd_bench.data.sources._find_files import SplitFiles
 from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
     from kd_bench.config.data import Dataset
     from kd_bench.data.array_dataset import ArrayDataset
-    from kd_bench.data.dataset_spec import DatasetSpec
     from kd_bench.data.decoded_cache import Allocate, Decoded
 
 
 @dataclass(frozen=True)
 class _Original:
-    """The authors' files, and what they and the hub call things in them."""
+    """Names in the authors' files."""
 
+    torchvision: str
+    """torchvision's class."""
     folder: str
-    hub: str
     train: tuple[str, ...]
     test: tuple[str, ...]
     meta: str
-    keys: tuple[str, ...]
-    """Of the labels, a kind each."""
-    names: tuple[str, ...]
-    """Of the classes' names, a kind each."""
-    columns: tuple[str, ...]
-    """Of the labels in the hub's files, a kind each."""
+    kinds: tuple[str, ...]
+    """Kinds of label: columns in the hub's files; with endings, keys in the authors'."""
 
     @property
     def archive(self) -> str:
@@ -41,115 +38,118 @@ class _Original:
 
 _ORIGINALS = {
     "cifar10": _Original(
+        torchvision="CIFAR10",
         folder="cifar-10-batches-py",
-        hub="uoft-cs/cifar10",
         train=tuple(f"data_batch_{number}" for number in range(1, 6)),
         test=("test_batch",),
         meta="batches.meta",
-        keys=("labels",),
-        names=("label_names",),
-        columns=("label",),
+        kinds=("label",),
     ),
     "cifar100": _Original(
+        torchvision="CIFAR100",
         folder="cifar-100-python",
-        hub="uoft-cs/cifar100",
         train=("train",),
         test=("test",),
         meta="meta",
-        keys=("fine_labels", "coarse_labels"),
-        names=("fine_label_names", "coarse_label_names"),
-        columns=("fine_label", "coarse_label"),
+        kinds=("fine_label", "coarse_label"),
     ),
 }
 
+# Mean and std are those that the published teachers were trained with: of all pixels of all training images. For
+# CIFAR-10 one also finds std 0.2023 0.1994 0.2010, the mean of the images' own. CIFAR-100's differ from the exact ones
+# in the fourth digit.
+_CIFAR10 = DatasetSpec(
+    name="cifar10",
+    title="CIFAR-10",
+    num_classes=10,
+    image_size=32,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    crop=4,
+    train_size=50_000,
+    test_size=10_000,
+    source="A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; "
+    "https://www.cs.toronto.edu/~kriz/cifar.html",
+    downloadable=True,
+    hub=("uoft-cs/cifar10", "test"),
+)
+_CIFAR100 = replace(
+    _CIFAR10,
+    name="cifar100",
+    title="CIFAR-100",
+    num_classes=100,
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
+    labels=("fine", "coarse"),
+    label_classes=(100, 20),
+    options=("labels",),
+    hub=("uoft-cs/cifar100", "test"),
+)
+SPECS = (_CIFAR10, _CIFAR100)
 
-def locate(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str:
-    """Where the images are.
 
-    Raises:
-        UserError: They are not there, or some files are missing.
-    """
-    return str(_find(spec, data_dir))
+def find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> SplitFiles:
+    """Returns the hub's files, else the authors'."""
+    original = _ORIGINALS[spec.name]
+    files = _search(spec, data_dir)
+    if files is None:
+        parquet, folders = _parquet_folders(spec, data_dir), _pickle_folders(spec, data_dir)
+        raise _find_files.not_found(spec, data_dir, parquet, folders, f"uoft-cs/{spec.name}", original.archive)
+    for file in (*files.train, *files.test):
+        if not file.is_file() and not _is_parquet(files.train):
+            raise UserError(f"{files.folder}: has no file {file.name!r}; unpack {original.archive} again")
+    return files
 
 
-def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> ArrayDataset:
-    """Both splits, in the order of the files; decoded once and then taken from the cache.
-
-    Raises:
-        UserError: The files are not there, or damaged.
-    """
+def load(spec: DatasetSpec, dataset: Dataset, files: SplitFiles) -> ArrayDataset:
+    """Loads both splits, in the order of the files; decoded once and then taken from the cache."""
     from kd_bench.data import decoded_cache
     from kd_bench.data.array_dataset import ArrayDataset
 
-    found = _find(spec, data_dir)
     kind = spec.labels.index(dataset.labels) if dataset.labels else 0
     train, test = (
-        decoded_cache.load(f"{spec.name}-{split}", decoded_cache.facts(sources), partial(_decode, spec, found, sources))
-        for split, sources in (("train", found.train), ("test", found.test))
+        decoded_cache.load(f"{spec.name}-{split}", decoded_cache.file_fingerprint(paths), partial(_decode, spec, paths))
+        for split, paths in (("train", files.train), ("test", files.test))
     )
     if train.class_names != test.class_names:
-        raise UserError(f"{found.folder}: training and test files do not name the same classes; get them again")
-    return ArrayDataset.of(spec, train, test, train.class_names[kind], kind)
+        raise UserError(f"{files.folder}: training and test files do not name the same classes; get them again")
+    return ArrayDataset.from_decoded(spec, train, test, train.class_names[kind], kind)
 
 
 def download(spec: DatasetSpec, data_dir: Path) -> None:
-    """Gets the authors' files by torchvision, unless they or the hub's are there; damaged ones are replaced.
-
-    Raises:
-        UserError: The folder cannot be written, or the hub's files are there in part.
-        RunFailed: They cannot be reached, or their checksum is not the published one.
-    """
+    """Downloads the authors' files with torchvision, unless they or the hub's are there; replaces damaged ones."""
     from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-    from kd_bench.data.sources.archives import sentences
+    from kd_bench.data.sources._archives import explain_errors
 
-    found = _search(spec, data_dir)
-    if found is not None and found.kind == "parquet":
+    files = _search(spec, data_dir)
+    if files is not None and _is_parquet(files.train):
         return
-    folder = found.folder if found else data_dir / spec.name / _ORIGINALS[spec.name].folder
+    folder = files.folder if files else data_dir / spec.name / _ORIGINALS[spec.name].folder
     if all(check_integrity(folder / name, md5) for name, md5 in _checksums(spec).items()):
         return
-    known = _torchvisions(spec)
-    with sentences(known.url, folder.parent):
+    published = _torchvision_class(spec)
+    with explain_errors(published.url, folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        download_and_extract_archive(known.url, folder.parent, filename=known.filename, md5=known.tgz_md5)
+        download_and_extract_archive(published.url, folder.parent, filename=published.filename, md5=published.tgz_md5)
 
 
-def _find(spec: DatasetSpec, data_dir: Path) -> Layout:
-    original = _ORIGINALS[spec.name]
-    found = _search(spec, data_dir)
-    if found is None:
-        raise UserError(
-            f"{spec.name} is not there: looked for train-*.parquet in "
-            f"{', '.join(map(str, _parquet_folders(spec, data_dir)))} and for "
-            f"{' and '.join(map(str, _pickle_folders(spec, data_dir)))}; get it with "
-            f"`kd-bench data fetch {spec.name}` or "
-            f"`hf download {original.hub} --repo-type dataset --local-dir {data_dir / spec.name}` or unpack "
-            f"{original.archive} in {data_dir}, or say with --data or KD_BENCH_DATA where it is"
-        )
-    if found.kind != "parquet":
-        for file in (*found.train, *found.test):
-            if not file.is_file():
-                raise UserError(f"{found.folder}: has no file {file.name!r}; unpack {original.archive} again")
-    return found
-
-
-def _search(spec: DatasetSpec, data_dir: Path) -> Layout | None:
-    if found := find_files.parquet(_parquet_folders(spec, data_dir)):
-        return found
+def _search(spec: DatasetSpec, data_dir: Path) -> SplitFiles | None:
+    if files := _find_files.find_parquet(_parquet_folders(spec, data_dir)):
+        return files
     original = _ORIGINALS[spec.name]
     for folder in _pickle_folders(spec, data_dir):
         if folder.is_dir():
             train, test = (
                 tuple(folder / name for name in (*names, original.meta)) for names in (original.train, original.test)
             )
-            return Layout("torchvision files", folder, train, test)
+            return SplitFiles(f"torchvision files in {folder}", folder, train, test)
     return None
 
 
 def _parquet_folders(spec: DatasetSpec, data_dir: Path) -> tuple[Path, ...]:
-    # "plain_text" is the folder that the hub's copy of CIFAR-10 has them in.
-    return find_files.parquet_folders(spec, data_dir, inner=("plain_text",))
+    # "plain_text" is the folder of the hub's copy of CIFAR-10.
+    return _find_files.parquet_folders(spec, data_dir, inner=("plain_text",))
 
 
 def _pickle_folders(spec: DatasetSpec, data_dir: Path) -> list[Path]:
@@ -157,57 +157,61 @@ def _pickle_folders(spec: DatasetSpec, data_dir: Path) -> list[Path]:
     return [data_dir / spec.name / name, data_dir / name, *([data_dir] if data_dir.name == name else [])]
 
 
-def _decode(spec: DatasetSpec, found: Layout, sources: tuple[Path, ...], allocate: Allocate) -> Decoded:
-    if found.kind != "parquet":
-        return _read_pickles(spec, sources, allocate)
-    from kd_bench.data.sources import parquet_reader
+def _is_parquet(paths: tuple[Path, ...]) -> bool:
+    return paths[0].suffix == ".parquet"
+
+
+def _decode(spec: DatasetSpec, paths: tuple[Path, ...], allocate: Allocate) -> Decoded:
+    if not _is_parquet(paths):
+        return _read_pickles(spec, paths, allocate)
+    from kd_bench.data.sources import _parquet_reader
 
     classes = spec.label_classes or (spec.num_classes,)
-    columns = dict(zip(_ORIGINALS[spec.name].columns, classes, strict=True))
-    return parquet_reader.read(sources, columns, allocate, spec.image_size, native=spec.image_size)
+    columns = dict(zip(_ORIGINALS[spec.name].kinds, classes, strict=True))
+    return _parquet_reader.read(paths, columns, allocate, spec.image_size, native_size=spec.image_size)
 
 
-def _torchvisions(spec: DatasetSpec) -> Any:
-    from torchvision.datasets import CIFAR10, CIFAR100
+def _torchvision_class(spec: DatasetSpec) -> Any:
+    from torchvision import datasets
 
-    return {"cifar10": CIFAR10, "cifar100": CIFAR100}[spec.name]
+    return getattr(datasets, _ORIGINALS[spec.name].torchvision)
 
 
 def _checksums(spec: DatasetSpec) -> dict[str, str]:
-    """The published MD5 of every file, as torchvision has them."""
-    known = _torchvisions(spec)
-    return dict([*known.train_list, *known.test_list, (known.meta["filename"], known.meta["md5"])])
+    """Returns the published MD5 of every file, as torchvision has them."""
+    published = _torchvision_class(spec)
+    return dict([*published.train_list, *published.test_list, (published.meta["filename"], published.meta["md5"])])
 
 
-def _read_pickles(spec: DatasetSpec, sources: tuple[Path, ...], allocate: Allocate) -> Decoded:
-    """Unpickles the authors' files; none whose checksum is not the published one.
+def _read_pickles(spec: DatasetSpec, paths: tuple[Path, ...], allocate: Allocate) -> Decoded:
+    """Unpickles the authors' files, but none whose checksum is not the published one.
 
-    Not by torchvision's own class, because that keeps one kind of label only and all images several times in memory.
+    torchvision's class is not used, because it keeps one kind of label only and all images several times in memory.
     """
     import numpy as np
 
     from kd_bench.data.decoded_cache import Decoded
 
     original, md5 = _ORIGINALS[spec.name], _checksums(spec)
-    *batches, meta = sources
+    *batches, meta = paths
     names = _unpickle(meta, md5, original)
     labels, parts = [], []
     for batch in batches:
         content = _unpickle(batch, md5, original)
         parts.append(content["data"])
-        labels.append(np.array([content[key] for key in original.keys], np.int64).T)
+        labels.append(np.array([content[f"{kind}s"] for kind in original.kinds], np.int64).T)
         del content
     side = spec.image_size
     images = allocate((sum(map(len, parts)), spec.channels, side, side))
     np.concatenate(parts, out=images.reshape(len(images), -1))
-    return Decoded(images, np.concatenate(labels), tuple(tuple(names[key]) for key in original.names))
+    return Decoded(images, np.concatenate(labels), tuple(tuple(names[f"{kind}_names"]) for kind in original.kinds))
 
 
 def _unpickle(file: Path, md5: dict[str, str], original: _Original) -> Any:
     import hashlib
     import pickle
 
-    content = find_files.read(file)
+    content = _find_files.read_bytes(file)
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5[file.name]:
         raise UserError(f"{file}: its checksum is not the published one; unpack {original.archive} again")
     return pickle.loads(content, encoding="latin1")

@@ -5,28 +5,44 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_bench.data.dataset_spec import DatasetSpec
 from kd_bench.utils import seeding
 
 if TYPE_CHECKING:
     from kd_bench.config.data import Dataset
     from kd_bench.data.array_dataset import ArrayDataset
-    from kd_bench.data.dataset_spec import DatasetSpec
 
-#: Few, so that a student alone stays well short of what a good teacher can tell it.
+SPEC = DatasetSpec(
+    name="digits",
+    title="Handwritten digits of scikit-learn",
+    num_classes=10,
+    image_size=32,
+    # Of the 200 training images.
+    mean=(0.3048, 0.3048, 0.3048),
+    std=(0.3752, 0.3752, 0.3752),
+    crop=2,
+    flip=False,
+    train_size=200,
+    test_size=1_597,
+    source="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part); "
+    "comes with scikit-learn",
+)
+
+#: So few that a student alone stays well below what it can learn from a good teacher.
 TRAIN_PER_CLASS = 20
 
 
-def locate(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str:
-    """Where the images are; they are always there."""
+def find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> str:
+    """Describes the images, which are always there."""
     return "files packaged with scikit-learn"
 
 
-def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> ArrayDataset:
-    """The digits as 3x32x32, 20 training images a class and all others for the test, both in scikit-learn's order.
+def load(spec: DatasetSpec, dataset: Dataset, files: str) -> ArrayDataset:
+    """Loads the digits as 3x32x32: 20 training images per class, the others for the test, in scikit-learn's order.
 
-    The 8x8 pixels of 0..16 become 0..255, each a block of 4x4: enlarging by repetition keeps exactly the 64 values that
-    were measured, and, unlike an interpolation, gives the same bytes with every version of every library. The split is
-    part of the data set: it depends on no trial's seed.
+    The 8x8 pixels of 0..16 become 0..255, each a block of 4x4. Repetition keeps exactly the 64 measured values and,
+    unlike an interpolation, gives the same bytes with every version of every library. The split depends on no trial's
+    seed.
     """
     import torch
     from sklearn.datasets import load_digits
@@ -42,9 +58,9 @@ def load(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> ArrayDataset:
 
     training = torch.zeros(len(target), dtype=torch.bool)
     for label in range(len(digits.target_names)):
-        members = (target == label).nonzero().flatten()
-        order = torch.randperm(len(members), generator=seeding.generator(0, seeding.SPLIT, step=label))
-        training[members[order[:TRAIN_PER_CLASS]]] = True
+        of_class = (target == label).nonzero().flatten()
+        order = torch.randperm(len(of_class), generator=seeding.generator(0, seeding.SPLIT, step=label))
+        training[of_class[order[:TRAIN_PER_CLASS]]] = True
     return ArrayDataset(
         train_images=images[training],
         train_labels=target[training],

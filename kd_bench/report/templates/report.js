@@ -4,12 +4,12 @@
   const data = JSON.parse($("data").textContent);
   const SVG = "http://www.w3.org/2000/svg";
 
-  // Text always goes in as text: names and reasons come from files.
+  // textContent, never innerHTML, because names and reasons come from files
   function element(tag, text, ...children) {
-    const one = document.createElement(tag);
-    if (text !== null && text !== undefined) one.textContent = text;
-    one.append(...children);
-    return one;
+    const node = document.createElement(tag);
+    if (text !== null && text !== undefined) node.textContent = text;
+    node.append(...children);
+    return node;
   }
 
   // --- filter ---
@@ -20,16 +20,17 @@
   const lines = [...document.querySelectorAll("tr.line")];
 
   function filter() {
-    const hidden = new Set(chips.filter((one) => one.getAttribute("aria-pressed") === "false").map((one) => one.dataset.chip));
-    for (const one of filtered) {
-      const { pair: of, method, family: kind } = one.dataset;
-      const off = (of !== undefined && pair.value !== "" && of !== pair.value)
+    const pressed = (chip) => chip.getAttribute("aria-pressed") === "true";
+    const hidden = new Set(chips.filter((chip) => !pressed(chip)).map((chip) => chip.dataset.chip));
+    for (const node of filtered) {
+      const { pair: nodePair, method, family: nodeFamily } = node.dataset;
+      const off = (nodePair !== undefined && pair.value !== "" && nodePair !== pair.value)
         || (method !== undefined && hidden.has(method))
-        || (kind !== undefined && kind !== "" && family.value !== "" && kind !== family.value);
-      one.classList.toggle("off", off);
+        || (nodeFamily && family.value !== "" && nodeFamily !== family.value);
+      node.classList.toggle("off", Boolean(off));
     }
-    const left = lines.filter((one) => !one.classList.contains("off")).length;
-    $("shown").textContent = `${left} of ${lines.length} lines shown`;
+    const shown = lines.filter((line) => !line.classList.contains("off")).length;
+    $("shown").textContent = `${shown} of ${lines.length} lines shown`;
   }
 
   for (const chip of chips) {
@@ -38,7 +39,7 @@
       filter();
     });
   }
-  for (const one of [pair, family]) one.addEventListener("change", filter);
+  for (const select of [pair, family]) select.addEventListener("change", filter);
   form.addEventListener("reset", () => {
     for (const chip of chips) chip.setAttribute("aria-pressed", "true");
     setTimeout(filter);
@@ -47,7 +48,7 @@
   form.hidden = false;
   filter();
 
-  // --- sort: up, down, and back to the order of the recipe ---
+  // --- sort: ascending, descending, and the order of the recipe ---
 
   function value(row, column, kind) {
     const cell = row.cells[column];
@@ -60,15 +61,15 @@
     const head = button.closest("th"), table = head.closest("table"), body = table.tBodies[0];
     const order = { none: "ascending", ascending: "descending", descending: "none" };
     const next = order[head.getAttribute("aria-sort") || "none"];
-    for (const one of table.querySelectorAll("[aria-sort]")) one.removeAttribute("aria-sort");
+    for (const sorted of table.querySelectorAll("[aria-sort]")) sorted.removeAttribute("aria-sort");
     if (next !== "none") head.setAttribute("aria-sort", next);
     const rows = [...body.rows];
-    rows.forEach((row, at) => { row.dataset.order ??= at; });
+    rows.forEach((row, index) => { row.dataset.order ??= index; });
     const column = head.cellIndex, sign = next === "descending" ? -1 : 1;
     rows.sort((a, b) => {
       if (next === "none") return a.dataset.order - b.dataset.order;
       const x = value(a, column, button.dataset.kind), y = value(b, column, button.dataset.kind);
-      if (x === null || y === null) return (x === null) - (y === null); // what is not there comes last either way
+      if (x === null || y === null) return (x === null) - (y === null); // missing values come last in both orders
       return sign * (typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y);
     });
     body.append(...rows);
@@ -81,85 +82,81 @@
   function flat(settings, path = "") {
     if (settings === null || typeof settings !== "object") return [[path, String(settings)]];
     const entries = Object.entries(settings);
-    return entries.length ? entries.flatMap(([key, one]) => flat(one, path ? `${path}.${key}` : key)) : [[path, "none"]];
+    return entries.length ? entries.flatMap(([key, value]) => flat(value, path ? `${path}.${key}` : key)) : [[path, "none"]];
   }
 
-  function listed(settings) {
+  function definitions(settings) {
     const list = element("dl", null);
     for (const [key, text] of flat(settings)) list.append(element("dt", key), element("dd", text === "null" ? "none" : text));
     return list;
   }
 
-  function folded(title, ...content) {
+  function details(title, ...content) {
     return element("details", null, element("summary", title), ...content);
   }
 
-  function draw(tag, attributes, ...children) {
-    const one = document.createElementNS(SVG, tag);
-    for (const [key, text] of Object.entries(attributes)) one.setAttribute(key, text);
-    one.append(...children);
-    return one;
+  function svgElement(tag, attributes, ...children) {
+    const node = document.createElementNS(SVG, tag);
+    for (const [key, text] of Object.entries(attributes)) node.setAttribute(key, text);
+    node.append(...children);
+    return node;
   }
 
   function curve(name, values) {
-    const known = values.filter((one) => one !== null);
+    const known = values.filter((value) => value !== null);
     if (known.length < 2) return null;
     const low = Math.min(...known), high = Math.max(...known), span = high - low || 1;
-    const x = (at) => 56 + (at / (values.length - 1)) * 490, y = (one) => 128 - ((one - low) / span) * 114;
-    let path = "", pen = "M";
-    values.forEach((one, at) => {
-      if (one === null) { pen = "M"; return; }
-      path += `${pen}${x(at).toFixed(1)} ${y(one).toFixed(1)}`;
-      pen = "L";
+    const x = (index) => 56 + (index / (values.length - 1)) * 490, y = (value) => 128 - ((value - low) / span) * 114;
+    let path = "", command = "M";
+    values.forEach((value, index) => {
+      if (value !== null) path += `${command}${x(index).toFixed(1)} ${y(value).toFixed(1)}`;
+      command = value === null ? "M" : "L";
     });
-    const text = (at, say) => draw("text", { x: 50, y: at, "text-anchor": "end" }, say);
-    const picture = draw("svg", { viewBox: "0 0 560 140", role: "img", "aria-label": `${name} by epoch`, class: "s0" },
-      draw("line", { class: "grid", x1: 56, x2: 546, y1: 128, y2: 128 }), draw("line", { class: "grid", x1: 56, x2: 546, y1: 14, y2: 14 }),
-      text(18, String(high)), text(132, String(low)), draw("path", { class: "line", d: path }));
-    return element("figure", null, element("figcaption", `${name} by epoch; last ${values[values.length - 1] ?? "none"}`), picture);
+    const label = (height, text) => svgElement("text", { x: 50, y: height, "text-anchor": "end" }, text);
+    const grid = (height) => svgElement("line", { class: "grid", x1: 56, x2: 546, y1: height, y2: height });
+    const plot = svgElement("svg", { viewBox: "0 0 560 140", role: "img", "aria-label": `${name} by epoch`, class: "s0" },
+      grid(128), grid(14), label(18, String(high)), label(132, String(low)), svgElement("path", { class: "line", d: path }));
+    return element("figure", null, element("figcaption", `${name} by epoch; last ${values[values.length - 1] ?? "none"}`), plot);
   }
 
-  function trial(id, only) {
-    const one = data.trials[id];
-    const top1 = one.result.top1_last === undefined ? one.status : `${one.result.top1_last.toFixed(2)} %`;
-    const box = folded(`${one.name}: ${top1} (${one.folder})`);
-    box.open = only;
-    if (one.reason) box.append(element("p", `${one.status}: ${one.reason}`));
-    for (const problem of one.problems) box.append(element("p", problem));
-    if (one.again) box.append(element("div", "Train this trial again, in a folder of its own:"), element("pre", one.again));
-    if (one.command) {
-      const resumed = one.resumed ? `, taken up again ${one.resumed} times since` : "";
-      box.append(element("div", `Was begun ${one.started ?? ""}${resumed} by:`), element("pre", one.command));
+  function trialDetails(id, open) {
+    const trial = data.trials[id];
+    const top1 = trial.result.top1_last === undefined ? trial.status : `${trial.result.top1_last.toFixed(2)} %`;
+    const box = details(`${trial.name}: ${top1} (${trial.folder})`);
+    box.open = open;
+    if (trial.reason) box.append(element("p", `${trial.status}: ${trial.reason}`));
+    for (const problem of trial.problems) box.append(element("p", problem));
+    if (trial.again) box.append(element("div", "Train this trial again, in a folder of its own:"), element("pre", trial.again));
+    if (trial.command) {
+      const resumed = trial.resumed ? `, resumed ${trial.resumed} times since` : "";
+      box.append(element("div", `Started ${trial.started ?? ""}${resumed} by:`), element("pre", trial.command));
     }
-    for (const [name, values] of Object.entries(one.curves)) {
-      const picture = curve(name, values);
-      if (picture) box.append(picture);
-    }
-    box.append(folded("result", listed(one.result)));
-    const settings = { ...data.shared[one.settings], seed: one.seed ?? null };
-    if (one.taught) settings.teacher = `the trial ${one.taught}`;
-    box.append(folded("settings", listed(settings)));
-    if (one.environment !== null) box.append(folded("environment", listed(data.shared[one.environment])));
+    box.append(...Object.entries(trial.curves).map(([name, values]) => curve(name, values)).filter(Boolean));
+    box.append(details("result", definitions(trial.result)));
+    const settings = { ...data.shared[trial.settings], seed: trial.seed ?? null };
+    if (trial.taught) settings.teacher = `the trial ${trial.taught}`;
+    box.append(details("settings", definitions(settings)));
+    if (trial.environment !== null) box.append(details("environment", definitions(data.shared[trial.environment])));
     return box;
   }
 
   const dialog = $("behind");
 
-  function show(number) {
+  function showCell(number) {
     const cell = data.cells[number];
     if (!cell) return;
     $("behind-title").textContent = cell.title;
-    const says = element("ul", null, ...cell.says.map((one) => element("li", one)));
-    const trials = cell.trials.map((id) => trial(id, cell.trials.length === 1));
+    const sentences = element("ul", null, ...cell.says.map((sentence) => element("li", sentence)));
+    const trials = cell.trials.map((id) => trialDetails(id, cell.trials.length === 1));
     const thinned = data.step > 1 ? [element("p", `Curves have every ${data.step}th epoch.`)] : [];
-    $("behind-body").replaceChildren(says, ...thinned, ...trials);
+    $("behind-body").replaceChildren(sentences, ...thinned, ...trials);
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
   }
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-cell]");
-    if (button) show(Number(button.dataset.cell));
+    if (button) showCell(Number(button.dataset.cell));
     else if (event.target === dialog) dialog.close();
   });
 

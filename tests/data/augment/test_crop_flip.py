@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from kd_bench.data.augment.crop_flip import (
     Normalise,
-    blank,
+    box_mask,
     crop_and_flip,
-    draw,
+    draw_crop_flip,
     draw_cutout,
     draw_erasing,
-    inside,
+    zero_boxes,
 )
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -22,7 +22,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 def test_pixel_identical_with_torchvision(height: int, width: int, crop: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (9, 3, height, width), dtype=torch.uint8, generator=generator)
-    draws = draw(seed, 3, len(images), crop)
+    draws = draw_crop_flip(seed, 3, len(images), crop)
     ours = Normalise(MEAN, STD, torch.device("cpu"))(crop_and_flip(images, draws, crop))
     for image, (top, left), flip, result in zip(images, draws.offsets.tolist(), draws.flips, ours, strict=True):
         picture = TF.crop(TF.pad(TF.to_pil_image(image), [crop]), top, left, height, width)
@@ -38,7 +38,7 @@ def test_every_value_is_normalised_as_torchvision_does() -> None:
 
 
 def test_draws_cover_what_they_may_and_flip_half() -> None:
-    draws = draw(0, 0, 20_000, 4)
+    draws = draw_crop_flip(0, 0, 20_000, 4)
     for axis in (0, 1):
         counts = draws.offsets[:, axis].bincount()
         assert len(counts) == 9
@@ -48,11 +48,11 @@ def test_draws_cover_what_they_may_and_flip_half() -> None:
 
 
 def test_flips_do_not_depend_on_the_crop() -> None:
-    assert torch.equal(draw(1, 2, 100, 0).flips, draw(1, 2, 100, 4).flips)
+    assert torch.equal(draw_crop_flip(1, 2, 100, 0).flips, draw_crop_flip(1, 2, 100, 4).flips)
 
 
 def test_crops_and_flips_are_those_of_the_first_release() -> None:
-    draws = draw(1, 3, 6, 4)
+    draws = draw_crop_flip(1, 3, 6, 4)
     assert draws.offsets.tolist() == [[8, 0], [8, 6], [8, 8], [7, 4], [3, 3], [3, 7]]
     assert draws.flips.tolist() == [True, False, True, True, True, False]
 
@@ -64,7 +64,7 @@ def test_blank_clears_the_boxes_and_nothing_else() -> None:
     expected[0, :, 1:3, 2:6] = 0
     expected[1, :, :2, :2] = 0
     expected[2, :, 4:, 5:] = 0
-    assert torch.equal(blank(images, boxes), expected)
+    assert torch.equal(zero_boxes(images, boxes), expected)
 
 
 @pytest.mark.parametrize("side", [1, 3, 8, 40])
@@ -84,7 +84,7 @@ def test_erased_rectangles_lie_in_the_image_and_have_the_published_sizes() -> No
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 2:] <= torch.tensor([height, width])).all()
     area = sides.prod(1) / (height * width)
-    # What does not fit is drawn again, so that large ones are rarer.
+    # Rectangles that do not fit are drawn again, so that large ones are rarer.
     assert 0.015 < area.min() < 0.025
     assert 0.39 < area.max() < 0.42
     assert 0.17 < area.median() < 0.21
@@ -94,7 +94,7 @@ def test_erased_rectangles_lie_in_the_image_and_have_the_published_sizes() -> No
     room = torch.tensor([height, width]) - sides
     place = (boxes[:, :2] / room)[(room > 10).all(1)]
     assert (place.mean(0) - 0.5).abs().max() < 0.02
-    assert (inside(boxes, height, width).flatten(1).sum(1) == sides.prod(1)).all()
+    assert (box_mask(boxes, height, width).flatten(1).sum(1) == sides.prod(1)).all()
 
 
 def test_the_probability_of_erasing_decides_who_and_not_where() -> None:
@@ -102,7 +102,7 @@ def test_the_probability_of_erasing_decides_who_and_not_where() -> None:
     erased = some[:, 2] > some[:, 0]
     assert abs(int(erased.sum()) - 3_000) < 5 * (10_000 * 0.3 * 0.7) ** 0.5
     assert torch.equal(some[erased], all_of_them[erased])
-    assert not inside(some[~erased], 32, 32).any()
+    assert not box_mask(some[~erased], 32, 32).any()
 
 
 @pytest.mark.parametrize("again", [(4, 2), (3, 1)], ids=["seed", "epoch"])

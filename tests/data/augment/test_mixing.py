@@ -5,16 +5,16 @@ import pytest
 import torch
 from scipy import stats
 
-from kd_bench.data.augment.crop_flip import inside
-from kd_bench.data.augment.mixing import Mix, draw, mix_images, mix_labels
+from kd_bench.data.augment.crop_flip import box_mask
+from kd_bench.data.augment.mixing import MixParams, draw_mix, mix_images, mix_labels
 
 KINDS = [{"mixup": 0.2}, {"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}]
 NAMES = ["mixup 0.2", "mixup 1", "cutmix", "both"]
 HEIGHT, WIDTH = 12, 20
 
 
-def make(size: int, seed: int = 3, epoch: int = 4, **kind: Any) -> Mix:
-    return draw(seed, epoch, size, HEIGHT, WIDTH, **kind)
+def make(size: int, seed: int = 3, epoch: int = 4, **kind: Any) -> MixParams:
+    return draw_mix(seed, epoch, size, HEIGHT, WIDTH, **kind)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
@@ -23,7 +23,7 @@ def test_everyone_has_another_as_partner_and_is_one_once(kind: dict[str, float],
     partner = make(size, **kind).partner
     assert torch.equal(partner.sort().values, torch.arange(size))
     assert (partner != torch.arange(size)).all()
-    assert torch.equal(partner, make(size, mixup=5.0).partner)  # alpha decides only how much
+    assert torch.equal(partner, make(size, mixup=5.0).partner)  # alpha changes the weights only
 
 
 def test_a_sample_alone_is_mixed_with_itself() -> None:
@@ -35,9 +35,9 @@ def test_shares_of_mixup_are_beta(alpha: float) -> None:
     mix = make(20_000, mixup=alpha)
     assert not mix.cut.any()
     assert not mix.boxes.any()
-    # By bins: in single precision a share close to 1 is 1.
+    # By bins: in single precision a weight close to 1 is 1.
     edges = torch.linspace(0, 1, 21, dtype=torch.float64)
-    found = torch.histogram(mix.share.double(), edges).hist.numpy()
+    found = torch.histogram(mix.weight.double(), edges).hist.numpy()
     expected = 20_000 * numpy.diff(stats.beta(alpha, alpha).cdf(edges.numpy()))
     assert found.sum() == 20_000
     assert stats.chisquare(found, expected).pvalue > 1e-4
@@ -46,8 +46,8 @@ def test_shares_of_mixup_are_beta(alpha: float) -> None:
 @pytest.mark.parametrize("kind", KINDS[2:], ids=NAMES[2:])
 def test_shares_of_cutmix_are_what_the_boxes_leave(kind: dict[str, float]) -> None:
     mix = make(20_000, **kind)
-    area = inside(mix.boxes, HEIGHT, WIDTH).flatten(1).sum(1)
-    assert torch.equal(mix.share[mix.cut], (1 - area.double() / (HEIGHT * WIDTH)).float()[mix.cut])
+    area = box_mask(mix.boxes, HEIGHT, WIDTH).flatten(1).sum(1)
+    assert torch.equal(mix.weight[mix.cut], (1 - area.double() / (HEIGHT * WIDTH)).float()[mix.cut])
     assert (area[~mix.cut] == 0).all()
     assert (mix.boxes >= 0).all()
     assert (mix.boxes[:, 2:] <= torch.tensor([HEIGHT, WIDTH])).all()
@@ -61,20 +61,20 @@ def test_boxes_of_cutmix_are_the_papers() -> None:
     proportion = (bottom - top)[whole & (right - left > 8)] / (right - left)[whole & (right - left > 8)]
     assert 0.4 < proportion.min() < proportion.max() < 0.67  # 12:20, rounded down
     # The centre is uniform, so each pixel is covered as often as its mirror image, and those in the middle most.
-    covered = inside(mix.boxes, HEIGHT, WIDTH).double().mean(0)[0]
+    covered = box_mask(mix.boxes, HEIGHT, WIDTH).double().mean(0)[0]
     assert covered[4:8, 8:12].min() > covered[0].max() > 0.15
 
 
 def test_cutmix_takes_as_much_as_the_paper() -> None:
     # With lambda uniform and s the square root of 1 - lambda, a side covers s - s^2 / 4 of its axis on average.
-    taken = 1 - draw(0, 0, 40_000, 1000, 1000, cutmix=1.0).share.double()
+    taken = 1 - draw_mix(0, 0, 40_000, 1000, 1000, cutmix=1.0).weight.double()
     assert abs(float(taken.mean()) - (1 / 2 - 1 / 5 + 1 / 48)) < 5 * float(taken.std()) / 40_000**0.5 + 0.001
 
 
 def test_with_both_each_gets_one_and_half_of_them_either() -> None:
     both, mixup, cutmix = (make(10_000, **kind) for kind in (KINDS[3], {"mixup": 0.8}, {"cutmix": 1.0}))
     assert abs(int(both.cut.sum()) - 5_000) < 5 * 2_500**0.5
-    assert torch.equal(both.share, torch.where(both.cut, cutmix.share, mixup.share))
+    assert torch.equal(both.weight, torch.where(both.cut, cutmix.weight, mixup.weight))
     assert torch.equal(both.boxes[both.cut], cutmix.boxes[both.cut])
     assert not torch.equal(both.cut, make(10_000, epoch=5, **KINDS[3]).cut)
 
@@ -89,7 +89,7 @@ def test_images_and_labels_are_those_of_the_definition(kind: dict[str, float]) -
     shares = mix_labels(labels, labels[mix.partner], mix, 7)
     assert shares.dtype == mixed.dtype == torch.float32
     for place in range(50):
-        share, other = mix.share[place], int(mix.partner[place])
+        share, other = mix.weight[place], int(mix.partner[place])
         if mix.cut[place]:
             top, left, bottom, right = mix.boxes[place].tolist()
             expected = images[place].clone()
@@ -108,11 +108,11 @@ def test_images_and_labels_are_those_of_the_definition(kind: dict[str, float]) -
 def test_a_sample_is_mixed_the_same_in_any_batch(shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(101, 3, *shape, generator=generator)
-    mix = draw(0, 0, 101, *shape, mixup=0.5, cutmix=1.0)
+    mix = draw_mix(0, 0, 101, *shape, mixup=0.5, cutmix=1.0)
     whole = mix_images(images, images[mix.partner], mix)
     for size in (1, 3, 64):
         parts = [
-            mix_images(images[index], images[mix.partner[index]], mix.of(index))
+            mix_images(images[index], images[mix.partner[index]], mix.select(index))
             for index in torch.arange(101).split(size)
         ]
         assert torch.equal(torch.cat(parts), whole)
@@ -123,7 +123,7 @@ def test_seeds_and_epochs_differ_and_nothing_depends_on_history() -> None:
     torch.manual_seed(5)
     again = make(100, **KINDS[3])
     for other in (make(100, seed=4, **KINDS[3]), make(100, epoch=5, **KINDS[3])):
-        for name in ("partner", "share", "cut", "boxes"):
+        for name in ("partner", "weight", "cut", "boxes"):
             assert torch.equal(getattr(first, name), getattr(again, name))
             assert not torch.equal(getattr(first, name), getattr(other, name))
 

@@ -1,4 +1,4 @@
-"""The policies against torchvision's own transforms, made to choose what was chosen here."""
+"""Compares the policies with torchvision's transforms, which are forced to choose the same operations."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +26,7 @@ def pictures(count: int, height: int, width: int) -> Tensor:
 
 
 class Forced:
-    """Stands for torch in torchvision's module and gives the random numbers it is told to."""
+    """Replaces torch in torchvision's module and returns given random numbers."""
 
     def __init__(self) -> None:
         self.integers: Iterator[int] = iter(())
@@ -50,9 +50,9 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> Forced:
 
 
 def ours(augment: Augment, images: Tensor, seed: int = 5, epoch: int = 2) -> Tensor:
-    choices = policies.draw(augment, seed, epoch, len(images), *images.shape[2:])
+    choices = policies.draw_policy(augment, seed, epoch, len(images), *images.shape[2:])
     assert choices is not None
-    return policies.apply(images, choices.steps, choices.operations)
+    return policies.apply_policy(images, choices.steps, choices.operations)
 
 
 def compare(transform: Callable[[Tensor], Tensor], mine: Tensor, images: Tensor, tell: Callable[[int], None]) -> None:
@@ -130,12 +130,12 @@ def test_the_table_is_torchvisions() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (5, 7), (33, 31)])
 def test_an_image_looks_the_same_in_any_batch(augment: Augment, shape: tuple[int, int]) -> None:
     images = pictures(210, *shape)
-    choices = policies.draw(augment, 0, 0, 210, *shape)
+    choices = policies.draw_policy(augment, 0, 0, 210, *shape)
     assert choices is not None
-    whole = policies.apply(images, choices.steps, choices.operations)
+    whole = policies.apply_policy(images, choices.steps, choices.operations)
     for size in (1, 3, 64):
         parts = zip(images.split(size), choices.steps.split(size), strict=True)
-        assert torch.equal(torch.cat([policies.apply(*part, choices.operations) for part in parts]), whole)
+        assert torch.equal(torch.cat([policies.apply_policy(*part, choices.operations) for part in parts]), whole)
 
 
 def test_nothing_given_is_changed() -> None:
@@ -147,7 +147,7 @@ def test_nothing_given_is_changed() -> None:
 
 
 def test_randaugment_chooses_evenly() -> None:
-    choices = policies.draw(Augment(randaugment=RandAugment()), 0, 0, 20_000, 32, 32)
+    choices = policies.draw_policy(Augment(randaugment=RandAugment()), 0, 0, 20_000, 32, 32)
     assert choices is not None
     counts: dict[str, int] = {}
     signs = {-1: 0, 1: 0}
@@ -161,7 +161,7 @@ def test_randaugment_chooses_evenly() -> None:
 
 
 def test_autoaugment_applies_as_often_as_the_policy_says() -> None:
-    choices = policies.draw(AUTO, 0, 0, 40_000, 32, 32)
+    choices = policies.draw_policy(AUTO, 0, 0, 40_000, 32, 32)
     assert choices is not None
     counts = dict.fromkeys((name for name, _ in choices.operations), 0)
     for (name, _), count in zip(choices.operations, choices.steps.flatten().bincount().tolist(), strict=True):
@@ -173,11 +173,11 @@ def test_autoaugment_applies_as_often_as_the_policy_says() -> None:
 
 def test_choices_are_a_function_of_seed_and_epoch_and_there_are_none_without_a_policy() -> None:
     def steps(seed: int, epoch: int) -> Tensor:
-        choices = policies.draw(AUTO, seed, epoch, 100, 32, 32)
+        choices = policies.draw_policy(AUTO, seed, epoch, 100, 32, 32)
         assert choices is not None
         return choices.steps
 
     assert torch.equal(steps(1, 2), steps(1, 2))
     assert not torch.equal(steps(1, 2), steps(1, 3))
     assert not torch.equal(steps(1, 2), steps(2, 2))
-    assert policies.draw(Augment(crop=4, flip=True), 1, 2, 100, 32, 32) is None
+    assert policies.draw_policy(Augment(crop=4, flip=True), 1, 2, 100, 32, 32) is None

@@ -1,4 +1,4 @@
-"""The settings, and what they do to an image and to a batch."""
+"""The pipeline's settings, and their effect on an image and on a batch."""
 
 import random
 from pathlib import Path
@@ -14,13 +14,13 @@ from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.config.load import parse
 from kd_bench.config.trial import Training, Trial
 from kd_bench.data import registry
-from kd_bench.data.augment.crop_flip import Normalise, blank
+from kd_bench.data.augment.crop_flip import Normalise, zero_boxes
 from kd_bench.data.augment.timm_transforms import (
     EvaluationTransform,
-    Mixing,
+    TimmMixup,
     TrainTransform,
+    preserve_rng_state,
     seed_globals,
-    undisturbed,
 )
 from kd_bench.utils.errors import UserError
 from tests.data import make, photos
@@ -61,11 +61,11 @@ def test_a_training_image_is_timms(settings: dict[str, Any]) -> None:
     normalise, erased = Normalise(MEAN, STD, torch.device("cpu")), 0
     for index in range(12):
         photo = photos.photo(index)
-        with undisturbed():
+        with preserve_rng_state():
             image, box = ours(make.encode(photo), 7, index, 2)
-        found = blank(normalise(image[None]), box[None])[0]
+        found = zero_boxes(normalise(image[None]), box[None])[0]
         erased += int(box.any())
-        with undisturbed():
+        with preserve_rng_state():
             seed_globals(3, "augment/image/2", 7, index)
             assert torch.equal(found, theirs(photo))
     assert erased == 12 if pipeline.erase == 1.0 else bool(erased) == bool(pipeline.erase)
@@ -96,7 +96,7 @@ def test_the_three_generators_have_nothing_in_common_and_are_put_back() -> None:
     np.random.seed(1)
     torch.manual_seed(1)
     draws = []
-    with undisturbed():
+    with preserve_rng_state():
         for step in range(2):
             seed_globals(0, "here", 0, step)
             draws += [random.random(), float(np.random.random_sample()), float(torch.rand(()))]
@@ -106,7 +106,7 @@ def test_the_three_generators_have_nothing_in_common_and_are_put_back() -> None:
 
 def test_mixup_weighs_by_one_draw_and_smooths() -> None:
     images, labels = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 4, 4])
-    mixing = Mixing(Pipeline(mixup=1.0, smoothing=0.1), 5, seed=0)
+    mixing = TimmMixup(Pipeline(mixup=1.0, smoothing=0.1), 5, seed=0)
     shares = set()
     for number in range(5):
         found = images.clone()
@@ -127,7 +127,7 @@ def test_mixup_weighs_by_one_draw_and_smooths() -> None:
 
 def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
-    mixing = Mixing(Pipeline(cutmix=1.0), 4, seed=0)
+    mixing = TimmMixup(Pipeline(cutmix=1.0), 4, seed=0)
     for number in range(5):
         found = images.clone()
         targets = mixing(found, torch.arange(4), 0, number)
@@ -140,13 +140,13 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
 
 def test_mixing_by_probability_and_not_at_all() -> None:
     labels = torch.arange(4)
-    half = Mixing(Pipeline(mixup=1.0, cutmix=1.0, mixup_prob=0.5), 4, seed=0)
+    half = TimmMixup(Pipeline(mixup=1.0, cutmix=1.0, mixup_prob=0.5), 4, seed=0)
     mixed = [bool((half(torch.rand(4, 3, 8, 8), labels, 0, number).max(1).values < 1).any()) for number in range(60)]
     assert 15 < sum(mixed) < 45
     images = torch.rand(4, 3, 8, 8)
     before = images.clone()
-    assert Mixing(Pipeline(), 4, seed=0)(images, labels, 0, 0) is labels
-    smooth = Mixing(Pipeline(smoothing=0.2), 4, seed=0)(images, labels, 0, 0)
+    assert TimmMixup(Pipeline(), 4, seed=0)(images, labels, 0, 0) is labels
+    smooth = TimmMixup(Pipeline(smoothing=0.2), 4, seed=0)(images, labels, 0, 0)
     torch.testing.assert_close(smooth, torch.eye(4) * 0.8 + 0.05)
     assert torch.equal(images, before)
 
@@ -160,14 +160,14 @@ POLICIES = (
 @pytest.mark.parametrize("policy", POLICIES)
 def test_timm_knows_the_policies_that_are_accepted(policy: str) -> None:
     transform = TrainTransform(Pipeline(size=16, auto_augment=policy), MEAN, seed=0)
-    with undisturbed():
+    with preserve_rng_state():
         assert transform(make.encode(photos.photo(0)), 0, 0, 0)[0].shape == (3, 16, 16)
 
 
 def test_posterising_to_no_bits_is_black() -> None:
     pipeline = Pipeline(size=16, auto_augment="rand-m10-n1-p1-inc1", interpolation="bilinear")
     transform = TrainTransform(pipeline, MEAN, seed=0)
-    with undisturbed():
+    with preserve_rng_state():
         black = [not transform(make.encode(photos.photo(0)), 0, index, 0)[0].any() for index in range(100)]
     assert 0 < sum(black) < 25  # one operation in fifteen
 
@@ -188,7 +188,7 @@ def test_what_timm_would_leave_out_silently_is_refused() -> None:
     known = "after 'rand' come, each once and with its value, m, n, p, mstd, mmax, inc, t"
     for policy, part in (("rand-x7", "x7"), ("rand-m", "m"), ("rand-m7.5", "m7.5"), ("rand-", ""), ("rand-n15", "n15")):
         assert refused(auto_augment=policy) == f"{at} timm does not know {part!r}; {known} (it is {policy!r})"
-    assert refused(auto_augment="rand-m7-m9") == f"{at} it has twice what is 'm9'; {known} (it is 'rand-m7-m9')"
+    assert refused(auto_augment="rand-m7-m9") == f"{at} 'm9' sets 'm' a second time; {known} (it is 'rand-m7-m9')"
     assert "timm does not know 'a0'" in refused(auto_augment="augmix-a0")
     assert "color_jitter must be left out: timm has none with auto_augment 'rand-m7'" in refused(
         auto_augment="rand-m7", color_jitter=0.4
@@ -196,8 +196,8 @@ def test_what_timm_would_leave_out_silently_is_refused() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    assert "scale must have its lesser value first" in refused(scale=[0.5, 0.2])
-    assert "ratio must have its lesser value first" in refused(ratio=[2, 1])
+    assert "scale must have its smaller value first" in refused(scale=[0.5, 0.2])
+    assert "ratio must have its smaller value first" in refused(ratio=[2, 1])
     for fault in ({"interpolation": "nearest"}, {"corrupt": "ignore"}, {"crop_pct": 1.5}, {"repeats": 0}, {"erase": 0}):
         assert next(iter(fault)) in refused(**fault)
     assert "did you mean 'cutmix'" in refused(cutmux=1)
@@ -211,7 +211,7 @@ def test_a_pipeline_takes_the_place_of_augment() -> None:
     for augment in ({}, {"crop": 0, "flip": False}):
         assert training(pipeline={}, augment=augment).pipeline == Pipeline()
     for augment in ({"crop": 4}, {"flip": True}, {"mixup": 0.1}):
-        with pytest.raises(UserError, match="augment must be left out where there is a pipeline"):
+        with pytest.raises(UserError, match="augment must be left out with a pipeline"):
             training(pipeline={}, augment=augment)
 
 
@@ -229,7 +229,7 @@ def test_it_is_part_of_a_trial_only_where_it_is_given() -> None:
     other = parse(Trial, fields | {"pipeline": {"corrupt": "skip"}}, "t")
     assert "pipeline" not in plain.settings()
     assert piped.settings()["pipeline"] == Pipeline().model_dump(mode="json")
-    assert len({one.id for one in (plain, piped, other)}) == len({one.stream for one in (plain, piped, other)}) == 3
+    assert len({one.id for one in (plain, piped, other)}) == len({one.cohort_key for one in (plain, piped, other)}) == 3
     assert parse(Trial, piped.settings(), "t").id == piped.id
 
 
@@ -238,6 +238,6 @@ def test_only_sets_of_files_have_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"d: cifar100 is decoded once, so pipeline must be left out; it is for folder"):
         registry.check(Dataset(name="cifar100"), "d", Pipeline())
     with pytest.raises(UserError, match=r"size: 160 must be left out, because pipeline.size says 224"):
-        registry.listed(Dataset(name="imagenet", size=160), Pipeline(), tmp_path)
-    assert registry.resolved(Dataset(name="imagenet"), Pipeline()).size is None
-    assert registry.resolved(Dataset(name="imagenet")).size == 224
+        registry.list_files(Dataset(name="imagenet", size=160), Pipeline(), tmp_path)
+    assert registry.resolve(Dataset(name="imagenet"), Pipeline()).size is None
+    assert registry.resolve(Dataset(name="imagenet")).size == 224

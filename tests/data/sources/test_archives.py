@@ -38,7 +38,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
 
 
 def publish(content: bytes, server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts Tiny-ImageNet's archive there."""
+    """Publishes Tiny-ImageNet's archive on the server."""
     (server[0] / "tiny.zip").write_bytes(content)
     monkeypatch.setattr(tiny_imagenet, "ARCHIVE", f"{server[1]}/tiny.zip")
     monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(content).hexdigest())
@@ -61,7 +61,7 @@ def test_tiny_imagenet(tmp_path: Path, server: tuple[Path, str], monkeypatch: py
     assert registry.load(TINY, data).class_names == CLASSES
     assert [path.name for path in (data / "tiny_imagenet").iterdir()] == [tiny_imagenet.BASE]
     (server[0] / "tiny.zip").unlink()
-    registry.download(TINY, data)  # is there, so nothing is asked for
+    registry.download(TINY, data)  # the set is there, so nothing is downloaded
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_archive_may_not_fill_the_disk(
     tmp_path: Path, server: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(zipped("tiny-imagenet-200/fine"), server, monkeypatch)
-    monkeypatch.setattr("kd_bench.data.sources.archives._MOST_BYTES", 3)
+    monkeypatch.setattr("kd_bench.data.sources._archives._MOST_BYTES", 3)
     with pytest.raises(RunFailed, match="would unpack to more than"):
         registry.download(TINY, tmp_path / "data")
 
@@ -91,7 +91,9 @@ def test_another_file_than_the_published_one_is_refused(
 ) -> None:
     publish(zipped("tiny-imagenet-200/fine"), server, monkeypatch)
     (server[0] / "tiny.zip").write_bytes(b"<html>hotel wifi</html>")
-    with pytest.raises(RunFailed, match=r"tiny\.zip: what came is not the published file, by its checksum; try again$"):
+    with pytest.raises(
+        RunFailed, match=r"tiny\.zip: the file received is not the published one, by its checksum; try again$"
+    ):
         registry.download(TINY, tmp_path / "data")
     assert not (tmp_path / "data" / "tiny_imagenet" / tiny_imagenet.BASE).exists()
 

@@ -18,7 +18,7 @@ TEST = make.pixels(5, 2).transpose(0, 3, 1, 2)
 
 
 def fails(folder: Path) -> str:
-    """The one sentence that loading ends with."""
+    """Returns the error message, of one line."""
     with pytest.raises(UserError) as error:
         registry.load(Dataset(name="cifar100"), folder)
     assert "\n" not in str(error.value)
@@ -195,12 +195,12 @@ def test_replaced_source_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_moved_set_is_not_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kd_bench.data.sources import parquet_reader
+    from kd_bench.data.sources import _parquet_reader
 
     make.parquet_set(tmp_path / "a")
     registry.load(Dataset(name="cifar100"), tmp_path / "a")
     shutil.move(tmp_path / "a", tmp_path / "b")
-    monkeypatch.delattr(parquet_reader, "read")
+    monkeypatch.delattr(_parquet_reader, "read")
     assert np.array_equal(registry.load(Dataset(name="cifar100"), tmp_path / "b").train_images.numpy(), TRAIN)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from kd_bench.config.data import Dataset
 from kd_bench.data import registry
-from kd_bench.data.sources import folder
+from kd_bench.data.sources import _find_files
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import cache_folder
 from tests.data import make
@@ -18,7 +18,7 @@ MINE = Dataset(name="folder", path="mine", size=16)
 
 
 def tree(root: Path, test: str = "val", size: int = 20) -> Path:
-    """Three training images and one test image a class, and things that are no images."""
+    """Three training images and one test image per class, and files that are no images."""
     for split, count, first in (("train", 3, 0), (test, 1, 100)):
         for label, name in enumerate(CLASSES):
             for number in range(count):
@@ -75,7 +75,7 @@ def test_a_labelled_test_folder_goes_before_a_validation_folder(tmp_path: Path) 
 def test_a_second_start_lists_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path / "mine")
     first = registry.load(MINE, tmp_path)
-    monkeypatch.delattr(folder.find_files, "image_names")
+    monkeypatch.delattr(_find_files, "image_names")
     assert torch.equal(registry.load(MINE, tmp_path).train_images, first.train_images)
 
 
@@ -105,13 +105,15 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     root = tmp_path / "mine"
     assert fails(MINE, tmp_path).startswith(f"{root}: there is no such folder")
     root.mkdir()
-    assert fails(MINE, tmp_path) == f"{root}: has neither a folder 'train', with a folder of images a class, nor shards"
+    assert (
+        fails(MINE, tmp_path) == f"{root}: has neither a folder 'train', with a folder of images per class, nor shards"
+    )
     (root / "train").mkdir()
-    assert fails(MINE, tmp_path) == f"{root / 'train'}: has no folders, one a class, with images"
+    assert fails(MINE, tmp_path) == f"{root / 'train'}: has no folders, one per class, with images"
     (root / "train" / "ant").mkdir()
     assert fails(MINE, tmp_path).startswith(f"{root}: has none of the folders test, val,")
     (root / "val").mkdir()
-    assert fails(MINE, tmp_path).startswith(f"{root / 'val'}: has no folders, one a class, so the labels")
+    assert fails(MINE, tmp_path).startswith(f"{root / 'val'}: has no folders, one per class, so the labels")
     (root / "val" / "ant").mkdir()
     assert fails(MINE, tmp_path).startswith(f"{root / 'train'}: has only one class, 'ant'")
     (root / "val" / "bee").mkdir()
@@ -151,7 +153,9 @@ def test_imagenet_says_what_is_missing(tmp_path: Path) -> None:
     make.save(root / "val" / "ILSVRC2012_val_00000001.JPEG", make.image(0))
     assert fails(imagenet, tmp_path).startswith(f"{root}: has no folder 'train'")
     (root / "train" / "n01440764").mkdir(parents=True)
-    assert fails(imagenet, tmp_path).startswith(f"{root / 'val'}: its images are not sorted into folders, one a class")
+    assert fails(imagenet, tmp_path).startswith(
+        f"{root / 'val'}: its images are not sorted into folders, one per class"
+    )
 
 
 def test_real_images(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_a_split_without_labels_is_refused(tmp_path: Path) -> None:
     file = make.table(tmp_path / "mine" / "test.parquet", ENCODED[:3], [0, -1, -1], names=NAMES)
     assert fails(MINE, tmp_path) == (
         f"{file}: column 'label' must be from 0 to 2, but row 1 has -1; a split without labels cannot be used: "
-        "take its files away"
+        "remove its files"
     )
     make.table(file, ENCODED[:3], [0, None, 1], names=NAMES)
     assert fails(MINE, tmp_path) == f"{file}: column 'label' must hold a whole number in every row"

@@ -1,4 +1,4 @@
-"""Shards give the batches that the same images give as files, and say what is wrong with them."""
+"""Shards make the same batches as the same images in files, and their faults are named."""
 
 import io
 import json
@@ -13,7 +13,7 @@ import torch
 
 from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.data import registry
-from kd_bench.data.sources import shards
+from kd_bench.data.sources import _shards
 from kd_bench.data.streaming import StreamLoader, StreamTestLoader
 from kd_bench.types import Batch
 from kd_bench.utils.errors import UserError
@@ -41,7 +41,7 @@ def images(folder: Path) -> list[tuple[str, Path]]:
 
 
 def by_number(split: list[tuple[str, Path]]) -> Iterator[dict[str, bytes]]:
-    """timm's layout: the label's number in a file of its own; names that say nothing but keep the order."""
+    """timm's layout: the label's number in a separate file; names without meaning that keep the order."""
     for label, file in split:
         key = f"{photos.CLASSES.index(label)}_{file.stem}"
         yield {f"{key}.cls": key[:1].encode(), f"{key}{file.suffix.lower()}": file.read_bytes()}
@@ -66,7 +66,7 @@ FORMS: dict[str, Any] = {
 
 
 def sharded(tree: Path, to: Path, pattern: str = "imagenet1k-{}-{:04}.tar", each: int = 5) -> Path:
-    """The set in ``tree`` as shards of so many samples."""
+    """Writes the set in ``tree`` as shards of ``each`` samples."""
     test, form = FORMS[pattern]
     for split, name in (("train", "train"), ("val", test)):
         samples = list(form(images(tree / split)))
@@ -82,7 +82,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(data: Path, dataset: Dataset = photos.MINE, workers: int = 0) -> list[Batch]:
-    found = registry.listed(dataset, PIPELINE, data)
+    found = registry.list_files(dataset, PIPELINE, data)
     train = StreamLoader(found, batch_size=8, seed=1, workers=workers)
     test = StreamTestLoader(found, batch_size=4, workers=workers)
     try:
@@ -108,7 +108,7 @@ def test_batches_are_those_of_the_same_images_as_files(tree: Path, tmp_path: Pat
 def test_imagenet_is_found_in_shards_as_timm_has_it(tree: Path, tmp_path: Path) -> None:
     root = sharded(tree, tmp_path / "imagenet-1k-wds")
     assert registry.locate(IMAGENET, tmp_path) == f"5 shards to train on and 3 to test on in {root}"
-    found = registry.listed(IMAGENET.model_copy(update={"classes": 2, "test_images": 4}), PIPELINE, tmp_path)
+    found = registry.list_files(IMAGENET.model_copy(update={"classes": 2, "test_images": 4}), PIPELINE, tmp_path)
     assert found.class_names == ("0", "1")
     assert found.test_labels.tolist() == [0, 0, 1, 1]
     assert found.train.path(0).parent.parent == root
@@ -119,21 +119,21 @@ def test_numbers_are_sorted_as_numbers(tree: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         pack(tmp_path / "mine" / f"{split}-0.tar", {f"{n}.{kind}": content for n in (10, 9, 2) for kind, content in
                                                     (("webp", image), ("cls", str(n).encode()))})  # fmt: skip
-    assert registry.listed(photos.MINE, PIPELINE, tmp_path).class_names == ("2", "9", "10")
+    assert registry.list_files(photos.MINE, PIPELINE, tmp_path).class_names == ("2", "9", "10")
 
 
 def test_the_index_is_built_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = sharded(tree, tmp_path / "mine")
     first = batches(tmp_path)
-    scan, scanned = shards._samples, []
-    monkeypatch.setattr(shards, "_samples", lambda shard, number: (scanned.append(shard), scan(shard, number))[1])
+    scan, scanned = _shards._samples, []
+    monkeypatch.setattr(_shards, "_samples", lambda shard, number: (scanned.append(shard), scan(shard, number))[1])
     assert torch.equal(batches(tmp_path)[0].images, first[0].images) and not scanned
     for kept in (tmp_path / "cache" / "shards").iterdir():
         kept.write_bytes(kept.read_bytes()[:-40])
     assert torch.equal(batches(tmp_path)[0].images, first[0].images) and len(scanned) == 8
     pack(root / "imagenet1k-validation-0002.tar", next(iter(by_number(images(tree / "val")))))
     scanned.clear()
-    registry.listed(photos.MINE, PIPELINE, tmp_path)
+    registry.list_files(photos.MINE, PIPELINE, tmp_path)
     assert {shard.name.split("-")[1] for shard in scanned} == {"validation"}
 
 
@@ -173,7 +173,7 @@ def test_damaged_shards_are_named(tree: Path, tmp_path: Path) -> None:
 
 def test_a_shard_that_shrinks_while_it_is_read(tree: Path, tmp_path: Path) -> None:
     sharded(tree, tmp_path / "mine")
-    found = registry.listed(photos.MINE, PIPELINE, tmp_path)
+    found = registry.list_files(photos.MINE, PIPELINE, tmp_path)
     cut(found.train.path(3).parent, 600)
     with pytest.raises(UserError, match=r"imagenet1k-train-000\d.tar: ends within .*; it was cut short"):
         for index in range(len(found.train)):
@@ -197,11 +197,11 @@ def test_what_is_missing_or_wrong(tree: Path, tmp_path: Path) -> None:
     middle, last = root / "imagenet1k-train-0002.tar", root / "imagenet1k-train-0004.tar"
     content = middle.read_bytes()
     middle.unlink()
-    assert f"{root}: shard 2 is missing of those up to {last.name}" in fails(tmp_path)
+    assert f"{root}: shard 2 is missing, but {last.name} is there" in fails(tmp_path)
     middle.write_bytes(content)
     announced = {"splits": {"train": {"filenames": [f"imagenet1k-train-{number:04}.tar" for number in range(7)]}}}
     (root / "_info.json").write_text(json.dumps(announced))
-    assert f"{root}: imagenet1k-train-0005.tar is missing, a shard of train by _info.json" in fails(tmp_path)
+    assert f"{root}: imagenet1k-train-0005.tar is missing, which _info.json lists for train" in fails(tmp_path)
     (root / "_info.json").write_text("[1]")
     batches(tmp_path)
 

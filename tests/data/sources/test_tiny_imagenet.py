@@ -16,7 +16,7 @@ TINY = Dataset(name="tiny_imagenet")
 
 
 def tree(root: Path) -> Path:
-    """The authors' layout: two training images a class (seeds 0 to 5), and four test images (seeds 10 to 13)."""
+    """The authors' layout: two training images per class (seeds 0 to 5), and four test images (seeds 10 to 13)."""
     for label, name in enumerate(CLASSES):
         for number in range(2):
             make.save(root / "train" / name / "images" / f"{name}_{number}.JPEG", make.image(2 * label + number))
@@ -33,7 +33,7 @@ def tree(root: Path) -> Path:
 
 
 def sort_val(root: Path) -> None:
-    """As the scripts that are around do it."""
+    """Sorts the validation images into folders, as common scripts do."""
     for number, label in enumerate((2, 0, 1, 0)):
         place = root / "val" / CLASSES[label] / "images"
         place.mkdir(parents=True, exist_ok=True)

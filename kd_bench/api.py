@@ -1,0 +1,254 @@
+"""Functions behind the command line, which notebooks can call as well. They neither parse nor print.
+
+Functions import torch, pandas and other heavy packages themselves, because names can be listed and checked without.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd_bench import plan as planning
+from kd_bench.config.load import find_recipe, packaged_recipes, read_recipe
+from kd_bench.data import registry as datasets
+from kd_bench.launch import run_recipe
+from kd_bench.launch.run_recipe import PlannedRecipe
+from kd_bench.launch.run_recipe import summarise_recipes as table
+from kd_bench.utils.errors import UserError
+from kd_bench.utils.paths import package_path
+
+if TYPE_CHECKING:
+    from kd_bench.config.recipe import Recipe
+    from kd_bench.launch.options import RunOptions
+    from kd_bench.models.cards import Card
+    from kd_bench.report.summary import FolderResults, Summary
+    from kd_bench.utils.download import DownloadedFile
+
+
+def plan(
+    recipe: str,
+    *,
+    methods: Sequence[str] | None = None,
+    only: Iterable[str] | None = None,
+    trials: int | None = None,
+    overrides: Iterable[str] | None = None,
+) -> PlannedRecipe:
+    """Reads a recipe and plans its trials.
+
+    Args:
+        recipe: A file, or the name of a packaged recipe.
+        methods: Additional rows, as for ``method_rows``.
+        only: Conditions that trials must match, each ``key=value[,value...]``.
+        trials: Number of seeds; None for the recipe's.
+        overrides: Settings that replace the recipe's, each ``key=value``.
+
+    Raises:
+        UserError: If the recipe or one of the other arguments is invalid.
+    """
+    content = read_recipe(recipe, with_rows(recipe, methods, overrides), trials)
+    context = str(find_recipe(recipe))
+    return PlannedRecipe(content, context, planning.plan(content, context, only or ()))
+
+
+def with_rows(recipe: str, methods: Sequence[str] | None, overrides: Iterable[str] | None) -> list[str]:
+    """Returns overrides that add rows to a recipe, followed by ``overrides``, which may change the new rows."""
+    rows = method_rows(methods, "--method", read_recipe(recipe).methods) if methods else {}
+    return [*(f"methods.{label}.method={json.dumps(name)}" for label, name in rows.items()), *(overrides or ())]
+
+
+def method_rows(methods: Iterable[str], context: str, taken: Container[str] = ()) -> dict[str, str]:
+    """Returns the methods by the label of their row.
+
+    Args:
+        methods: ``NAME`` or ``FILE.py:CLASS``, optionally after ``LABEL=``. A class's label is its name in snake case.
+        context: The option they are from, for errors.
+        taken: Labels of other rows.
+
+    Raises:
+        UserError: If a label is not a word or is taken.
+    """
+    rows: dict[str, str] = {}
+    for text in methods:
+        label, equals, name = text.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]*", label):  # the path of a file may contain an equals sign
+            label, name = text.rpartition(":")[2], text
+            if ".py:" in text:
+                label = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", label).lower()
+        if not re.fullmatch(r"[\w-]+", label) or not name:
+            raise UserError(f"{context} {text}: should be a method's name, FILE.py:CLASS or LABEL=FILE.py:CLASS")
+        if label in taken or rows.get(label, name) != name:
+            raise UserError(f"{context} {text}: there is a row {label!r} already; give it another label: LABEL={name}")
+        rows[label] = name
+    return rows
+
+
+def base_recipe(dataset: str) -> dict[str, Any]:
+    """Returns the content that recipes of a data set share.
+
+    Raises:
+        UserError: If there is no such data set.
+    """
+    datasets.spec(dataset, "--dataset")
+    name = f"{dataset}/base.yaml"
+    return {"extends": name} if package_path("recipes", name).is_file() else {"dataset": {"name": dataset}}
+
+
+def pair_recipe(
+    name: str,
+    dataset: str,
+    teacher: str,
+    student: str,
+    methods: Mapping[str, Any] | None = None,
+    *,
+    weights: str | None = None,
+    trials: int | None = None,
+    overrides: Iterable[str] | None = None,
+) -> Recipe:
+    """Returns a recipe for one pair, with the settings that recipes of the data set share.
+
+    Args:
+        name: The recipe's name.
+        dataset: The data set.
+        teacher: The teacher's network.
+        student: The student's network.
+        methods: The rows, as in a recipe; None for the student alone.
+        weights: File of the teacher's weights, or "published"; None trains the teacher.
+        trials: Number of seeds; None for the usual number.
+        overrides: Settings that replace those of the data set, each ``key=value``.
+
+    Raises:
+        UserError: If one of the arguments is invalid.
+    """
+    pairs = [{"teacher": teacher, "student": student}]
+    content = base_recipe(dataset) | {"name": name, "pairs": pairs, "methods": methods or {"none": {}}}
+    if weights is not None:
+        content["teachers"] = {teacher: {"weights": weights}}
+    return read_recipe(content, overrides or (), trials)
+
+
+def folder_name(*parts: str) -> str:
+    """Returns a name for a results folder, made from names of data sets and networks, which may be paths."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+
+def plan_comparison(dataset: str, teacher: str, student: str, methods: Iterable[str], **settings: Any) -> PlannedRecipe:
+    """Plans a comparison of methods, as for ``method_rows``, on one pair; ``settings`` are those of ``pair_recipe``."""
+    rows = {"none": "none"} | method_rows(methods, "--methods")
+    name = folder_name("compare", dataset, teacher, student)
+    entries = {label: {"method": method} for label, method in rows.items()}
+    recipe = pair_recipe(name, dataset, teacher, student, entries, **settings)
+    return PlannedRecipe(recipe, "compare", planning.plan(recipe, "compare"))
+
+
+def teacher_recipe(name: str, dataset: str, **settings: Any) -> tuple[Recipe, str, str]:
+    """Returns a recipe with the teacher ``name``, the full name of its network, and a context for errors."""
+    from kd_bench.trials.folder import TEACHERS
+
+    recipe = pair_recipe(TEACHERS, dataset, name, name, **settings)
+    return recipe, planning.resolve_network(recipe, name, f"teacher {name}"), f"teacher {name}"
+
+
+def plan_teachers(name: str, dataset: str, **settings: Any) -> PlannedRecipe:
+    """Plans the training of a teacher, once per seed; ``settings`` are those of ``pair_recipe``."""
+    recipe, model, context = teacher_recipe(name, dataset, **settings)
+    return PlannedRecipe(recipe, context, planning.plan_teachers(recipe, model, context))
+
+
+def fetch_weights(card: Card) -> DownloadedFile:
+    """Downloads the weights that a card names, with a progress bar on standard error.
+
+    Raises:
+        UserError: If the card names no weights.
+        RunFailed: If no mirror has them.
+    """
+    from kd_bench.launch.progress_display import download_bar
+    from kd_bench.models import pretrained
+
+    with download_bar(card.name) as progress:
+        return pretrained.fetch(card, progress)
+
+
+def run(recipe: PlannedRecipe, options: RunOptions) -> tuple[Summary, dict[str, str]]:
+    """Trains the missing trials. Returns the table, and why trials have no result, by the trial's identity.
+
+    Raises:
+        UserError: If the images are missing or an option is invalid.
+    """
+    datasets.locate(recipe.recipe.dataset, options.data)
+    failed = run_recipe.train(recipe, options)
+    return table([recipe], options.out), failed
+
+
+def report_parts(recipes: Iterable[str] | None, methods: Sequence[str] | None, out: Path) -> list[FolderResults]:
+    """Returns the results in a folder, one part for each recipe.
+
+    Args:
+        recipes: Files or names; None for all results in the folder.
+        methods: Additional rows of the recipes, as for ``method_rows``.
+        out: The results folder.
+
+    Raises:
+        UserError: If there are no results.
+    """
+    if not out.is_dir():
+        raise UserError(f"--out: there is no folder {out}; kd-bench run makes one")
+    if methods and not recipes:
+        raise UserError("--method: name the recipe that it is a row of, with --recipe")
+    parts = [recipe_part(name, out, methods) for name in recipes] if recipes else list(_folder_parts(out))
+    if not parts:
+        raise UserError(f"--out: there are no trials in {out}; kd-bench run puts some there")
+    return parts
+
+
+def recipe_part(name: str, out: Path, methods: Sequence[str] | None = None) -> FolderResults:
+    """Returns the results of a recipe so far."""
+    from kd_bench.report.results_frame import read_results
+    from kd_bench.report.summary import FolderResults
+    from kd_bench.trials.folder import check_settings_of
+
+    part = plan(name, methods=methods)
+    folder, planned = out / part.recipe.name, tuple(part.planned)
+    check_settings_of(planned, folder)
+    summary, frame = table([part], out), read_results(folder, planned)
+    return FolderResults(
+        part.recipe.name, part.recipe.description, summary, frame, planned, folder, name, tuple(methods or ())
+    )
+
+
+def _folder_parts(out: Path) -> Iterator[FolderResults]:
+    """Yields the results of each folder: those of the packaged recipe that plans some of them, then the others."""
+    from kd_bench.report.unplanned_trials import summarise_unplanned, trial_ids
+    from kd_bench.trials.folder import TEACHERS
+
+    recipes = recipes_by_folder()
+    for folder in sorted(path for path in out.iterdir() if path.is_dir() and path.name != TEACHERS):
+        ids = trial_ids(folder)
+        name = next((name for name in recipes.get(folder.name, ()) if _planned_ids(name) & ids), None)
+        if name is not None:
+            part = recipe_part(name, out)
+            ids -= {cell.trial_id for cell in part.cells}
+            yield part
+        others = summarise_unplanned(folder, ids)
+        if others.cells:
+            summary = others.summary.with_families(run_recipe.method_families(cell.method for cell in others.cells))
+            title = f"{folder.name}: trials that the recipe, as it is now, does not plan" if name else folder.name
+            yield replace(others, name=title, summary=summary)
+
+
+def recipes_by_folder() -> dict[str, list[str]]:
+    """Returns the names of the packaged recipes by the name of their results folder."""
+    names: dict[str, list[str]] = {}
+    for name in packaged_recipes():
+        names.setdefault(read_recipe(name).name, []).append(name)
+    return names
+
+
+def _planned_ids(name: str) -> set[str]:
+    try:
+        return {cell.trial_id for cell in plan(name).planned}
+    except UserError:  # e.g. the weights of a teacher are missing
+        return set()

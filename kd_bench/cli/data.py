@@ -1,0 +1,23 @@
+"""``kd-bench data``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kd_bench.cli.options import Data
+
+data_app = typer.Typer(help="Fetch data sets.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="The data set; see: kd-bench list datasets.")], data: Data = None
+) -> None:
+    """Download a data set into the data folder and verify its checksum."""
+    from kd_bench.config.data import Dataset
+    from kd_bench.data import registry as datasets
+
+    datasets.download(Dataset(name=name), data)
+    typer.echo(f"{name}: {datasets.locate(Dataset(name=name), data)}")

@@ -1,0 +1,172 @@
+"""Estimates the time of a recipe: on this machine from timed steps, and on GPUs from counted operations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from kd_bench.config.trial import PlannedTrial
+from kd_bench.estimate import placeholders
+from kd_bench.estimate.gpus import Assumptions, Gpu, estimate_seconds
+from kd_bench.estimate.operation_counter import OperationCounts
+from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, group_missing_trials
+from kd_bench.estimate.step_cost import CohortCost, count_cohort
+from kd_bench.estimate.timing_job import EpochTime, Timing, TimingJob
+from kd_bench.estimate.timing_process import TimingProcess
+from kd_bench.launch.devices import find_devices
+from kd_bench.launch.options import RunOptions
+from kd_bench.trials.environment import describe_environment
+from kd_bench.trials.folder import TEACHERS, TrialFolder
+from kd_bench.utils.errors import UserError
+
+#: Seconds for timing all groups together if the number of steps is not given, and for each round of them if it is.
+TOTAL_SECONDS, ROUND_SECONDS = 60.0, 600.0
+
+
+def estimate_recipe(
+    planned: Sequence[PlannedTrial],
+    options: RunOptions,
+    name: str,
+    gpus: dict[str, Gpu],
+    assumed: Assumptions,
+    log: Callable[[str], None],
+    steps: int | None = None,
+) -> RecipeCost:
+    """Estimates the missing trials of a recipe. Groups of equal cost are counted and timed once.
+
+    Args:
+        planned: The recipe's trials.
+        options: How the recipe would be run.
+        name: The recipe's name.
+        gpus: GPUs to estimate it for, by name.
+        assumed: Numbers that the GPUs' data sheets do not have.
+        log: Receives one line per step of the work.
+        steps: Steps to time per group; 0 for none; None for as many as fit into about a minute.
+
+    Raises:
+        UserError: If networks and methods do not fit together, or if images are missing and their number is unknown.
+        RunFailed: If a process that times a cohort ends without an answer.
+    """
+    groups, finished, pretrained_teachers = group_missing_trials(planned, options, name)
+    devices = _concurrent_devices(options)
+    device_name = describe_environment(devices[0], options.threads)["device_name"]
+    notes: list[str] = []
+    for number, group in enumerate(groups, 1):
+        log(f"counting the operations of {group.title} ({number} of {len(groups)})")
+        notes.append(_count_group(group, options, gpus, assumed))
+    if steps != 0:
+        notes.append(_load_note())
+        _time_groups(groups, options, devices, steps, log)
+        notes += [group.timing.stand_in for group in groups if group.timing]
+    notes = [note for note in dict.fromkeys(notes) if note]
+    return RecipeCost(name, groups, devices, device_name, finished, pretrained_teachers, notes)
+
+
+def _count_group(group: CohortGroup, options: RunOptions, gpus: dict[str, Gpu], assumed: Assumptions) -> str:
+    """Counts a group and estimates its epochs on GPUs. Returns why images are missing, or an empty string."""
+    first = group.trials[0]
+    images, reason = placeholders.images_or_placeholders(first.dataset, first.pipeline, options.data)
+    group.images = len(images.train_labels), len(images.test_labels)
+    group.cost = cost = count_cohort(group.trials, images)
+    for label, member in zip(group.labels, cost.members, strict=True):
+        if member.uncounted:
+            group.notes.append(f"{label}: only its student could be counted, not its method ({member.uncounted})")
+    steps = max(1, group.images[0] // first.batch_size)
+    group.gpu_epochs = {name: _gpu_epoch(cost, gpu, assumed, steps, group.images[1]) for name, gpu in gpus.items()}
+    return reason
+
+
+def _gpu_epoch(cost: CohortCost, gpu: Gpu, assumed: Assumptions, steps: int, test_images: int) -> EpochTime:
+    def seconds(counts: OperationCounts, training: bool) -> float:
+        return estimate_seconds(counts, gpu, assumed, training=training)
+
+    evaluation = sum(seconds(member.evaluation, False) for member in cost.members)
+    return EpochTime(
+        shared=seconds(cost.teacher, False) * cost.micro_batches * steps,
+        own=tuple(
+            (seconds(member.step, True) * cost.micro_batches + seconds(member.update, True)) * steps
+            for member in cost.members
+        ),
+        evaluation=evaluation * test_images / cost.images,
+    )
+
+
+def _time_groups(
+    groups: list[CohortGroup],
+    options: RunOptions,
+    devices: list[str],
+    steps: int | None,
+    log: Callable[[str], None],
+) -> None:
+    """Times all groups, with as many concurrent cohorts as a run would have, so that they share the machine alike."""
+    rounds = [members for phase in training_phases(groups) for members in timing_rounds(phase, len(devices))]
+    allowed = TOTAL_SECONDS / max(1, len(rounds)) if steps is None else ROUND_SECONDS
+    timings: dict[int, list[Timing]] = {}
+    for members in rounds:
+        log(f"timing {', '.join(dict.fromkeys(group.title for group in members))}")
+        processes = [
+            TimingProcess(_timing_job(group, options, device, steps, allowed), group.title)
+            for group, device in zip(members, devices, strict=False)
+        ]
+        try:
+            for group, process in zip(members, processes, strict=True):
+                try:
+                    timings.setdefault(id(group), []).append(process.result())
+                except UserError as error:
+                    note = f"{group.title}: could not be timed: {error}"
+                    if note not in group.notes:
+                        group.notes.append(note)
+        finally:
+            for process in processes:
+                process.stop()
+    for group in groups:
+        group.timing = max(
+            timings.get(id(group), ()), key=lambda timing: timing.epoch.shared + sum(timing.epoch.own), default=None
+        )
+
+
+def training_phases(groups: Sequence[CohortGroup]) -> list[list[CohortGroup]]:
+    """Splits groups by when they run: those that wait for a teacher to be trained run after the others."""
+    if not any(group.trains_teacher for group in groups):
+        return [list(groups)]
+    waiting = [group for group in groups if group.trials[0].teacher is not None]
+    return [[group for group in groups if group not in waiting], waiting]
+
+
+def timing_rounds(groups: list[CohortGroup], devices: int) -> list[list[CohortGroup]]:
+    """Splits groups into rounds of as many timings as cohorts would run at once. Repeats groups to fill the last."""
+    size = min(devices, sum(len(group.epochs) for group in groups))
+    rounds = -(-len(groups) // size) if size else 0
+    return [[groups[(number * size + index) % len(groups)] for index in range(size)] for number in range(rounds)]
+
+
+def _timing_job(group: CohortGroup, options: RunOptions, device: str, steps: int | None, seconds: float) -> TimingJob:
+    teacher = group.trials[0].teacher
+    folder = TrialFolder(options.out / TEACHERS / teacher.id) if teacher else None
+    return TimingJob(
+        trials=[trial.settings() for trial in group.trials],
+        teacher=str(folder.weights) if folder and folder.status() == "done" else None,
+        data=str(options.data) if options.data else None,
+        device=device,
+        threads=options.threads,
+        workers=options.workers,
+        steps=steps,
+        seconds=seconds,
+    )
+
+
+def _concurrent_devices(options: RunOptions) -> list[str]:
+    """Returns the device of each concurrent cohort."""
+    devices = find_devices(options.device)
+    if devices == ["cpu"]:
+        return ["cpu"] * (options.jobs or max(1, (os.cpu_count() or 1) // options.threads))
+    return [devices[index % len(devices)] for index in range(options.jobs or len(devices))]
+
+
+def _load_note() -> str:
+    """Returns a note if other programs use the processor, which makes the timed steps slower; else an empty string."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load < 0.5 * cores:
+        return ""
+    return f"other work was running when the timing began (load {load:.1f}, cores {cores}); alone, it may be faster"

@@ -1,0 +1,132 @@
+"""Times the pieces of a cohort's step one by one, on any number of images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from kd_bench.config.trial import Trial
+from kd_bench.training.cohort import CohortModule
+from kd_bench.training.forward_pass import precision_context
+from kd_bench.training.loaders import Images, loaders
+from kd_bench.training.micro_batch import MicroBatch
+from kd_bench.types import Batch
+
+
+@dataclass(frozen=True)
+class PieceTimes:
+    """Seconds of the pieces of a step: per image, except for ``update``, which is per step.
+
+    Attributes:
+        images: Number of images that were used.
+        data: Loading.
+        teacher: The teacher's pass.
+        own, update, evaluation: Forward and backward pass, optimiser's step, and evaluation of each student.
+    """
+
+    images: int
+    data: float
+    teacher: float
+    own: list[float]
+    update: list[float]
+    evaluation: list[float]
+
+    @property
+    def seconds_per_image(self) -> float:
+        """Seconds of a training step per image."""
+        return self.data + self.teacher + sum(self.own) + sum(self.update) / self.images
+
+
+@dataclass
+class PieceTimer:
+    """Times the pieces of a cohort's step.
+
+    Attributes:
+        cohort: The cohort, on the device.
+        images: The data set, or its placeholders.
+        device: Where to compute.
+        data_dir: Folder of data sets; None for the default.
+        workers: Processes that decode images.
+        undecoded: Whether the images are placeholders that cannot be decoded.
+        seconds: Seconds spent so far.
+    """
+
+    cohort: CohortModule
+    images: Images
+    device: torch.device
+    data_dir: Path | None
+    workers: int
+    undecoded: bool
+    seconds: float = 0.0
+
+    @property
+    def trial(self) -> Trial:
+        """Any of the cohort's trials."""
+        return self.cohort.members[0].trial
+
+    def time(self, images: int) -> PieceTimes:
+        """Runs every piece once, each student's pass twice, on this number of images."""
+        start = synchronized_time(self.device)
+        batch, data = self._load_batch(images)
+        images = len(batch.images)
+        labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
+        self.cohort.train()
+        with torch.no_grad(), precision_context(self.trial.precision, self.device):
+            teacher, outputs = self._run(self.cohort.teacher_outputs, batch)
+        own, update, evaluation = [], [], []
+        for member in self.cohort.members:
+            teacher_outputs = outputs.get(member.method.teacher_batch_norm)
+            passes = []
+            for last in (False, True):  # only the last micro-batch updates the weights
+                part = MicroBatch(batch, last=last)
+                passes.append(self._run(member.step, teacher_outputs, part, torch.Tensor.backward)[0])
+            own.append(min(passes) / images)
+            update.append(max(0.0, passes[1] - passes[0]))
+            member.eval()
+            evaluation.append(self._run(member.evaluate, replace(batch, labels=labels))[0] / images)
+            member.train()
+        self.seconds += synchronized_time(self.device) - start
+        return PieceTimes(images, data, teacher / images if outputs else 0.0, own, update, evaluation)
+
+    def _run(self, function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+        """Calls a function. Returns the seconds and the result."""
+        start = synchronized_time(self.device)
+        result = function(*args)
+        return synchronized_time(self.device) - start, result
+
+    def _load_batch(self, size: int) -> tuple[Batch, float]:
+        """Returns a batch and the seconds per image to load it."""
+        pipeline = self.trial.pipeline
+        if self.undecoded:
+            generator = torch.Generator().manual_seed(0)
+            images = torch.randn(size, *self.images.image_shape, generator=generator).to(self.device)
+            index = torch.arange(size, device=self.device)
+            labels = index % self.images.num_classes
+            if pipeline and pipeline.mixes:
+                labels = F.one_hot(labels, self.images.num_classes).float()
+            return Batch(images, labels, index, 0, 0), 0.0
+        trial = self.trial.model_copy(update={"batch_size": max(size, 2), "micro_batch": None})
+        train, test = loaders(trial, self.images, self.device, 0, self.data_dir)
+        try:
+            batches = iter(train)
+            batch = next(batches)  # the first one also sets things up
+            start = time.perf_counter()
+            batch = next(batches, batch)
+            seconds = (time.perf_counter() - start) / len(batch.images)
+        finally:
+            train.close()
+            test.close()
+        return batch, seconds / self.workers if self.workers and pipeline is not None else seconds
+
+
+def synchronized_time(device: torch.device) -> float:
+    """Returns the time in seconds, once the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,138 @@
+"""What can be attacked: a file of weights, or a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from kd_bench import plan as planning
+from kd_bench.config.attack import Attack
+from kd_bench.config.data import Input
+from kd_bench.config.load import parse
+from kd_bench.config.recipe import Recipe
+from kd_bench.config.trial import PretrainedTeacher, Trial, identity
+from kd_bench.data import registry as datasets
+from kd_bench.models import cards
+from kd_bench.models import registry as models
+from kd_bench.trials.folder import TrialFolder
+from kd_bench.utils.errors import UserError
+from kd_bench.utils.files import read_json, sha256
+
+Normalisation = Literal["none", "dataset", "network"]
+
+#: Folder of evaluations, in a trial's folder and in the results folder.
+ATTACKS_FOLDER = "attacks"
+
+
+@dataclass(frozen=True)
+class AttackTarget:
+    """A network to attack.
+
+    Attributes:
+        trained: The trial or teacher whose weights these are.
+        weights: The file of weights.
+        key: Key of the weights in the file; None searches for them.
+        normalise: Normalisation of the images; None for a trial, whose settings say it.
+        folder: Folder of the evaluations.
+        name: Name for people.
+    """
+
+    trained: Trial | PretrainedTeacher
+    weights: Path
+    key: str | None
+    normalise: Normalisation | None
+    folder: Path
+    name: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file of weights."""
+        return sha256(self.weights)
+
+    def subject(self) -> dict[str, Any]:
+        """Returns everything that an evaluation depends on besides the attack's settings."""
+        return {
+            "model": self.trained.model,
+            "weights": self.sha256,
+            "dataset": self.trained.dataset.model_dump(mode="json"),
+            "pipeline": self.trained.pipeline.model_dump(mode="json") if self.trained.pipeline else None,
+            "normalise": self.normalise or self.trained.input.normalise,
+            "size": self.trained.input.size,
+        }
+
+    def record_path(self, attack: Attack) -> Path:
+        """Returns the file of an evaluation. In a trial's folder its name depends on the attack's settings alone."""
+        name = attack.id if self.normalise is None else identity({"attack": attack.id, "subject": self.subject()})
+        return self.folder / f"{name}.json"
+
+
+def checkpoint_target(
+    file: Path, model: str, recipe: Recipe, key: str | None, normalise: Normalisation | None, out: Path
+) -> AttackTarget:
+    """Returns the target for a file of weights.
+
+    Args:
+        file: The weights, in any layout that ``kd_bench.models.weights`` reads.
+        model: The network.
+        recipe: Recipe with the data set and the network's input size.
+        key: Key of the weights in the file; None searches for them.
+        normalise: Normalisation of the images; None for that of the network's card. Without a card, networks made for
+            pixels from 0 to 1 have none, and others have the data set's.
+        out: The results folder.
+
+    Raises:
+        UserError: If a name does not exist or the weights are missing.
+    """
+    datasets.check(recipe.dataset, "--dataset")
+    network = planning.resolve_network(recipe, model, "--model")
+    recipe = recipe.model_copy(update={"teachers": {network: {"weights": str(file)}}})
+    trained, _ = planning.plan_teacher(recipe, network, "attack")
+    assert isinstance(trained, PretrainedTeacher)
+    normalise = normalise or _default_normalisation(network, trained.dataset.name)
+    return AttackTarget(trained, file, key, normalise, out / ATTACKS_FOLDER, file.name)
+
+
+def trial_target(path: Path) -> AttackTarget:
+    """Returns the target for a finished trial.
+
+    Raises:
+        UserError: If the folder is not a trial's, or the trial is not finished.
+    """
+    folder = TrialFolder(path.resolve())
+    if not (path / "trial.json").is_file():
+        raise UserError(f"{path}: is no trial's folder: there is no trial.json in it")
+    folder.check_settings()
+    settings = read_json(path / "trial.json")
+    kind: type[Trial] | type[PretrainedTeacher] = Trial if "method" in settings else PretrainedTeacher
+    trained = parse(kind, settings, str(path / "trial.json"))
+    if folder.status() != "done":
+        raise UserError(f"{path}: the trial is {folder.status() if folder.result() else 'not finished'}, "
+                        "so there is no network to attack")  # fmt: skip
+    label = f"{trained.method.name}, seed {trained.seed}" if isinstance(trained, Trial) else "given"
+    return AttackTarget(trained, folder.weights, None, None, path / ATTACKS_FOLDER, f"{trained.model} ({label})")
+
+
+def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) -> list[AttackTarget]:
+    """Returns the targets for the finished trials in these folders, and logs a line for each other trial."""
+    targets = []
+    for folder in folders:
+        status = TrialFolder(folder).status()
+        if status == "done":
+            targets.append(trial_target(folder))
+        else:
+            log(f"{folder}: {status if status == 'failed' else 'not trained yet'}, left out")
+    return targets
+
+
+def _default_normalisation(network: str, dataset: str) -> Normalisation:
+    card = cards.find("students", dataset, network) or cards.find("teachers", dataset, network)
+    if card is not None and card.input != Input():
+        return card.input.normalise
+    models.register()
+    import timm
+
+    cfg = timm.get_pretrained_cfg(network)
+    return "network" if cfg is not None and not any(cfg.mean) else "dataset"

@@ -1,0 +1,122 @@
+"""What the executors for Ray and SLURM share: workers on other machines.
+
+The cluster chooses the machine and starts the worker there. The worker's events come in a file beside its log, in the
+results folder, which all machines must share. Leases and retries work as on one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from kd_bench.launch.executor import Devices, Executor
+from kd_bench.launch.local_process import start_worker, worker_environment
+from kd_bench.launch.worker_group import Worker, WorkerGroup, last_log_line
+from kd_bench.launch.worker_protocol import Event, WorkerJob
+
+#: Largest number of cohorts that are submitted at a time by default. The cluster queues them.
+MAX_SUBMITTED = 1000
+
+#: Seconds that a worker has to save checkpoints after its machine was asked to stop.
+STOP_SECONDS = 25.0
+
+
+class RemoteJob:
+    """Runs a worker on the other machine and writes its events to a file. The cluster pickles and calls this object.
+
+    Args:
+        job: The worker's job, as a line of JSON.
+        log: File to which its standard error is appended.
+        events: File to which its events are appended.
+        environment: Additional environment variables.
+    """
+
+    def __init__(self, job: str, log: str, events: str, environment: dict[str, str]) -> None:
+        self._job, self._log, self._events, self._environment = job, log, events, environment
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> int:
+        """Runs the worker to its end and returns its exit code."""
+        with open(self._events, "ab") as events:
+            self._worker = start_worker(self._job, Path(self._log), events, self._environment)
+        with suppress(ValueError):  # not in the main thread of its process
+            signal.signal(signal.SIGTERM, lambda *_: self.checkpoint())
+        return self._worker.wait()
+
+    def checkpoint(self) -> None:
+        """Asks the worker to save checkpoints and to end. submitit calls this shortly before SLURM's time limit."""
+        if self._worker is not None and self._worker.poll() is None:
+            self._worker.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._worker.wait(STOP_SECONDS)
+
+
+class ClusterJob(Protocol):
+    """A job that was submitted to a cluster."""
+
+    def exit_code(self) -> int | None:
+        """Returns the exit code; None while the job waits or runs; negative if the cluster ended it."""
+
+    def cancel(self) -> None:
+        """Ends the job."""
+
+
+class _RemoteWorker(Worker):
+    """A worker on another machine. Of its events file, ``offset`` bytes are from earlier attempts."""
+
+    def __init__(self, job: ClusterJob, events: Path, log: Path, offset: int) -> None:
+        self._job, self._events, self._log, self._offset = job, events, log, offset
+
+    def poll(self) -> tuple[list[Event], int | None]:
+        code = self._job.exit_code()
+        events = []
+        with suppress(FileNotFoundError), open(self._events, "rb") as file:
+            file.seek(self._offset)
+            lines, newline, _ = file.read().rpartition(b"\n")
+            self._offset += len(lines) + len(newline)
+            for line in lines.splitlines():
+                with suppress(ValueError):
+                    events.append(json.loads(line))
+        return events, code
+
+    def request_stop(self) -> None:
+        """Does nothing, because the cluster's jobs continue without the scheduler."""
+
+    def kill(self) -> None:
+        self._job.cancel()
+
+    def last_log_line(self) -> str:
+        return last_log_line(self._log)
+
+
+class ClusterExecutor(Executor):
+    """Submits each cohort to a cluster.
+
+    Args:
+        jobs: Largest number of cohorts at a time; None for no limit but the cluster's.
+        gpus: GPUs of a cohort; 0 for the CPU.
+    """
+
+    def __init__(self, jobs: int | None, gpus: float) -> None:
+        super().__init__([("cuda:0" if gpus else "cpu",)] * (jobs or MAX_SUBMITTED))
+
+    def submit(self, work: RemoteJob) -> ClusterJob:
+        """Submits a job; for subclasses."""
+        raise NotImplementedError
+
+    def start_workers(self, job: WorkerJob, devices: Devices, log: Path) -> WorkerGroup:
+        """Submits a cohort. Its events are written beside the log."""
+        log = log.resolve()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        events = log.with_suffix(".events")
+        paths = (job.folder, job.teacher, job.weights, job.data)
+        folder, teacher, weights, data = (None if path is None else str(Path(path).resolve()) for path in paths)
+        job = replace(job, folder=str(folder), teacher=teacher, weights=weights, data=data)
+        offset = events.stat().st_size if events.exists() else 0
+        work = RemoteJob(job.to_line(), str(log), str(events), worker_environment(job.threads))
+        return WorkerGroup([_RemoteWorker(self.submit(work), events, log, offset)])

@@ -1,0 +1,113 @@
+"""Options of a run: how to train, as opposed to what to train."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kd_bench.launch.devices import find_devices
+from kd_bench.utils.errors import UserError, unknown
+
+#: The options of each executor and their types.
+EXECUTOR_OPTIONS: dict[str, dict[str, type]] = {
+    "local": {},
+    "ray": {"address": str, "gpus": float, "cpus": float},
+    "slurm": {
+        "partition": str,
+        "account": str,
+        "qos": str,
+        "constraint": str,
+        "minutes": int,
+        "gpus": int,
+        "cpus": int,
+        "memory_gb": int,
+        "cluster": str,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run a recipe. Results do not depend on it, except that ``threads`` changes the last bits on a CPU.
+
+    Attributes:
+        out: Results folder.
+        data: Folder of the data sets; None for the default.
+        jobs: Largest number of cohorts at a time; None for one per GPU, or as many as the CPU cores allow.
+        threads: CPU threads of a cohort.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
+        cohort_size: Largest number of students in a cohort.
+        retry_failed: Whether to train trials again that have failed before.
+        loggers: Loggers to use in addition to the trial's folder: ``tensorboard``, ``wandb``.
+        workers: Processes per cohort that decode images, for data sets that are not held in memory.
+        devices: Devices per machine that share a cohort's batches, one process each; None for one.
+        nodes: Number of machines on which a launcher has started the command, once per device.
+        retries: How often to restart a cohort whose worker died without finishing another epoch.
+        checkpoint_minutes: Minutes of training between two checkpoints within an epoch.
+        executor: ``local``, ``ray`` or ``slurm``.
+        executor_options: Options of the executor, each ``key=value``.
+    """
+
+    out: Path
+    data: Path | None = None
+    jobs: int | None = None
+    threads: int = 1
+    device: str = "auto"
+    cohort_size: int = 8
+    retry_failed: bool = False
+    loggers: tuple[str, ...] = ()
+    workers: int = 0
+    devices: int | None = None
+    nodes: int | None = None
+    retries: int = 2
+    checkpoint_minutes: float = 10.0
+    executor: str = "local"
+    executor_options: tuple[str, ...] = ()
+
+
+def check_options(options: RunOptions) -> None:
+    """Checks, before training begins, that loggers and device exist and that the results folder is writable.
+
+    Raises:
+        UserError: If one of these checks fails.
+    """
+    for name in options.loggers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"--{name} needs another package; install it with: pip install 'kd-bench[{name}]'")
+    parse_executor_options(options.executor, options.executor_options)
+    if options.device != "auto" and options.executor == "local":
+        find_devices(options.device)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        probe = options.out / f".writable.{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{options.out}: results cannot be written there: {error.strerror or error}") from None
+
+
+def parse_executor_options(executor: str, options: Sequence[str]) -> dict[str, Any]:
+    """Parses the options of an executor, each ``key=value``, into their types.
+
+    Raises:
+        UserError: If the executor or a key does not exist, or a value has the wrong type.
+    """
+    if executor not in EXECUTOR_OPTIONS:
+        raise unknown("executor", executor, EXECUTOR_OPTIONS, "--executor")
+    types = EXECUTOR_OPTIONS[executor]
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"--executor-option {option}: should be KEY=VALUE, e.g. minutes=240")
+        if key not in types:
+            raise unknown(f"option of the executor {executor}", key, types, f"--executor-option {option}")
+        try:
+            parsed[key] = types[key](value)
+        except ValueError:
+            raise UserError(f"--executor-option {option}: {key} should be a number (it is {value!r})") from None
+    return parsed

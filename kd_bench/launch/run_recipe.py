@@ -1,0 +1,107 @@
+"""Trains the missing trials of recipes and makes the table of their results."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kd_bench.utils.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kd_bench.config.recipe import Recipe
+    from kd_bench.config.trial import PlannedTrial
+    from kd_bench.launch.options import RunOptions
+    from kd_bench.report.summary import Summary
+
+
+@dataclass(frozen=True)
+class PlannedRecipe:
+    """A recipe and its selected trials.
+
+    Attributes:
+        recipe: The recipe, with all overrides.
+        context: Its file, or what error messages call it.
+        planned: The selected trials, in the order of the table.
+    """
+
+    recipe: Recipe
+    context: str
+    planned: list[PlannedTrial]
+
+
+def train(part: PlannedRecipe, options: RunOptions, title: str | None = None) -> dict[str, str]:
+    """Trains the missing trials and shows the progress on standard error.
+
+    Args:
+        part: What to train.
+        options: How to train it.
+        title: Title of the progress display; None for the recipe's name.
+
+    Returns:
+        Why trials have no result, by the trial's identity.
+    """
+    from kd_bench.estimate import history
+    from kd_bench.launch.launcher import check_divisible, launcher_environment, world_size
+    from kd_bench.launch.launcher_ranks import join_launcher
+    from kd_bench.launch.options import check_options
+    from kd_bench.launch.progress_display import ProgressDisplay
+    from kd_bench.launch.scheduler import Scheduler
+    from kd_bench.report import published_numbers
+
+    recipe = part.recipe
+    if recipe.published is not None:  # an error in this file must come before hours of training
+        published_numbers.read(recipe.published, f"{part.context}: published")
+    environment = launcher_environment()
+    check_divisible(part.planned, world_size(options.devices, options.nodes, environment))
+    check_options(options)
+    launcher = join_launcher(environment, options.device)
+    outcome = Scheduler(recipe.name, options, ProgressDisplay(title or recipe.name), launcher).run(part.planned)
+    if comparison := history.compare_with_estimate(part.planned, outcome.trained, options.out, recipe.name):
+        print(comparison, file=sys.stderr)
+    return outcome.failed
+
+
+def training_failure(context: str, failed: Mapping[str, str]) -> RunFailed:
+    """Returns the error for trials without a result. It names the first three reasons."""
+    reasons = "; ".join(f"{trial}: {reason}" for trial, reason in list(failed.items())[:3]) + " ..." * (len(failed) > 3)
+    return RunFailed(f"{context}: {len(failed)} trainings have no result: {reasons}")
+
+
+def summarise_recipes(parts: Sequence[PlannedRecipe], out: Path) -> Summary:
+    """Makes one table of the results so far, with published numbers beside them.
+
+    Args:
+        parts: The recipes. The baseline and the published numbers are those of the first one.
+        out: The results folder.
+    """
+    import pandas as pd
+
+    from kd_bench.report import published_numbers
+    from kd_bench.report.results_frame import read_results
+    from kd_bench.report.summarise import summarise
+
+    first = parts[0]
+    planned = [trial for part in parts for trial in part.planned]
+    frames = [read_results(out / part.recipe.name, part.planned) for part in parts]
+    summary = summarise(pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0], first.recipe.baseline)
+    summary = summary.with_families(method_families(trial.method for trial in planned))
+    if first.recipe.published is None:
+        return summary
+    numbers = published_numbers.read(first.recipe.published, f"{first.context}: published")
+    return published_numbers.compare(summary, planned, numbers)
+
+
+def method_families(names: Iterable[str]) -> dict[str, str]:
+    """Returns the family of each method, e.g. "features"; methods that no longer exist are left out."""
+    from kd_bench.methods import _registry as methods
+
+    families: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        with contextlib.suppress(UserError):
+            families[name] = methods.describe(name).family
+    return families

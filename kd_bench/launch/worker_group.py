@@ -1,0 +1,104 @@
+"""The workers that train one cohort, as the scheduler sees them: one, or one per device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kd_bench.launch.worker_protocol import Event
+
+#: Seconds that the other workers of a cohort have to end by themselves after one has failed.
+GRACE_SECONDS = 5.0
+
+
+class Worker:
+    """A process of a cohort, on this machine or on another; the base class."""
+
+    def poll(self) -> tuple[list[Event], int | None]:
+        """Returns the events since the last call, and the exit code if the worker has ended and all events are read."""
+        raise NotImplementedError
+
+    def request_stop(self) -> None:
+        """Asks the worker to save checkpoints and to end."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """Ends the worker. Its trials resume from their last checkpoint in the next run."""
+        raise NotImplementedError
+
+    def last_log_line(self) -> str:
+        """Returns the last line of its log."""
+        raise NotImplementedError
+
+
+class WorkerGroup:
+    """The workers of a cohort, of which rank 0 writes the results.
+
+    If one of them ends with an error, the others cannot continue and are killed.
+
+    Attributes:
+        cause: A sentence that names the worker that was killed by a signal, if there is one.
+    """
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self._codes: dict[int, int] = {}
+        self._kill_at: float | None = None
+        self.cause: str | None = None
+
+    def poll(self) -> tuple[list[Event], int | None]:
+        """Returns the events since the last call, and the exit code if all workers have ended.
+
+        The exit code is 0 if rank 0 ended with 0, because it writes the results. Else it is that of the first failure.
+        """
+        events: list[Event] = []
+        for rank, worker in enumerate(self._workers):
+            if rank in self._codes:
+                continue
+            new_events, code = worker.poll()
+            events += new_events
+            if code is not None:
+                self._codes[rank] = code
+                self._record_signal(rank, code)
+        if len(self._codes) < len(self._workers):
+            now = time.monotonic()
+            if self._kill_at is None and (any(self._codes.values()) or 0 in self._codes):
+                self._kill_at = now + GRACE_SECONDS
+            if self._kill_at is not None and now > self._kill_at:
+                self.kill()
+            return events, None
+        return events, self._codes[0] and next(code for code in self._codes.values() if code)
+
+    def _record_signal(self, rank: int, code: int) -> None:
+        # A worker that was killed is the cause of the errors that the others report.
+        killed_here = self._kill_at is not None and time.monotonic() > self._kill_at
+        if len(self._workers) > 1 and code < 0 and self.cause is None and not killed_here:
+            self.cause = (
+                f"process {rank + 1} of {len(self._workers)} was killed by signal {-code}, and the others cannot "
+                "continue without it; the same command resumes from the last epoch"
+            )
+
+    def request_stop(self) -> None:
+        """Asks the workers to save checkpoints and to end."""
+        for worker in self._workers:
+            worker.request_stop()
+
+    def kill(self) -> None:
+        """Ends the workers. Their trials resume from their last checkpoint in the next run."""
+        for worker in self._workers:
+            worker.kill()
+
+    def last_log_line(self) -> str:
+        """Returns the last line of the log of the first worker that failed."""
+        failed = [rank for rank, code in self._codes.items() if code] or [0]
+        return self._workers[failed[0]].last_log_line()
+
+
+def last_log_line(log: Path) -> str:
+    """Returns the last line of a log that is not empty, at most 300 characters."""
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1][:300] if lines else ""

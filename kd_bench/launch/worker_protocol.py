@@ -1,0 +1,93 @@
+"""What the scheduler and a worker exchange: the job, the events, the exit codes, and the request to stop.
+
+The scheduler writes the job to the worker's standard input as a line of JSON. The worker writes its events to its
+standard output, one line of JSON each: the key ``event`` and the fields below.
+
+============ ================================================ =======================================================
+event        fields                                           meaning
+============ ================================================ =======================================================
+claimed      trials                                           the worker holds the leases of these trials
+progress     epoch (from 0), step, steps, rate (images/s)     position in the current epoch
+epoch        trial, epoch (from 1), top1 (percent)            a trial has finished an epoch
+finished     trial, status, reason, top1                      a trial has a result; ``status`` is done or failed
+crashed      trial, reason                                    a trial cannot be trained, the others continue
+left         trials                                           the worker stopped on request and saved checkpoints
+note         text                                             a sentence for the user
+error        reason, fault                                    the worker failed and ends
+============ ================================================ =======================================================
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TextIO
+
+Event = dict[str, Any]
+
+#: Why a cohort failed: its settings or data, which fail again in another attempt; memory; the disk; or anything else.
+Fault = Literal["settings", "memory", "disk", "crash"]
+
+#: Exit code of a worker whose trials are leased by another process.
+BUSY = 75
+
+#: Set when the worker receives SIGTERM. The worker then saves checkpoints after the current step and ends.
+stop_requested = threading.Event()
+
+
+def handle_sigterm() -> None:
+    """Installs the signal handler that sets ``stop_requested``."""
+    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker has to do.
+
+    Attributes:
+        folder: ``OUT/<recipe>``.
+        trials: Settings of the trials, or of one pretrained teacher.
+        weights: File of the pretrained teacher's weights; None for trials to train.
+        teacher: Folder of the finished trial whose network is the teacher; None without a teacher.
+        data, threads, loggers, workers: As in ``RunOptions``.
+        device: ``cpu``, or ``cuda:<n>``.
+        rank: This process's rank among those that train the cohort; rank 0 writes the results.
+        world_size: Number of processes that train the cohort.
+        memory_fraction: Share of the GPU's memory that this worker may use; None for all of it.
+        checkpoint_seconds: Seconds of training between two checkpoints within an epoch.
+    """
+
+    folder: str
+    trials: list[dict[str, Any]]
+    weights: str | None
+    teacher: str | None
+    data: str | None
+    device: str
+    threads: int
+    loggers: Sequence[str] = ()
+    workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+    memory_fraction: float | None = None
+    checkpoint_seconds: float = 600.0
+
+    def to_line(self) -> str:
+        """Returns the job as a line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+class EventWriter:
+    """Writes a worker's events. Threads may share it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Writes an event."""
+        with self._lock:
+            self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+            self._stream.flush()

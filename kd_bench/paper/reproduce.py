@@ -1,0 +1,399 @@
+"""Reproduces the tables of the paper. ``tables.yaml`` says which recipes they need and with which settings."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from kd_bench.config.base import Settings
+from kd_bench.config.data import Dataset, Pipeline
+from kd_bench.config.load import find_recipe, parse, read_mapping, read_recipe
+from kd_bench.config.trial import PlannedTrial
+from kd_bench.data import registry as datasets
+from kd_bench.evaluation.attack_settings import parse_attacks
+from kd_bench.launch import run_recipe
+from kd_bench.launch.devices import find_devices
+from kd_bench.launch.options import RunOptions, check_options
+from kd_bench.launch.run_recipe import PlannedRecipe
+from kd_bench.models import cards
+from kd_bench.plan import plan, plan_teacher, resolve_network, select
+from kd_bench.trials.folder import TEACHERS, TrialFolder
+from kd_bench.utils import seeding
+from kd_bench.utils.errors import RunFailed, UserError, unknown
+from kd_bench.utils.files import write_atomic
+
+Fetch = Callable[[cards.Card], Any]
+Log = Callable[[str], None]
+
+BUDGETS = ("full", "smoke")
+
+#: Largest number of students per process in a smoke run. Starting a process takes longer than training them.
+SMOKE_COHORT = 16
+
+#: Classes of the generated images, and images per class of each split.
+CLASSES, IMAGES = 4, {"train": 2, "val": 1}
+
+
+class TableRecipe(Settings):
+    """How a recipe is run; see ``tables.yaml``."""
+
+    budgets: tuple[str, ...] = BUDGETS
+    optional: bool = False
+    radii: tuple[str, ...] = ("8/255",)
+    smoke: tuple[str, ...] = ()
+
+
+class TableGroup(Settings):
+    """The tables that one command reproduces; see ``tables.yaml``."""
+
+    recipes: dict[str, TableRecipe]
+    teachers: Literal["published", "published or trained"] | None = None
+    output: Literal["one table", "table per recipe", "robustness"]
+    smoke: tuple[str, ...]
+    without_cifar100: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part(PlannedRecipe):
+    """A recipe of a group and its selected trials.
+
+    Attributes:
+        name: Name of the packaged recipe.
+        radii: Radii of the attacks on its networks, e.g. ``8/255``.
+    """
+
+    name: str
+    radii: tuple[str, ...]
+
+    @cached_property
+    def as_published(self) -> dict[str, str]:
+        """Identities of the trials of the first seed with the published settings, by label."""
+        return {trial.label: trial.trial_id for trial in reversed(plan(read_recipe(self.name), self.context))}
+
+
+@cache
+def groups() -> dict[str, TableGroup]:
+    """Returns the groups of tables by the name of their command."""
+    file = Path(__file__).with_name("tables.yaml")
+    content = read_mapping(file, "file of tables")
+    return {name: parse(TableGroup, group, f"{file}: {name}") for name, group in content.items()}
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A run of ``kd-bench reproduce``.
+
+    Attributes:
+        name: Name of the group of tables.
+        options: How to run it. A smoke run writes to ``smoke`` in the results folder.
+        log: Receives one line per message.
+        only: Conditions that trials must match, as for ``plan``, over the trials of all recipes together.
+        trials: Number of seeds; None for the recipes'.
+        overrides: Settings that replace those of a smoke run, each ``key=value``.
+        fetch: Downloads the weights of a card if they are missing; None trains all teachers.
+        weights: Files of teachers' weights that are not fetched, by network.
+        attacks: Attacks, with commas between them; None for standard AutoAttack.
+        images: Number of test images to attack; None for all.
+    """
+
+    name: str
+    options: RunOptions
+    log: Log
+    only: Sequence[str] = ()
+    trials: int | None = None
+    overrides: Sequence[str] = ()
+    fetch: Fetch | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    attacks: str | None = None
+    images: int | None = None
+
+    @property
+    def group(self) -> TableGroup:
+        """The group of tables."""
+        return groups()[self.name]
+
+    def run(self, budget: str, show: Callable[[Any], None]) -> None:
+        """Trains the missing trials, attacks the networks if the tables are about robustness, and shows the tables.
+
+        Args:
+            budget: One of ``BUDGETS``.
+            show: Receives each table as a ``Summary``; or once, for robustness, a list of all tables.
+
+        Raises:
+            UserError: If a setting is invalid or images are missing.
+            RunFailed: If weights cannot be fetched; or if trials have no result, after the tables were shown.
+        """
+        if self.group.output == "robustness":
+            parse_attacks("8/255", self.attacks)  # an error must come before hours of training
+        if budget == "smoke":
+            jobs = self.options.jobs or (None if self.group.without_cifar100 else 1)  # large networks need the memory
+            cohort_size = max(self.options.cohort_size, SMOKE_COHORT)
+            options = replace(self.options, out=self.options.out / "smoke", cohort_size=cohort_size, jobs=jobs)
+            parts, images = replace(self, options=options).smoke()
+            self.log(f"smoke run on {images}; it measures no accuracy")
+            note = f"Smoke run on {images}{', teachers with random weights' * (self.group.teachers == 'published')}"
+        else:
+            options, parts, note = self.options, self.full(), ""
+            for part in parts:
+                datasets.locate(part.recipe.dataset, options.data)
+            check_options(options)  # before anything is downloaded
+            parts = self.with_published_teachers(parts)
+        failed: dict[str, str] = {}
+        for part in parts:
+            failed |= run_recipe.train(part, options)
+            if self.group.output == "robustness":
+                self._attack(part, options)
+            elif self.group.output == "table per recipe":
+                for line in costs(part, options.out) if note else ():
+                    self.log(line)
+                show(_summary([part], options.out, note))
+        if self.group.output == "robustness":
+            show([_robustness_table(part, options.out, note) for part in parts])
+        elif self.group.output == "one table":
+            show(_summary(parts, options.out, note))
+        if failed:
+            raise run_recipe.training_failure(f"reproduce {self.name}", failed)
+
+    def full(self) -> list[Part]:
+        """Plans the recipes with the published settings. All teachers are trained; see ``with_published_teachers``.
+
+        Raises:
+            UserError: As for ``plan``.
+        """
+        parts = []
+        for name, recipe in self.group.recipes.items():
+            if "full" in recipe.budgets:
+                try:
+                    parts.append(_plan(name, recipe, (), self.trials))
+                except UserError as error:
+                    if not recipe.optional:
+                        raise
+                    self.log(f"left out: {error}")
+        return _select(parts, self.only)
+
+    def with_published_teachers(self, parts: list[Part]) -> list[Part]:
+        """Fetches published weights and plans the parts with them.
+
+        A teacher whose training has begun in the results folder is still trained, so that a restarted run keeps its
+        trials.
+
+        Raises:
+            UserError: If ``weights`` names a network that is not a teacher, or a teacher has no card.
+            RunFailed: If weights cannot be fetched and their teachers must not be trained. Says where to get the files.
+        """
+        if self.group.teachers is None or self.fetch is None:
+            return parts
+        recipe, context = parts[0].recipe, parts[0].context
+        names = dict.fromkeys(trial.teacher for part in parts for trial in part.planned)
+        files = {resolve_network(recipe, name, "--weights"): file for name, file in self.weights.items()}
+        for name in files:
+            if name not in names:
+                raise unknown("teacher of this run", name, names, "--weights")
+        weights, failures = {}, []
+        for name in names:
+            if self.group.teachers == "published or trained":
+                folder = self.options.out / TEACHERS / plan_teacher(recipe, name, context)[0].id
+                card = cards.find("teachers", recipe.dataset.name, name)
+                if folder.exists():
+                    self.log(f"{name}: its training was begun here and goes on, in {folder}")
+                    continue
+                if card is None or not (card.weights or card.timm):
+                    self.log(f"{name}: no published weights are known; it is trained here")
+                    continue
+            try:
+                if name not in files:
+                    self.fetch(cards.load("teachers", recipe.dataset.name, name))
+            except RunFailed as failure:
+                if self.group.teachers == "published or trained":
+                    self.log(f"{name}: its published weights could not be fetched, so it is trained here ({failure})")
+                else:
+                    failures.append(f"{failure}, which is --weights {name}=FILE here")
+                continue
+            weights[name] = str(files.get(name, "published"))
+            self.log(f"{name}: {files.get(name, 'published weights')}")
+        if failures:
+            raise RunFailed("; ".join(failures))
+        return [_with_weights(part, weights) for part in parts]
+
+    def smoke(self) -> tuple[list[Part], str]:
+        """Plans a smoke run: all methods on all pairs, for a few batches. Nothing is downloaded.
+
+        Writes generated images and random weights to the results folder if they are needed and missing.
+
+        Returns:
+            The recipes, and a description of the images.
+
+        Raises:
+            UserError: As for ``plan``, or if a folder of images is damaged.
+        """
+        group, out, data = self.group, self.options.out, datasets.resolve_data_dir(self.options.data)
+        if not group.without_cifar100:
+            check_options(self.options)  # before anything is written
+            settings, images = _image_folder(data, out / "images")
+        else:
+            try:
+                images = f"CIFAR-100 ({datasets.locate(Dataset(name='cifar100'), data)})"
+                settings = ("dataset=cifar100",)
+            except UserError:
+                images = f"scikit-learn's digits, since there is no CIFAR-100 in {data}"
+                settings = group.without_cifar100
+        parts = [
+            _plan(name, recipe, [*settings, *group.smoke, *recipe.smoke, *self.overrides], 1)
+            for name, recipe in group.recipes.items()
+            if "smoke" in recipe.budgets
+        ]
+        parts = _select(parts, self.only)
+        if group.teachers != "published":
+            return parts, images
+        pipeline = parts[0].recipe.pipeline
+        assert pipeline is not None  # all of them have one
+        classes = datasets.list_files(parts[0].recipe.dataset, pipeline, data).num_classes
+        names = dict.fromkeys(trial.teacher for part in parts for trial in part.planned)
+        weights = {name: str(_random_weights(name, classes, pipeline.size, out)) for name in names}
+        return [_with_weights(part, weights) for part in parts], images
+
+    def _attack(self, part: Part, options: RunOptions) -> None:
+        from kd_bench.evaluation.attack_target import finished_trial_targets
+        from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
+
+        evaluator = AutoAttackEvaluator(options.data, find_devices(options.device)[0], options.threads)
+        folders = dict.fromkeys(options.out / part.recipe.name / trial.trial_id for trial in part.planned)
+        for target in finished_trial_targets(folders, self.log):
+            for attack in parse_attacks(",".join(part.radii), self.attacks, images=self.images):
+                self.log(f"{part.name}: {target.name}, {target.trained.id}, {attack.title}")
+                evaluator.evaluate(target, attack, False)
+
+
+def _plan(name: str, table: TableRecipe, overrides: Iterable[str], trials: int | None) -> Part:
+    """Plans a recipe with teachers that are trained: given weights must exist, but are fetched only if needed."""
+    recipe = read_recipe(name, overrides, trials).model_copy(update={"teachers": {}})
+    context = str(find_recipe(name))
+    return Part(recipe, context, plan(recipe, context), name, table.radii)
+
+
+def _select(parts: list[Part], only: Iterable[str]) -> list[Part]:
+    """Selects trials over all parts together. Parts without any are left out."""
+    selected = {id(trial) for trial in select([trial for part in parts for trial in part.planned], only)}
+    parts = [replace(part, planned=[trial for trial in part.planned if id(trial) in selected]) for part in parts]
+    return [part for part in parts if part.planned]
+
+
+def _with_weights(part: Part, weights: Mapping[str, str]) -> Part:
+    """Plans the trials of a part again, with the weights of its teachers, by network."""
+    networks = {trial.teacher for trial in part.planned}
+    teachers = {name: {"weights": file} for name, file in weights.items() if name in networks}
+    recipe = part.recipe.model_copy(update={"teachers": teachers})
+    cells = {_cell(trial) for trial in part.planned}
+    return replace(part, recipe=recipe, planned=[one for one in plan(recipe, part.context) if _cell(one) in cells])
+
+
+def _cell(trial: PlannedTrial) -> tuple[str, str, str, int]:
+    return trial.teacher, trial.student, trial.label, trial.seed
+
+
+def _image_folder(data: Path, generated: Path) -> tuple[tuple[str, ...], str]:
+    """Returns the settings that choose ImageNet, else a folder of images, else generated ones, and a description."""
+    folders = [data, *(sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else ())]
+    for dataset in (Dataset(name="imagenet"), *(Dataset(name="folder", path=str(path.resolve())) for path in folders)):
+        try:
+            datasets.list_files(dataset, Pipeline(), data)  # another kind of data set may have the same folders
+            path = (f"dataset.path={dataset.path}",) if dataset.path else ()
+            return (f"dataset={dataset.name}", *path), datasets.locate(dataset, data)
+        except UserError:
+            continue
+    for split, count in IMAGES.items():
+        for label in range(CLASSES):
+            for number in range(count):
+                file = generated / split / f"class{label}" / f"{number}.jpg"
+                if not file.is_file():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomic(file, _jpeg(seeding.derive(label, f"smoke/{split}", 0, number)))
+    settings = "dataset=folder", f"dataset.path={generated.resolve()}"
+    return settings, f"generated images, since there is no folder of images in {data}"
+
+
+def _jpeg(seed: int) -> bytes:
+    """Returns a JPEG of soft random colours, 320 by 256 pixels."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    colours = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(colours).resize((320, 256), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)
+    return content.getvalue()
+
+
+def _random_weights(name: str, classes: int, size: int, out: Path) -> Path:
+    """Returns a file of the network's initial weights, in bfloat16, which is written if it is missing."""
+    file = out / "weights" / f"{name}-{classes}.safetensors"
+    if file.is_file():
+        return file
+    from kd_bench.models import registry, weights
+
+    seeding.seed_global(0, f"{seeding.WEIGHTS}/{name}")
+    state = registry.create(name, classes, size).state_dict()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    halves = {key: value.bfloat16() if value.is_floating_point() else value for key, value in state.items()}
+    weights.write(file, halves, {"model": name})
+    return file
+
+
+def _summary(parts: Sequence[Part], out: Path, note: str) -> Any:
+    summary, recipe = run_recipe.summarise_recipes(parts, out), parts[0].recipe
+    if not note:
+        return summary
+    note += f": {recipe.dataset.train_images} training images, {recipe.epochs} epochs."
+    return summary.with_remark("smoke run, measures nothing", f"{note} It shows that every part runs, and no accuracy.")
+
+
+def _robustness_table(part: Part, out: Path, note: str) -> Any:
+    from kd_bench.report.published_robustness import render_table, robustness_rows
+
+    title = f"{part.name}, {part.recipe.dataset.title}"
+    if note:
+        title = f"smoke run, measures nothing: {title}, {part.recipe.epochs} epochs"
+    folder = out / part.recipe.name
+    rows = robustness_rows(part.name, part.planned, folder, part.radii, part.as_published)
+    return render_table(title, rows)
+
+
+def costs(part: Part, out: Path) -> list[str]:
+    """Returns images per second of each method alone and of all side by side, and the memory that they needed.
+
+    Args:
+        part: The part, after training.
+        out: The results folder.
+
+    Returns:
+        A line for the students of each teacher and seed, and for students without a teacher, if they have results.
+    """
+    cohorts: dict[tuple[str, str], list[PlannedTrial]] = {}
+    for trial in part.planned:
+        cohorts.setdefault((trial.trial.cohort_key, trial.student), []).append(trial)
+    lines = []
+    for (_, student), trials in cohorts.items():
+        rates: dict[str, float] = {}
+        shared = own = images = memory = 0.0
+        for trial in trials:
+            folder = TrialFolder(out / part.recipe.name / trial.trial_id)
+            result = folder.result()
+            if result and result["status"] == "done":
+                rates[trial.label] = result["images_per_second"]
+                images = result["images_per_second"] * result["seconds"]
+                memory = max(memory, result["peak_memory_bytes"])
+                rows = csv.DictReader((folder.path / "metrics.csv").read_text(encoding="utf-8").splitlines())
+                seconds = sum(float(row["own_seconds"]) for row in rows)
+                own, shared = own + seconds, result["seconds"] - seconds
+        if rates:
+            networks = f"{trials[0].teacher} -> {student}" if trials[0].trial.teacher else f"{student} alone"
+            alone = ", ".join(f"{label} {rate:.2f}" for label, rate in rates.items())
+            together = f"; side by side {images / (own + shared):.2f}" if len(rates) > 1 else ""
+            memory_text = f"at most {memory / 2**30:.2f} GiB of memory"
+            lines.append(f"{part.recipe.name}, {networks}: images/s: {alone}{together}; {memory_text}")
+    return lines

@@ -1,0 +1,225 @@
+"""Computes the summary of results: statistics over seeds, and the comparison of every method with a baseline."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kd_bench.report.footnotes import count, footnotes, most_frequent, problems
+from kd_bench.report.protocol import comparable, explain
+from kd_bench.report.ranks import Ranking, ranking
+from kd_bench.report.statistics import estimate, paired_difference
+from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Summary, SummaryRow
+from kd_bench.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
+    """Returns the statistics over seeds of each pair.
+
+    Trials that failed, are missing or cannot be read are counted and never enter a mean. The same is true of trials of
+    another protocol (any setting but the seed) than the row's others. A row whose epochs, augmentation or evaluated
+    weights are not its pair's is shown, marked, and compared with nothing.
+
+    Args:
+        frame: From ``read_results``.
+        baseline: Label of the rows that the others are compared with.
+
+    Raises:
+        UserError: If two different trials of a pair have the same label and seed.
+    """
+    epochs = {str(dataset): most_frequent(_done(trials)["epochs"]) for dataset, trials in frame.groupby("dataset")}
+    pairs = tuple(
+        _pair_table(str(dataset), str(teacher), str(student), trials, baseline, epochs[str(dataset)])
+        for (dataset, teacher, student), trials in frame.groupby(["dataset", "teacher", "student"], sort=False)
+    )
+    rankings = []
+    for dataset in dict.fromkeys(pair.dataset for pair in pairs):
+        ranks = _ranking([pair for pair in pairs if pair.dataset == dataset])
+        if ranks is not None:
+            rankings.append((dataset, ranks))
+    return Summary(
+        pairs,
+        baseline if baseline in set(frame["label"]) else None,
+        tuple(footnotes(frame, pairs, baseline, rankings)),
+        tuple(problems(frame)),
+        tuple(rankings),
+    )
+
+
+def _pair_table(
+    dataset: str, teacher: str, student: str, trials: pd.DataFrame, baseline: str, usual_epochs: int | None
+) -> PairTable:
+    by_label: dict[str, pd.DataFrame] = {}
+    for label, repeated in trials.groupby("label", sort=False):
+        by_label[str(label)] = of_label = repeated.drop_duplicates("trial_id")
+        twice = of_label.loc[of_label["seed"].duplicated(), "seed"]
+        if len(twice):
+            raise UserError(
+                f"{label!r} with student {student!r} stands for two different trials of seed {twice.iloc[0]}, "
+                "which one table cannot show; make two recipes or give them two labels"
+            )
+    # the protocol of the pair is the baseline's; if no trial of the baseline is done, it is the most frequent one
+    protocol = (_protocol(by_label[baseline]) if baseline in by_label else None) or _protocol(trials)
+    by_label = {label: _mark_other_protocols(of_label, protocol) for label, of_label in by_label.items()}
+    compared = None
+    if baseline in by_label:
+        compared = _top1_by_seed(by_label[baseline]) if _protocol(by_label[baseline]) == protocol else {}
+    rows = [
+        _student_row(label, of_label, baseline, compared, protocol, usual_epochs)
+        for label, of_label in by_label.items()
+    ]
+    rows.sort(key=lambda row: row.kind != "student")  # stable, so the recipe's order stays
+    if teacher:
+        rows.insert(0, _teacher_row(teacher, trials))
+    return PairTable(dataset, teacher, student, tuple(rows))
+
+
+def _done(trials: pd.DataFrame) -> pd.DataFrame:
+    return trials[trials["status"] == "done"]
+
+
+def _protocol(trials: pd.DataFrame) -> str | None:
+    """The most frequent protocol of the finished trials; None if there are none."""
+    protocol = most_frequent(_done(trials)["protocol"])
+    return None if protocol is None else str(protocol)
+
+
+def _mark_other_protocols(trials: pd.DataFrame, pair_protocol: str | None) -> pd.DataFrame:
+    """Sets the status "other" for finished trials of another protocol than the row's.
+
+    The row's protocol is the pair's if any of its trials has that, otherwise the most frequent one of the row.
+    """
+    done = trials["status"] == "done"
+    protocol = pair_protocol if pair_protocol in set(trials.loc[done, "protocol"]) else _protocol(trials)
+    return trials.assign(status=trials["status"].mask(done & (trials["protocol"] != protocol), "other"))
+
+
+def _student_row(
+    label: str,
+    trials: pd.DataFrame,
+    baseline: str,
+    compared: dict[int, float] | None,
+    pair_protocol: str | None,
+    usual_epochs: int | None,
+) -> SummaryRow:
+    """The row of a method's trials, or of the student alone.
+
+    Args:
+        label: The row's label.
+        trials: Its trials, one a seed.
+        baseline: Label of the baseline.
+        compared: Accuracy of the baseline by seed; None if the pair does not plan the baseline.
+        pair_protocol: Protocol of the pair; None if nothing is done.
+        usual_epochs: Most frequent number of epochs on the dataset; None if nothing is done.
+    """
+    done = _done(trials)
+    protocol = _protocol(trials)
+    fits = protocol is None or pair_protocol is None or comparable(protocol, pair_protocol)
+    notes = []
+    if protocol is not None:
+        others = trials.loc[trials["status"] == "other", "protocol"]
+        notes = [f"left out: {explain(other, protocol)}" for other in dict.fromkeys(others)]
+    epochs = _epochs(done["epochs"])
+    if protocol is not None and pair_protocol is not None and protocol != pair_protocol:
+        remark = "trained otherwise" if fits else "another protocol, compared with nothing"
+        notes.append(f"{remark}: {explain(protocol, pair_protocol)}")
+    elif epochs and epochs != (usual_epochs,):
+        notes.append(f"{' and '.join(map(str, epochs))} epochs")
+    difference = None
+    differences: tuple[float, ...] = ()
+    if compared is not None and label != baseline and fits:
+        top1 = _top1_by_seed(trials)
+        difference = paired_difference(top1, compared, CONFIDENCE)
+        differences = tuple(top1[seed] - compared[seed] for seed in sorted(top1.keys() & compared))
+        if difference is None and len(done):
+            notes.append(f"no seed in common with {baseline}")
+        elif difference is not None and difference.n != len(done):
+            notes.append(f"difference over {count(difference.n, 'seed')}")
+    memory = done["peak_memory_bytes"].dropna()
+    row = SummaryRow(
+        kind="student" if trials["method"].iloc[0] == ALONE else "method",
+        label=label,
+        top1=estimate(done["top1_last"].tolist()),
+        best=estimate(done["top1_best"].tolist()),
+        difference=difference,
+        seconds=_mean(done["seconds_per_epoch"]),
+        epochs=epochs,
+        method=str(trials["method"].iloc[0]),
+        comparable=fits,
+        differences=differences,
+        trials=tuple(done["trial_id"].tolist()),
+        memory=int(memory.max()) if len(memory) else None,
+    )
+    return _with_counts(row, trials["status"], notes)
+
+
+def _teacher_row(name: str, trials: pd.DataFrame) -> SummaryRow:
+    """The row of a pair's teachers: one teacher if all seeds share it, otherwise one a seed."""
+    # the student alone may know less of a teacher without a trial of its own than the trials that it taught
+    known_first = trials.sort_values("teacher_top1", na_position="last", kind="stable")
+    teachers = known_first.drop_duplicates("teacher_id")
+    if teachers["teacher_id"].notna().any():
+        teachers = teachers[teachers["teacher_id"].notna()]
+    measured = teachers["teacher_top1"].notna()
+    done = teachers[measured]
+    row = SummaryRow(
+        kind="teacher",
+        label=name,
+        top1=estimate(done["teacher_top1"].tolist()),
+        best=estimate(done["teacher_top1_best"].dropna().tolist()),
+        difference=None,
+        seconds=_mean(done["teacher_seconds_per_epoch"]),
+        epochs=_epochs(done["teacher_epochs"]),
+    )
+    return _with_counts(row, teachers["teacher_status"].fillna("missing").mask(measured, "done"), [])
+
+
+def _mean(values: pd.Series[float]) -> float | None:
+    values = values.dropna()
+    return float(values.mean()) if len(values) else None
+
+
+def _epochs(values: pd.Series[int]) -> tuple[int, ...]:
+    return tuple(sorted({int(epochs) for epochs in values.dropna()}))
+
+
+def _with_counts(row: SummaryRow, statuses: Iterable[str], notes: Sequence[str]) -> SummaryRow:
+    """Returns the row with the numbers of its trials, and with a note that names the trials that are not done."""
+    counts = Counter(statuses)
+    names = {"failed": "failed", "unreadable": "unreadable", "missing": "missing", "other": "of another protocol"}
+    lacking = [f"{counts[status]} {name}" for status, name in names.items() if counts[status]]
+    if lacking:
+        notes = [f"{counts['done']} of {counts.total()} ({', '.join(lacking)})", *notes]
+    return replace(
+        row,
+        planned=counts.total(),
+        done=counts["done"],
+        failed=counts["failed"],
+        unreadable=counts["unreadable"],
+        missing=counts["missing"],
+        other=counts["other"],
+        note="; ".join(notes),
+    )
+
+
+def _ranking(pairs: Sequence[PairTable]) -> Ranking | None:
+    """Ranks of the methods that all pairs plan, over the pairs in which all of them are complete and comparable."""
+    planned = [{row.label for row in pair.rows if row.kind == "method"} for pair in pairs]
+    labels = set.intersection(*planned)
+    blocks = [
+        {row.label: row.top1.mean for row in pair.rows if row.label in labels and row.ranked and row.top1}
+        for pair in pairs
+    ]
+    blocks = [block for block in blocks if len(block) == len(labels)]
+    return ranking(blocks) if len(labels) > 1 and len(blocks) > 1 else None
+
+
+def _top1_by_seed(trials: pd.DataFrame) -> dict[int, float]:
+    """Last-epoch accuracy of the finished trials by seed."""
+    done = _done(trials)
+    return dict(zip(done["seed"].tolist(), done["top1_last"].tolist(), strict=True))

@@ -1,0 +1,206 @@
+"""The summary of results as data: for each pair of networks the teacher, the student alone and the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from kd_bench.report.ranks import Ranking
+from kd_bench.report.significance import Significance, correct, significance
+from kd_bench.report.statistics import Difference, MeanAndStd
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kd_bench.config.trial import PlannedTrial
+
+#: Coverage of the intervals of differences.
+CONFIDENCE = 0.95
+
+#: Method of trials that are trained without a teacher ("student alone").
+ALONE = "none"
+
+RowKind = Literal["teacher", "student", "method"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published accuracy beside a row, in percent. It enters no statistic of the row.
+
+    Attributes:
+        top1: The published value.
+        std: Its published standard deviation; None if there is none.
+        source: Key of its source.
+        mark: Letter that stands for the source in this table.
+        difference: Measured mean minus published value, in percentage points; None if nothing is measured yet.
+        inside: Whether the value lies in the interval of the measured mean; None if the mean has no interval.
+    """
+
+    top1: float
+    std: float | None
+    source: str
+    mark: str
+    difference: float | None
+    inside: bool | None
+
+    @property
+    def value(self) -> MeanAndStd:
+        """The published value with its standard deviation."""
+        return MeanAndStd(self.top1, self.std, 1)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One row of a pair's table. Accuracies are top-1 in percent, differences in percentage points.
+
+    Attributes:
+        kind: Whether the row is of the teacher, of the student alone or of a method.
+        label: The recipe's label of a student's row; the network's name of a teacher's.
+        top1: Accuracy of the last epoch.
+        best: Accuracy of the best epoch, which the test set itself selected.
+        difference: ``top1`` minus the baseline's; None for the teacher, the baseline, and rows without a common seed.
+        seconds: Mean seconds that training alone takes for an epoch.
+        epochs: The different numbers of epochs of the finished trials.
+        planned, done, failed, unreadable, missing: Numbers of trials.
+        note: Remark that a reader must know before quoting the row; empty for none.
+        published: The value published for it under the same protocol; None if there is none.
+        method: The method's name; empty for a teacher.
+        family: What the method distils, "features" or "logits"; empty if that is not known.
+        other: Number of finished trials that are left out, because they had another protocol than the row's others.
+        comparable: Whether data, augmentation, epochs and evaluated weights are those of the pair, so that the row may
+            be compared with others.
+        differences: The differences of ``difference`` by ascending seed; empty if there is none.
+        trials: Ids of the trials behind the means; empty for a teacher.
+        memory: Largest memory in bytes that training took on its device; None if it was not recorded.
+    """
+
+    kind: RowKind
+    label: str
+    top1: MeanAndStd | None
+    best: MeanAndStd | None
+    difference: Difference | None
+    seconds: float | None
+    epochs: tuple[int, ...]
+    planned: int = 0
+    done: int = 0
+    failed: int = 0
+    unreadable: int = 0
+    missing: int = 0
+    note: str = ""
+    published: Published | None = None
+    method: str = ""
+    family: str = ""
+    other: int = 0
+    comparable: bool = True
+    differences: tuple[float, ...] = ()
+    trials: tuple[str, ...] = ()
+    memory: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the row in a table."""
+        if self.kind == "student":
+            return "student alone" if self.label == ALONE else f"student alone ({self.label})"
+        return "teacher" if self.kind == "teacher" else self.label
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the row may be called the best: it is a method, complete, and of the protocol of its pair."""
+        return self.kind == "method" and self.complete and self.comparable and self.top1 is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all planned trials are done."""
+        return self.done == self.planned
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """The rows of one pair, teacher first. ``teacher`` is empty if the recipe has none."""
+
+    dataset: str
+    teacher: str
+    student: str
+    rows: tuple[SummaryRow, ...]
+
+    @property
+    def title(self) -> str:
+        """Names of the networks and of the dataset."""
+        networks = f"{self.teacher} → {self.student}" if self.teacher else self.student
+        return f"{networks} on {self.dataset}"
+
+    def first(self, kind: RowKind) -> SummaryRow | None:
+        """Returns the first row of a kind; None if there is none."""
+        return next((row for row in self.rows if row.kind == kind), None)
+
+    @cached_property
+    def significance(self) -> dict[str, Significance]:
+        """Tests of the rows' differences by label, with Holm's correction for all methods. Imports ``scipy.stats``."""
+        tests = {row.label: significance(row.differences, CONFIDENCE) for row in self.rows if row.differences}
+        methods = {row.label for row in self.rows if row.kind == "method"}
+        return tests | correct({label: test for label, test in tests.items() if label in methods})
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All content of a table of results.
+
+    Attributes:
+        pairs: Tables of the pairs, in the recipe's order.
+        baseline: Label that differences are taken to; None if no pair plans it.
+        footnotes: Sentences that define the columns and name what is incomplete.
+        problems: A sentence for each trial that failed or cannot be read.
+        rankings: Ranks of the methods over the pairs of a dataset, by dataset, if at least two pairs are complete.
+    """
+
+    pairs: tuple[PairTable, ...]
+    baseline: str | None
+    footnotes: tuple[str, ...]
+    problems: tuple[str, ...]
+    rankings: tuple[tuple[str, Ranking], ...] = ()
+
+    @property
+    def rows(self) -> list[SummaryRow]:
+        """The rows of all pairs."""
+        return [row for pair in self.pairs for row in pair.rows]
+
+    def with_remark(self, remark: str, note: str) -> Summary:
+        """Returns the summary with a remark in the title of every pair and a note above the other footnotes."""
+        pairs = tuple(replace(pair, dataset=f"{pair.dataset}: {remark}") for pair in self.pairs)
+        return replace(self, pairs=pairs, footnotes=(note, *self.footnotes))
+
+    def with_families(self, families: Mapping[str, str]) -> Summary:
+        """Returns the summary with the families of the methods, by the methods' names."""
+        pairs = tuple(
+            replace(pair, rows=tuple(replace(row, family=families.get(row.method, "")) for row in pair.rows))
+            for pair in self.pairs
+        )
+        return replace(self, pairs=pairs)
+
+
+@dataclass(frozen=True)
+class FolderResults:
+    """The results of one recipe, or of one folder.
+
+    Attributes:
+        name: Heading.
+        about: A sentence below the heading.
+        summary: The table.
+        frame: The results that the table summarises, as from ``read_results``, with the same names of datasets.
+        cells: The trials.
+        folder: Folder of the trials. The teachers' trials are in ``teachers`` beside it.
+        recipe: Name or file of the recipe, for ``kd-bench run``; empty for none.
+        methods: Rows that ``--method`` adds to the recipe.
+    """
+
+    name: str
+    about: str
+    summary: Summary
+    frame: pd.DataFrame
+    cells: Sequence[PlannedTrial]
+    folder: Path
+    recipe: str = ""
+    methods: tuple[str, ...] = ()

@@ -1,0 +1,203 @@
+"""Prints a summary of results in all formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kd_bench.report import render
+from kd_bench.report.footnotes import LONG_ONLY
+from kd_bench.report.paper_layout import LEGEND, latex_tables
+from kd_bench.report.render import DASH, Column, Table, TableRow
+from kd_bench.report.statistics import MeanAndStd
+from kd_bench.report.summary import CONFIDENCE, PairTable, Published, Summary, SummaryRow
+
+if TYPE_CHECKING:
+    from kd_bench.report.statistics import Difference
+
+
+def render_summary(
+    summary: Summary, format: str, *, width: int = 80, colour: bool = False, ascii_only: bool = False
+) -> str:
+    """Returns the summary as text that ends with a line break.
+
+    "csv" has one line for each row, with numbers in full precision and with facts (baseline, coverage, epochs) in
+    columns of their own. "latex" has the layout of the paper's Table 6, one column a pair. "latex-long" has the rows of
+    "markdown". All but "csv" round numbers and print the footnotes.
+
+    Args:
+        summary: From ``summarise``.
+        format: One of ``render.FORMATS``.
+        width: Columns of the terminal. A number is never cut: a line is longer if it does not fit.
+        colour: Whether "terminal" may use ANSI escapes.
+        ascii_only: Whether to replace characters outside ASCII, "±" by "+-".
+
+    Raises:
+        UserError: If there is no such format.
+    """
+    tables, notes = _tables(summary, format)
+    return render.render(tables, format, notes=notes, width=width, colour=colour, ascii_only=ascii_only, floating=True)
+
+
+def write_summary(summary: Summary, format: str, stream: TextIO) -> None:
+    """Writes the summary to a stream, with the width, colours and characters that the stream can show."""
+    tables, notes = _tables(summary, format)
+    render.write(tables, format, stream, notes=notes, fit=True, floating=True)
+
+
+def _tables(summary: Summary, format: str) -> tuple[list[Table], tuple[str, ...]]:
+    """The tables of a format, and the notes below all of them."""
+    if format == "csv":
+        records = [_record(pair, row, summary.baseline) for pair in summary.pairs for row in pair.rows]
+        columns = tuple(Column((name,)) for record in records[:1] for name in record)
+        return [Table("", columns, (tuple(TableRow(list(record.values())) for record in records),))], ()
+    if format == "latex":
+        notes = (note for note in summary.footnotes if not note.startswith(LONG_ONLY))
+        return latex_tables(summary), (LEGEND, *notes)
+    contents = _contents(summary, tests=format != "terminal")
+    columns = tuple(contents)
+    tables = []
+    for pair in summary.pairs:
+        methods = [row.kind == "method" for row in pair.rows]
+        first = methods.index(True) if any(methods) else len(methods)
+        groups = [
+            tuple(TableRow([cell(pair, row) for cell in contents.values()], row.note) for row in rows)
+            for rows in (pair.rows[:first], pair.rows[first:])
+            if rows
+        ]
+        tables.append(Table(pair.title, columns, tuple(groups)))
+    return tables, summary.footnotes if format == "latex-long" else (*summary.footnotes, *summary.problems)
+
+
+def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable, SummaryRow], str]]:
+    """Maps the columns to functions that print their cell of a row.
+
+    Differences, with their p-values if ``tests``, have columns if there is a baseline. Published values have columns if
+    there are any.
+    """
+    cells: dict[tuple[str, ...], Callable[[PairTable, SummaryRow], str]] = {
+        ("top-1 %", "mean ± std (n)"): lambda _, row: _with_count(row)
+    }
+    if any(row.published for row in summary.rows):
+        cells["published %", "(source)"] = lambda _, row: _published(row.published)
+        cells["minus published", "(inside interval?)"] = lambda _, row: _minus_published(row.published)
+    if summary.baseline is not None:
+        interval = f"[{round(100 * CONFIDENCE)} % interval]"
+        cells[f"difference to {summary.baseline}", interval] = lambda _, row: _interval(row.difference)
+        if tests:
+            cells["p of the paired t test", "(Holm)"] = _p_t
+            cells["p of the sign-flip test", "(Holm)"] = _p_flip
+    cells["best epoch,", "selected on", "the test set"] = lambda _, row: _spread(row.best)
+    return {
+        Column(("method",)): lambda _, row: row.name,
+        **{Column(header, numeric=True): cell for header, cell in cells.items()},
+        Column(("seconds", "an epoch"), "right", numeric=True): lambda _, row: _seconds(row.seconds),
+    }
+
+
+def _spread(value: MeanAndStd | None) -> str:
+    if value is None:
+        return DASH
+    mean = f"{value.mean:5.2f}"  # aligns 9.80 with 10.20
+    return mean if value.std is None else f"{mean} ± {value.std:.2f}"
+
+
+def _with_count(row: SummaryRow) -> str:
+    return f"{_spread(row.top1)} ({row.done if row.complete else f'{row.done}/{row.planned}'})"
+
+
+def _interval(value: Difference | None) -> str:
+    if value is None:
+        return DASH
+    mean = _signed(value.mean)
+    return mean if value.low is None or value.high is None else f"{mean} [{_signed(value.low)}, {_signed(value.high)}]"
+
+
+def _p_t(pair: PairTable, row: SummaryRow) -> str:
+    test = pair.significance.get(row.label)
+    return _p(test.p_t, test.p_t_holm) if test else DASH
+
+
+def _p_flip(pair: PairTable, row: SummaryRow) -> str:
+    test = pair.significance.get(row.label)
+    return _p(test.p_flip, test.p_flip_holm) if test else DASH
+
+
+def _p(p: float | None, corrected: float | None) -> str:
+    """A p-value, with the corrected one in brackets if there is one."""
+    if p is None:
+        return DASH
+    return format_p(p) if corrected is None else f"{format_p(p)} ({format_p(corrected)})"
+
+
+def format_p(p: float) -> str:
+    """Returns a p-value with three decimals."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _published(value: Published | None) -> str:
+    return f"{_spread(value.value)} ({value.mark})" if value else DASH
+
+
+def _minus_published(value: Published | None) -> str:
+    if value is None or value.difference is None:
+        return DASH
+    inside = "" if value.inside is None else " (inside)" if value.inside else " (outside)"
+    return f"{_signed(value.difference)}{inside}"
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _record(pair: PairTable, row: SummaryRow, baseline: str | None) -> dict[str, Any]:
+    top1, best, difference, published = row.top1, row.best, row.difference, row.published
+    tested = pair.significance.get(row.label)
+    bootstrap = tested.bootstrap if tested else None
+    return {
+        "dataset": pair.dataset,
+        "teacher": pair.teacher,
+        "student": pair.student,
+        "kind": row.kind,
+        "label": row.label,
+        "family": row.family,
+        "planned": row.planned,
+        "done": row.done,
+        "failed": row.failed,
+        "unreadable": row.unreadable,
+        "missing": row.missing,
+        "other_protocol": row.other,
+        "comparable": row.comparable,
+        "top1_last_mean": top1.mean if top1 else None,
+        "top1_last_std": top1.std if top1 else None,
+        "top1_best_mean": best.mean if best else None,
+        "top1_best_std": best.std if best else None,
+        "baseline": baseline,
+        "difference_mean": difference.mean if difference else None,
+        "difference_low": difference.low if difference else None,
+        "difference_high": difference.high if difference else None,
+        "difference_n": difference.n if difference else None,
+        "difference_coverage": CONFIDENCE if difference and difference.low is not None else None,
+        "p_paired_t": tested.p_t if tested else None,
+        "p_paired_t_holm": tested.p_t_holm if tested else None,
+        "p_sign_flip": tested.p_flip if tested else None,
+        "p_sign_flip_holm": tested.p_flip_holm if tested else None,
+        "bootstrap_low": bootstrap[0] if bootstrap else None,
+        "bootstrap_high": bootstrap[1] if bootstrap else None,
+        "published": published.top1 if published else None,
+        "published_std": published.std if published else None,
+        "published_source": published.source if published else None,
+        "minus_published": published.difference if published else None,
+        "published_inside": published.inside if published else None,
+        "seconds_per_epoch": row.seconds,
+        "peak_memory_bytes": row.memory,
+        "epochs": row.epochs[0] if len(row.epochs) == 1 else None,
+        "note": row.note,
+    }

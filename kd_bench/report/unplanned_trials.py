@@ -1,0 +1,148 @@
+"""Summarises trials that no recipe plans, from their own ``trial.json``."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from pydantic import ValidationError
+
+from kd_bench.config.trial import PlannedTrial, Trial, canonical, identity
+from kd_bench.report.footnotes import count, most_frequent
+from kd_bench.report.protocol import explain, format_value, protocol
+from kd_bench.report.results_frame import read_results
+from kd_bench.report.summarise import summarise
+from kd_bench.report.summary import ALONE, FolderResults
+
+_ID = re.compile("[0-9a-f]{16}")
+
+
+class _Group(NamedTuple):
+    """Trials that are averaged and compared with each other have these in common."""
+
+    dataset: str
+    protocol: str
+    teacher: str
+    student: str
+
+
+def trial_ids(folder: Path) -> set[str]:
+    """Returns the ids of the trials in a folder of results, including unfinished trials."""
+    try:
+        return {path.name for path in folder.iterdir() if _ID.fullmatch(path.name) and (path / "trial.json").is_file()}
+    except OSError:
+        return set()
+
+
+def summarise_unplanned(folder: Path, ids: Iterable[str]) -> FolderResults:
+    """Returns the results of some trials of a folder, with their table.
+
+    A trial without a teacher has a cell in each pair with its student. If the folder has several protocols, they are in
+    the names of the datasets.
+
+    Trials whose settings cannot be read, or are not those of their folder's name, are left out and counted. Trials of
+    different protocols, or of one seed and different teachers of one name, have different headings, because they can
+    neither be averaged nor compared.
+    """
+    readable, damaged = _read(folder, sorted(ids))
+    cells: list[PlannedTrial] = []
+    headings: list[str] = []
+    used: set[tuple[str, str, str]] = set()
+    for group, remarks, members in _groups(readable):
+        for teacher, trials in _split_by_teacher(members):
+            heading = ": ".join([group.dataset, *remarks, *teacher])
+            while (heading, group.teacher, group.student) in used:  # a remark names only the first few differences
+                heading += " (another)"
+            used.add((heading, group.teacher, group.student))
+            labels = _labels(trials)
+            taught_by = next((trial.teacher for trial in trials if trial.teacher), None)
+            for trial in sorted(trials, key=lambda trial: (trial.method.name != ALONE, labels[trial.id], trial.seed)):
+                cells.append(PlannedTrial(trial, labels[trial.id], trial.teacher or taught_by))
+                headings.append(heading)
+    frame = read_results(folder, cells)
+    frame["dataset"] = pd.Series(headings, dtype="string")
+    about = "No recipe plans these trials, so none of them is called missing."
+    if damaged:
+        about += f" Left out: {count(len(damaged), 'folder')} whose trial.json is damaged ({', '.join(damaged[:5])})."
+    return FolderResults(folder.name, about, summarise(frame), frame, tuple(cells), folder)
+
+
+def _read(folder: Path, ids: Iterable[str]) -> tuple[list[Trial], list[str]]:
+    """Reads trials; returns them and the ids of those that are damaged."""
+    trials, damaged = [], []
+    for name in ids:
+        try:
+            trial = Trial.model_validate_json((folder / name / "trial.json").read_bytes())
+        except (OSError, ValidationError, RecursionError):
+            trial = None
+        if trial is not None and identity(trial.settings()) == name:
+            trials.append(trial)
+        else:
+            damaged.append(name)
+    return trials, damaged
+
+
+def _groups(trials: Iterable[Trial]) -> Iterator[tuple[_Group, list[str], list[Trial]]]:
+    """Yields groups of trials in the order of the table, with a remark if the protocol is not the usual one of the
+    pair.
+
+    A trial without a teacher is a member of all groups with its dataset, protocol and student.
+    """
+    groups: dict[_Group, list[Trial]] = defaultdict(list)
+    for trial in sorted(trials, key=lambda trial: trial.method.name == ALONE):  # stable
+        teacher = trial.teacher.model if trial.teacher else ""
+        group = _Group(trial.dataset.title, protocol(trial, None), teacher, trial.model)
+        if trial.method.name == ALONE:
+            taught = [other for other in groups if other._replace(teacher=teacher) == group]
+            for other in taught or [group]:
+                groups[other].append(trial)
+        else:
+            groups[group].append(trial)
+    protocols: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for group, members in groups.items():
+        protocols[group.dataset, group.teacher, group.student] += [group.protocol] * len(members)
+    usual = {pair: str(most_frequent(pd.Series(values))) for pair, values in protocols.items()}
+
+    def order(group: _Group) -> tuple[str, bool, str, str, str]:
+        unusual = group.protocol != usual[group.dataset, group.teacher, group.student]
+        return group.dataset, unusual, group.teacher, group.student, group.protocol
+
+    for group in sorted(groups, key=order):
+        pair_protocol = usual[group.dataset, group.teacher, group.student]
+        yield group, [explain(group.protocol, pair_protocol)] * (group.protocol != pair_protocol), groups[group]
+
+
+def _split_by_teacher(trials: list[Trial]) -> list[tuple[list[str], list[Trial]]]:
+    """Splits trials by their teacher, with a remark that names it, if two would otherwise have one method and seed."""
+    if len({(_variant(trial), trial.seed) for trial in trials}) == len(trials):
+        return [([], trials)]
+    teachers = dict.fromkeys(trial.teacher.id for trial in trials if trial.teacher)
+    return [
+        ([f"teacher {name}"], [trial for trial in trials if trial.teacher is None or trial.teacher.id == name])
+        for name in teachers
+    ]
+
+
+def _variant(trial: Trial) -> str:
+    """The method with its hyperparameters, as JSON."""
+    return canonical(trial.method.model_dump(mode="json"))
+
+
+def _labels(trials: Sequence[Trial]) -> dict[str, str]:
+    """Labels by id: the method's name, with the hyperparameters in which variants of the method differ."""
+    variants: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for trial in trials:
+        settings = {**trial.method.hyperparameters, "source": (trial.method.source or "")[:8]}
+        variants[trial.method.name][_variant(trial)] = settings
+    labels = {}
+    for trial in trials:
+        name, others = trial.method.name, variants[trial.method.name].values()
+        settings = variants[name][_variant(trial)]
+        differing = [key for key in settings if len({canonical(other.get(key)) for other in others}) > 1]
+        inner = ", ".join(f"{key} {format_value(settings[key])}" for key in differing)
+        labels[trial.id] = f"{name} ({inner})" if inner else name
+    return labels

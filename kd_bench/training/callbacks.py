@@ -1,0 +1,151 @@
+"""Lightning callbacks of a cohort: results of an epoch, progress, checkpoints within an epoch, and stopping."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from kd_bench.training.cohort import CohortModule
+from kd_bench.types import Batch
+from kd_bench.utils.distributed import all_gather_object, all_reduce_max, gather_object, rank
+
+#: Receives (epoch from 0, steps done, steps per epoch, images per second).
+ReportProgress = Callable[[int, int, int, float], None]
+
+_CONTINUE, _SAVE, _STOP = range(3)
+
+
+class StopRequested(Exception):
+    """Training has stopped on request. The state within the epoch is saved."""
+
+
+class EpochResults(pl.Callback):
+    """Ends each epoch: measures its time, computes the members' metrics and passes them to the result writers.
+
+    Then it sets the loader to the next epoch. ``fit`` always adds this callback.
+    """
+
+    def __init__(self) -> None:
+        self._epoch_start = self._training_seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
+        """Starts the epoch's clock."""
+        self._epoch_start = time.perf_counter()
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
+        """Stops the epoch's clock: evaluation does not count as training time."""
+        if cohort.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._training_seconds = time.perf_counter() - self._epoch_start
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
+        """Writes the results, and stops the trainer if all members have stopped."""
+        own_seconds = {id(member): member.stopwatch.read() for member in cohort.members}
+        cached_seconds = None if cohort.teacher is None else cohort.teacher.cached_seconds()
+        shared_seconds = max(0.0, self._training_seconds - sum(own_seconds.values())) + (cached_seconds or 0.0)
+        epoch, members, corrupt = cohort.epoch, cohort.active_members, _corrupt_files(trainer)
+        for member in members:
+            member.corrupt |= corrupt
+            divergence = member.end_epoch(epoch, own_seconds[id(member)], shared_seconds, len(members), cached_seconds)
+            if divergence is None:
+                member.writer.write_epoch(member)
+            else:
+                member.writer.write_divergence(member, divergence)
+        trainer.train_dataloader.set_epoch(epoch + 1)
+        if all(member.stopped for member in cohort.members):
+            trainer.should_stop = True
+
+
+class ProgressReporter(pl.Callback):
+    """Reports the position in the epoch, at most twice a second.
+
+    Args:
+        report: Receives the position.
+    """
+
+    def __init__(self, report: ReportProgress) -> None:
+        self._report = report
+        self._epoch_start = self._last_report = 0.0
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
+        """Starts the epoch's clock."""
+        self._epoch_start = self._last_report = time.perf_counter()
+        self._images = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, cohort: CohortModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Reports if half a second has passed."""
+        if cohort.is_done(batch):
+            return
+        self._images += len(batch.images)
+        now = time.perf_counter()
+        if now - self._last_report > 0.5:
+            self._last_report = now
+            steps = int(trainer.num_training_batches)
+            self._report(cohort.epoch, batch_idx + 1, steps, self._images / (now - self._epoch_start))
+
+
+class MidEpochCheckpoint(pl.Callback):
+    """Saves the members' state within an epoch every ``seconds`` of training, and stops training on request.
+
+    With several processes, a request to one of them makes all of them save and stop after the same step.
+
+    Args:
+        seconds: Time between two saves of an epoch.
+        stop_requested: Called after every step; True saves the state and raises ``StopRequested``.
+    """
+
+    def __init__(self, seconds: float, stop_requested: Callable[[], bool] = lambda: False) -> None:
+        self._seconds, self._stop_requested = seconds, stop_requested
+        self._last_save = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
+        """Starts the clock."""
+        self._last_save = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, cohort: CohortModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Saves the state if it is time to, and stops if requested."""
+        if cohort.is_done(batch):
+            return
+        now = time.perf_counter()
+        save = rank() == 0 and now - self._last_save > self._seconds
+        action = all_reduce_max(_STOP if self._stop_requested() else _SAVE if save else _CONTINUE)
+        if action == _CONTINUE:
+            return
+        self._last_save = now
+        step = batch.step + 1
+        for member in cohort.active_members:
+            member.writer.write_mid_epoch(member, step, gather_object(member.mid_epoch_state(step)))
+        if action == _STOP:
+            raise StopRequested
+
+
+class KeepSigtermHandler(pl.Callback):
+    """Keeps the process's own handler of SIGTERM during training.
+
+    Lightning installs another one when training starts, which ends evaluation at once, in this process only.
+    """
+
+    def setup(self, trainer: pl.Trainer, cohort: CohortModule, stage: str) -> None:
+        """Remembers the handler before Lightning replaces it."""
+        self._handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
+        """Restores the handler."""
+        signal.signal(signal.SIGTERM, self._handler)
+
+
+def _corrupt_files(trainer: pl.Trainer) -> dict[str, str]:
+    """Returns the reasons for decoding failures in all processes, by file."""
+    loaders = (trainer.train_dataloader, trainer.val_dataloaders)
+    reasons = {str(path): reason for loader in loaders for path, reason in loader.corrupt.items()}
+    return {path: reason for of_process in all_gather_object(reasons) for path, reason in of_process.items()}

@@ -1,0 +1,44 @@
+"""Micro-batches: the parts of a batch that are computed one after another before the optimiser's step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kd_bench.types import Batch
+from kd_bench.utils.distributed import rank
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The images that a process computes at once: its whole part of the batch, or a micro-batch of it."""
+
+    batch: Batch
+    index: int = 0
+    """Position among all micro-batches of the step, over all processes."""
+    share: float = 1.0
+    """Share of the process's part of the batch."""
+    first: bool = True
+    """Whether it is the process's first micro-batch of the step."""
+    last: bool = True
+    """Whether it is the process's last micro-batch of the step."""
+
+
+def split_micro_batches(batch: Batch, micro_batch: int | None) -> Iterator[MicroBatch]:
+    """Splits a process's part of a batch.
+
+    Args:
+        batch: The process's part of the step's batch.
+        micro_batch: Images of a micro-batch; None for all.
+    """
+    images = len(batch.images)
+    size = min(images, micro_batch or images)
+    count = -(-images // size)
+    for index in range(count):
+        part = batch.rows(slice(index * size, (index + 1) * size)) if count > 1 else batch
+        yield MicroBatch(part, rank() * count + index, len(part.images) / images, index == 0, index == count - 1)
+
+
+def micro_batch_stream(stream: str, index: int) -> str:
+    """Returns the name of a random stream for the micro-batch with this index."""
+    return f"{stream}/{index}" if index else stream

@@ -1,0 +1,155 @@
+"""Cohorts on clusters: the same bytes with every executor, also if a machine dies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from kd_bench.launch.cluster_executor import RemoteJob
+from kd_bench.launch.options import parse_executor_options
+from kd_bench.utils.errors import UserError
+from tests.launch.test_end_to_end import command, kill_tree, run, weights
+
+RECIPE = {
+    "dataset": {"name": "digits", "test_images": 200},
+    "epochs": 6,
+    "batch_size": 100,
+    "trials": 2,
+    "schedule": {"name": "cosine"},
+    "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
+    "methods": {"none": {}, "kd": {}},
+    "teacher_training": {"epochs": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cluster") / "small.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> Path:
+    done = run("run", str(recipe), "--out", str(recipe.parent / "out"))
+    assert done.returncode == 0, done.stderr
+    return recipe.parent / "out"
+
+
+def environments(out: Path) -> list[int]:
+    """Returns how often each trial was resumed."""
+    return [len(json.loads(path.read_text())["earlier"]) for path in out.glob("*/*/environment.json")]
+
+
+@pytest.mark.slow
+def test_slurm_jobs_give_the_same_bytes(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    slurm = ("--executor", "slurm", "--executor-option", "cluster=local", "--device", "cpu", "--jobs", "2")
+    done = run("run", str(recipe), "--out", str(tmp_path), *slurm)
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path) == weights(undisturbed)
+    assert environments(tmp_path) == [0] * 5
+    assert "student alone" in done.stdout
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    begin = command("run", str(recipe), "--out", str(tmp_path), "--executor", "ray", "--device", "cpu", "--jobs", "2")
+    done = subprocess.run(begin, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path) == weights(undisturbed)
+    assert environments(tmp_path) == [0] * 5
+
+
+@pytest.mark.slow
+def test_a_worker_and_then_a_machine_are_lost(recipe: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Two Ray nodes on this machine: a worker of one is killed, and then all of the other node."""
+    pytest.importorskip("ray")
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert cluster.stdin is not None
+    assert cluster.stdout is not None
+    runner = None
+    try:
+        address = cluster.stdout.readline().strip()
+        options = ("--executor", "ray", "--executor-option", f"address={address}", "--device", "cpu", "--jobs", "2")
+        begin = command("run", str(recipe), "--out", str(tmp_path), *options, "--retries", "5")
+        runner = subprocess.Popen(begin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        _wait(runner, lambda: list(tmp_path.glob("small/*/checkpoint/epoch-*.pt")))
+        _workers(tmp_path)[0].kill()
+        _wait(runner, lambda: len(list(tmp_path.glob("small/*/checkpoint/epoch-000002-*.pt"))) > 0)
+        cluster.stdin.write("lose a node\n")
+        cluster.stdin.flush()
+        assert cluster.stdout.readline().strip() == "lost"
+        _, errors = runner.communicate(timeout=400)
+    finally:
+        for process in (runner, cluster):
+            if process is not None:
+                kill_tree(process)
+    assert runner.returncode == 0, errors
+    assert weights(tmp_path) == weights(undisturbed)
+    assert "started again from the last epoch" in errors
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    cluster.remove_node(second, allow_graceful=False)
+    print("lost", flush=True)
+"""
+
+
+def _wait(runner: subprocess.Popen, until) -> None:
+    deadline = time.monotonic() + 300
+    while not until():
+        assert time.monotonic() < deadline
+        assert runner.poll() is None, runner.communicate()
+        time.sleep(0.02)
+
+
+def _workers(out: Path) -> list[psutil.Process]:
+    """Returns the workers whose log is in the folder."""
+    workers = []
+    for process in psutil.process_iter():
+        try:
+            if "kd_bench.launch.worker" in process.cmdline() and any(
+                str(out) in file.path for file in process.open_files()
+            ):
+                workers.append(process)
+        except psutil.Error:
+            continue
+    return workers
+
+
+def test_a_remote_job_writes_its_files(tmp_path: Path) -> None:
+    """The worker's output goes to the files; a worker without a job ends with exit code 1."""
+    job = RemoteJob("no job\n", str(tmp_path / "log"), str(tmp_path / "events"), {})
+    assert job() == 1
+    assert "Traceback" in (tmp_path / "log").read_text()
+    assert (tmp_path / "events").read_text() == ""
+
+
+def test_options() -> None:
+    assert parse_executor_options("slurm", ["minutes=30", "partition=gpu"]) == {"minutes": 30, "partition": "gpu"}
+    assert parse_executor_options("ray", ["gpus=0.5"]) == {"gpus": 0.5}
+    for executor, options, message in (
+        ("sluurm", [], "did you mean 'slurm'"),
+        ("ray", ["gpu=1"], "did you mean 'gpus'"),
+        ("slurm", ["minutes=long"], "minutes should be a number"),
+        ("slurm", ["minutes"], "should be KEY=VALUE"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse_executor_options(executor, options)
