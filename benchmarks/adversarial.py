@@ -25,7 +25,7 @@ from kd_bench.methods.ikl_at import IKLAT
 from kd_bench.training.build import build_student
 from kd_bench.training.loaders import loaders
 from kd_bench.training.micro_batch import MicroBatch
-from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import ResultWriter
 from kd_bench.types import Batch, Outputs
 from tests.losses import naive
 
@@ -41,15 +41,20 @@ class PairwiseIKLAT(IKLAT):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         assert teacher is not None
         terms = super().forward(student, teacher, batch)
-        terms["pairwise"] = self.alpha * naive.pairwise_mse(student.logits, teacher.logits, self.prior_rows(batch))
+        terms["pairwise"] = self.alpha * naive.pairwise_mse(
+            student.logits, teacher.logits, self.weights_of(teacher.logits, batch)
+        )
         return terms
 
     def inner_loss(self, natural: Tensor, adversarial: Tensor, batch: Batch) -> Tensor:
-        pairwise = naive.pairwise_mse(adversarial, natural, self.prior_rows(batch))
+        pairwise = naive.pairwise_mse(adversarial, natural, self.weights_of(natural, batch))
         return pairwise + losses.soft_cross_entropy(adversarial, natural)
 
 
-def adversarial_trial(method: str, model: str, batch_size: int) -> Trial:
+def training_step(
+    method: str, model: str, images: ArrayDataset, batch_size: int, pairwise: bool = False
+) -> Callable[[], None]:
+    """Returns a function that runs a step of a method."""
     settings = {
         "dataset": {"name": "cifar100"},
         "augment": {"crop": 4, "flip": True},
@@ -62,14 +67,7 @@ def adversarial_trial(method: str, model: str, batch_size: int) -> Trial:
         "seed": 0,
         "adversarial": {"eps": 8 / 255, "schedule": "released", "weight_perturbation": {"from_epoch": 1}},
     }
-    return Trial.model_validate_json(canonical(settings))
-
-
-def training_step(
-    method: str, model: str, images: ArrayDataset, batch_size: int, pairwise: bool = False
-) -> Callable[[], None]:
-    """Returns a function that runs a step of a method."""
-    trial = adversarial_trial(method, model, batch_size)
+    trial = Trial.model_validate_json(canonical(settings))
     member = build_student(trial, images, None, ResultWriter())
     if pairwise:
         member.method = PairwiseIKLAT(member.method.pair)
@@ -102,15 +100,7 @@ def time_losses(classes: int, batch: int) -> list[list[float]]:
 
 
 def benchmark(model: str, batch: int, rounds: int, seconds: float, quick: bool = False) -> Section:
-    """Times steps, and the losses alone.
-
-    Args:
-        model: The network.
-        batch: Images of a batch.
-        rounds: Turns of each method, at most.
-        seconds: Seconds after which no further round begins.
-        quick: Time one size of losses only.
-    """
+    """Times steps of a network in ``rounds`` turns at most, none of which begins after ``seconds``, and the losses."""
     torch.manual_seed(0)
     images = random_images(batch)
     tasks = [
@@ -150,9 +140,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.quick:
-        return benchmark(options.model, 4, 1, 0.0, True).show()
-    return benchmark(options.model, options.batch_size, options.rounds, options.seconds).show()
+    sizes = (4, 1, 0.0, True) if options.quick else (options.batch_size, options.rounds, options.seconds)
+    return benchmark(options.model, *sizes).show()
 
 
 if __name__ == "__main__":

@@ -59,14 +59,7 @@ PAIR_SECONDS = {
 
 
 class ColumnTimer:
-    """Times a pair in all ways.
-
-    Args:
-        title: The pair.
-        trials: The pair's trials by method.
-        images: The training set.
-        folder: Folder of the logit cache.
-    """
+    """Times a pair in all ways. ``trials`` has the trial of each method, and ``folder`` is for the logit cache."""
 
     def __init__(self, title: str, trials: Mapping[str, Trial], images: ArrayDataset, folder: Path) -> None:
         self.title, self.trials = title, trials
@@ -109,10 +102,7 @@ class ColumnTimer:
     def compare_first_losses(self, labels: Sequence[str] = ()) -> tuple[float, float]:
         """Compares our losses with those of the reference loop, and sets up what only the first pass needs.
 
-        The students see a few images only, the teacher a batch.
-
-        Args:
-            labels: Methods to compare; none for all.
+        The students see a few images only, the teacher a batch. ``labels`` are the methods to compare, none for all.
 
         Returns:
             The largest relative difference, and the floating-point operations of a cohort's step.

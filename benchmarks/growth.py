@@ -8,16 +8,14 @@ student plus seven more students with their optimisers.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice, zip_longest
-from pathlib import Path
+from itertools import islice
+from multiprocessing import get_context
 
 import numpy as np
 import torch
@@ -65,14 +63,7 @@ class Growth:
 
 
 def measure_times(trial: Trial, growth: Growth, rounds: int, seconds: float) -> None:
-    """Times cohorts of all sizes in turns. After ``seconds`` no further round begins.
-
-    Args:
-        trial: The trial of KD.
-        growth: The result.
-        rounds: Rounds at most.
-        seconds: Seconds by the wall clock.
-    """
+    """Times cohorts of all sizes in turns. After ``seconds`` by the wall clock, no further round begins."""
     begin = time.perf_counter()
     images = pairs.random_images(4 * max(BATCHES))
     trial = trial.model_copy(update={"compile": "off"})  # each batch size would have to be compiled
@@ -99,29 +90,21 @@ def measure_memory(growth: Growth, quick: bool) -> None:
     cohorts = {f"KD x {students}": ["kd"] * students for students in (STUDENTS[:2] if quick else STUDENTS)}
     cohorts |= {"all eight methods": list(METHODS)}
     cohorts |= {f"{label} alone": [label] for label in (LARGE_METHODS[:1] if quick else LARGE_METHODS)}
-    items = iter(cohorts.items())
-    for both in zip_longest(items, items):
-        processes = [(item[0], _start_training(growth.pair, item[1], quick)) for item in both if item is not None]
-        for name, process in processes:
-            answer, _ = process.communicate()
-            if process.returncode:
-                raise RuntimeError(f"growth: the process of {name} ended with {process.returncode}")
-            growth.memory[name], other_students = json.loads(answer.splitlines()[-1])
-            if len(cohorts[name]) == len(METHODS):
-                growth.seven[name] = other_students
-
-
-def _start_training(pair: str, labels: Sequence[str], quick: bool) -> subprocess.Popen[str]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--train", *labels, "--pair", pair]
-    return subprocess.Popen([*command, *(["--quick"] if quick else [])], stdout=subprocess.PIPE, text=True)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        futures = {name: pool.submit(train, growth.pair, labels, quick) for name, labels in cohorts.items()}
+    for name, future in futures.items():
+        growth.memory[name], other_students = future.result()
+        if len(cohorts[name]) == len(METHODS):
+            growth.seven[name] = other_students
 
 
 def train(pair: str, labels: Sequence[str], quick: bool) -> tuple[int, int]:
-    """Trains a cohort for some steps.
+    """Trains a cohort for some steps with one thread.
 
     Returns:
         The peak of this process's memory, and the memory of the states of all students but one, in bytes.
     """
+    torch.set_num_threads(1)
     trials = pairs.plan_pairs(quick)[pair]
     images = pairs.random_images(512 if quick else IMAGES)
     same = len(labels) > 1 and len(set(labels)) == 1
@@ -200,13 +183,7 @@ def section(growth: Growth) -> Section:
 
 def main() -> int:
     parser = argument_parser(__doc__, seconds=60)
-    parser.add_argument("--train", nargs="+", help=argparse.SUPPRESS)  # for the processes whose memory is measured
-    parser.add_argument("--pair", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    if options.train:
-        print(json.dumps(train(options.pair, options.train, options.quick)))
-        return 0
     return section(benchmark(options.seconds, options.quick)).show()
 
 

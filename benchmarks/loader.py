@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 
 from benchmarks.markdown import Promise, Section, Table, argument_parser, median_and_range
-from benchmarks.measure import ratios, total_cpu_seconds
+from benchmarks.measure import ratios, wall_and_cpu_seconds
 from kd_bench.config.data import Augment, Dataset, RandAugment
 from kd_bench.data import registry
 from kd_bench.data.augment.crop_flip import draw_crop_flip
@@ -46,7 +46,7 @@ TO_TENSOR = (T.ToTensor(), T.Normalize(MEAN, STD))
 class PilImages(TorchDataset[tuple[torch.Tensor, int]]):
     """A data set as torchvision's CIFAR classes: an array, of which single images become PIL images."""
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: Callable[[Image.Image], torch.Tensor]):
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: T.Compose):
         self.images = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
         self.labels = labels.tolist()
         self.transform = transform
@@ -84,24 +84,8 @@ def largest_difference(loader: InMemoryLoader, batches: int) -> float:
     return largest
 
 
-def images_per_second(epoch: Iterable[Any], size: int) -> tuple[float, float]:
-    """Returns the images per CPU second of this process and its workers, and per wall second."""
-    cpu, wall = total_cpu_seconds(), time.perf_counter()
-    for _ in epoch:
-        pass
-    # A DataLoader ends its workers, whose time then counts, at the end of each epoch.
-    return size / (total_cpu_seconds() - cpu), size / (time.perf_counter() - wall)
-
-
 def benchmark(size: int, batch: int, rounds: int, workers: int) -> Section:
-    """Compares all loaders.
-
-    Args:
-        size: Images in the set.
-        batch: Images in a batch.
-        rounds: Turns of each loader.
-        workers: Workers of the DataLoader with workers; 0 to leave it out.
-    """
+    """Compares all loaders in ``rounds`` turns. With 0 workers, the DataLoader with workers is left out."""
     images, labels, source = load_images(size)
 
     def ours(**augment: Any) -> InMemoryLoader:
@@ -141,9 +125,10 @@ def benchmark(size: int, batch: int, rounds: int, workers: int) -> Section:
     wall_rates: dict[str, list[float]] = {name: [] for name, _, _ in contestants}
     for _ in range(rounds):
         for name, _, epoch in contestants:
-            cpu, wall = images_per_second(epoch, len(images))
-            cpu_rates[name].append(cpu)
-            wall_rates[name].append(wall)
+            # A DataLoader ends its workers, whose CPU seconds then count, at the end of each epoch.
+            wall, cpu = wall_and_cpu_seconds(lambda epoch=epoch: deque(epoch, maxlen=0))
+            cpu_rates[name].append(len(images) / cpu)
+            wall_rates[name].append(len(images) / wall)
     rows = []
     for name, baseline, _ in contestants:
         rates = [f"{statistics.median(rates[name]):,.0f}" for rates in (cpu_rates, wall_rates)]
@@ -173,9 +158,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader with workers")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a worker of a DataLoader has one, too
-    if options.quick:
-        return benchmark(512, 64, 1, 0).show()
-    return benchmark(options.size, options.batch, options.rounds, options.workers).show()
+    sizes = (512, 64, 1, 0) if options.quick else (options.size, options.batch, options.rounds, options.workers)
+    return benchmark(*sizes).show()
 
 
 if __name__ == "__main__":

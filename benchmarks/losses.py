@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import psutil
@@ -28,7 +29,7 @@ MIB = 2**20
 Loss = Callable[[Tensor], Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Case:
     """A loss in both forms, as functions of the student's tensor, and what is promised.
 
@@ -53,40 +54,6 @@ class Case:
     smaller: float | None = None
     of_kl: float | None = None
     direct_bytes: int = 0
-
-
-@dataclass
-class Result:
-    """Measurements of a case.
-
-    Attributes:
-        case: The case.
-        fits: Whether there is enough memory for the direct form.
-        seconds: Seconds of ours and, if it fits, the direct form, by round.
-        kl_seconds: Seconds of ours and the KL divergence, by round. They take turns without the direct form, which
-            would clear the caches for both.
-        peaks: Peak bytes of ours and, if it fits, the direct form.
-        difference: Relative difference of the two forms; None if they draw random numbers.
-    """
-
-    case: Case
-    fits: bool
-    seconds: list[list[float]] = field(default_factory=list)
-    kl_seconds: list[list[float]] = field(default_factory=list)
-    peaks: list[int] = field(default_factory=list)
-    difference: float | None = None
-
-    @property
-    def faster(self) -> float | None:
-        return median_ratio(self.seconds[1], self.seconds[0]) if self.fits else None
-
-    @property
-    def smaller(self) -> float | None:
-        return self.peaks[1] / self.peaks[0] if self.fits else None
-
-    @property
-    def of_kl(self) -> float | None:
-        return median_ratio(self.kl_seconds[0], self.kl_seconds[1]) if self.case.kl else None
 
 
 def _case(name: str, student: Tensor, loss: str, *args: Any, **promises: Any) -> Case:
@@ -182,8 +149,8 @@ def cases(quick: bool, large: bool) -> Iterator[Case]:
     yield from map_cases(64, 32, 64)
 
 
-def measure_case(case: Case, rounds: int, budget: float) -> Result:
-    """Measures a case, for ``budget`` seconds and a round at most."""
+def measure_case(case: Case, rounds: int, budget: float) -> tuple[list[str], list[Promise]]:
+    """Measures a case, for ``budget`` seconds and a round at most. Returns its row of the table and its promises."""
     fits = case.direct_bytes < 0.8 * psutil.virtual_memory().available
     leaf = case.student.detach().requires_grad_()
 
@@ -198,33 +165,39 @@ def measure_case(case: Case, rounds: int, budget: float) -> Result:
         return forward_and_backward
 
     tasks = [task(case.ours), *([task(case.direct)] if fits else [])]
-    result = Result(case, fits)
-    outcomes = []
+    peaks, outcomes = [], []
     for forward_and_backward in tasks:
         peak, value = peak_bytes(forward_and_backward)
-        result.peaks.append(peak)
+        peaks.append(peak)
         outcomes.append((value, leaf.grad))
         leaf.grad = None
-    if fits and outcomes[0][1] is not None:
-        result.difference = _difference(*outcomes[0], *outcomes[1])
+    # Forms without a gradient draw random numbers, so they differ.
+    difference = f"{_difference(*outcomes[0], *outcomes[1]):.0e}" if fits and outcomes[0][1] is not None else ""
     del outcomes
-    result.seconds = time_in_turns(tasks, rounds, budget)
-    if case.kl:
-        result.kl_seconds = time_in_turns([tasks[0], task(case.kl)], rounds, budget)
-    return result
+    seconds = time_in_turns(tasks, rounds, budget)
+    faster = median_ratio(seconds[1], seconds[0]) if fits else None
+    smaller = peaks[1] / peaks[0] if fits else None
+    # Turns without the direct form, which would clear the caches for both.
+    of_kl = median_ratio(*time_in_turns([tasks[0], task(case.kl)], rounds, budget)) if case.kl else None
+    row = [case.name, _time(seconds[0]), _time(seconds[1]) if fits else "", _number(faster)]
+    row += [f"{peaks[0] / MIB:,.3g}", f"{peaks[1] / MIB:,.5g}" if fits else "does not fit", _number(smaller)]
+    promises = [
+        Promise(case.name, f"{promised:,} {unit}", f"{measured:,.1f}", measured >= promised)
+        for promised, measured, unit in (
+            (case.faster, faster, "times faster"),
+            (case.smaller, smaller, "times smaller"),
+        )
+        if promised and measured
+    ]
+    if case.of_kl and of_kl:
+        limit = f"at most {case.of_kl} times a KL from logits"
+        promises.append(Promise(case.name, limit, f"{of_kl:.2f}", of_kl <= case.of_kl))
+    return [*row, _number(of_kl), difference], promises
 
 
 def _difference(value: Tensor, grad: Tensor, other: Tensor, other_grad: Tensor) -> float:
     """Returns the larger relative difference, of the values or of the gradients by their norms."""
     return max(((value - other) / other).abs().item(), ((grad - other_grad).norm() / other_grad.norm()).item())
-
-
-def row(result: Result) -> list[str]:
-    """Returns the table's row of a result."""
-    cells = [result.case.name, _time(result.seconds[0]), _time(result.seconds[1]) if result.fits else ""]
-    cells += [_number(result.faster), f"{result.peaks[0] / MIB:,.3g}"]
-    cells += [f"{result.peaks[1] / MIB:,.5g}" if result.fits else "does not fit", _number(result.smaller)]
-    return [*cells, _number(result.of_kl), "" if result.difference is None else f"{result.difference:.0e}"]
 
 
 def _time(seconds: list[float]) -> str:
@@ -235,39 +208,19 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:,{'.2f' if value < 100 else '.0f'}}"
 
 
-def promises(result: Result) -> Iterator[Promise]:
-    """Yields the promises of a case with what was measured."""
-    case = result.case
-    for promised, measured, unit in (
-        (case.faster, result.faster, "times faster"),
-        (case.smaller, result.smaller, "times smaller"),
-    ):
-        if promised and measured:
-            yield Promise(case.name, f"{promised:,} {unit}", f"{measured:,.1f}", measured >= promised)
-    if case.of_kl and result.of_kl:
-        promised_kl = f"at most {case.of_kl} times a KL from logits"
-        yield Promise(case.name, promised_kl, f"{result.of_kl:.2f}", result.of_kl <= case.of_kl)
-
-
 def benchmark(rounds: int, seconds: float, quick: bool = False, large: bool = True) -> Section:
-    """Measures all cases.
-
-    Args:
-        rounds: Turns of each form at most.
-        seconds: Seconds after which no further round of a case begins.
-        quick: Small sizes and two rounds.
-        large: Include the case whose direct form takes half a minute and 10 GiB.
-    """
+    """Measures all cases; if ``large``, including the one whose direct form takes half a minute and 10 GiB."""
     torch.manual_seed(0)
     results = [measure_case(case, 2 if quick else rounds, seconds) for case in cases(quick, large)]
+    rows, promises = zip(*results, strict=True)
     headers = ["", "ours, ms", "direct, ms", "faster", "ours, MiB", "direct, MiB", "smaller", "of KL's time",
                "difference"]  # fmt: skip
     return Section(
         "Losses",
         f"Forward and backward in float32, {torch.get_num_threads()} thread(s): CPU milliseconds as medians "
         "(quartiles) of rounds, MiB as peaks of torch's allocator above the inputs.",
-        [Table(headers, [row(result) for result in results])],
-        [promise for result in results for promise in promises(result)],
+        [Table(headers, rows)],
+        [*chain.from_iterable(promises)],
     )
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import yaml
 
-from benchmarks.measure import total_cpu_seconds
+from benchmarks.measure import wall_and_cpu_seconds
 from kd_bench.config.load import read_recipe
 from kd_bench.plan import plan
 from kd_bench.trials.folder import TrialFolder
@@ -40,10 +40,9 @@ def main() -> None:
                 digest = sha256(folder.weights)
                 folder.finish({"status": "done", "reason": None, "top1_last": 50.0, "weights_sha256": digest})
             for command in ("status", "table"):
-                arguments = ["-m", "kd_bench", command, str(root / "many.yaml"), "--out", str(root)]
-                cpu, wall = total_cpu_seconds(), time.perf_counter()
-                subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-                wall, cpu = time.perf_counter() - wall, total_cpu_seconds() - cpu
+                arguments = [sys.executable, "-m", "kd_bench", command, str(root / "many.yaml"), "--out", str(root)]
+                run = functools.partial(subprocess.run, arguments, check=True, stdout=subprocess.DEVNULL)
+                wall, cpu = wall_and_cpu_seconds(run)
                 print(f"{command}, {trials:6,} trials: {wall:.1f} s, of the processor {cpu:.1f} s (aim: {aim})")
 
 

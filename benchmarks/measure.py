@@ -35,13 +35,10 @@ def peak_bytes(task: Callable[[], T]) -> tuple[int, T]:
 def time_in_turns(
     tasks: Sequence[Callable[[], object]], rounds: int, budget: float, turn: float = 0.02
 ) -> list[list[float]]:
-    """Returns the CPU seconds per call of each task, one number per round.
+    """Returns the CPU seconds per call of each task, one number per round, in which the tasks take turns.
 
-    Args:
-        tasks: They take turns in each round.
-        rounds: Rounds at most.
-        budget: Seconds by the wall clock after which no further round begins.
-        turn: Seconds of a turn at least.
+    There are at most ``rounds`` rounds. None begins after ``budget`` seconds by the wall clock. A turn takes at least
+    ``turn`` seconds.
     """
     begin = time.perf_counter()
     first_calls = [cpu_seconds(task) for task in tasks]
@@ -63,6 +60,13 @@ def cpu_seconds(task: Callable[[], object], calls: int = 1) -> float:
     for _ in range(calls):
         task()
     return (time.process_time() - begin) / calls
+
+
+def wall_and_cpu_seconds(task: Callable[[], object]) -> tuple[float, float]:
+    """Returns the wall seconds of a task, and the CPU seconds of this process and its finished child processes."""
+    wall, cpu = time.perf_counter(), total_cpu_seconds()
+    task()
+    return time.perf_counter() - wall, total_cpu_seconds() - cpu
 
 
 def total_cpu_seconds() -> float:

@@ -12,13 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
 import yaml
 
-from benchmarks.measure import median_ratio, total_cpu_seconds
+from benchmarks.measure import median_ratio, wall_and_cpu_seconds
 
 RECIPE = {
     "name": "packing",
@@ -40,10 +39,9 @@ WAYS = {
 
 def run(recipe: Path, out: Path, *options: str) -> tuple[float, float]:
     """Returns the wall and CPU seconds of a run."""
-    cpu, wall = total_cpu_seconds(), time.perf_counter()
     arguments = [sys.executable, "-m", "kd_bench", "run", str(recipe), "--out", str(out), *options]
-    subprocess.run(arguments, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - wall, total_cpu_seconds() - cpu
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return wall_and_cpu_seconds(lambda: subprocess.run(arguments, check=True, **quiet))
 
 
 def main() -> None:

@@ -64,14 +64,7 @@ class _InstanceDataset(Dataset[tuple[Any, ...]]):
 
 
 class ReferenceLoop:
-    """The training of one trial.
-
-    Args:
-        trial: The settings.
-        images: The training set.
-        dataset: The same as ``pil_images``.
-        teacher: The teacher with its batch norms; copied.
-    """
+    """The training of one trial. ``dataset`` is ``pil_images(images)``. The teacher has batch norms, and is copied."""
 
     def __init__(self, trial: Trial, images: ArrayDataset, dataset: PilImages, teacher: nn.Module) -> None:
         member = pairs.build_member(trial, images, teacher)

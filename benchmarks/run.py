@@ -38,13 +38,7 @@ PLANNED_FRACTION = 0.9
 
 @dataclass(frozen=True)
 class Job:
-    """The work of one process.
-
-    Attributes:
-        name: The benchmark's name, which ``--only`` selects by.
-        function: Runs the benchmark and returns its result.
-        arguments: Positional arguments of the function.
-    """
+    """The work of one process: a function that returns the benchmark's result. ``--only`` selects by the name."""
 
     name: str
     function: Callable[..., Any]
@@ -57,12 +51,7 @@ class Job:
 
 
 def plan_jobs(seconds: float, quick: bool) -> list[Job]:
-    """Returns all jobs, the longest first.
-
-    Args:
-        seconds: Seconds of all cores together.
-        quick: Use small sizes, to see that everything works.
-    """
+    """Returns all jobs, the longest first, for ``seconds`` of all cores together."""
     column_seconds = max(0.0, PLANNED_FRACTION * seconds - OTHER_SECONDS)
     shares = column.divide_seconds(column_seconds, list(pairs.plan_pairs(quick)))
     columns = [
@@ -90,11 +79,10 @@ def _has_cifar100() -> bool:
 
 
 def run_jobs(jobs: list[Job], processes: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Runs jobs. Returns their results, and the errors of those that failed, by name.
+    """Runs jobs in this number of processes at once, or in this process if it is 0.
 
-    Args:
-        jobs: The jobs.
-        processes: Processes at once; 0 to run all jobs in this process.
+    Returns:
+        The results, and the errors of the jobs that failed, by name.
     """
     results: dict[str, Any] = {}
     errors: dict[str, str] = {}

@@ -10,22 +10,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 
 import timm
 import torch
 
+from benchmarks.measure import wall_and_cpu_seconds
 from kd_bench.methods import _registry as methods
 from kd_bench.types import Batch, Outputs, Pair, Shapes
 
 CLASSES = 1000
-
-
-def wall_seconds(task: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    task()
-    return time.perf_counter() - begin
 
 
 def main() -> None:
@@ -55,8 +48,8 @@ def main() -> None:
     run_network(), run_loss()  # the first runs set things up
     shares = []
     for _ in range(options.rounds):
-        step = wall_seconds(run_network) * options.batch / options.images
-        loss = statistics.median(wall_seconds(run_loss) for _ in range(5))
+        step = wall_and_cpu_seconds(run_network)[0] * options.batch / options.images
+        loss = statistics.median(wall_and_cpu_seconds(run_loss)[0] for _ in range(5))
         shares.append(100 * loss / (loss + step))
         print(f"loss {1000 * loss:.1f} ms, {options.model} forward and backward {step:.1f} s: {shares[-1]:.3f} %")
     share, published = statistics.median(shares), 2 * 4 * options.batch * CLASSES**2 / 2**30

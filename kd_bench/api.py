@@ -111,10 +111,8 @@ def pair_recipe(
     """Returns a recipe for one pair, with the settings that recipes of the data set share.
 
     Args:
-        name: The recipe's name.
-        dataset: The data set.
-        teacher: The teacher's network.
-        student: The student's network.
+        name, dataset: Names of the recipe and of the data set.
+        teacher, student: Their networks.
         methods: The rows, as in a recipe; None for the student alone.
         weights: File of the teacher's weights, or "published"; None trains the teacher.
         trials: Number of seeds; None for the usual number.

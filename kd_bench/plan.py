@@ -142,16 +142,12 @@ def _augment(recipe: Recipe, training: Training, context: str) -> Augment:
 
 def _adversarial(training: Training, info: methods.MethodInfo, context: str) -> Adversarial:
     """Checks the settings of adversarial training, and fills in the checksum of generated images."""
-    adversarial = training.adversarial
+    adversarial, subject = training.adversarial, f"{context}: {info.name}"
     if adversarial is None:
-        raise UserError(
-            f"{context}: {info.name} trains on perturbed images, so adversarial is missing, at least its eps"
-        )
+        raise UserError(f"{subject} trains on perturbed images, so adversarial is missing, at least its eps")
     for key in info.required_settings:
         if not getattr(adversarial, key):
-            raise UserError(
-                f"{context}: {info.name} is another method without adversarial.{key}, which is not switched on"
-            )
+            raise UserError(f"{subject} is another method without adversarial.{key}, which is not switched on")
     generated = adversarial.generated
     if generated is None or generated.sha256 is not None:
         return adversarial
@@ -188,18 +184,13 @@ def plan_teacher(recipe: Recipe, name: str, context: str) -> tuple[Trial | Pretr
     if weights is None:
         return trial, None
     teacher, file = plan_pretrained_teacher(trial.dataset, name, weights, f"{context}: teachers.{name}.weights")
-    update: dict[str, Any] = {"dataset": trial.dataset, "pipeline": _test_only(trial.pipeline)}
+    update: dict[str, Any] = {"dataset": trial.dataset}
+    if trial.pipeline is not None:  # settings of training images are dropped: the teacher is trained already
+        fields = {"size", "crop_pct", "test_size", "test_interpolation", "corrupt"}
+        update["pipeline"] = Pipeline(**trial.pipeline.model_dump(include=fields))
     if trial.input != Input():
         update["input"] = trial.input
     return teacher.model_copy(update=update), file
-
-
-def _test_only(pipeline: Pipeline | None) -> Pipeline | None:
-    """Returns the settings for test images only, because a pretrained teacher does not depend on its students'."""
-    if pipeline is None:
-        return None
-    include = {"size", "crop_pct", "test_size", "test_interpolation", "corrupt"}
-    return Pipeline.model_validate(pipeline.model_dump(include=include))
 
 
 def plan_pretrained_teacher(dataset: Dataset, name: str, weights: Any, context: str) -> tuple[PretrainedTeacher, Path]:
@@ -225,23 +216,14 @@ def plan_pretrained_teacher(dataset: Dataset, name: str, weights: Any, context: 
         card = card if card and card.timm else None  # with its tag, timm's name identifies weights in any file
     if not file.is_file():
         raise UserError(f"{context}: there is no file {file}")
-    teacher = PretrainedTeacher(
-        dataset=dataset,
-        model=name,
-        weights=sha256(file),
-        input=card.input if card else Input(),
-        model_source=models.source_hash(name),
-    )
-    return teacher, file
+    view, source = card.input if card else Input(), models.source_hash(name)
+    return PretrainedTeacher(dataset=dataset, model=name, weights=sha256(file), input=view, model_source=source), file
 
 
 def plan_teachers(recipe: Recipe, name: str, context: str) -> list[PlannedTrial]:
-    """Plans the training of the teacher ``name`` (the full name of a network) for each seed of the recipe.
+    """Plans the training of a teacher, as ``plan_teacher`` does, for each seed of the recipe.
 
     Pairs use the training with the first seed, unless the recipe names another seed for teachers.
-
-    Raises:
-        UserError: As ``plan_teacher``.
     """
     planned = []
     for seed in recipe.all_seeds():

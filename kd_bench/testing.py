@@ -29,8 +29,7 @@ from kd_bench.training.build import build_network, build_student
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
-from kd_bench.training.result_writer import ResultWriter
-from kd_bench.training.student import StudentModule
+from kd_bench.training.student import ResultWriter, StudentModule
 from kd_bench.types import Batch, Outputs
 
 _CPU = torch.device("cpu")
@@ -44,12 +43,10 @@ class SmallRun:
 
     Args:
         method: The method.
-        student: The student's network.
-        teacher: The teacher's network, which keeps its initial weights.
+        student, teacher: The networks; the teacher keeps its initial weights.
         dataset: The data set, of which 96 training and 48 test images are used.
         augment: An augmentation, in addition to crop and flip.
-        epochs: Number of epochs.
-        lr: Learning rate of the student.
+        epochs, lr: Number of epochs, and learning rate of the student.
         hyperparameters: Hyper-parameters that differ from the method's defaults.
     """
 
@@ -127,10 +124,8 @@ class SmallRun:
         other = self.trials["none" if self.trials["own"].teacher is None else "kd"]
         (other_alone,) = self._train([other])
         other_together, together = self._train([other, self.trials["own"]])
-        for name, states, alone in (
-            ("this method", together, self.states),
-            ("the other method", other_together, other_alone),
-        ):
+        cases = (("this method", together, self.states), ("the other method", other_together, other_alone))
+        for name, states, alone in cases:
             path = first_difference(states[-1], alone[-1])
             assert not path, f"in a cohort, {name} ends with another {path} than alone"
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from kd_bench.config.trial import LabelLoss
@@ -42,6 +44,13 @@ class Outputs:
     stages: tuple[Tensor, ...] = ()  # (B, C, H, W) each, stem first, after the activation
     preacts: tuple[Tensor, ...] = ()  # as stages, before the activation; empty if the network has none
     pooled: Tensor | None = None  # (B, D), the input of the classifier
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Outputs:
+        """Returns the outputs with ``function`` applied to each tensor."""
+        pooled = None if self.pooled is None else function(self.pooled)
+        return Outputs(
+            function(self.logits), tuple(map(function, self.stages)), tuple(map(function, self.preacts)), pooled
+        )
 
 
 @dataclass(frozen=True)

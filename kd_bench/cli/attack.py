@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -131,13 +131,12 @@ def _check(evaluator: AutoAttackEvaluator, targets: list[AttackTarget], settings
 
 def _print_network(target: AttackTarget, settings: list[Attack], format_: str) -> None:
     from kd_bench.models import cards
-    from kd_bench.report.attack_table import network_table, read_evaluation
+    from kd_bench.report import attack_table, render
 
-    evaluations = filter(None, (read_evaluation(target.record_path(attack)) for attack in settings))
     model, dataset = target.trained.model, target.trained.dataset
-    _print(
-        [network_table(target.name, f"{model} on {dataset.title}", evaluation) for evaluation in evaluations], format_
-    )
+    evaluations = filter(None, (attack_table.read_evaluation(target.record_path(attack)) for attack in settings))
+    tables = [attack_table.network_table(target.name, f"{model} on {dataset.title}", item) for item in evaluations]
+    render.write(attack_table.render_tables(tables, format_), format_, sys.stdout)
     if format_ not in ("terminal", "plain"):
         return
     if any((attack.norm, attack.eps) == _PUBLISHED for attack in settings):
@@ -150,16 +149,11 @@ def _print_network(target: AttackTarget, settings: list[Attack], format_: str) -
 
 
 def _print_recipe(recipe: PlannedRecipe, out: Path, settings: list[Attack], format_: str) -> None:
-    from kd_bench.report.attack_table import attack_frame, summarise_attacks
-
-    frame = attack_frame(out / recipe.recipe.name, recipe.planned)
-    frame = frame[frame["attack_id"].isin([attack.id for attack in settings])]
-    _print(summarise_attacks(frame, recipe.recipe.baseline), format_)
-
-
-def _print(tables: list[Any], format_: str) -> None:
     from kd_bench.report import attack_table, render
 
+    ids = {attack.id for attack in settings}
+    evaluations = attack_table.trial_evaluations(out / recipe.recipe.name, recipe.planned)
+    tables = attack_table.summarise_attacks([e for e in evaluations if e[1].attack.id in ids], recipe.recipe.baseline)
     render.write(attack_table.render_tables(tables, format_), format_, sys.stdout)
 
 

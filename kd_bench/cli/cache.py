@@ -19,8 +19,30 @@ cache_app = typer.Typer(
 @cache_app.callback()
 def cache(context: typer.Context) -> None:
     """Show caches: decoded images and logits of teachers."""
-    if context.invoked_subcommand is None:
-        _show()
+    if context.invoked_subcommand is not None:
+        return
+    from tabulate import tabulate
+
+    from kd_bench.data import decoded_cache
+    from kd_bench.training import logit_cache
+    from kd_bench.utils.paths import cache_folder
+
+    splits = decoded_cache.entries(cache_folder())
+    files = logit_cache.list_files(logit_cache.logits_folder())
+    rows: list[list[Any]] = [["images", split.name, _size(split.size), "", _age(split.used)] for split in splits]
+    for file in files:
+        content = f"{file.key.get('teacher', '?')} on {file.key.get('dataset', '?')}"
+        share = f"{min(1.0, file.disk_bytes / file.full_bytes):.0%} of {_size(file.full_bytes)}"
+        rows.append(["logits", content, _size(file.disk_bytes), share, _age(file.last_used)])
+    total = sum(split.size for split in splits) + sum(file.disk_bytes for file in files)
+    typer.echo(f"{cache_folder()}: {_size(total)}")
+    if rows:
+        typer.echo(tabulate(rows, ["kind", "what", "on disk", "known", "last used"], disable_numparse=True))
+    typer.echo(
+        f"Logits: {_size(sum(file.full_bytes for file in files))} when all are known, "
+        f"{_size(logit_cache.size_limit())} at most (KD_BENCH_LOGITS_GB; 0 keeps none). "
+        "Clear with: kd-bench cache clear"
+    )
 
 
 @cache_app.command("clear")
@@ -44,32 +66,6 @@ def clear(kind: Annotated[str, typer.Argument(help="logits, images or all.")] = 
             split.remove()
             typer.echo(f"removed the decoded images {split.name}")
     typer.echo(f"freed {_size(freed)}")
-
-
-def _show() -> None:
-    from tabulate import tabulate
-
-    from kd_bench.data import decoded_cache
-    from kd_bench.training import logit_cache
-    from kd_bench.utils.paths import cache_folder
-
-    folder = cache_folder()
-    splits = decoded_cache.entries(folder)
-    files = logit_cache.list_files(logit_cache.logits_folder())
-    rows: list[list[Any]] = [["images", split.name, _size(split.size), "", _age(split.used)] for split in splits]
-    for file in files:
-        content = f"{file.key.get('teacher', '?')} on {file.key.get('dataset', '?')}"
-        share = f"{min(1.0, file.disk_bytes / file.full_bytes):.0%} of {_size(file.full_bytes)}"
-        rows.append(["logits", content, _size(file.disk_bytes), share, _age(file.last_used)])
-    total = sum(split.size for split in splits) + sum(file.disk_bytes for file in files)
-    typer.echo(f"{folder}: {_size(total)}")
-    if rows:
-        typer.echo(tabulate(rows, ["kind", "what", "on disk", "known", "last used"], disable_numparse=True))
-    typer.echo(
-        f"Logits: {_size(sum(file.full_bytes for file in files))} when all are known, "
-        f"{_size(logit_cache.size_limit())} at most (KD_BENCH_LOGITS_GB; 0 keeps none). "
-        "Clear with: kd-bench cache clear"
-    )
 
 
 def _size(size: float) -> str:

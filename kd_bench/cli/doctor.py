@@ -15,6 +15,6 @@ def doctor(out: opt.Out = opt.OUT, data: opt.Data = None) -> None:
     sound = True
     for finding in examine(out, data):
         typer.echo(str(finding))
-        sound = sound and finding.sound
+        sound = sound and finding.mark != "bad"
     if not sound:
         raise RunFailed("something above keeps kd-bench from working")

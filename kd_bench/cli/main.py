@@ -34,29 +34,21 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for command in (attack, estimate, run, compare, table, report, status, new, verify):
-    app.command()(command)
-app.command("list")(list_)
-app.command()(show)
-app.command()(doctor)
-for name, group in (
-    ("teacher", teacher_app),
-    ("reproduce", reproduce_app),
-    ("cache", cache_app),
-    ("export", export_app),
-    ("data", data_app),
-):
-    app.add_typer(group, name=name)
+for command in (attack, estimate, run, compare, table, report, status, new, verify, list_, show, doctor):
+    app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(teacher_app, name="teacher")
+app.add_typer(reproduce_app, name="reproduce")
+app.add_typer(cache_app, name="cache")
+app.add_typer(export_app, name="export")
+app.add_typer(data_app, name="data")
 
 
 def main() -> None:
     """Runs a command. An error that a user can cause is printed as one line on standard error."""
     try:
         app(standalone_mode=False)
-    except UserError as error:
-        _exit(str(error), 2)
-    except RunFailed as error:
-        _exit(str(error), 1)
+    except (UserError, RunFailed) as error:
+        _exit(str(error), 2 if isinstance(error, UserError) else 1)
     except Terminated:
         _exit("stopped by SIGTERM; the same command goes on from here", 143)
     except KeyboardInterrupt:

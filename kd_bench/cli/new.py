@@ -15,26 +15,22 @@ from kd_bench.utils.errors import UserError
 
 _TEMPLATES = Path(__file__).parents[1] / "templates"
 
-#: Commands to run next, by kind. $target is the plug-in's name in commands, $name the label of its row.
+#: More commands to run next, by kind. $target is the plug-in's name in commands, $name the label of its row.
 _NEXT = {
     "method": (
-        "kd-bench show $target",
         "kd-bench run demo --method $target --only method=none,kd,ikl_kd,$name",
         "kd-bench table demo --method $target --only method=none,kd,ikl_kd,$name --format markdown",
         "kd-bench report --recipe demo --method $target",
     ),
     "model": (
-        "kd-bench show $target",
         "kd-bench compare --dataset digits --teacher resnet14 --student $target --methods kd,ikl_kd",
         "kd-bench report",
     ),
     "dataset": (
-        "kd-bench show $target",
         "kd-bench compare --dataset $target --teacher resnet14 --student resnet8 --methods kd,ikl_kd --set epochs=10",
         "kd-bench report",
     ),
     "augmentation": (
-        "kd-bench show $target",
         "kd-bench run demo --only method=none,kd,ikl_kd --set augment.own=$target",
         "kd-bench table demo --only method=none,kd,ikl_kd --set augment.own=$target --format markdown",
     ),
@@ -68,5 +64,5 @@ def new(
     except OSError as error:
         raise UserError(f"new {kind}: {to} cannot be written to: {error.strerror}") from None
     typer.echo(f"{source}: the {kind}, ready to run; change it\n{test}: its tests, which pass\n\nnext:")
-    for command in ("pytest $test", *_NEXT[kind]):
+    for command in ("pytest $test", "kd-bench show $target", *_NEXT[kind]):
         typer.echo(f"  {Template(command).substitute(words)}")

@@ -31,13 +31,10 @@ Weights = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", envvar="KD_BENCH_OUT", help="Results folder.")]
 Data = Annotated[Path | None, typer.Option("--data", envvar="KD_BENCH_DATA", help="Folder of the data sets.")]
-Jobs = Annotated[int | None, typer.Option("--jobs", min=1, help="Cohorts at a time. By default, as many as fit.")]
 Threads = Annotated[
     int, typer.Option("--threads", min=1, help="CPU threads per cohort; results with 1 are bitwise reproducible.")
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-CohortSize = Annotated[int, typer.Option("--cohort-size", min=1, help="Largest number of students per process.")]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that decode images not held in memory.")]
 Format = Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex, latex-long or csv.")]
 Key = Annotated[str | None, typer.Option("--key", help="Key of the weights in the file, with dots, e.g. ema.model.")]
 Attacks = Annotated[
@@ -56,14 +53,14 @@ def _option(kind: Any, name: str, help: str, **limits: Any) -> Any:
 RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
     "out": (Out, OUT),
     "data": (Data, None),
-    "jobs": (Jobs, None),
+    "jobs": (_option(int | None, "--jobs", "Cohorts at a time. By default, as many as fit.", min=1), None),
     "threads": (Threads, 1),
     "device": (Device, "auto"),
-    "cohort_size": (CohortSize, 8),
+    "cohort_size": (_option(int, "--cohort-size", "Largest number of students per process.", min=1), 8),
     "retry_failed": (_option(bool, "--retry-failed", "Train failed trials again."), False),
     "tensorboard": (_option(bool, "--tensorboard", "Also write TensorBoard events."), False),
     "wandb": (_option(bool, "--wandb", "Also log to Weights & Biases (locally with WANDB_MODE=offline)."), False),
-    "workers": (Workers, 2),
+    "workers": (_option(int, "--workers", "Processes that decode images not held in memory.", min=0), 2),
     "devices": (_option(int | None, "--devices", "Devices per machine that share a cohort's batches.", min=1), None),
     "nodes": (_option(int | None, "--nodes", "Machines that share a cohort's batches (torchrun, srun).", min=1), None),
     "retries": (_option(int, "--retries", "Restarts of a cohort whose worker died.", min=0), 2),

@@ -25,8 +25,7 @@ _OPTIONS = ("out", "data", "jobs", "threads", "device", "cohort_size", "retry_fa
 def reproduce_imagenet(
     budget: Budget = "full",
     weights: Annotated[
-        list[str] | None,
-        typer.Option("--weights", help="TEACHER=FILE: weights that are not fetched; can be repeated."),
+        list[str] | None, typer.Option("--weights", help="TEACHER=FILE: weights that are not fetched; can be repeated.")
     ] = None,
     only: opt.Only = None,
     trials: opt.Trials = None,
@@ -40,7 +39,6 @@ def reproduce_imagenet(
     A stopped run continues. --budget smoke trains the real networks for a few steps, with random teachers, on a folder
     of images below --data or on generated images. It writes to OUT/smoke and shows speed and memory, but no accuracy.
     """
-    _check(format_, budget)
     if budget == "smoke" and (trials is not None or weights):
         raise UserError("--budget smoke trains each student once, with random weights of its teacher, so --trials "
                         "and --weights must be left out")  # fmt: skip
@@ -73,7 +71,6 @@ def reproduce_cifar(
     A stopped run continues. A teacher is trained if its published weights cannot be fetched. --budget smoke trains
     every method on all 13 published pairs for a few batches. It writes to OUT/smoke and measures nothing.
     """
-    _check(format_, budget)
     if budget == "smoke" and (trials is not None or train_teachers):
         raise UserError("--budget smoke trains each teacher and each student once, so --trials and "
                         "--train-teachers must be left out")  # fmt: skip
@@ -97,23 +94,18 @@ def reproduce_robustness(
     A stopped run continues. A network in several tables is trained and attacked once. --budget smoke trains a small
     network for every row for a few batches. It writes to OUT/smoke and measures nothing.
     """
-    _check(format_, budget)
     if budget == "smoke" and trials is not None:
         raise UserError("--budget smoke trains each row once, so --trials must be left out")
     _reproduce("robustness", budget, options, format_, only=only, trials=trials, attacks=attacks, images=images)
 
 
-def _check(format_: str, budget: str) -> None:
-    from kd_bench.paper.reproduce import BUDGETS
+def _reproduce(name: str, budget: str, options: RunOptions, format_: str, fetch: bool = True, **settings: Any) -> None:
+    from kd_bench import api
+    from kd_bench.paper.reproduce import BUDGETS, Reproduction
+    from kd_bench.report import render
 
     opt.check_format(format_)
     opt.check_choice("budget", budget, BUDGETS, "--budget")
-
-
-def _reproduce(name: str, budget: str, options: RunOptions, format_: str, fetch: bool = True, **settings: Any) -> None:
-    from kd_bench import api
-    from kd_bench.paper.reproduce import Reproduction
-    from kd_bench.report import render
 
     def show(result: Any) -> None:
         if name != "robustness":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
@@ -15,12 +16,10 @@ QUARTERS = ((2, 1.0), (3, 2 / 3), (4, 1 / 2), (5, 1 / 2))
 
 def _number(value: Any) -> Any:
     """Converts text like ``8/255`` to a number, and returns anything else unchanged."""
-    if isinstance(value, str):
-        numerator, slash, denominator = value.partition("/")
-        try:
-            return float(numerator) / float(denominator) if slash else value
-        except (ValueError, ZeroDivisionError):
-            return value
+    if isinstance(value, str) and "/" in value:
+        numerator, _, denominator = value.partition("/")
+        with suppress(ValueError, ZeroDivisionError):
+            return float(numerator) / float(denominator)
     return value
 
 

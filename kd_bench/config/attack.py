@@ -32,7 +32,7 @@ TITLES = {
 #: Cheap attacks whose robust accuracy is an upper bound of the whole evaluation's.
 SCREENS = ("pgd-20", "apgd-ce")
 
-_PGD = re.compile(r"pgd-([1-9]\d{0,3})")
+_PGD = re.compile(r"pgd-[1-9]\d{0,3}")
 
 
 class Attack(IdentifiedSettings):
@@ -85,9 +85,7 @@ def is_pgd(name: str) -> bool:
 
 def pgd_steps(name: str) -> int:
     """Returns the steps in the name of a PGD attack: 20 for ``pgd-20``."""
-    match = _PGD.fullmatch(name)
-    assert match is not None
-    return int(match[1])
+    return int(name.removeprefix("pgd-"))
 
 
 def title(name: str) -> str:

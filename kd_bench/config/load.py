@@ -89,8 +89,8 @@ def find_recipe(name: str) -> Path:
     for path in (Path(name), *packaged):
         if path.is_file():
             return path
-    hint = nearest(stripped.removesuffix(".yaml"), packaged_recipes())
-    raise UserError(f"{name}: there is no such recipe{_question(hint)}")
+    question = _question(stripped.removesuffix(".yaml"), packaged_recipes())
+    raise UserError(f"{name}: there is no such recipe{question}")
 
 
 def packaged_recipes() -> list[str]:
@@ -102,7 +102,7 @@ def packaged_recipes() -> list[str]:
 
 def recipe_description(name: str) -> str:
     """Returns the description of a packaged recipe, without reading the recipes that it extends."""
-    content = yaml.load(package_path("recipes", f"{name}.yaml").read_text(encoding="utf-8"), _Loader)
+    content = read_mapping(package_path("recipes", f"{name}.yaml"), "recipe")
     return " ".join(str(content.get("description", "")).split())
 
 
@@ -149,19 +149,20 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
     key = ".".join(keys) or "the whole"
     if kind == "extra_forbidden":
         fields = _fields_at(model, location[:-1])
-        return f"{key}: no such key{_question(nearest(location[-1], fields)) or '; there are: ' + ', '.join(fields)}"
+        return f"{key}: no such key{_question(location[-1], fields) or '; there are: ' + ', '.join(fields)}"
     if kind == "missing":
         return f"{key}: this key is missing"
     if kind in {"union_tag_invalid", "literal_error"}:
         expected = str(details["ctx"].get("expected_tags") or details["ctx"].get("expected"))
         value = details["ctx"].get("tag", value)
-        hint = nearest(str(value), re.findall(r"'([^']+)'", expected))
-        return f"{key}: {value!r} is none of {expected}{_question(hint)}"
+        question = _question(str(value), re.findall(r"'([^']+)'", expected))
+        return f"{key}: {value!r} is none of {expected}{question}"
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("an object", "a mapping")
     return f"{key}: {message} (it is {_shortened(value)})"
 
 
-def _question(hint: str | None) -> str:
+def _question(value: str, choices: Iterable[str]) -> str:
+    hint = nearest(value, choices)
     return f"; did you mean {hint!r}?" if hint else ""
 
 
@@ -183,11 +184,7 @@ def _fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
 
 
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-        kind: What the file should be, for errors: "recipe".
+    """Reads a YAML file that holds a mapping. ``kind`` is what the file should be, for errors: "recipe".
 
     Raises:
         UserError: If the file cannot be read, is not YAML, or holds no mapping with text as keys.
@@ -275,7 +272,7 @@ def _override(text: str, content: Mapping[str, Any]) -> dict[str, Any]:
         raise unknown("key of a recipe", path[0], Recipe.model_fields, context)
     if path[0] == "methods" and len(path) > 2 and path[2] not in {*_ROW_KEYS, "hyperparameters"}:
         path.insert(2, "hyperparameters")
-    if path[0] == "teachers":  # names of teachers may have dots, e.g. resnet34.tv_in1k
+    if path[0] == "teachers" and len(path) > 1:  # names of teachers may have dots, e.g. resnet34.tv_in1k
         end = next((i for i in range(2, len(path)) if path[i] in _TEACHER_KEYS), len(path))
         path[1:end] = [".".join(path[1:end])]
     if path == ["dataset"] and isinstance(value, str):

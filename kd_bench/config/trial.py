@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
@@ -85,38 +85,30 @@ class Training(Settings):
     adversarial: Adversarial | None = added_field()
 
     @model_validator(mode="after")
-    def _check_adversarial(self) -> Training:
-        if self.adversarial is None:
-            return self
+    def _check_combination(self) -> Training:
+        if self.adversarial is not None:
+            self._check_adversarial(self.adversarial)
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch must divide batch_size, which is {self.batch_size}")
+        if self.pipeline is not None and self.augment not in (Augment(), Augment(crop=0, flip=False)):
+            raise ValueError("augment must be left out with a pipeline, which has an augmentation of its own")
+        if self.pipeline is not None and self.pipeline.mixes and (self.micro_batch or self.batch_size) % 2:
+            key = "micro_batch" if self.micro_batch else "batch_size"
+            raise ValueError(f"{key} must be even for pipeline.mixup and pipeline.cutmix, which pair images")
+        return self
+
+    def _check_adversarial(self, adversarial: Adversarial) -> None:
         for key in ("micro_batch", "pipeline"):
             if getattr(self, key) is not None:
                 raise ValueError(
                     f"{key} must be left out with adversarial, because images are perturbed batch by batch"
                 )
-        average = self.adversarial.average
+        average = adversarial.average
         if average is not None and self.ema is not None:
             raise ValueError("ema must be left out with adversarial.average, which is the average that is evaluated")
-        for key, part in (("average", average), ("weight_perturbation", self.adversarial.weight_perturbation)):
+        for key, part in (("average", average), ("weight_perturbation", adversarial.weight_perturbation)):
             if part is not None and part.from_epoch > self.epochs:
                 raise ValueError(f"adversarial.{key}.from_epoch must not be above epochs, which is {self.epochs}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_micro_batch(self) -> Training:
-        if self.micro_batch is not None and self.batch_size % self.micro_batch:
-            raise ValueError(f"micro_batch must divide batch_size, which is {self.batch_size}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_pipeline(self) -> Training:
-        if self.pipeline is None:
-            return self
-        if self.augment not in (Augment(), Augment(crop=0, flip=False)):
-            raise ValueError("augment must be left out with a pipeline, which has an augmentation of its own")
-        if self.pipeline.mixes and (self.micro_batch or self.batch_size) % 2:
-            key = "micro_batch" if self.micro_batch else "batch_size"
-            raise ValueError(f"{key} must be even for pipeline.mixup and pipeline.cutmix, which pair images")
-        return self
 
 
 class MethodSettings(Settings):
@@ -152,6 +144,9 @@ class PretrainedTeacher(IdentifiedSettings):
         model_source: SHA-256 of the file of a user-defined network; None for ours and timm's.
     """
 
+    teacher: ClassVar[None] = None  # a pretrained teacher has no known teacher of its own
+    epochs: ClassVar[int] = 1  # the work is one pass over the test set
+
     dataset: Dataset
     model: str
     weights: Sha256
@@ -163,16 +158,6 @@ class PretrainedTeacher(IdentifiedSettings):
     def cohort_key(self) -> str:
         """As a trial's. A pretrained teacher shares its cohort with nothing."""
         return self.id
-
-    @property
-    def teacher(self) -> None:
-        """Always None: a pretrained teacher has no known teacher of its own."""
-        return
-
-    @property
-    def epochs(self) -> int:
-        """Always 1: the work is one pass over the test set."""
-        return 1
 
 
 class Trial(Training, IdentifiedSettings):

@@ -45,15 +45,9 @@ class ArrayDataset:
         """Makes a data set of decoded splits, with the labels of one kind; the images are not copied."""
         import torch
 
-        return ArrayDataset(
-            train_images=torch.from_numpy(train.images),
-            train_labels=torch.from_numpy(train.labels[:, kind].copy()),
-            test_images=torch.from_numpy(test.images),
-            test_labels=torch.from_numpy(test.labels[:, kind].copy()),
-            class_names=class_names,
-            mean=spec.mean,
-            std=spec.std,
-        )
+        train_images, test_images = torch.from_numpy(train.images), torch.from_numpy(test.images)
+        train_labels, test_labels = (torch.from_numpy(split.labels[:, kind].copy()) for split in (train, test))
+        return ArrayDataset(train_images, train_labels, test_images, test_labels, class_names, spec.mean, spec.std)
 
     @staticmethod
     def from_arrays(
@@ -136,15 +130,8 @@ class ArrayDataset:
         """Returns the images of the first ``count`` classes, in their order. Mean and std stay."""
         if count == self.num_classes:
             return self  # so that the images still share the pages of the cache file
-        train, test = self.train_labels < count, self.test_labels < count
-        return replace(
-            self,
-            train_images=self.train_images[train],
-            train_labels=self.train_labels[train],
-            test_images=self.test_images[test],
-            test_labels=self.test_labels[test],
-            class_names=self.class_names[:count],
-        )
+        subset = self._select(self.train_labels < count, self.test_labels < count)
+        return replace(subset, class_names=self.class_names[:count])
 
     def subset(self, train_images: int | None, test_images: int | None) -> ArrayDataset:
         """Returns the given numbers of images, balanced over the classes and in their order; None keeps all.
@@ -152,7 +139,10 @@ class ArrayDataset:
         Mean and std stay. See ``balanced_indices``.
         """
         train = balanced_indices(self.train_labels, train_images)
-        test = balanced_indices(self.test_labels, test_images)
+        return self._select(train, balanced_indices(self.test_labels, test_images))
+
+    def _select(self, train: Tensor | None, test: Tensor | None) -> ArrayDataset:
+        """Returns the images with these indices or in these masks; None keeps all."""
         subset = self
         if train is not None:
             subset = replace(subset, train_images=self.train_images[train], train_labels=self.train_labels[train])

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from kd_bench.data.dataset_spec import DatasetSpec
 from kd_bench.utils import plugins, seeding
-from kd_bench.utils.errors import UserError
-from kd_bench.utils.plugins import DATASET, Plugin
+from kd_bench.utils.errors import UserError, prefix
+from kd_bench.utils.plugins import DATASET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 
 
 def spec(name: str, known: Iterable[str], context: str = "") -> DatasetSpec:
-    """Returns the description of a data set, from the source text of its plug-in.
-
-    Args:
-        name: The plug-in.
-        known: Names of other data sets, for the error.
-        context: Where the name was written, for the error.
+    """Returns the description of a data set, from the source text of its plug-in; see ``plugins.find``.
 
     Raises:
         UserError: There is no such plug-in, or it makes no data set.
@@ -40,9 +35,8 @@ def spec(name: str, known: Iterable[str], context: str = "") -> DatasetSpec:
     source = plugin.check(context)
     size = source.keywords["image_size"].default if "image_size" in source.keywords else None
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        prefix = f"{context}: " if context else ""
         raise UserError(
-            f"{prefix}dataset {name!r}: {plugin.attribute} should take '*, image_size: int = 32', "
+            f"{prefix(context)}dataset {name!r}: {plugin.attribute} should take '*, image_size: int = 32', "
             f"a keyword with the height and width of its images ({plugin.path})"
         )
     return DatasetSpec(
@@ -79,7 +73,7 @@ def load(spec: DatasetSpec, dataset: Dataset, origin: _Origin) -> ArrayDataset:
     """
     from kd_bench.data.array_dataset import ArrayDataset
 
-    plugin = plugin_of(dataset)
+    plugin = plugins.find(DATASET, dataset.name)
     plugin.refuse_changes(dataset.source)
     seeding.seed_everything(0, seeding.SPLIT)
     size = dataset.size or spec.image_size
@@ -93,8 +87,3 @@ def load(spec: DatasetSpec, dataset: Dataset, origin: _Origin) -> ArrayDataset:
     except ValueError as error:
         raise UserError(f"dataset {plugin.name!r}: {plugin.attribute}: {error} ({plugin.path})") from None
     return made
-
-
-def plugin_of(dataset: Dataset) -> Plugin:
-    """Returns the plug-in of a data set that has been checked."""
-    return plugins.find(DATASET, dataset.name)

@@ -17,7 +17,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from kd_bench.utils.errors import UserError
-from kd_bench.utils.files import disk_bytes, write_atomic, write_json
+from kd_bench.utils.files import disk_bytes, file_lock, write_atomic, write_json
 from kd_bench.utils.paths import cache_folder
 
 _VERSION = 2  # to be raised when the content of entries, or their format, changes
@@ -82,11 +82,13 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
     folder, stem = cache_folder(), f"{name}-{key}"
     if cached := _read(folder, stem):
         return cached
-    with _lock(folder, stem) as locked:
+    with file_lock(folder / f"{stem}.lock") as locked:
         if cached := _read(folder, stem):  # built by another process in the meantime
             return cached
-        if locked:
-            _remove_leftovers(folder, stem)
+        if locked:  # so no other process writes, and these files are of processes that were killed while writing
+            with contextlib.suppress(OSError):
+                for leftover in folder.glob(f".{stem}*.tmp"):
+                    leftover.unlink(missing_ok=True)
         images = folder / f".{stem}-images.npy.{secrets.token_hex(6)}.tmp"
         try:
             decoded = decode(lambda shape: _allocate(images, shape))
@@ -161,13 +163,6 @@ def _checksum(path: Path) -> list[int]:
     return [size, crc]
 
 
-def _remove_leftovers(folder: Path, stem: str) -> None:
-    """Removes files of processes that were killed while writing. The lock guarantees that no other process writes."""
-    with contextlib.suppress(OSError):
-        for leftover in folder.glob(f".{stem}*.tmp"):
-            leftover.unlink(missing_ok=True)
-
-
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Returns an array in a new file, or in memory if the file cannot be written."""
     size = math.prod(shape)
@@ -200,17 +195,3 @@ def _write(folder: Path, stem: str, images: Path, decoded: Decoded) -> None:
         os.replace(images, folder / f"{stem}-images.npy")
         checksums = {part: _checksum(folder / f"{stem}-{part}.npy") for part in ("images", "labels")}
         write_json(folder / f"{stem}.json", {"checksums": checksums, "class_names": decoded.class_names})
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, stem: str) -> Iterator[bool]:
-    """Holds the entry's lock, which the system releases if the process dies; yields False if locking fails."""
-    with contextlib.ExitStack() as stack:
-        locked = False
-        with contextlib.suppress(ImportError, OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            import fcntl
-
-            fcntl.flock(stack.enter_context(open(folder / f"{stem}.lock", "wb")), fcntl.LOCK_EX)
-            locked = True
-        yield locked

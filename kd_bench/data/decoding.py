@@ -30,12 +30,7 @@ def decode_square(encoded: bytes, size: int, native_size: int | None = None) -> 
     """Decodes an image, training or test, and resizes it to ``size`` x ``size`` pixels.
 
     The square in the middle of an image of another size is cut out and resized, bicubically and with antialias: so its
-    shorter side becomes ``size``.
-
-    Args:
-        encoded: As for ``decode_image``.
-        size: Height and width of the result, in pixels.
-        native_size: As for ``decode_image``.
+    shorter side becomes ``size``. The other arguments are those of ``decode_image``.
 
     Returns:
         (3, size, size) uint8, maybe not contiguous.

@@ -26,8 +26,7 @@ def load_generated(
     """Loads the generated images of a trial.
 
     Args:
-        settings: The file and its hash.
-        data_dir: Folder of data sets.
+        settings, data_dir: The file and its hash, and the folder of data sets.
         splits: The data set that the images are added to.
         first_classes: Whether the data set has only its first classes, so that images of others are left out.
 
@@ -79,8 +78,7 @@ class MixedLoader(InMemoryLoader):
     a batch the set's images come first; in ``Batch.index`` the generated images are numbered after the set's.
 
     Args:
-        images: (N, 3, H, W) uint8, the set's.
-        labels: (N,) int64.
+        images, labels: (N, 3, H, W) uint8 and (N,) int64, the set's.
         generated: (M, 3, H, W) uint8 and (M,) int64.
         share: Fraction of a batch that is generated, rounded down.
         **settings: As for ``InMemoryLoader``.

@@ -63,8 +63,7 @@ class InMemoryLoader:
             copied.
         labels: (N,) int64.
         batch_size: B.
-        mean: Of the channels, for images scaled to 0..1.
-        std: Of the channels, for images scaled to 0..1.
+        mean, std: Of the channels, for images scaled to 0..1.
         device: Where the batches are made.
         augment: The augmentation, in which None means none; None leaves the images as they are.
         num_classes: K of the (B, K) labels of mixed images; required if ``augment`` mixes.

@@ -17,7 +17,7 @@ from kd_bench.data import dataset_plugin
 from kd_bench.data.dataset_spec import DatasetSpec
 from kd_bench.data.sources import built_in
 from kd_bench.utils import plugins
-from kd_bench.utils.errors import UserError, unknown
+from kd_bench.utils.errors import UserError, prefix, unknown
 
 if TYPE_CHECKING:
     from kd_bench.config.data import Dataset, Pipeline
@@ -33,11 +33,7 @@ def names() -> list[str]:
 
 
 def spec(name: str, context: str = "") -> DatasetSpec:
-    """Returns the description of a data set.
-
-    Args:
-        name: The data set's name, or the plug-in that makes it.
-        context: Where the name was written, for the error.
+    """Returns the description of a data set. ``context`` is where the name was written, for the error.
 
     Raises:
         UserError: There is no such data set.
@@ -49,28 +45,25 @@ def _module(name: str) -> ModuleType:
     return built_in()[name][1] if name in built_in() else dataset_plugin
 
 
-def _find(dataset: Dataset, data_dir: Path | None) -> Any:
+def _find(dataset: Dataset, data_dir: Path | None, pipeline: Pipeline | None = None) -> Any:
+    """Returns the files of a data set, after a check of its settings."""
+    check(dataset, pipeline=pipeline)
     return _module(dataset.name).find(spec(dataset.name), resolve(dataset), resolve_data_dir(data_dir))
 
 
 def check(dataset: Dataset, context: str = "", pipeline: Pipeline | None = None) -> None:
-    """Checks the settings of a data set without reading any file.
-
-    Args:
-        dataset: The settings.
-        context: Where they were written, for the error.
-        pipeline: How its images become batches.
+    """Checks the settings of a data set, and whether it can be used with a pipeline, without reading any file.
 
     Raises:
         UserError: A setting is missing, out of range, or no option of the set.
     """
     name, labels, size = dataset.name, dataset.labels, dataset.size
     known = spec(name, context)
-    at = f"{context}: " if context else ""
+    at = prefix(context)
     if dataset.source is not None and name in built_in():
         raise UserError(f"{at}{name} comes with kd-bench, so source: {dataset.source!r} must be left out")
     if dataset.source is not None:
-        dataset_plugin.plugin_of(dataset).refuse_changes(dataset.source)
+        plugins.find(plugins.DATASET, name).refuse_changes(dataset.source)
     if "path" not in known.options and dataset.path is not None:
         raise UserError(f"{at}{name} is known by its name, so path: {dataset.path!r} must be left out")
     if "path" in known.options and not dataset.path:
@@ -123,7 +116,7 @@ def resolve(dataset: Dataset, pipeline: Pipeline | None = None) -> Dataset:
     known = spec(dataset.name)
     size = dataset.size or known.image_size if "size" in known.options and pipeline is None else None
     labels = dataset.labels or (known.labels[0] if known.labels else None)
-    source = None if dataset.name in built_in() else dataset_plugin.plugin_of(dataset).hash()
+    source = None if dataset.name in built_in() else plugins.find(plugins.DATASET, dataset.name).hash()
     return dataset.model_copy(update={"name": known.name, "labels": labels, "size": size, "source": source})
 
 
@@ -155,7 +148,6 @@ def locate(dataset: Dataset, data_dir: Path | None = None) -> str:
     Raises:
         UserError: As ``check``; or files are missing: says where they were looked for and how to get them.
     """
-    check(dataset)
     return str(_find(dataset, data_dir))
 
 
@@ -178,15 +170,13 @@ def load(dataset: Dataset, data_dir: Path | None = None) -> ArrayDataset:
     Raises:
         UserError: As ``check`` and ``locate``; or a file is damaged, or has fewer classes or images than asked for.
     """
-    check(dataset)
     files = _find(dataset, data_dir)
     return _select(_module(dataset.name).load(spec(dataset.name), resolve(dataset), files), dataset)
 
 
 def list_files(dataset: Dataset, pipeline: Pipeline, data_dir: Path | None = None) -> FileDataset:
     """Lists the files of a data set whose images ``pipeline`` decodes when they are needed; else as ``load``."""
-    check(dataset, pipeline=pipeline)
-    files = _find(dataset, data_dir)
+    files = _find(dataset, data_dir, pipeline)
     return _select(_module(dataset.name).list_files(spec(dataset.name), files, pipeline), dataset)
 
 

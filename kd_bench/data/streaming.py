@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from kd_bench.data.augment.crop_flip import Normalise, zero_boxes
-from kd_bench.data.augment.timm_transforms import (
-    EvaluationTransform,
-    TimmMixup,
-    TrainTransform,
-    preserve_rng_state,
-)
+from kd_bench.data.augment.timm_transforms import EvaluationTransform, TimmMixup, TrainTransform, preserve_rng_state
 from kd_bench.data.batch_order import BatchOrder
 from kd_bench.data.decoding import BadImage
 from kd_bench.data.file_dataset import FileDataset, Files
@@ -56,23 +52,16 @@ class _Chunk(NamedTuple):
     last: bool
 
 
+@dataclass(frozen=True)
 class _ChunkDecoder(MapDataset[_Chunk]):
-    """Decodes chunks. It has no state, so that any worker can decode any chunk.
+    """Decodes chunks. It has no state, so that any worker can decode any chunk."""
 
-    Args:
-        files: The images.
-        transform: Decodes and augments an image.
-        skip: Whether to continue without images that cannot be decoded.
-        replace: Whether to take another image of the class instead.
-    """
-
-    def __init__(
-        self, files: Files, transform: TrainTransform | EvaluationTransform, *, skip: bool, replace: bool
-    ) -> None:
-        self.files = files
-        self.transform = transform
-        self.skip = skip
-        self.replace = replace
+    files: Files
+    transform: TrainTransform | EvaluationTransform
+    skip: bool
+    """Whether to continue without images that cannot be decoded."""
+    replace: bool
+    """Whether to take another image of the class instead."""
 
     def __getitems__(self, request: _ChunkRequest) -> _Chunk:
         """Decodes a chunk."""
@@ -140,7 +129,6 @@ class _StreamBase:
     ) -> None:
         self.device = torch.device(device)
         self.labels = decoder.files.labels.to(self.device)
-        self._files = decoder.files
         self._corrupt: dict[int, str] = {}
         self._normalise = Normalise(dataset.mean, dataset.std, self.device)
         self._sampler = _ChunkSampler()
@@ -153,7 +141,7 @@ class _StreamBase:
     @property
     def corrupt(self) -> dict[Path, str]:
         """Files that could not be decoded so far in this process, with the reasons, sorted."""
-        return {self._files.path(index): reason for index, reason in sorted(self._corrupt.items())}
+        return {self._decoder.files.path(index): reason for index, reason in sorted(self._corrupt.items())}
 
     def close(self) -> None:
         """Ends the workers at once; another iteration starts new ones."""
@@ -239,7 +227,7 @@ class StreamLoader(_StreamBase):
             raise UserError(f"batch_size: {batch_size} is more than the {self._order.epoch_size} images of an epoch")
         transform = TrainTransform(pipeline, dataset.mean, seed)
         skip = pipeline.corrupt == "skip"
-        decoder = _ChunkDecoder(dataset.train, transform, skip=skip, replace=skip)
+        decoder = _ChunkDecoder(dataset.train, transform, skip, replace=skip)
         super().__init__(dataset, decoder, batch_size // world_size, workers, device)
         self.batch_size = batch_size
         self.epoch = self._begin = 0
@@ -292,8 +280,7 @@ class StreamTestLoader(_StreamBase):
     Args:
         dataset: The set and its pipeline.
         batch_size: Images per step, of this process.
-        device: As for ``StreamLoader``.
-        workers: As for ``StreamLoader``.
+        device, workers: As for ``StreamLoader``.
         rank: Index of this process among those that test together.
         world_size: Number of these processes, R. Each takes every R-th image; some may have one less.
     """
@@ -308,9 +295,8 @@ class StreamTestLoader(_StreamBase):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        pipeline = dataset.pipeline
-        transform = EvaluationTransform(pipeline)
-        decoder = _ChunkDecoder(dataset.test, transform, skip=pipeline.corrupt == "skip", replace=False)
+        transform, skip = EvaluationTransform(dataset.pipeline), dataset.pipeline.corrupt == "skip"
+        decoder = _ChunkDecoder(dataset.test, transform, skip, replace=False)
         super().__init__(dataset, decoder, batch_size, workers, device)
         self.batch_size = batch_size
         self._indices = torch.arange(rank, len(dataset.test), world_size)

@@ -15,8 +15,7 @@ class TwoViews:
     """Yields batches of 2 B images: B images, then the same images in the same order, augmented by another loader.
 
     Args:
-        first: Loader of the first view.
-        second: Loader of the second view: with the same images, seed and batch size, and another ``view``.
+        first, second: Loaders with the same images, seed and batch size, and different ``view``.
     """
 
     def __init__(self, first: InMemoryLoader, second: InMemoryLoader) -> None:

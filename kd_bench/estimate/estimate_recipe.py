@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.gpus import Assumptions, Gpu, estimate_seconds
-from kd_bench.estimate.operation_counter import OperationCounts
 from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, group_missing_trials
 from kd_bench.estimate.step_cost import CohortCost, count_cohort
-from kd_bench.estimate.timing_job import EpochTime, Timing, TimingJob
+from kd_bench.estimate.timing_job import EpochTime, TimingJob
 from kd_bench.estimate.timing_process import TimingProcess
 from kd_bench.launch.devices import find_devices
 from kd_bench.launch.options import RunOptions
@@ -77,17 +77,13 @@ def _count_group(group: CohortGroup, options: RunOptions, gpus: dict[str, Gpu], 
 
 
 def _gpu_epoch(cost: CohortCost, gpu: Gpu, assumed: Assumptions, steps: int, test_images: int) -> EpochTime:
-    def seconds(counts: OperationCounts, training: bool) -> float:
-        return estimate_seconds(counts, gpu, assumed, training=training)
-
-    evaluation = sum(seconds(member.evaluation, False) for member in cost.members)
+    training = partial(estimate_seconds, gpu=gpu, assumed=assumed, training=True)
+    forward = partial(estimate_seconds, gpu=gpu, assumed=assumed, training=False)
+    own = [training(member.step) * cost.micro_batches + training(member.update) for member in cost.members]
     return EpochTime(
-        shared=seconds(cost.teacher, False) * cost.micro_batches * steps,
-        own=tuple(
-            (seconds(member.step, True) * cost.micro_batches + seconds(member.update, True)) * steps
-            for member in cost.members
-        ),
-        evaluation=evaluation * test_images / cost.images,
+        shared=forward(cost.teacher) * cost.micro_batches * steps,
+        own=tuple(seconds * steps for seconds in own),
+        evaluation=sum(forward(member.evaluation) for member in cost.members) * test_images / cost.images,
     )
 
 
@@ -98,10 +94,12 @@ def _time_groups(
     steps: int | None,
     log: Callable[[str], None],
 ) -> None:
-    """Times all groups, with as many concurrent cohorts as a run would have, so that they share the machine alike."""
+    """Times all groups, with as many concurrent cohorts as a run would have, so that they share the machine alike.
+
+    A group that is timed repeatedly keeps its slowest timing.
+    """
     rounds = [members for phase in training_phases(groups) for members in timing_rounds(phase, len(devices))]
     allowed = TOTAL_SECONDS / max(1, len(rounds)) if steps is None else ROUND_SECONDS
-    timings: dict[int, list[Timing]] = {}
     for members in rounds:
         log(f"timing {', '.join(dict.fromkeys(group.title for group in members))}")
         processes = [
@@ -111,7 +109,9 @@ def _time_groups(
         try:
             for group, process in zip(members, processes, strict=True):
                 try:
-                    timings.setdefault(id(group), []).append(process.result())
+                    timing = process.result()
+                    if group.timing is None or timing.epoch.training > group.timing.epoch.training:
+                        group.timing = timing
                 except UserError as error:
                     note = f"{group.title}: could not be timed: {error}"
                     if note not in group.notes:
@@ -119,10 +119,6 @@ def _time_groups(
         finally:
             for process in processes:
                 process.stop()
-    for group in groups:
-        group.timing = max(
-            timings.get(id(group), ()), key=lambda timing: timing.epoch.shared + sum(timing.epoch.own), default=None
-        )
 
 
 def training_phases(groups: Sequence[CohortGroup]) -> list[list[CohortGroup]]:
@@ -143,16 +139,8 @@ def timing_rounds(groups: list[CohortGroup], devices: int) -> list[list[CohortGr
 def _timing_job(group: CohortGroup, options: RunOptions, device: str, steps: int | None, seconds: float) -> TimingJob:
     teacher = group.trials[0].teacher
     folder = TrialFolder(options.out / TEACHERS / teacher.id) if teacher else None
-    return TimingJob(
-        trials=[trial.settings() for trial in group.trials],
-        teacher=str(folder.weights) if folder and folder.status() == "done" else None,
-        data=str(options.data) if options.data else None,
-        device=device,
-        threads=options.threads,
-        workers=options.workers,
-        steps=steps,
-        seconds=seconds,
-    )
+    weights = folder.weights if folder and folder.status() == "done" else None
+    return TimingJob(group.trials, weights, options, device, steps, seconds)
 
 
 def _concurrent_devices(options: RunOptions) -> list[str]:

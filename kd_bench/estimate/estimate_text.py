@@ -72,12 +72,13 @@ def _csv_table(cost: RecipeCost, prices: Prices) -> Table:
 
 
 def _summary(cost: RecipeCost) -> str:
-    students = [group for group in cost.groups if not group.trains_teacher]
     if not cost.groups:
         return f"{cost.recipe}: all {cost.finished} trials have a result; nothing is left to train"
-    cohorts = sum(len(group.epochs) for group in students)
-    trials = sum(len(group.trials) * len(group.epochs) for group in students)
-    teachers = sum(len(group.trials) * len(group.epochs) for group in cost.groups if group.trains_teacher)
+    cohorts = sum(len(group.epochs) for group in cost.groups if not group.trains_teacher)
+    trials, teachers = (
+        sum(len(group.trials) * len(group.epochs) for group in cost.groups if group.trains_teacher == trains_teacher)
+        for trains_teacher in (False, True)
+    )
     text = f"{cost.recipe}: to train: {_plural(trials, 'trial')} in {_plural(cohorts, 'cohort')}"
     text += f" and {_plural(teachers, 'teacher')}" if teachers else ""
     text += f"; to read: {_plural(cost.pretrained_teachers, 'teacher')}" if cost.pretrained_teachers else ""
@@ -134,9 +135,9 @@ def _gpu_table(cost: RecipeCost, gpus: Mapping[str, Gpu], prices: Prices) -> Tab
 def _memory_table(groups: Sequence[CohortGroup]) -> Table:
     rows = []
     for group in groups:
-        if group.cost is None:
-            continue
-        cost, gflop = group.cost, 1e9 * group.cost.images
+        cost = group.cost
+        assert cost is not None
+        gflop = 1e9 * cost.images
         teacher = f"{cost.teacher.flops / gflop:.3g}" if cost.teacher.flops else "-"
         students = [member.step.flops / gflop for member in cost.members]
         least, most = min(students), max(students)
@@ -186,12 +187,10 @@ def _timing_notes(groups: Sequence[CohortGroup]) -> list[str]:
 
 
 def _wrap(lines: Sequence[str], format: str) -> str:
-    if format != "terminal":
-        return "\n".join(lines)
-    return "\n".join(
-        textwrap.fill(line, 118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        for line in lines
-    )
+    if format == "terminal":
+        wrapper = textwrap.TextWrapper(118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        lines = [wrapper.fill(line) for line in lines]
+    return "\n".join(lines)
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

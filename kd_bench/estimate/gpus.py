@@ -104,13 +104,12 @@ def estimate_seconds(
         half: Peak of operations in half precision, in TFLOP/s. Defaults to the peak of bfloat16, or of float32 if the
             GPU has no bfloat16.
     """
-    peaks = {"half": half or gpu.bf16 or gpu.fp32, "convolution": gpu.tf32 or gpu.fp32, "single": gpu.fp32}
+    peaks = dict.fromkeys(("single", "none"), gpu.fp32)
+    peaks |= {"half": half or gpu.bf16 or gpu.fp32, "convolution": gpu.tf32 or gpu.fp32}
     bandwidth = gpu.bandwidth * 1e9 * (assumed.training if training else assumed.forward)
 
     def seconds(operation: Operation) -> float:
-        arithmetic = 0.0
-        if operation.flops:
-            arithmetic = operation.flops / (peaks[operation.arithmetic] * 1e12 * assumed.compute)
+        arithmetic = operation.flops / (peaks[operation.arithmetic] * 1e12 * assumed.compute)
         return max(arithmetic, operation.moved / bandwidth, assumed.launch)
 
-    return sum(seconds(operation) * times for operation, times in counts.operations.items())
+    return sum(seconds(operation) * times for operation, times in counts.items())

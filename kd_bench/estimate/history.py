@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.trial import PlannedTrial, Trial
-from kd_bench.estimate.cost_key import cost_key
+from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, cost_key
 from kd_bench.trials.environment import utc_timestamp
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost
     from kd_bench.launch.options import RunOptions
 
 #: The file in ``OUT/<recipe>``.
@@ -35,7 +35,7 @@ def save_estimate(cost: RecipeCost, options: RunOptions) -> Path:
         "threads": options.threads,
         "cohorts_at_once": len(cost.devices),
         "groups": [_group_content(group) for group in cost.groups],
-        "outcomes": _outcomes(_read_estimate(path)),
+        "outcomes": _read_estimate(path).get("outcomes", []),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
         "took_seconds": took,
         "error_percent": error,
     }
-    write_json(path, estimate | {"outcomes": [*_outcomes(estimate), outcome]})
+    write_json(path, estimate | {"outcomes": [*estimate.get("outcomes", []), outcome]})
     count = f"{len(compared)} training{'' if len(compared) == 1 else 's'}"
     return f"{name}: {count}: estimated {format_duration(estimated)}, took {format_duration(took)} ({error:+.0f} %)"
 
@@ -129,11 +129,7 @@ def _group_content(group: CohortGroup) -> dict[str, Any]:
         else {
             "timed_steps": timing.steps,
             "timed_images": timing.images,
-            "shared_seconds": timing.epoch.shared,
-            "own_seconds": list(timing.epoch.own),
-            "evaluation_seconds": timing.epoch.evaluation,
-            "checkpoint_seconds": timing.epoch.checkpoint,
-            "startup_seconds": timing.epoch.startup,
+            **{f"{name}_seconds": value for name, value in asdict(timing.epoch).items()},
             "epoch_seconds": timing.epoch.seconds,
             "memory_bytes": timing.memory,
         },
@@ -148,12 +144,9 @@ def _read_estimate(path: Path) -> dict[str, Any]:
         content = read_json(path)
     except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _outcomes(estimate: dict[str, Any]) -> list[Any]:
-    outcomes = estimate.get("outcomes", [])
-    return outcomes if isinstance(outcomes, list) else []
+    if not isinstance(content, dict) or not isinstance(content.get("outcomes", []), list):
+        return {}
+    return content
 
 
 def _read_metrics(folder: Path) -> list[dict[str, str]]:

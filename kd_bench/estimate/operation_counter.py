@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -61,21 +60,13 @@ class Operation(NamedTuple):
     arithmetic: Arithmetic
 
 
-@dataclass(frozen=True)
-class OperationCounts:
+class OperationCounts(Counter[Operation]):
     """How often each operation runs."""
-
-    operations: Counter[Operation] = field(default_factory=Counter)
 
     @property
     def flops(self) -> int:
         """Floating-point operations of all matrix products and convolutions."""
-        return sum(operation.flops * times for operation, times in self.operations.items())
-
-    @property
-    def launches(self) -> int:
-        """Number of operations."""
-        return sum(self.operations.values())
+        return sum(operation.flops * times for operation, times in self.items())
 
 
 class OperationCounter(TorchDispatchMode):
@@ -84,21 +75,16 @@ class OperationCounter(TorchDispatchMode):
     A tensor without content returns 1 from ``item()`` (a count of steps), or False (a flag of an error).
 
     Attributes:
-        operations: How often each operation ran.
+        counts: The operations that ran.
         allocated: Bytes that were allocated inside and are still in use.
         peak: The maximum of ``allocated``.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations: Counter[Operation] = Counter()
+        self.counts = OperationCounts()
         self.allocated = self.peak = 0
         self._storages: set[int] = set()
-
-    @property
-    def counts(self) -> OperationCounts:
-        """The operations counted so far."""
-        return OperationCounts(Counter(self.operations))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -120,7 +106,7 @@ class OperationCounter(TorchDispatchMode):
         if not func.is_view and name not in _NO_WORK:
             flops = int(formula(*args, **kwargs, out_val=result)) if formula else 0
             moved = sum(tensor.nbytes for tensor in (*inputs, *outputs))
-            self.operations[Operation(flops, moved, _arithmetic(name, inputs) if flops else "none")] += 1
+            self.counts[Operation(flops, moved, _arithmetic(name, inputs) if flops else "none")] += 1
         return result
 
     def _count_memory(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:

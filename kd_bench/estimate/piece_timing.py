@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from kd_bench.config.trial import Trial
+from kd_bench.launch.options import RunOptions
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.forward_pass import precision_context
 from kd_bench.training.loaders import Images, loaders
@@ -45,14 +45,9 @@ class PieceTimes:
 
 @dataclass
 class PieceTimer:
-    """Times the pieces of a cohort's step.
+    """Times the pieces of the step of a cohort, which is on the device.
 
     Attributes:
-        cohort: The cohort, on the device.
-        images: The data set, or its placeholders.
-        device: Where to compute.
-        data_dir: Folder of data sets; None for the default.
-        workers: Processes that decode images.
         undecoded: Whether the images are placeholders that cannot be decoded.
         seconds: Seconds spent so far.
     """
@@ -60,8 +55,7 @@ class PieceTimer:
     cohort: CohortModule
     images: Images
     device: torch.device
-    data_dir: Path | None
-    workers: int
+    options: RunOptions
     undecoded: bool
     seconds: float = 0.0
 
@@ -112,7 +106,7 @@ class PieceTimer:
                 labels = F.one_hot(labels, self.images.num_classes).float()
             return Batch(images, labels, index, 0, 0), 0.0
         trial = self.trial.model_copy(update={"batch_size": max(size, 2), "micro_batch": None})
-        train, test = loaders(trial, self.images, self.device, 0, self.data_dir)
+        train, test = loaders(trial, self.images, self.device, 0, self.options.data)
         try:
             batches = iter(train)
             batch = next(batches)  # the first one also sets things up
@@ -122,7 +116,7 @@ class PieceTimer:
         finally:
             train.close()
             test.close()
-        return batch, seconds / self.workers if self.workers and pipeline is not None else seconds
+        return batch, seconds / (self.options.workers or 1) if pipeline is not None else seconds
 
 
 def synchronized_time(device: torch.device) -> float:

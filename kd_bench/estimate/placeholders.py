@@ -37,23 +37,19 @@ def plan_with_placeholders(
     Raises:
         UserError: As ``kd_bench.plan.plan``, except for missing weights.
     """
-    missing: dict[str, str] = {}
-    for pair in recipe.pairs:
-        if pair.teacher is not None:
-            name = planning.resolve_network(recipe, pair.teacher, f"{context}: pairs")
-            if reason := _missing_weights(recipe, name, context):
-                missing[name] = reason
+    teachers = [pair.teacher for pair in recipe.pairs if pair.teacher is not None]
+    names = [planning.resolve_network(recipe, teacher, f"{context}: pairs") for teacher in teachers]
+    missing = {name: reason for name in names if (reason := _missing_weights(recipe, name, context))}
     if not missing:
         return planning.plan(recipe, context, only), []
-    teachers = {
+    training = _without_weights(recipe.teacher_training)
+    settings_by_teacher = {
         key: _without_weights(settings)
         if planning.resolve_network(recipe, key, f"{context}: teachers") in missing
         else merge(settings, {"weights": settings.get("weights", recipe.teacher_training.get("weights"))})
         for key, settings in recipe.teachers.items()
     }
-    trained = recipe.model_copy(
-        update={"teachers": teachers, "teacher_training": _without_weights(recipe.teacher_training)}
-    )
+    trained = recipe.model_copy(update={"teachers": settings_by_teacher, "teacher_training": training})
     planned = [_with_placeholder(trial, missing) for trial in planning.plan(trained, context, only)]
     return planned, [f"{reason}; the estimate does without them" for reason in missing.values()]
 
@@ -137,9 +133,8 @@ def _placeholder_images(
         train_files, test_files = (Files((Path(),) * selected, np.zeros(len(split), "S1"), split) for split in labels)
         return FileDataset(train_files, test_files, names, spec.mean, spec.std, pipeline)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(
-        0, 256, (1, spec.channels, spec.image_size, spec.image_size), dtype=torch.uint8, generator=generator
-    )
+    shape = (1, spec.channels, spec.image_size, spec.image_size)
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     train_images, test_images = (image.expand(size, -1, -1, -1) for size in sizes)  # takes no memory
     train_labels, test_labels = map(torch.from_numpy, labels)
     return ArrayDataset(train_images, train_labels, test_images, test_labels, names, spec.mean, spec.std)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
-from kd_bench.estimate.cost_key import cost_key
+from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial, identity
 from kd_bench.estimate.timing_job import EpochTime, Timing
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.scheduler import group_into_cohorts
@@ -17,6 +16,9 @@ from kd_bench.trials.folder import TEACHERS, TrialFolder
 
 if TYPE_CHECKING:
     from kd_bench.estimate.step_cost import CohortCost
+
+#: Settings that do not change the cost of a step.
+_WITHOUT_COST = {"seed", "epochs", "schedule", "schema", "teacher"}
 
 
 @dataclass
@@ -87,12 +89,7 @@ class RecipeCost:
     notes: list[str]
 
     def hours(self, gpu: str | None = None, *, unshared: bool = False) -> float:
-        """Returns the hours of all cohorts, one after the other.
-
-        Args:
-            gpu: Name of a GPU; None for this machine.
-            unshared: Assume that every student is trained in a process of its own.
-        """
+        """Returns the hours of all groups on a GPU, by its name, or on this machine. See ``CohortGroup.hours``."""
         epochs = [(group, group.local_epoch if gpu is None else group.gpu_epochs[gpu]) for group in self.groups]
         return sum(group.hours(epoch, unshared=unshared) for group, epoch in epochs if epoch)
 
@@ -114,15 +111,18 @@ class RecipeCost:
         return max(idle_since) / 3600
 
 
+def cost_key(trial: Trial) -> str:
+    """Returns a hash of the settings that the cost of a step depends on, including the teacher's network and input."""
+    settings = trial.model_dump(mode="json", exclude=_WITHOUT_COST)
+    teacher = trial.teacher
+    teacher_settings = None if teacher is None else [teacher.model, teacher.input.model_dump(mode="json")]
+    return identity({"settings": settings, "teacher": teacher_settings})
+
+
 def group_missing_trials(
     planned: Sequence[PlannedTrial], options: RunOptions, name: str
 ) -> tuple[list[CohortGroup], int, int]:
-    """Groups the missing trials of a recipe, and the missing trainings of their teachers, by cost.
-
-    Args:
-        planned: The recipe's trials.
-        options: How the recipe would be run.
-        name: The recipe's name.
+    """Groups the missing trials of a recipe, by name, and the missing trainings of their teachers by cost.
 
     Returns:
         The groups; the number of trials that have a result; the number of teachers to read from files.
@@ -151,11 +151,8 @@ def _is_missing(folder: Path, trial: Trial | PretrainedTeacher) -> bool:
 
 
 def _epochs_done(folder: Path) -> int:
-    try:
-        lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0
-    return max(0, len(lines) - 1)
+    file = folder / "metrics.csv"
+    return max(0, len(file.read_text(encoding="utf-8").splitlines()) - 1) if file.is_file() else 0
 
 
 def _title(members: Sequence[Trial]) -> str:

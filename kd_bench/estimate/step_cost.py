@@ -31,8 +31,7 @@ from kd_bench.training.cohort import CohortModule
 from kd_bench.training.forward_pass import precision_context
 from kd_bench.training.loaders import Images
 from kd_bench.training.micro_batch import MicroBatch
-from kd_bench.training.result_writer import ResultWriter
-from kd_bench.training.student import StudentModule
+from kd_bench.training.student import ResultWriter, StudentModule
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils.errors import UserError, first_line
 
@@ -110,7 +109,7 @@ class CohortCost:
         """Most bytes in use during the pass of one student, or of the teacher; only one of them runs at a time."""
         accumulates = self.micro_batches > 1
         return max(
-            [self.teacher_peak, *(member.peak + (0 if accumulates else member.gradients) for member in self.members)]
+            self.teacher_peak, *(member.peak + (0 if accumulates else member.gradients) for member in self.members)
         )
 
     @property
@@ -120,7 +119,7 @@ class CohortCost:
 
 
 def count_cohort(trials: Sequence[Trial], splits: Images) -> CohortCost:
-    """Counts a cohort. Trials with equal settings are counted once.
+    """Counts a cohort.
 
     Args:
         trials: The members' settings.
@@ -131,29 +130,24 @@ def count_cohort(trials: Sequence[Trial], splits: Images) -> CohortCost:
     """
     first = trials[0]
     images = first.micro_batch or min(first.batch_size, len(splits.train_labels))
-    teacher, teacher_counts = None, OperationCounts()
-    teacher_parameters = teacher_peak = 0
-    with _silenced(), OperationCounter(), torch.device("meta"):
-        if first.teacher is not None:
-            teacher = build_untrained_teacher(first.teacher, splits, first.channels_last)
+    teacher = None
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    if first.teacher is not None:
+        with _silenced(), OperationCounter(), torch.device("meta"):
+            teacher = build_untrained_teacher(first.teacher, splits, first.channels_last)
+        for module in teacher:
+            convert_to_fake(module, mode)
     batch = _batch(first, splits, images, mode)
-    costs: dict[str, tuple[StudentCost, StudentModule]] = {}
-    for trial in trials:
-        if trial.id not in costs:
-            costs[trial.id] = _count_member(trial, splits, teacher, batch, mode)
-    if teacher is not None:
-        cohort = _cohort([member for _, member in costs.values()], teacher, mode)
-        with mode, torch.no_grad(), precision_context(first.precision, _CPU), OperationCounter() as counter:
-            cohort.teacher_outputs(batch)
-            teacher_counts, teacher_peak = counter.counts, counter.peak
-        teacher_parameters = _state_bytes(teacher[0])
+    costs, members = zip(*(_count_member(trial, splits, teacher, batch, mode) for trial in trials), strict=True)
+    cohort = CohortModule(members, *(teacher or ()))
+    with mode, torch.no_grad(), precision_context(first.precision, _CPU), OperationCounter() as counter:
+        cohort.teacher_outputs(batch)
+    teacher_parameters = _state_bytes(teacher[0]) if teacher else 0
     data = batch.images.nbytes * first.batch_size // images
     if isinstance(splits, ArrayDataset):
         data += splits.train_images.nbytes + splits.test_images.nbytes
-    members = tuple(costs[trial.id][0] for trial in trials)
     micro_batches = first.batch_size // images or 1
-    return CohortCost(images, micro_batches, teacher_counts, teacher_parameters, teacher_peak, members, data)
+    return CohortCost(images, micro_batches, counter.counts, teacher_parameters, counter.peak, costs, data)
 
 
 def build_untrained_teacher(
@@ -195,10 +189,9 @@ def _count_student(
     trial: Trial, splits: Images, teacher: TeacherParts | None, batch: Batch, mode: FakeTensorMode
 ) -> tuple[StudentCost, StudentModule]:
     member = _build_member(trial, splits, teacher, mode)
-    cohort = _cohort([member], teacher, mode)
+    cohort = CohortModule([member], *(teacher or ()))
     with mode, torch.no_grad(), precision_context(trial.precision, _CPU):
         taught = cohort.teacher_outputs(batch).get(member.method.teacher_batch_norm)
-    teacher_outputs = _tensors(vars(taught) if taught else {})
     step, saved, peak = _count_step(member, taught, batch, mode)
     gradients = _total_bytes(parameter.grad for parameter in member.parameters() if parameter.grad is not None)
     with mode, _silenced(), OperationCounter() as counter:
@@ -224,7 +217,7 @@ def _count_student(
         optimizer=_total_bytes(_tensors(dict(member.optimizer.state))),
         average=average,
         saved=saved,
-        peak=peak - gradients + _total_bytes(teacher_outputs),
+        peak=peak - gradients + _total_bytes(_tensors(vars(taught) if taught else {})),
     )
     return cost, member
 
@@ -234,16 +227,14 @@ def _count_step(
 ) -> tuple[OperationCounts, int, int]:
     """Returns the operations of a forward and backward pass, the bytes saved in between, and the peak in bytes."""
     teacher_outputs = _tensors(vars(taught) if taught else {})
-    inputs = {
-        tensor.untyped_storage()._cdata
-        for tensor in (*member.parameters(), *member.buffers(), *teacher_outputs, batch.images)
-    }
+    inputs = [*member.parameters(), *member.buffers(), *teacher_outputs, batch.images]
+    input_storages = {tensor.untyped_storage()._cdata for tensor in inputs}
     storages: dict[int, Any] = {}
     saved = 0
 
     def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in inputs:
+        if storage._cdata not in input_storages:
             storages[storage._cdata] = storage  # a reference, so that no other storage gets its address
         return tensor
 
@@ -269,13 +260,11 @@ def _build_member(trial: Trial, splits: Images, teacher: TeacherParts | None, mo
         )
     for module in (built.network, view, built.method):
         convert_to_fake(module, mode)
-    member: StudentModule
     with mode, _silenced(), _fake_deepcopy():
         if isinstance(built, AdversarialStudentModule) and isinstance(splits, ArrayDataset):
-            member = AdversarialStudentModule(plain, built.network, view, built.method, DiscardingWriter(), splits)
-        else:
-            member = StudentModule(plain, built.network, view, built.method, DiscardingWriter())
-    return member.train()
+            writer = DiscardingWriter()
+            return AdversarialStudentModule(plain, built.network, view, built.method, writer, splits).train()
+        return StudentModule(plain, built.network, view, built.method, DiscardingWriter()).train()
 
 
 @contextmanager
@@ -295,14 +284,6 @@ def _fake_deepcopy() -> Iterator[None]:
         yield
     finally:
         del FakeTensor.__deepcopy__
-
-
-def _cohort(members: Sequence[StudentModule], teacher: TeacherParts | None, mode: FakeTensorMode) -> CohortModule:
-    if teacher is None:
-        return CohortModule(members)
-    for module in teacher:
-        convert_to_fake(module, mode)
-    return CohortModule(members, *teacher)
 
 
 def convert_to_fake(module: nn.Module, mode: FakeTensorMode) -> None:

@@ -7,16 +7,13 @@ take too long, the pieces of a step are timed on a few images instead.
 from __future__ import annotations
 
 import io
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from kd_bench.config.trial import Trial
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.piece_timing import PieceTimer, PieceTimes, synchronized_time
 from kd_bench.estimate.step_cost import build_untrained_teacher
@@ -25,8 +22,7 @@ from kd_bench.training.build import build_student, load_network
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
-from kd_bench.training.result_writer import ResultWriter
-from kd_bench.training.student import StudentModule
+from kd_bench.training.student import ResultWriter, StudentModule
 from kd_bench.trials.environment import peak_memory
 from kd_bench.types import Batch
 from kd_bench.utils.errors import UserError
@@ -58,23 +54,22 @@ class _TimingWriter(ResultWriter):
 
 
 class _ShortLoader:
-    """The first batches of a loader. Records the times of requests for batches, and of the end of an epoch."""
+    """The first batches of a loader. Records the times of requests for batches, and of the end of an epoch.
 
-    def __init__(self, loader: Any, batches: int, device: torch.device, before_step: Callable[[int], None]) -> None:
-        self._loader, self._batches, self._device = loader, min(batches, len(loader)), device
-        self._before_step = before_step
+    Before the batch with the number ``read_at``, it reads the students' stopwatches, which sets them to 0.
+    """
+
+    def __init__(self, loader: Any, batches: int, timer: PieceTimer, read_at: int) -> None:
+        self._loader, self._batches, self._timer, self._read_at = loader, min(batches, len(loader)), timer, read_at
+        self.student_seconds: list[float] = []
+        self.corrupt = loader.corrupt
         self.request_times: list[float] = []
         self.epoch_end = self.iterator_seconds = 0.0
         self.images = 0
 
-    @property
-    def corrupt(self) -> dict[Path, str]:
-        corrupt: dict[Path, str] = self._loader.corrupt
-        return corrupt
-
     def set_epoch(self, epoch: int) -> None:
         self._loader.set_epoch(epoch)  # the last call of an epoch
-        self.epoch_end = synchronized_time(self._device)
+        self.epoch_end = synchronized_time(self._timer.device)
 
     def __len__(self) -> int:
         return self._batches
@@ -84,41 +79,35 @@ class _ShortLoader:
         batches = iter(self._loader)
         self.iterator_seconds = time.perf_counter() - start
         for step in range(self._batches):
-            self._before_step(step)
-            self.request_times.append(synchronized_time(self._device))
+            if step == self._read_at:
+                self.student_seconds = [member.stopwatch.read() for member in self._timer.cohort.members]
+            self.request_times.append(synchronized_time(self._timer.device))
             batch = next(batches)
             self.images += len(batch.images)
             yield batch
 
 
 def time_cohort(job: TimingJob, process_start: float) -> Timing:
-    """Builds a cohort and times it.
-
-    Args:
-        job: The cohort, and how long to time it.
-        process_start: When the process began, in seconds since 1970.
+    """Builds a cohort and times it in a process that began at ``process_start``, in seconds since 1970.
 
     Raises:
         UserError: If a network and a method do not fit together, if a method fails, or if images are missing and their
             number is unknown.
     """
-    torch.set_num_threads(job.threads)
-    trials = [
-        Trial.model_validate_json(json.dumps(settings)).model_copy(update={"epochs": 1}) for settings in job.trials
-    ]
+    torch.set_num_threads(job.options.threads)
+    trials = [trial.model_copy(update={"epochs": 1}) for trial in job.trials]
     first, device = trials[0], torch.device(job.device)
-    data_dir = Path(job.data) if job.data else None
-    images, stand_in = placeholders.images_or_placeholders(first.dataset, first.pipeline, data_dir)
+    images, stand_in = placeholders.images_or_placeholders(first.dataset, first.pipeline, job.options.data)
     teacher = view = None
-    if first.teacher is not None and job.teacher is None:
+    if first.teacher is not None and job.weights is None:
         teacher, view = build_untrained_teacher(first.teacher, images, first.channels_last)
-    elif first.teacher is not None and job.teacher is not None:
-        teacher, view = load_network(first.teacher, Path(job.teacher), images, first.channels_last)
+    elif first.teacher is not None and job.weights is not None:
+        teacher, view = load_network(first.teacher, job.weights, images, first.channels_last)
     writer = _TimingWriter()
     members = [build_student(trial, images, teacher, writer) for trial in trials]
     cohort = CohortModule(members, teacher, view).to(device)
     undecoded = bool(stand_in) and first.pipeline is not None
-    timer = PieceTimer(cohort, images, device, data_dir, job.workers, undecoded)
+    timer = PieceTimer(cohort, images, device, job.options, undecoded)
     pieces = timer.time(FEW_IMAGES)
     startup = time.time() - process_start - timer.seconds
     if timer.seconds < REPEAT_BELOW:  # the first pass also sets things up
@@ -136,29 +125,16 @@ def time_cohort(job: TimingJob, process_start: float) -> Timing:
 
 def _time_steps(timer: PieceTimer, steps: int, writer: _TimingWriter) -> Timing:
     """Times whole steps of the training, and scales them up to an epoch."""
-    members, device = timer.cohort.members, timer.device
-    train, test = loaders(timer.trial, timer.images, device, timer.workers, timer.data_dir)
+    train, test = loaders(timer.trial, timer.images, timer.device, timer.options.workers, timer.options.data)
     warm_up = min(WARM_UP, len(train) - 1)
-    own: list[float] = []
-
-    def read_stopwatches() -> list[float]:
-        return [member.stopwatch.read() for member in members]
-
-    def before_training_step(step: int) -> None:
-        if step == warm_up:
-            read_stopwatches()
-
-    def before_test_step(step: int) -> None:
-        if step == 0:
-            own.extend(read_stopwatches())
-
-    short_train = _ShortLoader(train, warm_up + steps, device, before_training_step)
-    short_test = _ShortLoader(test, TEST_BATCHES, device, before_test_step)
+    short_train = _ShortLoader(train, warm_up + steps, timer, read_at=warm_up)
+    short_test = _ShortLoader(test, TEST_BATCHES, timer, read_at=0)
     try:
-        fit(timer.cohort, short_train, short_test, device)  # type: ignore[arg-type]
+        fit(timer.cohort, short_train, short_test, timer.device)  # type: ignore[arg-type]
     finally:
         train.close()
         test.close()
+    own = short_test.student_seconds
     steps = len(short_train) - warm_up
     scale = len(train) / steps
     training_end = short_test.request_times[0]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+
+from kd_bench.config.trial import Trial
+from kd_bench.launch.options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -11,22 +15,18 @@ class TimingJob:
     """A cohort to time.
 
     Attributes:
-        trials: Settings of the cohort's members.
-        teacher: File of the teacher's weights; None without a teacher, or if the file is missing.
-        data: Folder of data sets; None for the default.
+        trials: The cohort's members.
+        weights: File of the teacher's weights; None without a teacher, or if the file is missing.
+        options: How the recipe would be run.
         device: ``cpu`` or ``cuda:<n>``.
-        threads: CPU threads of one operation.
-        workers: Processes that decode images, for data sets that are not held in memory.
         steps: Steps to time if ``seconds`` allow; None for as many as fit into a third of ``seconds``, at least 8.
         seconds: How long the timing may take once the cohort is built, roughly.
     """
 
-    trials: list[dict[str, Any]]
-    teacher: str | None
-    data: str | None
+    trials: Sequence[Trial]
+    weights: Path | None
+    options: RunOptions
     device: str
-    threads: int
-    workers: int
     steps: int | None
     seconds: float
 
@@ -50,9 +50,14 @@ class EpochTime:
     startup: float = 0.0
 
     @property
+    def training(self) -> float:
+        """Seconds without evaluation, checkpoint and startup."""
+        return self.shared + sum(self.own)
+
+    @property
     def seconds(self) -> float:
         """Seconds of the epoch, without the startup."""
-        return self.shared + sum(self.own) + self.evaluation + self.checkpoint
+        return self.training + self.evaluation + self.checkpoint
 
     @property
     def unshared_seconds(self) -> float:

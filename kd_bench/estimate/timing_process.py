@@ -1,30 +1,23 @@
 """Times a cohort in a process of its own: ``python -m kd_bench.estimate.timing_process``.
 
-The process reads a job as one line of JSON, and writes the timing, or the error, as one line of JSON.
+The process reads a pickled job from stdin, and writes the pickled timing, or the error, to stdout.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
-from typing import Any
 
-from kd_bench.estimate.timing_job import EpochTime, Timing, TimingJob
+from kd_bench.estimate.timing_job import Timing, TimingJob
 from kd_bench.launch.local_process import worker_environment
 from kd_bench.utils.errors import RunFailed, UserError
 
 
 class TimingProcess:
-    """A process that times a cohort. It starts at once.
-
-    Args:
-        job: The cohort to time.
-        title: The cohort's networks, for error messages.
-    """
+    """A process that times a cohort. It starts at once. ``title``, the cohort's networks, is for error messages."""
 
     def __init__(self, job: TimingJob, title: str) -> None:
         self._title = title
@@ -34,11 +27,11 @@ class TimingProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=os.environ | worker_environment(job.threads),
+            env=os.environ | worker_environment(job.options.threads),
         )
         assert self._process.stdin is not None
-        self._process.stdin.write((json.dumps(asdict(job)) + "\n").encode())
-        self._process.stdin.close()
+        with self._process.stdin as stdin:
+            pickle.dump(job, stdin)
 
     def result(self) -> Timing:
         """Waits for the timing and returns it.
@@ -56,11 +49,10 @@ class TimingProcess:
             reason = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
             last_line = f": {lines[-1]}" if lines else ""
             raise RunFailed(f"{self._title}: the process that timed it {reason}{last_line}")
-        timing = json.loads(answer)
-        if "error" in timing:
-            raise UserError(timing["error"])
-        epoch = timing["epoch"]
-        return Timing(**timing | {"epoch": EpochTime(**epoch | {"own": tuple(epoch["own"])})})
+        timing: Timing | UserError = pickle.loads(answer)
+        if isinstance(timing, UserError):
+            raise timing
+        return timing
 
     def stop(self) -> None:
         """Kills the process if it still runs."""
@@ -69,23 +61,22 @@ class TimingProcess:
         self._log.close()
 
 
-def main() -> int:
+def main() -> None:
     """Reads a job from stdin, times it and writes the answer to stdout."""
     import psutil
 
     from kd_bench.estimate.timing import time_cohort
 
-    output = os.fdopen(os.dup(1), "w")
+    output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output of libraries goes to the log
-    job = TimingJob(**json.loads(sys.stdin.readline()))
+    answer: Timing | UserError
     try:
-        answer: dict[str, Any] = asdict(time_cohort(job, psutil.Process().create_time()))
+        answer = time_cohort(pickle.load(sys.stdin.buffer), psutil.Process().create_time())
     except UserError as error:
-        answer = {"error": str(error)}
-    output.write(json.dumps(answer) + "\n")
-    output.flush()
-    return 0
+        answer = error
+    with output:
+        pickle.dump(answer, output)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

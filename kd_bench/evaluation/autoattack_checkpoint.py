@@ -14,6 +14,7 @@ from kd_bench.data import registry as datasets
 from kd_bench.evaluation.attack_target import AttackTarget
 from kd_bench.models import registry as models
 from kd_bench.robustness.evaluation_record import EvaluationRecord
+from kd_bench.utils import plugins
 from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class AutoAttackEvaluator:
         """Evaluates a target, or continues an unfinished evaluation.
 
         Args:
-            target: The network.
-            attack: The settings.
+            target, attack: The network and the settings.
             save_images: Whether to save the adversarial images.
             report_progress: Called after each batch.
 
@@ -116,7 +116,7 @@ class AutoAttackEvaluator:
         torch.set_num_threads(self.threads)
         trained, dataset = target.trained, self._open_dataset(target.trained)
         image_size = dataset.image_shape[-1]
-        models.check_source(trained.model, trained.model_source)
+        plugins.refuse_changes(trained.model, models.source_hash(trained.model), trained.model_source)
         network = models.create(trained.model, dataset.num_classes, trained.input.size or image_size)
         weights.load_into(network, weights.read(target.weights, target.key).state, target.weights, trained.model)
         mean, std = dataset.mean, dataset.std

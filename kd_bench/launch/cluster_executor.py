@@ -12,18 +12,15 @@ import subprocess
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from kd_bench.launch.executor import Devices, Executor
 from kd_bench.launch.local_process import start_worker, worker_environment
-from kd_bench.launch.worker_group import Worker, WorkerGroup, last_log_line
-from kd_bench.launch.worker_protocol import Event, WorkerJob
+from kd_bench.launch.worker_group import LoggedWorker, WorkerGroup
+from kd_bench.launch.worker_protocol import STOP_SECONDS, Event, WorkerJob
 
 #: Largest number of cohorts that are submitted at a time by default. The cluster queues them.
 MAX_SUBMITTED = 1000
-
-#: Seconds that a worker has to save checkpoints after its machine was asked to stop.
-STOP_SECONDS = 25.0
 
 
 class RemoteJob:
@@ -31,8 +28,7 @@ class RemoteJob:
 
     Args:
         job: The worker's job, as a line of JSON.
-        log: File to which its standard error is appended.
-        events: File to which its events are appended.
+        log, events: Files to which its standard error and its events are appended.
         environment: Additional environment variables.
     """
 
@@ -56,24 +52,14 @@ class RemoteJob:
                 self._worker.wait(STOP_SECONDS)
 
 
-class ClusterJob(Protocol):
-    """A job that was submitted to a cluster."""
-
-    def exit_code(self) -> int | None:
-        """Returns the exit code; None while the job waits or runs; negative if the cluster ended it."""
-
-    def cancel(self) -> None:
-        """Ends the job."""
-
-
-class _RemoteWorker(Worker):
+class _RemoteWorker(LoggedWorker):
     """A worker on another machine. Of its events file, ``offset`` bytes are from earlier attempts."""
 
-    def __init__(self, job: ClusterJob, events: Path, log: Path, offset: int) -> None:
-        self._job, self._events, self._log, self._offset = job, events, log, offset
+    def __init__(self, executor: ClusterExecutor, job: Any, events: Path, log: Path, offset: int) -> None:
+        self._executor, self._job, self._events, self.log, self._offset = executor, job, events, log, offset
 
     def poll(self) -> tuple[list[Event], int | None]:
-        code = self._job.exit_code()
+        code = self._executor.exit_code(self._job)
         events = []
         with suppress(FileNotFoundError), open(self._events, "rb") as file:
             file.seek(self._offset)
@@ -88,10 +74,7 @@ class _RemoteWorker(Worker):
         """Does nothing, because the cluster's jobs continue without the scheduler."""
 
     def kill(self) -> None:
-        self._job.cancel()
-
-    def last_log_line(self) -> str:
-        return last_log_line(self._log)
+        self._executor.cancel(self._job)
 
 
 class ClusterExecutor(Executor):
@@ -105,8 +88,16 @@ class ClusterExecutor(Executor):
     def __init__(self, jobs: int | None, gpus: float) -> None:
         super().__init__([("cuda:0" if gpus else "cpu",)] * (jobs or MAX_SUBMITTED))
 
-    def submit(self, work: RemoteJob) -> ClusterJob:
-        """Submits a job; for subclasses."""
+    def submit(self, work: RemoteJob) -> Any:
+        """Submits a job and returns the cluster's object for it; for subclasses."""
+        raise NotImplementedError
+
+    def exit_code(self, job: Any) -> int | None:
+        """Returns a job's exit code; None while it waits or runs; negative if the cluster ended it; for subclasses."""
+        raise NotImplementedError
+
+    def cancel(self, job: Any) -> None:
+        """Ends a job; for subclasses."""
         raise NotImplementedError
 
     def start_workers(self, job: WorkerJob, devices: Devices, log: Path) -> WorkerGroup:
@@ -119,4 +110,4 @@ class ClusterExecutor(Executor):
         job = replace(job, folder=str(folder), teacher=teacher, weights=weights, data=data)
         offset = events.stat().st_size if events.exists() else 0
         work = RemoteJob(job.to_line(), str(log), str(events), worker_environment(job.threads))
-        return WorkerGroup([_RemoteWorker(self.submit(work), events, log, offset)])
+        return WorkerGroup([_RemoteWorker(self, self.submit(work), events, log, offset)])

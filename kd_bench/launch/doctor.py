@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -53,11 +54,6 @@ class Finding:
     mark: str
     text: str
 
-    @property
-    def sound(self) -> bool:
-        """Whether kd-bench can work with it."""
-        return self.mark != "bad"
-
     def __str__(self) -> str:
         return f"[{self.mark:^4}] {self.text}"
 
@@ -91,22 +87,16 @@ def _packages() -> Iterator[Finding]:
         if installed is None:
             yield Finding("bad", f"{name} is not installed; install it with: pip install '{name}{specifier}'")
         elif not specifier.contains(installed, prereleases=True):
+            text = f"{name} {installed} is installed, but kd-bench needs {specifier}"
             packages = f"'{name}{specifier}'" + " 'torchvision'" * (name == "torch")
-            yield Finding(
-                "bad",
-                f"{name} {installed} is installed, but kd-bench needs {specifier}; fix it with: "
-                f"pip install --upgrade {packages}",
-            )
+            yield Finding("bad", f"{text}; fix it with: pip install --upgrade {packages}")
         elif name in _LISTED:
             yield Finding("ok", f"{name} {installed}")
     vision, torch = _version("torchvision"), _version("torch")
     for requirement in map(Requirement, requires("torchvision") or () if requirements and vision and torch else ()):
         if requirement.name == "torch" and not requirement.specifier.contains(str(torch), prereleases=True):
-            yield Finding(
-                "bad",
-                f"torchvision {vision} is made for torch{requirement.specifier}, but {torch} is installed; fix it "
-                f"with: {_REINSTALL}",
-            )
+            text = f"torchvision {vision} is made for torch{requirement.specifier}, but {torch} is installed"
+            yield Finding("bad", f"{text}; fix it with: {_REINSTALL}")
     for extra, (package, use) in _EXTRAS.items():
         if _version(package) is None:
             install = f"pip install 'kd-bench[{extra}]'"
@@ -138,11 +128,8 @@ def _torch() -> Iterator[Finding]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not can_compile(device):
         install = "apt-get install g++" if device.type == "cpu" else "pip install triton"
-        yield Finding(
-            "note",
-            f"there is no compiler for {device.type}, so networks are not compiled, whatever recipes say; get one "
-            f"with: {install}",
-        )
+        text = f"there is no compiler for {device.type}, so networks are not compiled, whatever recipes say"
+        yield Finding("note", f"{text}; get one with: {install}")
 
 
 def _why_no_gpu() -> Finding:
@@ -150,7 +137,6 @@ def _why_no_gpu() -> Finding:
     import torch
 
     gpus, cuda, failure = _nvidia_smi()
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if failure:
         return Finding("bad", f"nvidia-smi fails ({failure}); after an update of the driver fix it with: sudo reboot")
     if not gpus and _DRIVER.is_dir() and any(_DRIVER.iterdir()):
@@ -162,11 +148,9 @@ def _why_no_gpu() -> Finding:
     if not gpus:
         return Finding("note", "no GPU: kd-bench runs on the CPU")
     if torch.version.cuda is None:
-        return Finding(
-            "bad",
-            f"torch {torch.__version__} is built without CUDA, but there is {gpus[0]}; fix it with: "
-            f"{_install_torch(cuda)}",
-        )
+        text = f"torch {torch.__version__} is built without CUDA, but there is {gpus[0]}"
+        return Finding("bad", f"{text}; fix it with: {_install_torch(cuda)}")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and not re.match(r"\d|GPU-|MIG-", hidden):
         return Finding(
             "note",
@@ -221,11 +205,8 @@ def _shared_memory() -> Iterator[Finding]:
 def _data(data: Path | None) -> Iterator[Finding]:
     data_folder = datasets.resolve_data_dir(data)
     if not data_folder.is_dir():
-        yield Finding(
-            "note",
-            f"there is no data folder {data_folder}, which all data sets but digits need; name yours with: "
-            "export KD_BENCH_DATA=FOLDER, or --data FOLDER",
-        )
+        text = f"there is no data folder {data_folder}, which all data sets but digits need"
+        yield Finding("note", f"{text}; name yours with: export KD_BENCH_DATA=FOLDER, or --data FOLDER")
     for name in datasets.names():
         if "path" in datasets.spec(name).options:
             continue  # the user's own images, in any folder
@@ -243,36 +224,27 @@ def _weights() -> Finding:
     if not missing:
         return Finding("ok", text)
     names = ", ".join(f"{card.dataset}/{card.name}" for card in missing)
-    return Finding(
-        "note",
-        f"{text}; recipes that train their teachers need none. Missing: {names}; get one with: "
-        f"kd-bench teacher fetch {missing[0].name} --dataset {missing[0].dataset}",
-    )
+    command = f"kd-bench teacher fetch {missing[0].name} --dataset {missing[0].dataset}"
+    text += f"; recipes that train their teachers need none. Missing: {names}; get one with: {command}"
+    return Finding("note", text)
 
 
 def _folder(folder: Path, content: str, needed: float, advice: str, hard_links: bool = False) -> Finding:
     """Checks that a folder, or its nearest parent that exists, is writable and has ``needed`` GiB free."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
         with TemporaryDirectory(dir=existing, prefix=".kd-bench-") as temporary:
             probe = Path(temporary) / "probe"
             probe.touch()
-            supported = not hard_links or _can_link(probe)
+            link = probe.with_suffix(".link")
+            with suppress(OSError):
+                os.link(probe, link)
+            can_link = link.exists()
     except OSError as error:
         return Finding("bad", f"{folder}: {content} cannot be written there ({error.strerror}); {advice}")
-    if not supported:
+    if hard_links and not can_link:
         return Finding("bad", f"{folder}: its file system has no hard links, which {content} need; {advice}")
     free = shutil.disk_usage(existing).free / _GIB
     if free < needed:
         return Finding("bad", f"{folder}: only {free:.2f} GiB are free, but {content} need about {needed:g}; {advice}")
     return Finding("ok", f"{content} go to {folder.absolute()}, {free:.0f} GiB free")
-
-
-def _can_link(file: Path) -> bool:
-    try:
-        os.link(file, file.with_suffix(".link"))
-    except OSError:
-        return False
-    return True

@@ -65,10 +65,8 @@ class LocalExecutor(Executor):
         super().__init__([(launcher.device,)] if launcher else _slots(options))
         self._launcher = launcher
         # Cohorts that share a GPU get equal shares of its memory, so that one that needs more fails alone.
-        counts = Counter(self._free)
-        self._memory_fraction = {
-            devices: 1 / count for devices, count in counts.items() if count > 1 and devices[0] != "cpu"
-        }
+        cohorts = Counter(devices for devices in self._free if devices[0] != "cpu")
+        self._memory_fraction = {devices: 1 / count for devices, count in cohorts.items() if count > 1}
 
     def start_workers(self, job: WorkerJob, devices: Devices, log: Path) -> WorkerGroup:
         """Starts a worker on each device, or a single one that imports a pretrained teacher."""

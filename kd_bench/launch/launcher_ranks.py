@@ -32,12 +32,7 @@ _POLL_SECONDS = 0.2
 
 
 class LauncherRankZero:
-    """Rank 0 of the processes that a launcher has started, which makes the other ranks run workers.
-
-    Args:
-        environment: Rank 0's environment.
-        device: Its device.
-    """
+    """Rank 0 of the processes that a launcher has started, which makes the other ranks run workers."""
 
     def __init__(self, environment: RankEnvironment, device: str) -> None:
         self.environment, self.device = environment, device
@@ -68,15 +63,14 @@ class _StoreWorker(Worker):
     def __init__(self, store: Store, number: int, rank: int) -> None:
         self._store, self._number, self._rank = store, number, rank
         self._last_log_line = ""
-        self._code: int | None = None
 
     def poll(self) -> tuple[list[Event], int | None]:
         key = f"end/{self._number}/{self._rank}"
-        if self._code is None and self._store.check([key]):
-            end = json.loads(self._store.get(key))
-            self._last_log_line, self._code = end["last_log_line"], int(end["code"])
-            return end["events"], self._code
-        return [], self._code
+        if not self._store.check([key]):
+            return [], None
+        end = json.loads(self._store.get(key))
+        self._last_log_line = end["last_log_line"]
+        return end["events"], int(end["code"])
 
     def request_stop(self) -> None:
         """Does nothing, because rank 0 of a cohort makes all its ranks stop after the same step."""

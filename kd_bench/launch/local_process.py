@@ -16,29 +16,19 @@ from pathlib import Path
 from typing import IO
 
 from kd_bench.launch.launcher import RankEnvironment
-from kd_bench.launch.worker_group import Worker, last_log_line
+from kd_bench.launch.worker_group import LoggedWorker
 from kd_bench.launch.worker_protocol import Event, WorkerJob
 
 #: By default glibc returns the memory of every large tensor to the system and gets it again, page by page, in the next
 #: step. This takes a quarter of a small network's training time on a CPU. Keeping the memory changes no result.
-_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**26),
-}
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**26)}
 
 
-class WorkerProcess(Worker):
-    """A worker that runs as a subprocess.
-
-    Args:
-        job: The worker's job.
-        log: File to which its standard error is appended.
-        environment: Additional environment variables.
-    """
+class WorkerProcess(LoggedWorker):
+    """A worker that runs as a subprocess, with additional environment variables, and appends its errors to the log."""
 
     def __init__(self, job: WorkerJob, log: Path, environment: Mapping[str, str] | None = None) -> None:
-        self._log = log
+        self.log = log
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         log.parent.mkdir(parents=True, exist_ok=True)
         variables = worker_environment(job.threads) | dict(environment or {})
@@ -71,10 +61,6 @@ class WorkerProcess(Worker):
         """Ends the worker. Its trials resume from their last checkpoint in the next run."""
         self._process.kill()
         self._process.wait()
-
-    def last_log_line(self) -> str:
-        """Returns the last line of its log."""
-        return last_log_line(self._log)
 
 
 def start_rank(job: WorkerJob, device: str, log: Path, environment: RankEnvironment) -> WorkerProcess:

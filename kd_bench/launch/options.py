@@ -16,17 +16,8 @@ from kd_bench.utils.errors import UserError, unknown
 EXECUTOR_OPTIONS: dict[str, dict[str, type]] = {
     "local": {},
     "ray": {"address": str, "gpus": float, "cpus": float},
-    "slurm": {
-        "partition": str,
-        "account": str,
-        "qos": str,
-        "constraint": str,
-        "minutes": int,
-        "gpus": int,
-        "cpus": int,
-        "memory_gb": int,
-        "cluster": str,
-    },
+    "slurm": dict.fromkeys(("partition", "account", "qos", "constraint", "cluster"), str)
+    | dict.fromkeys(("minutes", "gpus", "cpus", "memory_gb"), int),
 }
 
 
@@ -76,8 +67,7 @@ def check_options(options: RunOptions) -> None:
         UserError: If one of these checks fails.
     """
     for name in options.loggers:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"--{name} needs another package; install it with: pip install 'kd-bench[{name}]'")
+        require_package(name, f"--{name}", name)
     parse_executor_options(options.executor, options.executor_options)
     if options.device != "auto" and options.executor == "local":
         find_devices(options.device)
@@ -88,6 +78,12 @@ def check_options(options: RunOptions) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{options.out}: results cannot be written there: {error.strerror or error}") from None
+
+
+def require_package(package: str, option: str, extra: str) -> None:
+    """Raises a UserError if the package that an option needs is not installed. It comes with an extra of kd-bench."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{option} needs another package; install it with: pip install 'kd-bench[{extra}]'")
 
 
 def parse_executor_options(executor: str, options: Sequence[str]) -> dict[str, Any]:

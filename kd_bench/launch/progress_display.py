@@ -55,12 +55,7 @@ class _Row:
 
 
 class ProgressDisplay:
-    """Shows the progress of a run.
-
-    Args:
-        name: The recipe's name.
-        console: The console to write to; by default standard error.
-    """
+    """Shows the progress of a recipe's run on a console, by default on standard error."""
 
     def __init__(self, name: str, console: Console | None = None) -> None:
         self.name = name
@@ -73,12 +68,9 @@ class ProgressDisplay:
         self._started = time.monotonic()
 
     def start(self, labels: Mapping[str, str], teachers: Sequence[AnyTrial], missing: Sequence[AnyTrial]) -> None:
-        """Prints what there is to train, and starts the live table on a terminal.
+        """Prints which teachers and trials are missing, and starts the live table on a terminal.
 
-        Args:
-            labels: The table row of each trial of the recipe, by the trial's id.
-            teachers: Teachers that have to be trained or imported.
-            missing: Trials that have to be trained.
+        ``labels`` is the table row of each trial of the recipe, by the trial's id. Teachers are trained or imported.
         """
         self._labels = {**labels, **{trial.id: "teacher" for trial in teachers}}
         self._epochs_left = {trial.id: trial.epochs for trial in [*teachers, *missing]}

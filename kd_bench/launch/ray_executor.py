@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from kd_bench.launch.cluster_executor import ClusterExecutor, ClusterJob, RemoteJob
+from kd_bench.launch.cluster_executor import ClusterExecutor, RemoteJob
+from kd_bench.launch.options import require_package
 from kd_bench.utils.errors import UserError, first_line
 
 
@@ -22,12 +23,9 @@ class RayExecutor(ClusterExecutor):
     """
 
     def __init__(self, settings: dict[str, Any], jobs: int | None, threads: int, device: str) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise UserError(
-                "--executor ray needs another package; install it with: pip install 'kd-bench[ray]'"
-            ) from None
+        require_package("ray", "--executor ray", "ray")
+        import ray
+
         self._ray, address = ray, settings.get("address")
         try:
             if not ray.is_initialized():
@@ -39,9 +37,23 @@ class RayExecutor(ClusterExecutor):
         resources = {"num_cpus": settings.get("cpus", float(threads)), "num_gpus": gpus}
         self._task = ray.remote(**resources, max_retries=0, max_calls=1)(_run)
 
-    def submit(self, work: RemoteJob) -> ClusterJob:
+    def submit(self, work: RemoteJob) -> Any:
         """Submits a task."""
-        return _RayJob(self._ray, self._task.remote(work))
+        return self._task.remote(work)
+
+    def exit_code(self, job: Any) -> int | None:
+        """Returns a task's exit code; negative if its machine or its process has died."""
+        if not self._ray.wait([job], timeout=0)[0]:
+            return None
+        try:
+            return int(self._ray.get(job))
+        except self._ray.exceptions.RayError:
+            return -9
+
+    def cancel(self, job: Any) -> None:
+        """Ends a task."""
+        if self.exit_code(job) is None:
+            self._ray.cancel(job, force=True)
 
     def close(self) -> None:
         """Disconnects from the cluster. A cluster that this process has started ends."""
@@ -50,20 +62,3 @@ class RayExecutor(ClusterExecutor):
 
 def _run(work: RemoteJob) -> int:
     return work()
-
-
-class _RayJob:
-    def __init__(self, ray: Any, reference: Any) -> None:
-        self._ray, self._reference = ray, reference
-
-    def exit_code(self) -> int | None:
-        if not self._ray.wait([self._reference], timeout=0)[0]:
-            return None
-        try:
-            return int(self._ray.get(self._reference))
-        except self._ray.exceptions.RayError:  # its machine or its process has died
-            return -9
-
-    def cancel(self) -> None:
-        if self.exit_code() is None:
-            self._ray.cancel(self._reference, force=True)

@@ -38,8 +38,7 @@ def train(part: PlannedRecipe, options: RunOptions, title: str | None = None) ->
     """Trains the missing trials and shows the progress on standard error.
 
     Args:
-        part: What to train.
-        options: How to train it.
+        part, options: What to train, and how.
         title: Title of the progress display; None for the recipe's name.
 
     Returns:

@@ -16,16 +16,13 @@ from kd_bench.launch.launcher_ranks import LauncherRankZero
 from kd_bench.launch.options import RunOptions, parse_executor_options
 from kd_bench.launch.progress_display import AnyTrial, ProgressDisplay
 from kd_bench.launch.worker_group import WorkerGroup
-from kd_bench.launch.worker_protocol import BUSY, Event, Fault, WorkerJob
+from kd_bench.launch.worker_protocol import BUSY, STOP_SECONDS, Event, Fault, WorkerJob
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.trials.lease import LeaseMonitor
 from kd_bench.utils.errors import Terminated, UserError
 
 #: Seconds between the death of a worker and the next attempt, times the number of the attempt.
 RETRY_SECONDS = 1.0
-
-#: Seconds that workers have to save checkpoints when the run is stopped. Clusters usually grant 30 in all.
-STOP_SECONDS = 25.0
 
 #: Number of times a worker may end without an error and without finishing its trials.
 MAX_ATTEMPTS = 3
@@ -95,14 +92,7 @@ def group_into_cohorts(trials: Iterable[AnyTrial], folder: Path, size: int) -> l
 
 
 class Scheduler:
-    """One run of a recipe. Several schedulers, on any machines, may share a results folder.
-
-    Args:
-        name: The recipe's name.
-        options: Options of the run.
-        display: Shows the progress.
-        launcher: The processes that a launcher has started, if any.
-    """
+    """One run of the recipe ``name``. Several schedulers, on any machines, may share a results folder."""
 
     def __init__(
         self, name: str, options: RunOptions, display: ProgressDisplay, launcher: LauncherRankZero | None = None
@@ -160,10 +150,6 @@ class Scheduler:
             groups = [group for group in groups if group.poll()[1] is None]
             time.sleep(0.05)
 
-    def teacher_folder(self, trial: AnyTrial) -> TrialFolder:
-        """Returns the folder of a teacher."""
-        return TrialFolder(self.teachers / trial.id)
-
     def _missing(self, trials: Iterable[AnyTrial], parent: Path) -> list[AnyTrial]:
         """Returns the trials without a result, each once, and records those that have failed before."""
         missing = []
@@ -188,7 +174,7 @@ class Scheduler:
         if not cohort.trials:
             return True
         teacher = cohort.teacher
-        if teacher is not None and self.teacher_folder(teacher).status() != "done":
+        if teacher is not None and TrialFolder(self.teachers / teacher.id).status() != "done":
             if teacher.id not in self.outcome.failed:
                 cohort.not_before = time.monotonic() + 0.5
                 return False

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kd_bench.launch.cluster_executor import STOP_SECONDS, ClusterExecutor, ClusterJob, RemoteJob
+from kd_bench.launch.cluster_executor import ClusterExecutor, RemoteJob
+from kd_bench.launch.options import require_package
+from kd_bench.launch.worker_protocol import STOP_SECONDS
 from kd_bench.utils.errors import UserError, first_line
 
 
@@ -26,12 +28,9 @@ class SlurmExecutor(ClusterExecutor):
     """
 
     def __init__(self, settings: dict[str, Any], folder: Path, jobs: int | None, device: str) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise UserError(
-                "--executor slurm needs another package; install it with: pip install 'kd-bench[slurm]'"
-            ) from None
+        require_package("submitit", "--executor slurm", "slurm")
+        import submitit
+
         gpus = settings.get("gpus", 0 if device == "cpu" else 1)
         super().__init__(jobs, gpus)
         cluster = settings.get("cluster", "slurm")
@@ -48,28 +47,25 @@ class SlurmExecutor(ClusterExecutor):
         if "memory_gb" in settings:
             parameters["mem_gb"] = settings["memory_gb"]
         if cluster == "slurm":
-            names = ("partition", "account", "qos", "constraint")
-            parameters |= {f"slurm_{name}": settings[name] for name in names if name in settings}
+            names = settings.keys() & {"partition", "account", "qos", "constraint"}
+            parameters |= {f"slurm_{name}": settings[name] for name in names}
             parameters["slurm_signal_delay_s"] = int(2 * STOP_SECONDS)
         self._executor.update_parameters(**parameters)
 
-    def submit(self, work: RemoteJob) -> ClusterJob:
+    def submit(self, work: RemoteJob) -> Any:
         """Submits a job."""
-        return _SlurmJob(self._executor.submit(work))
+        return self._executor.submit(work)
 
-
-class _SlurmJob:
-    def __init__(self, job: Any) -> None:
-        self._job = job
-
-    def exit_code(self) -> int | None:
-        if not self._job.done():
+    def exit_code(self, job: Any) -> int | None:
+        """Returns a job's exit code; negative if SLURM has ended it."""
+        if not job.done():
             return None
         try:
-            return int(self._job.result() or 0)
+            return int(job.result() or 0)
         except Exception:  # submitit raises several types if the job was cancelled or preempted, or its machine died
             return -15
 
-    def cancel(self) -> None:
-        if not self._job.done():
-            self._job.cancel(check=False)
+    def cancel(self, job: Any) -> None:
+        """Ends a job."""
+        if not job.done():
+            job.cancel(check=False)

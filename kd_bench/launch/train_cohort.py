@@ -21,8 +21,7 @@ from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import TrainLoader, loaders
 from kd_bench.training.logit_cache import LogitCache, logits_folder, open_cache
-from kd_bench.training.result_writer import ResultWriter
-from kd_bench.training.student import StudentModule, serialize_state
+from kd_bench.training.student import ResultWriter, StudentModule, serialize_state
 from kd_bench.training.teacher import OpenLogitCache
 from kd_bench.trials.environment import describe_environment, numerics_fingerprint
 from kd_bench.trials.folder import TrialFolder
@@ -117,16 +116,13 @@ class _CohortContext:
 
         Returns None if the loader has no finite set of views, or if cached logits would not be exact.
         """
-        first, images, teacher_folder = self.first, self.images, self.teacher_folder
+        first, images, teacher, teacher_folder = self.first, self.images, self.first.teacher, self.teacher_folder
         # A GPU computes a teacher's pass as fast as logits are read from a file. Whether its bits depend on the batch
         # is up to the library's version.
         exact = self.device.type == "cpu" and first.precision == "float32"
-        if teacher_folder is None or first.teacher is None or not exact or not isinstance(images, ArrayDataset):
-            return None
         views = train.view_count if isinstance(train, InMemoryLoader) else 0
-        if not views:
+        if teacher_folder is None or teacher is None or not isinstance(images, ArrayDataset) or not (exact and views):
             return None
-        teacher = first.teacher
 
         def open_teacher_cache(compiled: bool) -> LogitCache | None:
             key = {

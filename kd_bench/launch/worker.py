@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kd_bench.config.trial import PretrainedTeacher, Trial
-from kd_bench.launch.worker_protocol import BUSY, EventWriter, Fault, WorkerJob, handle_sigterm
+from kd_bench.launch.worker_protocol import BUSY, EventWriter, Fault, WorkerJob, stop_requested
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Heartbeat, Lease, LeaseMonitor, acquire_lease
 from kd_bench.utils.errors import UserError
@@ -28,7 +29,7 @@ def main() -> int:
     """Trains the cohort of the job on standard input and returns the exit code."""
     events = EventWriter(os.fdopen(os.dup(1), "w"))
     os.dup2(2, 1)  # what libraries print belongs in the log, not among the events
-    handle_sigterm()
+    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
     job = WorkerJob(**json.loads(sys.stdin.readline()))
     threading.Thread(target=_exit_with_scheduler, daemon=True).start()
     if job.rank:

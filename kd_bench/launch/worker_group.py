@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from kd_bench.launch.worker_protocol import Event
 
@@ -12,24 +14,20 @@ from kd_bench.launch.worker_protocol import Event
 GRACE_SECONDS = 5.0
 
 
-class Worker:
-    """A process of a cohort, on this machine or on another; the base class."""
+class Worker(Protocol):
+    """A process of a cohort, on this machine or on another."""
 
     def poll(self) -> tuple[list[Event], int | None]:
         """Returns the events since the last call, and the exit code if the worker has ended and all events are read."""
-        raise NotImplementedError
 
     def request_stop(self) -> None:
         """Asks the worker to save checkpoints and to end."""
-        raise NotImplementedError
 
     def kill(self) -> None:
         """Ends the worker. Its trials resume from their last checkpoint in the next run."""
-        raise NotImplementedError
 
     def last_log_line(self) -> str:
-        """Returns the last line of its log."""
-        raise NotImplementedError
+        """Returns the last line of its log that is not empty, at most 300 characters."""
 
 
 class WorkerGroup:
@@ -95,10 +93,14 @@ class WorkerGroup:
         return self._workers[failed[0]].last_log_line()
 
 
-def last_log_line(log: Path) -> str:
-    """Returns the last line of a log that is not empty, at most 300 characters."""
-    try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    except OSError:
+class LoggedWorker(Worker):
+    """A worker whose log, the file ``log``, this machine can read."""
+
+    log: Path
+
+    def last_log_line(self) -> str:
+        """Reads it from the log."""
+        with suppress(OSError):
+            if lines := self.log.read_text(errors="replace").rstrip().splitlines():
+                return lines[-1].strip()[:300]
         return ""
-    return lines[-1][:300] if lines else ""

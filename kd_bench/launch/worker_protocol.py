@@ -20,7 +20,6 @@ error        reason, fault                                    the worker failed 
 from __future__ import annotations
 
 import json
-import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -34,13 +33,11 @@ Fault = Literal["settings", "memory", "disk", "crash"]
 #: Exit code of a worker whose trials are leased by another process.
 BUSY = 75
 
+#: Seconds that a worker has to save checkpoints after it was asked to stop. Clusters usually grant 30 in all.
+STOP_SECONDS = 25.0
+
 #: Set when the worker receives SIGTERM. The worker then saves checkpoints after the current step and ends.
 stop_requested = threading.Event()
-
-
-def handle_sigterm() -> None:
-    """Installs the signal handler that sets ``stop_requested``."""
-    signal.signal(signal.SIGTERM, lambda *_: stop_requested.set())
 
 
 @dataclass(frozen=True)

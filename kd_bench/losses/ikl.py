@@ -64,12 +64,7 @@ def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta
 
 
 def ikl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    weights: Tensor,
-    alpha: float,
-    beta: float,
-    temperature: float = 1.0,
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, alpha: float, beta: float, temperature: float = 1.0
 ) -> Tensor:
     """IKL: alpha * pairwise_mse(s, t, w) + beta * soft_cross_entropy(s, stop(t), T).
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from kd_bench import losses
 from kd_bench.methods.base import Method, hard_labels
 from kd_bench.types import Batch
 from kd_bench.utils.distributed import all_reduce_sum
 
 
 class ClassPrior(Method):
-    """Base of the methods that have class-wise weights.
+    """Base of the methods that have IKL's weights, which their ``__init__`` chooses with ``init_weights``.
 
-    The weights start uniform, 1 / K. At the end of each epoch they become the mean probabilities of that epoch's images
-    of the class, over all processes; a class without images keeps its row. The class of a mixed label is the one with
-    the largest share. Only a method that calls ``init_prior`` has the buffers.
+    Class-wise weights start uniform, 1 / K. At the end of each epoch they become the mean probabilities of that epoch's
+    images of the class, over all processes; a class without images keeps its row. The class of a mixed label is the one
+    with the largest share. Only class-wise weights have the buffers.
     """
 
     prior: Tensor
@@ -25,29 +28,32 @@ class ClassPrior(Method):
     counts: Tensor
     """(K,) int64, the number of these images."""
 
-    def init_prior(self) -> None:
-        """Registers the buffers, with uniform weights."""
-        classes = self.pair.num_classes
-        self.register_buffer("prior", torch.full((classes, classes), 1.0 / classes))
-        self.register_buffer("sums", torch.zeros(classes, classes))
-        self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64))
+    def init_weights(self, weights: Literal["class", "sample"], tau: float) -> None:
+        """Chooses the weights. ``tau`` is their temperature. Class-wise weights are uniform at first."""
+        self.weights, self.tau, classes = weights, tau, self.pair.num_classes
+        if weights == "class":
+            self.register_buffer("prior", torch.full((classes, classes), 1.0 / classes))
+            self.register_buffer("sums", torch.zeros(classes, classes))
+            self.register_buffer("counts", torch.zeros(classes, dtype=torch.int64))
+
+    def weights_of(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Returns the weights of each image, (B, K), from the logits of the natural images or of the teacher."""
+        if self.weights == "class":
+            return self.prior[hard_labels(batch)]
+        return losses.class_weights(logits, self.tau)
 
     @torch.no_grad()
-    def accumulate(self, probabilities: Tensor, batch: Batch) -> None:
-        """Adds the images' probabilities, (B, K), to the sums of the epoch; does nothing in evaluation mode."""
-        if self.training:
+    def accumulate(self, logits: Tensor, batch: Batch) -> None:
+        """Adds the images' probabilities to the sums of the epoch, in training mode and with class-wise weights."""
+        if self.training and self.weights == "class":
             labels = hard_labels(batch)
-            _add_rows(self.sums, labels, probabilities)
+            _add_rows(self.sums, labels, losses.class_weights(logits, self.tau))
             _add_rows(self.counts, labels, torch.ones_like(labels))
-
-    def prior_rows(self, batch: Batch) -> Tensor:
-        """Returns the weights for the class of each image, (B, K)."""
-        return self.prior[hard_labels(batch)]
 
     @torch.no_grad()
     def on_epoch_end(self) -> None:
         """Rebuilds the weights from the sums of the epoch."""
-        if "prior" in self._buffers:
+        if self.weights == "class":
             sums, counts = all_reduce_sum(self.sums), all_reduce_sum(self.counts)[:, None]
             self.prior.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), self.prior))
             self.sums.zero_()

@@ -40,8 +40,7 @@ class Regressor(nn.Module):
     published. Any other map is first averaged, or repeated, to the teacher's size.
 
     Args:
-        student: (C, H, W) of the student's map.
-        teacher: (C, H, W) of the teacher's map.
+        student, teacher: (C, H, W) of the maps.
     """
 
     def __init__(self, student: Map, teacher: Map) -> None:
@@ -78,8 +77,7 @@ class Connector(nn.Sequential):
     """OFD's connector: a 1x1 convolution to the teacher's channels, and batch norm.
 
     Args:
-        in_chs: The student's channels.
-        out_chs: The teacher's channels.
+        in_chs, out_chs: Channels of the student and of the teacher.
     """
 
     def __init__(self, in_chs: int, out_chs: int) -> None:
@@ -123,9 +121,7 @@ class Fusion(nn.Module):
     rounding.
 
     Args:
-        in_chs: The student's channels at this stage.
-        mid_chs: Channels of the fused map.
-        out_chs: The teacher's channels at this stage.
+        in_chs, mid_chs, out_chs: Channels of the student's stage, of the fused map, and of the teacher's stage.
         size: (H, W) of the teacher's stage.
         deepest: Whether this is the deepest stage.
     """

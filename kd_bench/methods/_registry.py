@@ -1,10 +1,9 @@
 """The methods by name: describes each without importing it, checks its hyper-parameters, and builds it.
 
 A built-in method is named after its file in this folder (``ikl_kd``). A method of an installed package is named by its
-entry point in the group ``kd_bench.methods``, whose value is ``package.module:ClassName``; built-in names win. Any
-other method is named ``path/to/file.py:ClassName``. All functions but ``load`` and ``build`` read source only: they
-import neither torch nor a plug-in. The identity of a plug-in is the hash of its one file, so that file should hold
-everything that its results depend on.
+entry point in the group ``kd_bench.methods``; built-in names win. Any other method is named
+``path/to/file.py:ClassName``. All functions but ``load`` and ``build`` read source only: they import neither torch nor
+a plug-in. ``context`` is where a name was written, for error messages.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from kd_bench.methods.parameters import allowed, coerce, resolve
 from kd_bench.utils import plugins
-from kd_bench.utils.errors import UserError, nearest, unknown
+from kd_bench.utils.errors import UserError, nearest, prefix
 from kd_bench.utils.plugins import METHOD, Plugin
-from kd_bench.utils.signatures import REQUIRED, ClassDefinition, NotLiteral, Parameter, read_classes
+from kd_bench.utils.signatures import REQUIRED, Definition, NotLiteral, Parameter, read_classes
 
 if TYPE_CHECKING:
     from kd_bench.methods.base import Family, Method
@@ -53,19 +52,21 @@ def names() -> tuple[str, ...]:
 def describe(name: str, context: str = "") -> MethodInfo:
     """Returns the description of a method without importing it.
 
-    Args:
-        name: Name of the method; see the module's docstring.
-        context: Where the name was written, for error messages.
-
     Raises:
         UserError: If there is no such method, or its source does not follow the rules of ``Method``.
     """
     plugin = _plugin(name, context)
     path = plugin.path if plugin else _FOLDER / f"{name}.py"
-    source = _class_source(name, plugin, path, context)
+    if plugin:
+        source = plugin.definition(context)
+    else:
+        public = [source for source in read_classes(path).values() if not source.name.startswith("_")]
+        if len(public) != 1:
+            raise UserError(f"{prefix(context)}method {name!r}: {path} should hold exactly one public class")
+        source = public[0]
     problem = _problem(source)
     if problem:
-        raise UserError(f"{_prefix(context)}method {name!r}: {problem} ({path})")
+        raise UserError(f"{prefix(context)}method {name!r}: {problem} ({path})")
     attributes = read_classes(_FOLDER / "base.py")["Method"].attributes | source.attributes
     return MethodInfo(
         name=name,
@@ -91,31 +92,29 @@ def check(name: str, hyperparameters: Mapping[str, Any], context: str = "") -> d
     Raises:
         UserError: If a name is unknown, or a value has the wrong type, is out of range, or is missing.
     """
-    info = describe(name, context)
+    info, subject = describe(name, context), f"{prefix(context)}{name}"
     known = [parameter.name for parameter in info.parameters]
     for key in hyperparameters:
         if key not in known:
-            raise UserError(f"{_prefix(context)}{name} has no hyper-parameter {key!r}; {_hint(str(key), known)}")
+            near = nearest(str(key), known)
+            choices = f"there are: {', '.join(known)}" if known else "it has none"
+            hint = f"did you mean {near!r}?" if near else choices
+            raise UserError(f"{subject} has no hyper-parameter {key!r}; {hint}")
     resolved = {}
     for parameter in info.parameters:
         value = hyperparameters.get(parameter.name, parameter.default)
         kind = resolve(parameter.annotation)
         if value is REQUIRED:
-            raise UserError(f"{_prefix(context)}{name} needs a value for {parameter.name!r}: {allowed(kind)}")
+            raise UserError(f"{subject} needs a value for {parameter.name!r}: {allowed(kind)}")
         try:
             resolved[parameter.name] = coerce(kind, value)
         except ValueError:
-            raise UserError(
-                f"{_prefix(context)}{name}: {parameter.name} = {value!r} should be {allowed(kind)}"
-            ) from None
+            raise UserError(f"{subject}: {parameter.name} = {value!r} should be {allowed(kind)}") from None
     return resolved
 
 
 def load(name: str) -> type[Method]:
     """Imports the class of a method; this imports torch and runs the code of a plug-in.
-
-    Args:
-        name: Name of the method.
 
     Raises:
         UserError: As ``describe``; also if a plug-in cannot be imported, is not a ``Method``, or differs at run time
@@ -128,7 +127,9 @@ def load(name: str) -> type[Method]:
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"method {name!r}: {info.class_name} in {info.path} is not a kd_bench.methods.base.Method")
     in_source = (info.family, info.needs_teacher, [parameter.name for parameter in info.parameters])
-    if in_source != (method.family, method.needs_teacher, _keyword_only(method)):
+    arguments = inspect.signature(method.__init__).parameters.values()
+    keyword_only = [argument.name for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
+    if in_source != (method.family, method.needs_teacher, keyword_only):
         raise UserError(
             f"method {name!r}: family, needs_teacher and the arguments of __init__ are not what the source of "
             f"{info.class_name} says; write them in the class itself ({info.path})"
@@ -142,12 +143,7 @@ def load(name: str) -> type[Method]:
 
 
 def build(name: str, pair: Pair, hyperparameters: Mapping[str, Any]) -> Method:
-    """Builds a method for a pair.
-
-    Args:
-        name: Name of the method.
-        pair: The networks and the data that the method is built for.
-        hyperparameters: As for ``check``, which checks them.
+    """Builds a method for a pair. ``hyperparameters`` are as for ``check``.
 
     Raises:
         UserError: As ``load`` and ``check``; also if the method needs a teacher and the pair has none.
@@ -159,37 +155,13 @@ def build(name: str, pair: Pair, hyperparameters: Mapping[str, Any]) -> Method:
 
 
 def source_hash(name: str) -> str | None:
-    """Returns the SHA-256 of a plug-in's file; None for a built-in method.
-
-    Raises:
-        UserError: If there is no such method.
-    """
+    """Returns the SHA-256 of a plug-in's file; None for a built-in method."""
     plugin = _plugin(name)
     return plugin.hash() if plugin else None
 
 
-def check_source(name: str, planned: str | None) -> None:
-    """Checks that the source of a method is the one that its trial was planned with.
-
-    Raises:
-        UserError: If the file has changed since, or there is no such method.
-    """
-    plugins.refuse_changes(name, source_hash(name), planned)
-
-
 def _built_in() -> set[str]:
     return {path.stem for path in _FOLDER.glob("[!_]*.py")} - _NOT_METHODS
-
-
-def _prefix(context: str) -> str:
-    return f"{context}: " if context else ""
-
-
-def _hint(key: str, known: list[str]) -> str:
-    near = nearest(key, known)
-    if near:
-        return f"did you mean {near!r}?"
-    return f"there are: {', '.join(known)}" if known else "it has none"
 
 
 def _plugin(name: str, context: str = "") -> Plugin | None:
@@ -198,21 +170,7 @@ def _plugin(name: str, context: str = "") -> Plugin | None:
     return None if name in built_in else plugins.find(METHOD, name, built_in, context)
 
 
-def _class_source(name: str, plugin: Plugin | None, path: Path, context: str) -> ClassDefinition:
-    classes = read_classes(path, context)
-    if plugin is None:
-        public = [source for source in classes.values() if not source.name.startswith("_")]
-        if len(public) != 1:
-            raise UserError(f"{_prefix(context)}method {name!r}: {path} should hold exactly one public class")
-        return public[0]
-    if not classes:
-        raise UserError(f"{_prefix(context)}method {name!r}: {path} holds no class")
-    if plugin.attribute not in classes:
-        raise unknown(f"class of {path}", plugin.attribute, classes, context)
-    return classes[plugin.attribute]
-
-
-def _problem(source: ClassDefinition) -> str | None:
+def _problem(source: Definition) -> str | None:
     """Returns how the source of a class breaks the rules of ``Method``; None if it does not."""
     if not source.bases:
         return f"{source.name} is not a kd_bench.methods.base.Method"
@@ -235,8 +193,3 @@ def _problem(source: ClassDefinition) -> str | None:
     if not isinstance(source.attributes.get("needs_teacher", True), bool):
         return f"needs_teacher = {source.attributes['needs_teacher']!r} should be true or false"
     return None
-
-
-def _keyword_only(method: type[Method]) -> list[str]:
-    parameters = inspect.signature(method.__init__).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]

@@ -101,10 +101,7 @@ class CRD(Method):
         contrast = contrast + losses.contrast(theirs, self.student_bank, index, log_z[1], self.temperature)
         if self.training:
             self._step_embeddings.append((batch.index, ours.detach(), theirs.detach()))
-        return {
-            "ce": self.ce_weight * self.label_loss(student, batch),
-            "crd": self.crd_weight * contrast,
-        }
+        return {"ce": self.ce_weight * self.label_loss(student, batch), "crd": self.crd_weight * contrast}
 
     def on_step_end(self) -> None:
         """Updates the banks with the step's embeddings from all processes."""

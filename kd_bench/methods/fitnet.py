@@ -32,12 +32,7 @@ class FitNet(Method):
     needs = Needs(student=frozenset({"logits", "stages"}), teacher=frozenset({"stages"}))
 
     def __init__(
-        self,
-        pair: Pair,
-        *,
-        hint_weight: NonNegative = 100.0,
-        hint_stage: Count = 2,
-        ce_weight: NonNegative = 1.0,
+        self, pair: Pair, *, hint_weight: NonNegative = 100.0, hint_stage: Count = 2, ce_weight: NonNegative = 1.0
     ) -> None:
         super().__init__(pair)
         self.hint_weight, self.hint_stage, self.ce_weight = hint_weight, hint_stage, ce_weight

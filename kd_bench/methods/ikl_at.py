@@ -55,17 +55,15 @@ class IKLAT(AdversarialMethod, ClassPrior):
         inner_beta: NonNegative = 1.0,
     ) -> None:
         super().__init__(pair)
-        self.alpha, self.beta, self.tau, self.weights, self.ce_weight = alpha, beta, tau, weights, ce_weight
+        self.alpha, self.beta, self.ce_weight = alpha, beta, ce_weight
         self.inner_alpha, self.inner_beta = inner_alpha, inner_beta
-        if weights == "class":
-            self.init_prior()
+        self.init_weights(weights, tau)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce", "pairwise" and "soft_ce"."""
         natural, adversarial = require_natural(teacher), student
-        pairwise = losses.pairwise_mse(adversarial.logits, natural.logits, self._weights(natural.logits, batch))
-        if self.weights == "class":
-            self.accumulate(losses.class_weights(natural.logits, self.tau), batch)
+        pairwise = losses.pairwise_mse(adversarial.logits, natural.logits, self.weights_of(natural.logits, batch))
+        self.accumulate(natural.logits, batch)
         return {
             "ce": self.ce_weight * self.label_loss(natural, batch),
             "pairwise": self.alpha * pairwise,
@@ -74,8 +72,5 @@ class IKLAT(AdversarialMethod, ClassPrior):
 
     def inner_loss(self, natural: Tensor, adversarial: Tensor, batch: Batch) -> Tensor:
         """Returns the same two terms, weighted by ``inner_alpha`` and ``inner_beta``."""
-        weights = self._weights(natural, batch)
+        weights = self.weights_of(natural, batch)
         return losses.ikl_adversarial(natural, adversarial, weights, self.inner_alpha, self.inner_beta)
-
-    def _weights(self, natural: Tensor, batch: Batch) -> Tensor:
-        return self.prior_rows(batch) if self.weights == "class" else losses.class_weights(natural, self.tau)

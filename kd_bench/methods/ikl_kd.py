@@ -56,14 +56,13 @@ class IKLKD(ClassPrior):
         super().__init__(pair)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.warmup_epochs, self.ce_weight = warmup_epochs, ce_weight
-        self.weights, self.tau = weights, tau
-        if weights == "class":
-            self.init_prior()
+        self.init_weights(weights, tau)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce", "pairwise" and "soft_ce"."""
         logits = require_teacher(teacher).logits.detach()
-        pairwise = losses.pairwise_mse(student.logits, logits, self._weights(logits, batch))
+        pairwise = losses.pairwise_mse(student.logits, logits, self.weights_of(logits, batch))
+        self.accumulate(logits, batch)
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature)
         factor = warmup_factor(batch.epoch, self.warmup_epochs)
         return {
@@ -71,10 +70,3 @@ class IKLKD(ClassPrior):
             "pairwise": factor * self.alpha * pairwise,
             "soft_ce": factor * self.beta * soft,
         }
-
-    def _weights(self, teacher_logits: Tensor, batch: Batch) -> Tensor:
-        probabilities = losses.class_weights(teacher_logits, self.tau)
-        if self.weights == "sample":
-            return probabilities
-        self.accumulate(probabilities, batch)
-        return self.prior_rows(batch)

@@ -23,12 +23,7 @@ class KD(Method):
     """
 
     def __init__(
-        self,
-        pair: Pair,
-        *,
-        ce_weight: NonNegative = 0.1,
-        kd_weight: NonNegative = 0.9,
-        temperature: Positive = 4.0,
+        self, pair: Pair, *, ce_weight: NonNegative = 0.1, kd_weight: NonNegative = 0.9, temperature: Positive = 4.0
     ) -> None:
         super().__init__(pair)
         self.ce_weight, self.kd_weight, self.temperature = ce_weight, kd_weight, temperature
@@ -36,7 +31,4 @@ class KD(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "kd"."""
         divergence = losses.kd(student.logits, require_teacher(teacher).logits.detach(), self.temperature)
-        return {
-            "ce": self.ce_weight * self.label_loss(student, batch),
-            "kd": self.kd_weight * divergence,
-        }
+        return {"ce": self.ce_weight * self.label_loss(student, batch), "kd": self.kd_weight * divergence}

@@ -31,16 +31,13 @@ class Block(nn.Module):
     def __init__(self, in_chs: int, width: int, out_chs: int, stride: int) -> None:
         super().__init__()
         self.conv3: nn.Conv2d | None = None
-        if out_chs == width:
-            self.conv1 = nn.Conv2d(in_chs, width, 3, stride, padding=1, bias=False)
-            self.bn1 = nn.BatchNorm2d(width)
-            self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-            self.bn2 = nn.BatchNorm2d(width)
-        else:
-            self.conv1 = nn.Conv2d(in_chs, width, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(width)
-            self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
-            self.bn2 = nn.BatchNorm2d(width)
+        is_basic = out_chs == width
+        kernel, first_stride, second_stride = (3, stride, 1) if is_basic else (1, 1, stride)
+        self.conv1 = nn.Conv2d(in_chs, width, kernel, first_stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, second_stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        if not is_basic:
             self.conv3 = nn.Conv2d(width, out_chs, 1, bias=False)
             self.bn3 = nn.BatchNorm2d(out_chs)
         self.shortcut: nn.Sequential | None = None
@@ -62,29 +59,21 @@ class CifarBottleneckResNet(StagedCifarNet):
     Args:
         blocks: Blocks of each stage.
         expansion: Ratio of a block's output channels to its inner channels.
-        num_classes, in_chans: As for ``CifarNet``.
-        global_pool: timm's name of a pooling.
+        **options: As for ``CifarNet``.
     """
 
     classifier_name = "linear"
     timm_feature_cfg = {"out_indices": (0, 1, 2, 3, 4)}
 
-    def __init__(
-        self,
-        blocks: tuple[int, int, int, int],
-        expansion: int,
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-    ) -> None:
+    def __init__(self, blocks: tuple[int, int, int, int], expansion: int, **options: Any) -> None:
         widths = (WIDTHS[0], *(width * expansion for width in WIDTHS))
-        super().__init__(widths, (1, 1, 2, 4, 8), 3, num_classes, in_chans)
+        super().__init__(widths, (1, 1, 2, 4, 8), 3, **options)
         for index, (count, width) in enumerate(zip(blocks, WIDTHS, strict=True)):
             in_chs, out_chs = widths[index : index + 2]
             first = Block(in_chs, width, out_chs, 1 if index == 0 else 2)
             others = (Block(out_chs, width, out_chs, 1) for _ in range(count - 1))
             self.add_module(f"layer{index + 1}", Stage(first, *others))
-        self.linear = self.make_classifier(widths[-1], global_pool)
+        self.linear = self.make_classifier(widths[-1])
         self.apply(self.initialise)
 
     initialise = staticmethod(CifarResNet.initialise)

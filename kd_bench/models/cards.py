@@ -29,12 +29,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Accuracy(Settings):
-    """A published top-1 accuracy.
-
-    Attributes:
-        value: In percent.
-        source: Publication of the value.
-    """
+    """A published top-1 accuracy in percent, and its publication."""
 
     value: Percent
     source: Text
@@ -75,11 +70,7 @@ class Weights(Settings):
 
 
 class TrainedBy(Settings):
-    """The recipe that trains the network.
-
-    Attributes:
-        recipe: Name of the recipe, e.g. ``cifar100/teachers``.
-    """
+    """The recipe that trains the network, e.g. ``cifar100/teachers``."""
 
     recipe: Text
 
@@ -174,11 +165,7 @@ _CONTENTS: dict[Role, type[TeacherFile]] = {"teachers": TeacherFile, "students":
 
 
 def load_all(role: Role, dataset: str | None = None) -> list[Card]:
-    """Returns the cards, sorted by data set and name.
-
-    Args:
-        role: Teachers or students.
-        dataset: Only cards of this data set; None for all.
+    """Returns the cards, sorted by data set and name; of all data sets if ``dataset`` is None.
 
     Raises:
         UserError: If a card is not valid YAML, or has an invalid key or value.
@@ -191,8 +178,7 @@ def load(role: Role, dataset: str, name: str, context: str = "") -> Card:
     """Returns one card.
 
     Args:
-        role: Teachers or students.
-        dataset: Name of the data set.
+        role, dataset: The card's folder.
         name: Name of the card, or of the network as for ``registry.resolve``: "resnet32x4", "cifar_resnet32x4" and
             "ResNet32x4" are the same.
         context: Where the name was written, for the error.

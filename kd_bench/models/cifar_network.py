@@ -43,6 +43,7 @@ class CifarNet(nn.Module, ABC):
     Args:
         num_classes: Width of the classifier; 0 for none.
         in_chans: Channels of the images.
+        global_pool: timm's name of a pooling.
     """
 
     classifier_name: ClassVar[str] = "fc"
@@ -54,10 +55,9 @@ class CifarNet(nn.Module, ABC):
     feature_info: list[dict[str, Any]]
     """Result of the function ``feature_info``."""
 
-    def __init__(self, num_classes: int, in_chans: int) -> None:
+    def __init__(self, num_classes: int = 100, in_chans: int = 3, global_pool: str = "avg") -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.in_chans = in_chans
+        self.num_classes, self.in_chans, self._pool_type = num_classes, in_chans, global_pool
 
     @abstractmethod
     def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
@@ -76,11 +76,11 @@ class CifarNet(nn.Module, ABC):
     def initialise(layer: nn.Module) -> None:
         """Sets the published initial weights of one layer; called for each layer."""
 
-    def make_classifier(self, num_features: int, global_pool: str) -> nn.Module:
+    def make_classifier(self, num_features: int) -> nn.Module:
         """Sets the pooling and the feature counts, and returns the classifier, which the subclass assigns."""
         self.num_features = self.head_hidden_size = num_features
         classifier: nn.Module
-        self.global_pool, classifier = create_classifier(num_features, self.num_classes, pool_type=global_pool)
+        self.global_pool, classifier = create_classifier(num_features, self.num_classes, pool_type=self._pool_type)
         return classifier
 
     def get_classifier(self) -> nn.Module:
@@ -94,9 +94,9 @@ class CifarNet(nn.Module, ABC):
             num_classes: Width of the new classifier; 0 removes the classifier.
             global_pool: timm's name of a pooling; None keeps the current one.
         """
-        self.num_classes = num_classes
+        self.num_classes, self._pool_type = num_classes, global_pool or self._pool_type
         like = next(self.parameters())
-        classifier = self.make_classifier(self.num_features, global_pool or self.global_pool.pool_type)
+        classifier = self.make_classifier(self.num_features)
         classifier.apply(self.initialise)
         self.set_submodule(self.classifier_name, classifier.to(like.device, like.dtype))
 
@@ -166,14 +166,12 @@ class StagedCifarNet(CifarNet):
         widths: Channels of the stem and of the stages.
         reductions: Reduction of the image's size by the stem and by the stages.
         stem_kernel: Kernel size of the stem's convolution.
-        num_classes, in_chans: As for ``CifarNet``.
+        **options: As for ``CifarNet``.
     """
 
-    def __init__(
-        self, widths: Sequence[int], reductions: Sequence[int], stem_kernel: int, num_classes: int, in_chans: int
-    ) -> None:
-        super().__init__(num_classes, in_chans)
-        self.conv1 = nn.Conv2d(in_chans, widths[0], stem_kernel, padding=stem_kernel // 2, bias=False)
+    def __init__(self, widths: Sequence[int], reductions: Sequence[int], stem_kernel: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.conv1 = nn.Conv2d(self.in_chans, widths[0], stem_kernel, padding=stem_kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
         self.feature_info = feature_info(
@@ -214,9 +212,7 @@ def register_model(entry: Entry) -> Entry:
 def cifar_cfgs(*names: str, **overrides: Any) -> Any:
     """Returns timm's configurations of networks for CIFAR-100: no weights, the published teachers' normalisation.
 
-    Args:
-        *names: The registered names.
-        **overrides: Values of the configuration that differ.
+    ``overrides`` are the values that differ.
     """
     cfg: dict[str, Any] = {
         "num_classes": 100,
@@ -235,14 +231,10 @@ def cifar_cfgs(*names: str, **overrides: Any) -> Any:
 def build(cls: type[CifarNet], name: str, pretrained: bool, **kwargs: Any) -> CifarNet:
     """Builds a registered network as timm builds its own; every function with ``register_model`` calls it.
 
-    Args:
-        cls: The network's class.
-        name: The registered name.
-        pretrained: Whether to load the weights that timm's configuration names.
-        **kwargs: Arguments of the class and of timm's builder.
+    ``kwargs`` are arguments of the class and of timm's builder.
 
     Raises:
-        UserError: If ``pretrained`` is true and the configuration names no file.
+        UserError: If ``pretrained`` is true and timm's configuration names no file of weights.
     """
     cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     if pretrained and not (cfg.has_weights or cfg.state_dict):

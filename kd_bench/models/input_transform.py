@@ -22,8 +22,7 @@ class InputTransform(nn.Module):
         network: The network; its ``pretrained_cfg`` has its mean and std.
         settings: The network's input settings.
         image_size: Height and width of the data set's images.
-        mean: Channel mean of the data set, for images scaled to 0..1.
-        std: As ``mean``.
+        mean, std: Of the data set's channels, for images scaled to 0..1.
         channels_last: Whether to convert the images to the channels-last memory format.
 
     Raises:

@@ -62,26 +62,18 @@ class CifarMobileNetV2(CifarNet):
     Args:
         width: Multiple of the paper's channels; the head has at least 1280 channels.
         expansion: Ratio of a block's inner channels to its input channels, in all groups except the first, which has 1.
-        num_classes, in_chans: As for ``CifarNet``.
-        global_pool: timm's name of a pooling.
+        **options: As for ``CifarNet``.
     """
 
     classifier_name = "classifier.0"
     # timm reads stages from inside Sequential modules only if it flattens them.
     timm_feature_cfg = {"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True}
 
-    def __init__(
-        self,
-        width: float,
-        expansion: int,
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-    ) -> None:
-        super().__init__(num_classes, in_chans)
+    def __init__(self, width: float, expansion: int, **options: Any) -> None:
+        super().__init__(**options)
         stem, head = int(32 * width), int(1280 * max(1.0, width))
         widths = [int(width * chs) for chs, _, _ in BLOCKS]
-        self.conv1 = _conv(in_chans, stem, 3, stride=2)
+        self.conv1 = _conv(self.in_chans, stem, 3, stride=2)
         self.blocks = nn.Sequential()
         in_chs = stem
         for index, (out_chs, (_, depth, stride)) in enumerate(zip(widths, BLOCKS, strict=True)):
@@ -93,7 +85,7 @@ class CifarMobileNetV2(CifarNet):
             (2, 2, 4, 8, 16),
             ["conv1.2", *(f"blocks.{index}" for index in STAGE_ENDS)],
         )
-        self.classifier = nn.Sequential(self.make_classifier(head, global_pool))
+        self.classifier = nn.Sequential(self.make_classifier(head))
         self.apply(self.initialise)
 
     @staticmethod

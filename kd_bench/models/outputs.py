@@ -36,12 +36,8 @@ def observe(model: nn.Module, images: Tensor, needs: frozenset[Output]) -> Outpu
 def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -> Shapes:
     """Returns the shapes, without the batch dimension, of the outputs of ``observe`` for one image.
 
-    Runs one forward pass in evaluation mode without gradients, which does not change the network.
-
-    Args:
-        model: As for ``observe``.
-        image: (C, H, W) of the images.
-        needs: As for ``observe``.
+    Runs one forward pass in evaluation mode without gradients, which does not change the network. ``image`` is the
+    (C, H, W) of an image.
 
     Raises:
         UserError: If the network lacks an output, or cannot process images of this size.
@@ -61,10 +57,6 @@ def preact_norms(model: nn.Module, image: tuple[int, ...]) -> tuple[tuple[Tensor
 
     Runs one forward pass, as ``shapes`` does. For a pre-activation that is a sum it is the batch norm at the end of the
     residual branch.
-
-    Args:
-        model: As for ``observe``.
-        image: (C, H, W) of the images.
 
     Returns:
         One entry per pre-activation of ``observe``: copies of scale and shift, (C,) each; None if the pre-activation is

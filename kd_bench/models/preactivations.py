@@ -72,13 +72,9 @@ def stage_activations(network: nn.Module, image: tuple[int, ...]) -> tuple[Activ
 def share_stage_activations(
     network: nn.Module, other: nn.Module, image: tuple[int, ...], needs: frozenset[Output]
 ) -> None:
-    """Copies the cached activations to a copy of a network whose batch norms, which the search reads, will be removed.
+    """Copies the cached activations to ``other``, a copy of the network whose batch norms will be removed.
 
-    Args:
-        network: As for ``stage_activations``.
-        other: The copy, whose activations have the same names.
-        image: As for ``stage_activations``.
-        needs: Outputs requested from both; nothing is copied without "preacts", or with our ``forward_stages``.
+    The search reads batch norms. Nothing is copied if ``needs`` lacks "preacts", or with our ``forward_stages``.
     """
     if "preacts" in needs and not hasattr(network, "forward_stages"):
         _cache[other] = stage_activations(network, image)
@@ -90,14 +86,9 @@ def capture_preacts(
 ) -> Iterator[Callable[[list[Tensor]], list[Tensor]]]:
     """Captures the inputs of the activations in the one forward pass that runs inside.
 
-    The network's computation does not change: a pre-activation that will be overwritten is copied.
-
-    Args:
-        network: The network.
-        activations: Result of ``stage_activations``.
-
-    Yields:
-        A function to call after the pass. It maps the stages to their pre-activations, (B, C, H, W) each.
+    The network's computation does not change: a pre-activation that will be overwritten is copied. ``activations`` are
+    the result of ``stage_activations``. Yields a function to call after the pass. It maps the stages to their
+    pre-activations, (B, C, H, W) each.
     """
     activations = tuple(activations)
     calls: dict[str, dict[int, bool]] = {}

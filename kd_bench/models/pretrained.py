@@ -5,20 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kd_bench.models.cards import Card
 from kd_bench.models.registry import PREFIX
+from kd_bench.utils import download
 from kd_bench.utils.errors import RunFailed, UserError, first_line
+from kd_bench.utils.files import sha256
 from kd_bench.utils.paths import cache_folder
-
-if TYPE_CHECKING:
-    from kd_bench.utils.download import DownloadedFile
-
-Progress = Callable[[int, int | None], None]
 
 #: Seconds to wait for a connection to the hub.
 _HUB_TIMEOUT = 10.0
@@ -55,9 +50,10 @@ def require_weights(card: Card | None, name: str, dataset: str, context: str) ->
 def manual_instructions(card: Card) -> str:
     """Returns instructions for a machine without a network: what to download, where to put it, how to name it."""
     if card.timm:
-        repository, file = _hub_file(card)
-        size = f", about {_size(4 * card.parameters)}" if card.parameters else ""
-        files = f"{file} of {repository} ({_hub_url(repository, file)}{size})"
+        repository, file, url = _hub_file(card)
+        size = 4 * (card.parameters or 0)
+        about = f", about {size / 1e9:.2f} GB" if size >= 1e9 else f", about {size / 1e6:.0f} MB" if size else ""
+        files = f"{file} of {repository} ({url}{about})"
     else:
         files = " or ".join(
             f"{source.url}{f', in it {source.member}' if source.member else ''}" for source in card.weights
@@ -68,15 +64,13 @@ def manual_instructions(card: Card) -> str:
     )
 
 
-def fetch(card: Card, progress: Progress | None = None) -> DownloadedFile:
+def fetch(card: Card, progress: download.Progress | None = None) -> download.DownloadedFile:
     """Downloads a card's weights from the first mirror that has them.
 
     Raises:
         UserError: If the card names no weights.
         RunFailed: If no mirror sends the expected file.
     """
-    from kd_bench.utils import download
-
     if card.timm:
         return _fetch_from_timm(card)
     if not card.weights:
@@ -93,10 +87,7 @@ def fetch(card: Card, progress: Progress | None = None) -> DownloadedFile:
     raise RunFailed("; ".join([*failures, manual_instructions(card)]))
 
 
-def _fetch_from_timm(card: Card) -> DownloadedFile:
-    from kd_bench.utils.download import DownloadedFile
-    from kd_bench.utils.files import sha256
-
+def _fetch_from_timm(card: Card) -> download.DownloadedFile:
     path = weights_path(card)
     if not path.is_file():
         import timm
@@ -113,29 +104,21 @@ def _fetch_from_timm(card: Card) -> DownloadedFile:
             raise RunFailed(f"{card.model}: {reason}; {manual_instructions(card)}") from None
         path.parent.mkdir(parents=True, exist_ok=True)
         weights.write(path, network.state_dict(), {"model": card.model})
-    return DownloadedFile(path=path, sha256=sha256(path), url=f"timm:{card.model}", pinned=False)
+    return download.DownloadedFile(path=path, sha256=sha256(path), url=f"timm:{card.model}", pinned=False)
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _hub_file(card: Card) -> tuple[str, str]:
-    """Returns repository and file of a network's weights on the public hub."""
+def _hub_file(card: Card) -> tuple[str, str, str]:
+    """Returns repository, file and URL of a network's weights on the public hub."""
     import timm
+    from huggingface_hub import hf_hub_url
     from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
     cfg = timm.get_pretrained_cfg(card.model)
-    return cfg.hf_hub_id, cfg.hf_hub_filename or HF_SAFE_WEIGHTS_NAME
+    file = cfg.hf_hub_filename or HF_SAFE_WEIGHTS_NAME
+    return cfg.hf_hub_id, file, hf_hub_url(cfg.hf_hub_id, file)
 
 
-def _hub_url(repository: str, file: str) -> str:
-    from huggingface_hub import hf_hub_url
-
-    return hf_hub_url(repository, file)
-
-
-def _hub_reachable(repository: str, file: str) -> bool:
+def _hub_reachable(repository: str, file: str, url: str) -> bool:
     """Returns whether the file is cached or the hub accepts a connection; the hub's client would need a minute."""
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -143,12 +126,12 @@ def _hub_reachable(repository: str, file: str) -> bool:
         return True
     if constants.HF_HUB_OFFLINE:
         return False
-    url = urlsplit(_hub_url(repository, file))
-    if urllib.request.getproxies().get(url.scheme):
+    parts = urlsplit(url)
+    if urllib.request.getproxies().get(parts.scheme):
         return True  # a proxy may reach the hub
-    port = url.port or (80 if url.scheme == "http" else 443)
+    port = parts.port or (80 if parts.scheme == "http" else 443)
     try:
-        socket.create_connection((url.hostname, port), _HUB_TIMEOUT).close()
+        socket.create_connection((parts.hostname, port), _HUB_TIMEOUT).close()
     except OSError:
         return False
     return True

@@ -42,7 +42,8 @@ def own_models() -> dict[str, str]:
 
 def offered_models() -> dict[str, str]:
     """Returns name and first docstring line of every network that an installed package offers."""
-    return {name: describe(name).partition("\n")[0] for name in plugins.entry_point_names(MODEL)}
+    names = plugins.entry_point_names(MODEL)
+    return {name: plugins.find(MODEL, name).check().doc.partition("\n")[0] for name in names}
 
 
 def register() -> None:
@@ -56,11 +57,9 @@ def resolve(name: str, context: str = "", *, prefix: str = PREFIX) -> str:
 
     Our networks are found first, with or without ``prefix`` or by their published name: "resnet20" and "cifar_resnet20"
     are the same network. Then come timm's names, with or without a pretrained tag, and then those of installed
-    packages. ``path/to/file.py:name`` is a user's network.
+    packages. ``path/to/file.py:name`` is a user's network. ``context`` is where the name was written, for the error.
 
     Args:
-        name: Name written by the user.
-        context: Where it was written, for the error.
         prefix: Prefix that may be left out; pass "" if the images are not those that our networks are made for.
 
     Raises:
@@ -84,35 +83,10 @@ def resolve(name: str, context: str = "", *, prefix: str = PREFIX) -> str:
     raise unknown("model", name, choices if nearest(name, choices) else short, context)
 
 
-def describe(name: str, context: str = "") -> str:
-    """Returns the docstring of a user's network.
-
-    Raises:
-        UserError: As ``resolve``.
-    """
-    return plugins.find(MODEL, name, own_models(), context).check(context).doc
-
-
 def source_hash(name: str) -> str | None:
-    """Returns the SHA-256 of a plug-in's file; None for a network of ours or timm's.
-
-    Args:
-        name: Name returned by ``resolve``.
-
-    Raises:
-        UserError: If there is no such file.
-    """
+    """Returns the SHA-256 of a plug-in's file; None for a network of ours or timm's."""
     plugin = _plugin(name)
     return plugin.hash() if plugin else None
-
-
-def check_source(name: str, planned: str | None) -> None:
-    """Checks that the source of a network is the one that its trial was planned with.
-
-    Raises:
-        UserError: If the file has changed since, or does not exist.
-    """
-    plugins.refuse_changes(name, source_hash(name), planned)
 
 
 def create(name: str, num_classes: int, image_size: int | None = None, **kwargs: Any) -> nn.Module:
@@ -151,11 +125,8 @@ def create(name: str, num_classes: int, image_size: int | None = None, **kwargs:
 
 def _plugin(name: str, context: str = "") -> Plugin | None:
     """Returns the plug-in of a name; None for a network of ours or timm's, and for an unknown name."""
-    if plugins.is_file_name(name):
-        return plugins.find(MODEL, name, (), context)
-    if name in own_models() or name not in plugins.entry_point_names(MODEL) or _is_timm_model(name):
-        return None
-    return plugins.find(MODEL, name, (), context)
+    offered = name in plugins.entry_point_names(MODEL) and name not in own_models() and not _is_timm_model(name)
+    return plugins.find(MODEL, name, (), context) if offered or plugins.is_file_name(name) else None
 
 
 def _is_timm_model(name: str) -> bool:
@@ -178,15 +149,11 @@ def _create_plugin(plugin: Plugin, num_classes: int, image_size: int | None, kwa
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
         raise UserError(f"model {plugin.name}: should be a torch.nn.Module with parameters, not {network!r:.60}")
     if image_size is not None:
-        try:
-            with dry_run(network, (3, image_size, image_size)) as black:
-                logits = network(black)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"model {plugin.name}: its forward pass failed: {plugins.format_error(error)}") from error
+        failed = plugins.one_sentence(f"model {plugin.name}: its forward pass failed", UserError)
+        with failed, dry_run(network, (3, image_size, image_size)) as black:
+            logits = network(black)
         if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
-            shape = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
                 f"model {plugin.name}: should return logits (B, {num_classes}) for images (B, 3, {image_size}, "
                 f"{image_size}); for one image it returns {shape}"

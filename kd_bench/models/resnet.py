@@ -47,24 +47,16 @@ class CifarResNet(StagedCifarNet):
     Args:
         depth: 6 n + 2 for n blocks per stage.
         widths: Channels of the stem and of the three stages.
-        num_classes, in_chans: As for ``CifarNet``.
-        global_pool: timm's name of a pooling.
+        **options: As for ``CifarNet``.
     """
 
-    def __init__(
-        self,
-        depth: int,
-        widths: tuple[int, int, int, int] = WIDTHS,
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-    ) -> None:
-        super().__init__(widths, (1, 1, 2, 4), 3, num_classes, in_chans)
+    def __init__(self, depth: int, widths: tuple[int, int, int, int] = WIDTHS, **options: Any) -> None:
+        super().__init__(widths, (1, 1, 2, 4), 3, **options)
         for index, (in_chs, out_chs) in enumerate(itertools.pairwise(widths), 1):
-            blocks = [BasicBlock(in_chs, out_chs, 1 if index == 1 else 2)]
-            blocks += [BasicBlock(out_chs, out_chs, 1) for _ in range((depth - 2) // 6 - 1)]
-            self.add_module(f"layer{index}", Stage(*blocks))
-        self.fc = self.make_classifier(widths[3], global_pool)
+            first = BasicBlock(in_chs, out_chs, 1 if index == 1 else 2)
+            others = (BasicBlock(out_chs, out_chs, 1) for _ in range((depth - 2) // 6 - 1))
+            self.add_module(f"layer{index}", Stage(first, *others))
+        self.fc = self.make_classifier(widths[3])
         self.apply(self.initialise)
 
     @staticmethod

@@ -79,18 +79,17 @@ class CifarShuffleNetV1(StagedCifarNet):
 
     Args:
         groups: Groups of the 1x1 convolutions; the first convolution is not grouped, because the stem has few channels.
-        num_classes, in_chans: As for ``CifarNet``.
-        global_pool: timm's name of a pooling.
+        **options: As for ``CifarNet``.
     """
 
     classifier_name = "linear"
 
-    def __init__(self, groups: int, num_classes: int = 100, in_chans: int = 3, global_pool: str = "avg") -> None:
-        super().__init__(WIDTHS, (1, 2, 4, 8), 1, num_classes, in_chans)
+    def __init__(self, groups: int, **options: Any) -> None:
+        super().__init__(WIDTHS, (1, 2, 4, 8), 1, **options)
         self.layer1 = _stage(WIDTHS[0], WIDTHS[1], DEPTHS[0], groups, first_groups=1)
         self.layer2 = _stage(WIDTHS[1], WIDTHS[2], DEPTHS[1], groups, first_groups=groups)
         self.layer3 = _stage(WIDTHS[2], WIDTHS[3], DEPTHS[2], groups, first_groups=groups)
-        self.linear = self.make_classifier(WIDTHS[3], global_pool)
+        self.linear = self.make_classifier(WIDTHS[3])
 
 
 def _stage(in_chs: int, out_chs: int, depth: int, groups: int, first_groups: int) -> Stage:

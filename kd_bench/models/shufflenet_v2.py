@@ -122,27 +122,19 @@ class CifarShuffleNetV2(StagedCifarNet):
     ReLU.
 
     Args:
-        widths: Channels of the stem, of the three stages and of the head.
-        num_classes, in_chans: As for ``CifarNet``.
-        global_pool: timm's name of a pooling.
+        **options: As for ``CifarNet``.
     """
 
     classifier_name = "linear"
 
-    def __init__(
-        self,
-        widths: tuple[int, int, int, int, int] = WIDTHS,
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-    ) -> None:
-        super().__init__(widths[:4], (1, 2, 4, 8), 1, num_classes, in_chans)
-        self.layer1 = _stage(widths[0], widths[1], DEPTHS[0])
-        self.layer2 = _stage(widths[1], widths[2], DEPTHS[1])
-        self.layer3 = _stage(widths[2], widths[3], DEPTHS[2])
-        self.conv2 = nn.Conv2d(widths[3], widths[4], 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(widths[4])
-        self.linear = self.make_classifier(widths[4], global_pool)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(WIDTHS[:4], (1, 2, 4, 8), 1, **options)
+        self.layer1 = _stage(WIDTHS[0], WIDTHS[1], DEPTHS[0])
+        self.layer2 = _stage(WIDTHS[1], WIDTHS[2], DEPTHS[1])
+        self.layer3 = _stage(WIDTHS[2], WIDTHS[3], DEPTHS[2])
+        self.conv2 = nn.Conv2d(WIDTHS[3], WIDTHS[4], 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(WIDTHS[4])
+        self.linear = self.make_classifier(WIDTHS[4])
 
     def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
         """See ``CifarNet.forward_stages``."""

@@ -64,8 +64,7 @@ class CifarSwishWideResNet(CifarNet):
         mean: Channel mean, for images scaled to 0..1. None for that of the published networks: CIFAR-10's for ten
             classes, else CIFAR-100's; its average over the channels if ``in_chans`` is not 3.
         std: As ``mean``.
-        num_classes, in_chans: As for ``CifarNet``.
-        global_pool: timm's name of a pooling.
+        **options: As for ``CifarNet``.
     """
 
     classifier_name = "logits"
@@ -78,26 +77,24 @@ class CifarSwishWideResNet(CifarNet):
         width: int,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
+        **options: Any,
     ) -> None:
-        super().__init__(num_classes, in_chans)
+        super().__init__(**options)
         blocks = (depth - 4) // 6
         widths = (16, 16 * width, 32 * width, 64 * width)
         self.mean: Tensor
         self.std: Tensor
-        published = CIFAR10 if num_classes == 10 else CIFAR100
+        published = CIFAR10 if self.num_classes == 10 else CIFAR100
         for name, values, default in zip(("mean", "std"), (mean, std), published, strict=True):
-            by_default = default if in_chans == len(default) else [sum(default) / len(default)] * in_chans
+            by_default = default if self.in_chans == len(default) else [sum(default) / len(default)] * self.in_chans
             tensor = torch.tensor(by_default if values is None else values)
             self.register_buffer(name, tensor.view(-1, 1, 1), persistent=False)
-        self.init_conv = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
+        self.init_conv = nn.Conv2d(self.in_chans, widths[0], 3, padding=1, bias=False)
         stages = zip(widths[:-1], widths[1:], (1, 2, 2), strict=True)
         self.layer = nn.Sequential(*(PreActStage("block", SwishBlock, blocks, *stage) for stage in stages))
         self.batchnorm = nn.BatchNorm2d(widths[3], momentum=MOMENTUM)
         self.feature_info = feature_info(widths, (1, 1, 2, 4), ("init_conv", "layer.0", "layer.1", "layer.2"))
-        self.logits = self.make_classifier(widths[3], global_pool)
+        self.logits = self.make_classifier(widths[3])
         self.apply(self.initialise)
         self.register_load_state_dict_pre_hook(_take_normalisation)
 

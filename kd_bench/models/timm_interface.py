@@ -14,6 +14,18 @@ from kd_bench.utils.errors import UserError, first_line
 
 
 @contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, the network and its submodules are in evaluation mode. Afterwards each has its former mode."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
 def dry_run(network: nn.Module, image: tuple[int, ...]) -> Iterator[Tensor]:
     """Puts a network in evaluation mode, without autocast, and yields a black image for it, (1, C, H, W).
 
@@ -27,33 +39,23 @@ def dry_run(network: nn.Module, image: tuple[int, ...]) -> Iterator[Tensor]:
     Raises:
         UserError: If the network cannot process the image.
     """
-    modes = {module: module.training for module in network.modules()}
     like = next(network.parameters())
     try:
-        network.eval()
         has_autocast = torch.amp.is_autocast_available(like.device.type)  # the "meta" device has none
         no_autocast = torch.autocast(like.device.type, enabled=False) if has_autocast else nullcontext()
-        with torch.inference_mode(False), torch.enable_grad(), no_autocast:
+        with evaluation_mode(network), torch.inference_mode(False), torch.enable_grad(), no_autocast:
             yield torch.zeros(1, *image, device=like.device, dtype=like.dtype, requires_grad=True)
     except (RuntimeError, AssertionError, ValueError) as error:
         size = "x".join(map(str, image))
         reason = f" ({first_line(error)})" if str(error).strip() else ""
         raise UserError(f"model {_name(network)}: cannot take images of {size}{reason}") from None
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def intermediates(network: Any, images: Tensor, output: Output) -> tuple[Tensor, list[Tensor]]:
     """Returns the final features and the stages, (B, C, H, W) each, of timm's ``forward_intermediates``.
 
-    Args:
-        network: A network with timm's interface.
-        images: (B, C, H, W).
-        output: Output that needs the stages, for the error.
-
     Raises:
-        UserError: If the network has no such stages.
+        UserError: If the network has no such stages; names the output that needs them.
     """
     if not hasattr(network, "forward_intermediates"):
         raise missing_output(network, output, "it has no forward_intermediates")

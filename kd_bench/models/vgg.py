@@ -31,26 +31,21 @@ class CifarVGG(CifarNet):
 
     Args:
         blocks: Convolutions of each stage.
-        num_classes, in_chans: As for ``CifarNet``.
-        global_pool: timm's name of a pooling.
+        **options: As for ``CifarNet``.
     """
 
     classifier_name = "classifier"
     # By default timm runs the modules one after another, without the poolings between them.
     timm_feature_cfg = {"out_indices": (0, 1, 2, 3, 4), "feature_cls": "getter"}
 
-    def __init__(
-        self, blocks: tuple[int, ...], num_classes: int = 100, in_chans: int = 3, global_pool: str = "avg"
-    ) -> None:
-        super().__init__(num_classes, in_chans)
-        for index, (convolutions, in_chs, width) in enumerate(zip(blocks, (in_chans, *WIDTHS), WIDTHS, strict=False)):
-            self.add_module(f"block{index}", _block(in_chs, width, convolutions))
-        # The ReLUs at the ends of the stages are modules, so that timm can name them.
-        for index in range(len(WIDTHS)):
-            self.add_module(f"relu{index}", nn.ReLU())
-        modules = [f"relu{index}" for index in range(len(WIDTHS))]
-        self.feature_info = feature_info(WIDTHS, (1, 2, 4, 8, 8), modules)
-        self.classifier = self.make_classifier(WIDTHS[-1], global_pool)
+    def __init__(self, blocks: tuple[int, ...], **options: Any) -> None:
+        super().__init__(**options)
+        in_chs = (self.in_chans, *WIDTHS)
+        for index, (convolutions, width) in enumerate(zip(blocks, WIDTHS, strict=True)):
+            self.add_module(f"block{index}", _block(in_chs[index], width, convolutions))
+            self.add_module(f"relu{index}", nn.ReLU())  # a module, so that timm can name the end of the stage
+        self.feature_info = feature_info(WIDTHS, (1, 2, 4, 8, 8), [f"relu{index}" for index in range(len(WIDTHS))])
+        self.classifier = self.make_classifier(WIDTHS[-1])
         self.apply(self.initialise)
 
     @staticmethod

@@ -132,15 +132,9 @@ def num_classes(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
 
 
 def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Writes safetensors atomically; the bytes depend only on the weights and the metadata.
+    """Writes safetensors atomically, and returns the SHA-256 of the file.
 
-    Args:
-        path: The file.
-        state: A state dict.
-        metadata: Plain values to store in the file; ``read_metadata`` returns them.
-
-    Returns:
-        SHA-256 of the file.
+    The bytes depend only on the weights and the metadata: plain values, which ``read_metadata`` returns.
 
     Raises:
         OSError: If the file cannot be written.

@@ -90,30 +90,21 @@ class CifarWideResNet(CifarNet):
         depth: 6 n + 4 for n blocks per stage.
         width: Multiple of the stages' 16, 32 and 64 channels.
         drop_rate: Probability of dropout between the convolutions of a block.
-        num_classes, in_chans: As for ``CifarNet``.
-        global_pool: timm's name of a pooling.
+        **options: As for ``CifarNet``.
     """
 
-    def __init__(
-        self,
-        depth: int,
-        width: int,
-        drop_rate: float = 0.0,
-        num_classes: int = 100,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-    ) -> None:
-        super().__init__(num_classes, in_chans)
+    def __init__(self, depth: int, width: int, drop_rate: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
         blocks = (depth - 4) // 6
         widths = (16, 16 * width, 32 * width, 64 * width)
-        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(self.in_chans, widths[0], 3, padding=1, bias=False)
         block = functools.partial(PreActBlock, drop_rate=drop_rate)
         self.block1 = PreActStage("layer", block, blocks, widths[0], widths[1], stride=1)
         self.block2 = PreActStage("layer", block, blocks, widths[1], widths[2], stride=2)
         self.block3 = PreActStage("layer", block, blocks, widths[2], widths[3], stride=2)
         self.bn1 = nn.BatchNorm2d(widths[3])
         self.feature_info = feature_info(widths, (1, 1, 2, 4), ("conv1", "block1", "block2", "block3"))
-        self.fc = self.make_classifier(widths[3], global_pool)
+        self.fc = self.make_classifier(widths[3])
         self.apply(self.initialise)
         self.register_load_state_dict_pre_hook(_ignore_sub_block1)
 

@@ -93,15 +93,10 @@ def _table6(rows: Sequence[dict[str, str]]) -> tuple[list[list[str]], dict[str, 
                 ranks[method][at + 2] = rank
     groups: dict[str, list[TableRow]] = {family: [] for family in FAMILIES}
     for method, family in methods.items():
-        values = [_value(cells.get((method, *pair))) for pair in of_pair]
+        results = [cells.get((method, *pair), {"top1": "", "std": ""}) for pair in of_pair]
+        values = [" ± ".join(filter(None, (row["top1"], row["std"]))) for row in results]
         groups[family].append(TableRow([family * (not groups[family]), method, *values], ranks=ranks[method]))
     return heads, groups
-
-
-def _value(row: dict[str, str] | None) -> str:
-    if row is None:
-        return ""
-    return f"{row['top1']} ± {row['std']}" if row["std"] else row["top1"]
 
 
 def _rows(number: int) -> list[dict[str, str]]:

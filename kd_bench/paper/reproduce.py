@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -287,12 +289,9 @@ def _with_weights(part: Part, weights: Mapping[str, str]) -> Part:
     networks = {trial.teacher for trial in part.planned}
     teachers = {name: {"weights": file} for name, file in weights.items() if name in networks}
     recipe = part.recipe.model_copy(update={"teachers": teachers})
-    cells = {_cell(trial) for trial in part.planned}
-    return replace(part, recipe=recipe, planned=[one for one in plan(recipe, part.context) if _cell(one) in cells])
-
-
-def _cell(trial: PlannedTrial) -> tuple[str, str, str, int]:
-    return trial.teacher, trial.student, trial.label, trial.seed
+    cell = attrgetter("teacher", "student", "label", "seed")
+    cells = set(map(cell, part.planned))
+    return replace(part, recipe=recipe, planned=[trial for trial in plan(recipe, part.context) if cell(trial) in cells])
 
 
 def _image_folder(data: Path, generated: Path) -> tuple[tuple[str, ...], str]:
@@ -306,12 +305,11 @@ def _image_folder(data: Path, generated: Path) -> tuple[tuple[str, ...], str]:
         except UserError:
             continue
     for split, count in IMAGES.items():
-        for label in range(CLASSES):
-            for number in range(count):
-                file = generated / split / f"class{label}" / f"{number}.jpg"
-                if not file.is_file():
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(file, _jpeg(seeding.derive(label, f"smoke/{split}", 0, number)))
+        for label, number in itertools.product(range(CLASSES), range(count)):
+            file = generated / split / f"class{label}" / f"{number}.jpg"
+            if not file.is_file():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(file, _jpeg(seeding.derive(label, f"smoke/{split}", 0, number)))
     settings = "dataset=folder", f"dataset.path={generated.resolve()}"
     return settings, f"generated images, since there is no folder of images in {data}"
 
@@ -366,12 +364,7 @@ def _robustness_table(part: Part, out: Path, note: str) -> Any:
 def costs(part: Part, out: Path) -> list[str]:
     """Returns images per second of each method alone and of all side by side, and the memory that they needed.
 
-    Args:
-        part: The part, after training.
-        out: The results folder.
-
-    Returns:
-        A line for the students of each teacher and seed, and for students without a teacher, if they have results.
+    There is a line for the students of each teacher and seed, and for students without a teacher, if they have results.
     """
     cohorts: dict[tuple[str, str], list[PlannedTrial]] = {}
     for trial in part.planned:

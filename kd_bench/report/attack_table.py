@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from pydantic import ValidationError
-
 from kd_bench.config.attack import Attack, chained, is_pgd, title
-from kd_bench.report.render import DASH, Column, Table, TableRow
-from kd_bench.report.results_frame import trial_columns
+from kd_bench.report.render import DASH, Table, simple_table
+from kd_bench.report.results_frame import teacher_name
 from kd_bench.report.statistics import Difference, MeanAndStd, estimate, paired_difference
+from kd_bench.report.trial_files import read_mapping
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -71,10 +69,10 @@ class Evaluation:
 
 def read_evaluation(file: Path) -> Evaluation | None:
     """Reads a finished evaluation. Returns None if it is not finished or the file is damaged."""
+    content = read_mapping(file, [])
+    if content.get("kind") != "attack" or content.get("status") != "done":
+        return None
     try:
-        content = json.loads(file.read_bytes())
-        if content.get("kind") != "attack" or content.get("status") != "done":
-            return None
         accuracy = {str(name): _percent(value) for name, value in content["accuracy"].items()}
         attack = Attack.model_validate_json(json.dumps(content["attack"]))
         skipped = tuple(map(str, content["skipped"]))
@@ -89,45 +87,23 @@ def read_evaluation(file: Path) -> Evaluation | None:
             warnings=tuple(map(str, content["warnings"])),
             weights=str(content["subject"]["weights"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def read_evaluations(trial: Path) -> list[Evaluation]:
     """Reads the finished evaluations of a trial's present weights, sorted by norm and radius."""
-    try:
-        weights = str(json.loads((trial / "result.json").read_bytes())["weights_sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        weights = None
+    result = read_mapping(trial / "result.json", [])
+    weights = str(result["weights_sha256"]) if "weights_sha256" in result else None
     evaluations = [read_evaluation(file) for file in sorted((trial / FOLDER).glob("*.json"))]
     current = [item for item in evaluations if item is not None and weights in (None, item.weights)]
     return sorted(current, key=lambda evaluation: (evaluation.attack.norm, evaluation.attack.eps))
 
 
-def attack_frame(folder: Path, planned: Sequence[PlannedTrial]) -> pd.DataFrame:
-    """Returns a row for each evaluation of each planned cell.
-
-    Args:
-        folder: The recipe's folder, with a folder for each trial.
-        planned: The trials of the recipe.
-
-    Returns:
-        The columns of ``trial_columns``, ``attack_id``, ``norm``, ``eps``, and ``evaluation``, the ``Evaluation``.
-    """
+def trial_evaluations(folder: Path, planned: Iterable[PlannedTrial]) -> list[tuple[PlannedTrial, Evaluation]]:
+    """Returns each evaluation of each planned cell, from the recipe's folder, which has a folder for each trial."""
     read = cache(read_evaluations)
-    rows = [
-        {
-            **trial_columns(cell),
-            "attack_id": evaluation.attack.id,
-            "norm": evaluation.attack.norm,
-            "eps": evaluation.attack.eps,
-            "evaluation": evaluation,
-        }
-        for cell in planned
-        for evaluation in read(folder / cell.trial_id)
-    ]
-    columns = ["dataset", "teacher", "student", "label", "method", "seed", "trial_id", "attack_id", "norm", "eps"]
-    return pd.DataFrame(rows, columns=[*columns, "evaluation"])
+    return [(cell, evaluation) for cell in planned for evaluation in read(folder / cell.trial_id)]
 
 
 @dataclass(frozen=True)
@@ -155,8 +131,8 @@ class AttackTable:
         rows: The rows.
         baseline: Label that differences are taken to; None for none.
         notes: Sentences below the table.
+        attack: The attack.
         kind: Whether the rows are of methods or of networks.
-        norm_and_eps: Norm and radius of the attack; None for a single network.
     """
 
     title: str
@@ -164,75 +140,54 @@ class AttackTable:
     rows: tuple[AttackRow, ...]
     baseline: str | None
     notes: tuple[str, ...]
+    attack: Attack
     kind: str = "method"
-    norm_and_eps: tuple[str, float] | None = None
 
 
-def summarise_attacks(frame: pd.DataFrame, baseline: str = "kd") -> list[AttackTable]:
+def summarise_attacks(evaluations: Iterable[tuple[PlannedTrial, Evaluation]], baseline: str) -> list[AttackTable]:
     """Returns tables of clean and robust accuracy by method, one for each pair and attack.
 
     Args:
-        frame: From ``attack_frame``.
+        evaluations: From ``trial_evaluations``.
         baseline: Label of the row that the others are compared with.
     """
-    keys = ["dataset", "teacher", "student", "norm", "eps", "attack_id"]
-    return [
-        _attack_table(f"{teacher} → {student}" if teacher else str(student), str(dataset), rows, baseline)
-        for (dataset, teacher, student, *_), rows in frame.groupby(keys, sort=False)
-    ]
+    tables: dict[tuple[str, str], dict[str, dict[int, Evaluation]]] = {}
+    for cell, evaluation in evaluations:
+        teacher = teacher_name(cell)
+        networks = f"{teacher} → {cell.student}" if teacher else cell.student
+        by_label = tables.setdefault((f"{networks} on {cell.dataset}", evaluation.attack.id), {})
+        by_label.setdefault(cell.label, {})[cell.seed] = evaluation
+    return [_attack_table(title, by_label, baseline) for (title, _), by_label in tables.items()]
 
 
-def _attack_table(networks: str, dataset: str, frame: pd.DataFrame, baseline: str) -> AttackTable:
-    evaluations: list[Evaluation] = frame["evaluation"].tolist()
+def _attack_table(title: str, by_label: dict[str, dict[int, Evaluation]], baseline: str) -> AttackTable:
+    """The table of evaluations of one attack, by label and seed."""
+    evaluations = [evaluation for by_seed in by_label.values() for evaluation in by_seed.values()]
     first, columns = evaluations[0], evaluations[0].columns
     last = list(columns)[-1]
-    by_label: dict[str, dict[int, Evaluation]] = {}
-    for label, seed, evaluation in zip(frame["label"], frame["seed"], evaluations, strict=True):
-        by_label.setdefault(label, {})[seed] = evaluation
     robust = {
         label: {seed: evaluation.accuracy[last] for seed, evaluation in by_seed.items()}
         for label, by_seed in by_label.items()
     }
     compared = robust.get(baseline, {})
-    rows = [
-        AttackRow(
-            label,
-            _means(by_seed.values(), columns),
-            paired_difference(robust[label], compared) if label != baseline else None,
-        )
-        for label, by_seed in by_label.items()
-    ]
-    notes = _notes([evaluation for by_seed in by_label.values() for evaluation in by_seed.values()], columns[last])
+    rows = []
+    for label, by_seed in by_label.items():
+        means = {key: estimate([evaluation.accuracy[key] for evaluation in by_seed.values()]) for key in columns}
+        difference = paired_difference(robust[label], compared) if label != baseline else None
+        rows.append(AttackRow(label, {key: mean for key, mean in means.items() if mean}, difference))
+    notes = _notes(evaluations, columns[last])
     if compared:
         notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by seed, "
                      "with the 95 % interval of the paired t distribution.")  # fmt: skip
-    return AttackTable(
-        f"{networks} on {dataset}, {first.description}",
-        columns,
-        tuple(rows),
-        baseline if compared and len(by_label) > 1 else None,
-        tuple(notes),
-        norm_and_eps=(first.attack.norm, first.attack.eps),
-    )
-
-
-def _means(evaluations: Collection[Evaluation], columns: Iterable[str]) -> dict[str, MeanAndStd]:
-    means = {key: estimate([evaluation.accuracy[key] for evaluation in evaluations]) for key in columns}
-    return {key: mean for key, mean in means.items() if mean}
+    baseline_or_none = baseline if compared and len(by_label) > 1 else None
+    title = f"{title}, {first.description}"
+    return AttackTable(title, columns, tuple(rows), baseline_or_none, tuple(notes), first.attack)
 
 
 def network_table(name: str, about: str, evaluation: Evaluation) -> AttackTable:
-    """Returns the table of one network.
-
-    Args:
-        name: The network's name in its row.
-        about: Network and dataset.
-        evaluation: The evaluation.
-    """
-    columns = evaluation.columns
-    row = AttackRow(name, _means([evaluation], columns))
-    notes = tuple(_notes([evaluation], list(columns.values())[-1])[1:])
-    return AttackTable(f"{about}, {evaluation.description}", columns, (row,), None, notes, "network")
+    """Returns the table of one network, with its name in the row, and ``about`` (network and dataset) in the title."""
+    table = _attack_table(about, {name: {0: evaluation}}, "")
+    return replace(table, kind="network", notes=table.notes[1:])
 
 
 def render_tables(tables: Sequence[AttackTable], format: str) -> list[Table]:
@@ -251,8 +206,8 @@ def _text_table(table: AttackTable) -> Table:
             cells.append(str(max(value.n for value in row.values.values())))
         if table.baseline is not None:
             cells.append(_interval(row.difference))
-        rows.append(TableRow(cells))
-    return Table(table.title, tuple(Column((header,)) for header in headers), (tuple(rows),), table.notes)
+        rows.append(cells)
+    return simple_table(table.title, headers, rows, table.notes)
 
 
 def _csv_table(tables: Sequence[AttackTable]) -> Table:
@@ -262,9 +217,8 @@ def _csv_table(tables: Sequence[AttackTable]) -> Table:
             for key, name in table.columns.items():
                 value, difference = row.values[key], row.difference if key == list(table.columns)[-1] else None
                 interval = (difference.mean, difference.low, difference.high) if difference else (None, None, None)
-                rows.append(TableRow([table.title, row.label, name, value.mean, value.std, value.n, *interval]))
-    names = ("table", "label", "column", "mean", "std", "n", "difference", "low", "high")
-    return Table("", tuple(Column((name,)) for name in names), (tuple(rows),))
+                rows.append((table.title, row.label, name, value.mean, value.std, value.n, *interval))
+    return simple_table("", ("table", "label", "column", "mean", "std", "n", "difference", "low", "high"), rows)
 
 
 def _notes(evaluations: Sequence[Evaluation], last: str) -> list[str]:

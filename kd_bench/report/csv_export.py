@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from kd_bench.config.trial import canonical
+from kd_bench.report.render import render, simple_table
 from kd_bench.report.results_frame import COUNTS, NUMBERS, PERCENTAGES, read_results
 from kd_bench.utils.errors import first_line
 
@@ -39,10 +40,7 @@ class CsvFile(NamedTuple):
 
 
 def trials(recipes: Iterable[RecipeTrials]) -> CsvFile:
-    """Returns a line for each trial, whether or not it is done.
-
-    A trial in several pairs has one line. A student alone has no teacher.
-    """
+    """Returns a line for each trial, done or not. A trial in several pairs has one line."""
     rows = []
     for recipe, folder, planned in recipes:
         cells = _unique(planned)
@@ -103,8 +101,4 @@ def _metrics(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return render([simple_table("", columns, ([row.get(name) for name in columns] for row in rows))], "csv")

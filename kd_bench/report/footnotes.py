@@ -1,8 +1,4 @@
-"""The sentences below a table: what its columns mean, what is incomplete, and why trials failed.
-
-``footnotes`` lists the notes in their order. Each note has a function that decides whether it is printed and what it
-says.
-"""
+"""The sentences below a table: what its columns mean, what is incomplete, and why trials failed."""
 
 from __future__ import annotations
 
@@ -35,17 +31,18 @@ def footnotes(
 ) -> Iterator[str]:
     """Yields the notes of a table: what is incomplete, the meaning of each column, the ranks, facts on each dataset.
 
-    Args:
-        frame: From ``read_results``.
-        pairs: The tables of the pairs.
-        baseline: Label of the rows that the others are compared with.
-        rankings: Ranks of the methods by dataset.
+    The arguments are those of ``summarise``, with the tables of the pairs and the ranks of the methods by dataset.
     """
     if not pairs:
         yield "No trials are planned."
         return
-    yield from _incomplete(frame)
-    yield from _other_protocol(pairs)
+    trials = Counter(frame.drop_duplicates("trial_id")["status"])
+    if trials["done"] < trials.total():
+        lacking = ", ".join(f"{trials[s]} {s}" for s in ("failed", "unreadable", "missing") if trials[s])
+        yield f"Incomplete: {trials['done']} of {count(trials.total(), 'planned trial')} done ({lacking})."
+    left_out = sum(row.other for pair in pairs for row in pair.rows)
+    if left_out:
+        yield f"Left out of every mean: {count(left_out, 'trial')} of another protocol than the line's others."
     yield _TOP1
     labels = list(dict.fromkeys(frame["label"]))
     if baseline in labels:
@@ -55,23 +52,8 @@ def footnotes(
     yield from (_BEST, _SECONDS)
     for dataset, ranking in rankings:
         yield _ranks(dataset if len(rankings) > 1 else "", ranking)
-    for name, trials in frame.groupby("dataset", sort=False):
-        yield _dataset(str(name), trials, pairs)
-
-
-def _incomplete(frame: pd.DataFrame) -> Iterator[str]:
-    """If trials are not done: how many."""
-    trials = Counter(frame.drop_duplicates("trial_id")["status"])
-    if trials["done"] < trials.total():
-        lacking = ", ".join(f"{trials[s]} {s}" for s in ("failed", "unreadable", "missing") if trials[s])
-        yield f"Incomplete: {trials['done']} of {count(trials.total(), 'planned trial')} done ({lacking})."
-
-
-def _other_protocol(pairs: Sequence[PairTable]) -> Iterator[str]:
-    """If trials were left out because of their protocol: how many."""
-    left_out = sum(row.other for pair in pairs for row in pair.rows)
-    if left_out:
-        yield f"Left out of every mean: {count(left_out, 'trial')} of another protocol than the line's others."
+    for name, of_dataset in frame.groupby("dataset", sort=False):
+        yield _dataset(str(name), of_dataset, pairs)
 
 
 def _differences(pairs: Sequence[PairTable], baseline: str) -> Iterator[str]:
@@ -117,8 +99,8 @@ def _dataset(dataset: str, trials: pd.DataFrame, pairs: Sequence[PairTable]) -> 
     epochs = most_frequent(trials.loc[trials["status"] == "done", "epochs"])
     if epochs:
         facts.append(f"{count(epochs, 'epoch')} a trial")
-    teachers = {row.epochs for pair in pairs if pair.dataset == dataset for row in pair.rows if row.kind == "teacher"}
-    lengths = sorted({epochs for lengths in teachers for epochs in lengths})
+    teachers = [row for pair in pairs if pair.dataset == dataset for row in pair.rows if row.kind == "teacher"]
+    lengths = sorted({epochs for row in teachers for epochs in row.epochs})
     if lengths:
         facts.append(f"teachers {' or '.join(str(epochs) if epochs else 'given' for epochs in lengths)}")
     return f"{', '.join(facts)}."
@@ -127,16 +109,15 @@ def _dataset(dataset: str, trials: pd.DataFrame, pairs: Sequence[PairTable]) -> 
 def problems(frame: pd.DataFrame) -> list[str]:
     """Returns a sentence for each trial, and each teacher's own trial, that failed or cannot be read."""
     sentences: dict[str, str] = {}
-    names = ("label", "teacher", "student", "trial_id", "teacher_id")
-    reasons = ("status", "reason", "teacher_status", "teacher_reason")
-    texts = [*names, *reasons]
+    texts = ["label", "teacher", "student", "trial_id", "teacher_id", "status", "reason", "teacher_status",
+             "teacher_reason"]  # fmt: skip
     for row in frame[[*texts, "seed"]].fillna(dict.fromkeys(texts, "")).to_dict("records"):
         trial = f"{row['label']}, student {row['student']}, seed {row['seed']} ({row['trial_id']})"
         teacher = f"teacher {row['teacher']} ({row['teacher_id']})"
         for key, name, prefix in (("trial_id", trial, ""), ("teacher_id", teacher, "teacher_")):
             status, reason = row[f"{prefix}status"], row[f"{prefix}reason"]
             if status in ("failed", "unreadable"):
-                sentences[row[key]] = f"{name} {status}: {_shortened(reason)}"
+                sentences[row[key]] = f"{name} {status}: {reason if len(reason) <= 200 else f'{reason[:197]}...'}"
     return list(sentences.values())
 
 
@@ -149,7 +130,3 @@ def most_frequent(values: pd.Series[Any]) -> Any:
 def count(n: int, noun: str) -> str:
     """Returns ``1 seed`` or ``2 seeds``."""
     return f"{n} {noun}{'s' * (n != 1)}"
-
-
-def _shortened(reason: str, limit: int = 200) -> str:
-    return reason if len(reason) <= limit else f"{reason[: limit - 3]}..."

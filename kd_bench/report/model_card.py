@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,7 @@ def _metadata(subject: CardSubject, evaluations: Sequence[Evaluation]) -> str:
 def _measured(subject: CardSubject) -> Iterator[tuple[str, str]]:
     trial, result = subject.trial, subject.result
     yield "top-1, last epoch", f"{result['top1_last']:.2f} %"
-    seeds = _all_seeds(subject)
-    if seeds is not None:
+    if seeds := _all_seeds(subject):
         yield f"the same over {seeds.n} seeds", f"{seeds} % (mean ± sample standard deviation)"
     if result.get("top5_last") is not None:
         yield "top-5, last epoch", f"{result['top5_last']:.2f} %"
@@ -131,13 +131,10 @@ def _all_seeds(subject: CardSubject) -> MeanAndStd | None:
     settings = subject.trial.model_copy(update={"seed": 0})
     top1 = []
     for file in sorted(subject.folder.parent.glob("*/trial.json")):
-        try:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             trial = Trial.model_validate_json(file.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if trial.model_copy(update={"seed": 0}) == settings:
             result = read_result(file.parent)
-            if result["status"] == "done":
+            if trial.model_copy(update={"seed": 0}) == settings and result["status"] == "done":
                 top1.append(float(result["top1_last"]))
     return estimate(top1) if len(top1) > 1 else None
 
@@ -157,7 +154,8 @@ def _training(subject: CardSubject) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     device = subject.environment.get("device_name")
     on = f" on {device}" if device else ""
-    yield _inline(f"By kd-bench, as trial {subject.folder.name}{on}" + (f", with {versions}." if versions else "."))
+    versions = f", with {versions}" if versions else ""
+    yield _inline(f"By kd-bench, as trial {subject.folder.name}{on}{versions}.")
     if subject.training_command:
         yield f"Train it once more:\n\n```sh\n{_inline(subject.training_command)}\n```"
     settings = yaml.safe_dump(subject.trial.settings(), sort_keys=False, allow_unicode=True, width=100)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -13,28 +13,18 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from kd_bench.report import plots, svg
-from kd_bench.report.attack_table import AttackTable, attack_frame, summarise_attacks
+from kd_bench.report.attack_table import summarise_attacks, trial_evaluations
 from kd_bench.report.footnotes import count
 from kd_bench.report.paper_layout import paper_tables, short_names
 from kd_bench.report.published_robustness import published_cells
 from kd_bench.report.render import DASH
-from kd_bench.report.results_frame import read_result
+from kd_bench.report.results_frame import read_result, teacher_name
 from kd_bench.report.summary import FolderResults, PairTable, SummaryRow
-from kd_bench.report.summary_text import format_p
+from kd_bench.report.summary_text import format_p, format_signed
 from kd_bench.report.trial_data import PageTrials, script, training_command
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass
-class PageSection:
-    """The plots and robustness tables of one recipe or folder, as the template needs them."""
-
-    results: FolderResults
-    forests: list[dict[str, Any]] = field(default_factory=list)
-    plots: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    attacks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def page(results: Sequence[FolderResults]) -> str:
@@ -80,8 +70,7 @@ def _hash(text: str) -> str:
 
 def signed(value: float) -> str:
     """Returns a number with its sign, as in ``+1.20``, with a minus sign as wide as the plus sign."""
-    text = f"{value:+.2f}".replace("-", "−")
-    return "0.00" if text in ("+0.00", "−0.00") else text
+    return format_signed(value).replace("-", "−")
 
 
 class _PageBuilder:
@@ -101,17 +90,18 @@ class _PageBuilder:
         self.cells: list[dict[str, Any]] = []
         self._numbers: dict[int, int] = {}  # by id() of the row
 
-    def section(self, results: FolderResults) -> PageSection:
-        """Returns the section of one recipe or folder."""
-        section = PageSection(results)
+    def section(self, results: FolderResults) -> dict[str, Any]:
+        """Returns the plots and robustness tables of one recipe or folder, as the template needs them."""
+        figures: dict[str, list[dict[str, Any]]] = {}
+        forests: list[dict[str, Any]] = []
         frames = dict(iter(results.frame.groupby(["dataset", "teacher", "student"], sort=False)))
         for pair in results.summary.pairs:
             for row in pair.rows:
                 self._add_cell(results, pair, row, frames[pair.dataset, pair.teacher, pair.student])
-            self._add_plots(section, pair)
-            self._add_forest(section, pair)
-        section.attacks = list(self._attacks(results))
-        return section
+            for kind, figure in self._figures(results, pair):
+                figures.setdefault(kind, []).append({**self.attributes(pair), **figure})
+            forests += self._forests(pair)
+        return {"results": results, "plots": figures, "forests": forests, "attacks": list(self._attacks(results))}
 
     def attributes(self, pair: PairTable, row: SummaryRow | None = None) -> dict[str, Any]:
         """Returns title and number of a pair, and number and family of a row's method, for the page's filters."""
@@ -146,25 +136,24 @@ class _PageBuilder:
         else:
             planned = {cell.trial_id: cell for cell in results.cells if cell.label == row.label}
             trials = frame[frame["label"] == row.label].drop_duplicates("trial_id")
-            for name, record in zip(trials["trial_id"], trials.to_dict("records"), strict=True):
-                keys.append(f"{results.folder.name}/{name}")
-                cell, recipe = planned[name], results.recipe
+            for record in trials.to_dict("records"):
+                cell, recipe = planned[record["trial_id"]], results.recipe
+                keys.append(f"{results.folder.name}/{cell.trial_id}")
                 command = training_command(cell, recipe, results.methods) if recipe else None
-                columns = {str(column): value for column, value in record.items()}
-                self.trials.add(keys[-1], columns, results.folder / name, cell, command)
+                self.trials.add(keys[-1], record, results.folder / cell.trial_id, cell, command)
         self._numbers[id(row)] = len(self.cells)
         sentences = list(_sentences(pair, row, results.summary.baseline))
         self.cells.append({"title": f"{row.name}: {self.attributes(pair)['title']}", "trials": keys, "says": sentences})
 
-    def _add_plots(self, section: PageSection, pair: PairTable) -> None:
-        """Adds learning curves, accuracy against cost and memory, and changes by class."""
+    def _figures(self, results: FolderResults, pair: PairTable) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yields learning curves, accuracy against cost and memory, and changes by class, each with its kind."""
         title = self.attributes(pair)["title"]
         rows = [row for row in pair.rows if row.kind == "method"]
         curves, costs, memory = [], [], []
         for row in rows:
             mark = self._mark(pair, row)
             if row.comparable:
-                keys = _keys(section.results, row)
+                keys = _keys(results, row)
                 curves.append((mark, [self.trials.details[key].curves.get("top1", ()) for key in keys]))
             if row.top1 is None:
                 continue
@@ -181,8 +170,8 @@ class _PageBuilder:
         }
         for kind, plot in drawn.items():
             if plot is not None:
-                section.plots.setdefault(kind, []).append({**self.attributes(pair), "svg": plot})
-        section.plots.setdefault("classes", []).extend(self._classes(section.results, pair, rows))
+                yield kind, {"svg": plot}
+        yield from (("classes", figure) for figure in self._classes(results, pair, rows))
 
     def _classes(self, results: FolderResults, pair: PairTable, rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
         """Changes by class against the baseline, over the seeds of which both have accuracies by class."""
@@ -202,41 +191,34 @@ class _PageBuilder:
                 plot = plots.classes(row.label, self._mark(pair, row), changes)
                 yield {**self.attributes(pair, row), "svg": plot, "caption": row.label}
 
-    def _add_forest(self, section: PageSection, pair: PairTable) -> None:
-        """Adds the differences to the baseline with their intervals."""
+    def _forests(self, pair: PairTable) -> Iterator[dict[str, Any]]:
+        """Yields the differences to the baseline with their intervals, if there are any."""
         rows = [(row, row.difference) for row in pair.rows if row.kind == "method" and row.difference is not None]
         if rows:
             scale = plots.forest_scale([difference for _, difference in rows])
-            intervals = [plots.forest_row(self._mark(pair, row), difference, scale) for row, difference in rows]
-            lines = [(row, interval) for (row, _), interval in zip(rows, intervals, strict=True)]
-            section.forests.append({"pair": pair, "axis": plots.forest_axis(scale), "rows": lines})
+            lines = [(row, plots.forest_row(self._mark(pair, row), difference, scale)) for row, difference in rows]
+            yield {"pair": pair, "axis": plots.forest_axis(scale), "rows": lines}
 
     def _attacks(self, results: FolderResults) -> Iterator[dict[str, Any]]:
         """Clean and robust accuracy under each attack, of the trials in the table, beside published values."""
-        frame = attack_frame(results.folder, results.cells)
+        evaluations = trial_evaluations(results.folder, results.cells)
         for pair in results.summary.pairs:
-            trials = {name for row in pair.rows for name in row.trials}
             rows = {row.label: row for row in pair.rows}
-            attacked = frame[(frame["teacher"] == pair.teacher) & frame["trial_id"].isin(trials)]
+            keys = {(pair.teacher, name) for row in pair.rows for name in row.trials}
+            attacked = [item for item in evaluations if (teacher_name(item[0]), item[0].trial_id) in keys]
             for table in summarise_attacks(attacked, results.summary.baseline or ""):
-                lines = []
+                lines, points = [], []
+                last = list(table.columns)[-1]
                 for line in table.rows:
                     row = rows.get(line.label)
                     lines.append((replace(line, difference=None) if row and not row.comparable else line, row))
-                plot = self._clean_against_robust(pair, rows, table)
-                published = published_cells(results.recipe, table)
-                yield {"pair": pair, "table": table, "rows": lines, "published": published, "svg": plot}
-
-    def _clean_against_robust(
-        self, pair: PairTable, rows: Mapping[str, SummaryRow], table: AttackTable
-    ) -> Markup | None:
-        last = list(table.columns)[-1]
-        points = [
-            plots.Point(self._mark(pair, rows[row.label]), row.values["clean"].mean, row.values[last])
-            for row in table.rows
-            if row.label in rows and rows[row.label].kind == "method"
-        ]
-        return plots.scatter(f"Clean against robust: {table.title}", points, "clean, %", f"{table.columns[last]}, %")
+                    if row and row.kind == "method":
+                        points.append(plots.Point(self._mark(pair, row), line.values["clean"].mean, line.values[last]))
+                title, y_title = f"Clean against robust: {table.title}", f"{table.columns[last]}, %"
+                plot = plots.scatter(title, points, "clean, %", y_title)
+                published, notes = published_cells(results.recipe, table)
+                notes = [*table.notes, *notes]
+                yield {"pair": pair, "table": table, "rows": lines, "published": published, "notes": notes, "svg": plot}
 
 
 def _keys(results: FolderResults, row: SummaryRow) -> list[str]:

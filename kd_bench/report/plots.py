@@ -65,15 +65,10 @@ class Point:
 def curves(title: str, lines: Sequence[tuple[Mark, Sequence[Sequence[float | None]]]]) -> Markup | None:
     """Plots mean test accuracy by epoch, with a band from the lowest to the highest trial.
 
-    Args:
-        title: Title of the pair.
-        lines: For each method the accuracies by epoch in percent, one sequence a trial. A mean is over the trials that
-            reach the epoch.
-
-    Returns:
-        None if there is nothing to plot.
+    ``lines`` has for each method the accuracies by epoch in percent, one sequence a trial. A mean is over the trials
+    that reach the epoch. Returns None if there is nothing to plot.
     """
-    drawn = [(mark, bands) for mark, bands in ((mark, _bands(trials)) for mark, trials in lines) if bands]
+    drawn = [(mark, bands) for mark, trials in lines if (bands := _bands(trials))]
     if not drawn:
         return None
     last = max(epoch for _, bands in drawn for epoch, *_ in bands)
@@ -114,14 +109,7 @@ def scatter(
 ) -> Markup | None:
     """Plots one quantity against another, with the standard deviation of the second and the name of each point.
 
-    Args:
-        title: Title of the plot.
-        points: The methods.
-        x_title, y_title: Titles of the axes.
-        logarithmic: Whether the first axis is logarithmic if it spans more than a factor of 5.
-
-    Returns:
-        None if there is nothing to plot.
+    If ``logarithmic``, the first axis is logarithmic if it spans more than a factor of 5. Returns None without points.
     """
     if not points:
         return None

@@ -20,6 +20,7 @@ from kd_bench.config.numbers import NonNegative, Positive
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.report.protocol import IDENTITY, differences, first_few
 from kd_bench.report.published_files import read_rows
+from kd_bench.report.results_frame import teacher_name
 from kd_bench.report.statistics import MeanAndStd, mean_interval
 from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Published, Summary, SummaryRow
 from kd_bench.utils.errors import UserError, unknown
@@ -148,17 +149,11 @@ def _percentage(context: str, text: str) -> float:
 def compare(summary: Summary, planned: Sequence[PlannedTrial], numbers: PublishedNumbers) -> Summary:
     """Adds published numbers to the rows that were trained as published, and footnotes about them and the other rows.
 
-    Args:
-        summary: The measured table.
-        planned: The trials of the table.
-        numbers: The published numbers.
-
-    Returns:
-        The same measured numbers, with ``SummaryRow.published`` and more footnotes.
+    The measured numbers stay the same. ``planned`` has the trials of the summary.
     """
     cells: dict[tuple[str, str, str], dict[str, PlannedTrial]] = {}
     for cell in planned:
-        pair_key = cell.dataset, "" if cell.teacher == "-" else cell.teacher, cell.student
+        pair_key = cell.dataset, teacher_name(cell), cell.student
         cells.setdefault(pair_key, {}).setdefault(cell.label, cell)
     comparison = _Comparison(numbers)
     pairs = []
@@ -236,13 +231,11 @@ def _find(row: SummaryRow, cell: PlannedTrial, numbers: PublishedNumbers) -> tup
     teacher, student = (
         name.removeprefix(prefix) if name.startswith(prefix) else "" for name in (cell.teacher, cell.student)
     )
-    keys = []
-    if row.kind == TEACHER and teacher:
-        keys = [PublishedCell(dataset, teacher, "", TEACHER)]
-    elif row.kind == "student" and student:
-        keys = [PublishedCell(dataset, "", student, ALONE), PublishedCell(dataset, student, "", TEACHER)]
-    elif row.kind == "method" and teacher and student:
-        keys = [PublishedCell(dataset, teacher, student, cell.method)]
+    keys = {
+        TEACHER: [PublishedCell(dataset, teacher, "", TEACHER)],
+        "student": [PublishedCell(dataset, "", student, ALONE), PublishedCell(dataset, student, "", TEACHER)],
+        "method": [PublishedCell(dataset, teacher, student, cell.method)],
+    }[row.kind]
     return next((numbers.cells[key] for key in keys if key in numbers.cells), ())
 
 
@@ -269,7 +262,7 @@ def _training_differences(trial: Trial, file: PublishedFile) -> list[str]:
     settings = {key: value for key, value in trial.settings().items() if key not in _NOT_PUBLISHED}
     wanted = dict(file.protocol)
     rate = file.learning_rates.get(trial.model.removeprefix(file.prefix))
-    if rate is not None:
+    if rate:
         wanted["optimizer"] = {**wanted["optimizer"], "lr": rate}
     return list(differences(settings, wanted))
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from kd_bench.report.attack_table import CLEAN, AttackTable, Evaluation, attack_frame
+from kd_bench.report.attack_table import CLEAN, AttackTable, Evaluation, trial_evaluations
 from kd_bench.report.published_files import read_rows
-from kd_bench.report.render import DASH, Column, Table, TableRow
+from kd_bench.report.render import DASH, Table, simple_table
 from kd_bench.report.statistics import MeanAndStd, estimate
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pandas as pd
 
     from kd_bench.config.trial import PlannedTrial
 
@@ -34,8 +32,7 @@ _KEYS = {CLEAN: CLEAN, "apgd-ce": "apgd_ce", "apgd-t": "apgd_t"}
 _COLUMNS = ("recipe", "label", "eps", *TITLES, "source")
 
 
-@dataclass(frozen=True)
-class PublishedRobustness:
+class PublishedRobustness(NamedTuple):
     """Accuracies in percent from one source, by the keys of ``TITLES`` that it has."""
 
     values: Mapping[str, float]
@@ -63,19 +60,6 @@ class RobustnessRow:
     complete: bool
     published: tuple[PublishedRobustness, ...]
     as_published: bool = True
-
-
-@dataclass(frozen=True)
-class PublishedCells:
-    """Published accuracies for the cells of an ``AttackTable``.
-
-    Attributes:
-        cells: Mark, value in percent and source of each published number, by label and column.
-        notes: Sentences that explain the marks.
-    """
-
-    cells: Mapping[tuple[str, str], Sequence[tuple[str, float, str]]]
-    notes: tuple[str, ...]
 
 
 def read_numbers() -> dict[tuple[str, str, float], tuple[PublishedRobustness, ...]]:
@@ -109,7 +93,7 @@ def robustness_rows(
         as_published: Id that the trial of the first seed has with the published settings, by label. A row whose trial
             has another id has no published values.
     """
-    frame, numbers = attack_frame(folder, planned), read_numbers()
+    evaluations, numbers = trial_evaluations(folder, planned), read_numbers()
     ids: dict[str, str] = {}
     for cell in planned:
         ids.setdefault(cell.label, cell.trial_id)
@@ -118,14 +102,14 @@ def robustness_rows(
         eps = float(Fraction(radius))
         for label, trial_id in ids.items():
             same = as_published.get(label) == trial_id
-            evaluations = _evaluations(frame, label, eps)
+            largest = _largest_evaluations([(cell, item) for cell, item in evaluations if cell.label == label], eps)
             rows.append(
                 RobustnessRow(
                     label=label,
                     eps=radius,
-                    measured=_measured(evaluations),
-                    images=evaluations[0].images if evaluations else 0,
-                    complete=all(evaluation.complete for evaluation in evaluations),
+                    measured=_measured(largest),
+                    images=largest[0].images if largest else 0,
+                    complete=all(evaluation.complete for evaluation in largest),
                     published=numbers.get((recipe, label, eps), ()) if same else (),
                     as_published=same,
                 )
@@ -133,15 +117,13 @@ def robustness_rows(
     return rows
 
 
-def _evaluations(frame: pd.DataFrame, label: str, eps: float) -> list[Evaluation]:
+def _largest_evaluations(evaluations: Sequence[tuple[PlannedTrial, Evaluation]], eps: float) -> list[Evaluation]:
     """Evaluations with one radius: the largest number of images of any seed, complete ones if there are any."""
-    rows = frame[(frame["label"] == label) & (frame["eps"] == eps) & (frame["norm"] == "Linf")]
-    largest = max(((evaluation.images, evaluation.complete) for evaluation in rows["evaluation"]), default=None)
-    by_seed: dict[int, Evaluation] = {}
-    for seed, evaluation in zip(rows["seed"], rows["evaluation"], strict=True):
-        if (evaluation.images, evaluation.complete) == largest:
-            by_seed.setdefault(seed, evaluation)
-    return list(by_seed.values())
+    by_size: dict[tuple[int, bool], dict[int, Evaluation]] = {}
+    for cell, evaluation in evaluations:
+        if (evaluation.attack.norm, evaluation.attack.eps) == ("Linf", eps):
+            by_size.setdefault((evaluation.images, evaluation.complete), {}).setdefault(cell.seed, evaluation)
+    return list(by_size[max(by_size)].values()) if by_size else []
 
 
 def _measured(evaluations: Sequence[Evaluation]) -> dict[str, MeanAndStd]:
@@ -153,42 +135,46 @@ def _measured(evaluations: Sequence[Evaluation]) -> dict[str, MeanAndStd]:
     return {key: mean for key, mean in means.items() if mean is not None}
 
 
-def published_cells(recipe: str, table: AttackTable) -> PublishedCells:
+def published_cells(
+    recipe: str, table: AttackTable
+) -> tuple[dict[tuple[str, str], list[tuple[str, float, str]]], list[str]]:
     """Returns the published accuracies for a packaged recipe's table; none for columns that are upper bounds.
 
     Args:
         recipe: The recipe's name.
         table: From ``summarise_attacks``, of trials that the recipe plans.
+
+    Returns:
+        Mark, value in percent and source of each published number, by label and column; and sentences that explain the
+        marks.
     """
     last = list(table.columns)[-1]
     keys = _KEYS | ({last: "autoattack"} if table.columns[last] == TITLES["autoattack"] else {})
-    norm, eps = table.norm_and_eps or ("", 0.0)
-    numbers = read_numbers() if norm == "Linf" else {}
+    numbers = read_numbers() if table.attack.norm == "Linf" else {}
     marks: dict[str, str] = {}
     cells: dict[tuple[str, str], list[tuple[str, float, str]]] = {}
     for row in table.rows:
-        for number in numbers.get((recipe, row.label, eps), ()):
+        for number in numbers.get((recipe, row.label, table.attack.eps), ()):
             mark = marks.setdefault(number.source, chr(ord("a") + len(marks)))
             for column in table.columns:
                 value = number.values.get(keys.get(column, ""))
                 if value is not None:
                     cells.setdefault((row.label, column), []).append((mark, value, number.source))
-    return PublishedCells(cells, tuple(f"{mark}: published, {key}; not measured here." for key, mark in marks.items()))
+    return cells, [f"{mark}: published, {key}; not measured here." for key, mark in marks.items()]
 
 
 def render_table(title: str, rows: Sequence[RobustnessRow]) -> Table:
     """Returns the table for ``render``: a row for each network and radius, and below it one for each source."""
-    lines: list[TableRow] = []
+    lines = []
     for row in rows:
         means = [row.measured.get(key) for key in TITLES]
         texts = [DASH if mean is None else f"{mean}{f' ({mean.n})' if mean.n > 1 else ''}" for mean in means]
         images = f"{row.images} images" if row.images else "not measured yet"
         bound = " (AA: upper bound)" if row.images and not row.complete else ""
-        lines.append(TableRow([row.label, row.eps, *texts, images + bound]))
+        lines.append([row.label, row.eps, *texts, images + bound])
         for number in row.published:
             values = [f"{number.values[key]:.2f}" if key in number.values else "" for key in TITLES]
-            lines.append(TableRow(["", "", *values, f"published: {number.source}"]))
-    headers = ("row", "eps", *(f"{name} %" for name in TITLES.values()), "of")
+            lines.append(["", "", *values, f"published: {number.source}"])
     note = "Rows with other settings than the published ones have no published numbers beside them."
     notes = () if all(row.as_published for row in rows) else (note,)
-    return Table(title, tuple(Column((header,)) for header in headers), (tuple(lines),), notes)
+    return simple_table(title, ("row", "eps", *(f"{name} %" for name in TITLES.values()), "of"), lines, notes)

@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TextIO
 
@@ -106,6 +106,12 @@ class Table:
         return [row for group in self.groups for row in group]
 
 
+def simple_table(title: str, headers: Iterable[str], rows: Iterable[Sequence[Any]], notes: Sequence[str] = ()) -> Table:
+    """Returns a table with one group of rows, from the lines of its columns' headers and the values of its rows."""
+    columns = tuple(Column(tuple(header.split("\n"))) for header in headers)
+    return Table(title, columns, (tuple(map(TableRow, rows)),), tuple(notes))
+
+
 def render(
     tables: Sequence[Table],
     format: str,
@@ -164,26 +170,18 @@ def write(
     Raises:
         UserError: If there is no such format.
     """
+    encoding, signs = stream.encoding or "utf-8", "±–→─"
     text = render(
         tables,
         format,
         notes=notes,
         width=shutil.get_terminal_size((100, 24)).columns if fit else None,
         colour=stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb",
-        ascii_only=not _can_encode(stream, "±–→─"),
+        ascii_only=signs.encode(encoding, "ignore").decode(encoding) != signs,
         floating=floating,
     )
     # a name may have characters that the stream cannot encode, even if it can encode those above
-    encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
-def _can_encode(stream: TextIO, text: str) -> bool:
-    try:
-        text.encode(stream.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _csv(tables: Sequence[Table]) -> str:
@@ -204,11 +202,14 @@ def _csv(tables: Sequence[Table]) -> str:
 def _tabulated(tables: Sequence[Table], notes: Sequence[str], format: str, ascii_only: bool) -> str:
     from tabulate import tabulate
 
-    style = "markdown" if format == "markdown" else "latex" if format.startswith("latex") else "plain"
-    title_mark = {"markdown": "### ", "latex": "% ", "plain": ""}[style]
-    note_mark = {"markdown": "- ", "latex": "% ", "plain": ""}[style]
+    markdown = format == "markdown"
+    style, title_mark, note_mark = "simple", "", ""
+    if markdown:
+        style, title_mark, note_mark = "pipe", "### ", "- "
+    elif format.startswith("latex"):
+        style, title_mark, note_mark = "latex_booktabs", "% ", "% "
     # characters are replaced before tabulate sees the cells, because tabulate aligns by their number
-    replaced = {**(_MARKDOWN if style == "markdown" else {}), **(_ASCII if ascii_only else {})}
+    replaced = {**(_MARKDOWN if markdown else {}), **(_ASCII if ascii_only else {})}
 
     def plain(text: str) -> str:
         lines = text if format == "terminal" else " ".join(text.split()) if "\n" in text else text
@@ -218,7 +219,7 @@ def _tabulated(tables: Sequence[Table], notes: Sequence[str], format: str, ascii
         text, rank = plain(str(row.cells[at])), row.ranks.get(at)
         if rank is None:
             return text
-        if style == "markdown":  # Markdown has no underline of its own
+        if markdown:  # Markdown has no underline of its own
             return f"**{text}**" if rank == 1 else f"<u>{text}</u>"
         return f"{text} {'*' if rank == 1 else '+'}"
 
@@ -230,16 +231,14 @@ def _tabulated(tables: Sequence[Table], notes: Sequence[str], format: str, ascii
         text = tabulate(
             rows,
             [plain("\n".join(column.header)) for column in table.columns] + ["note"] * noted,
-            tablefmt={"markdown": "pipe", "latex": "latex_booktabs", "plain": "simple"}[style],
+            tablefmt=style,
             disable_numparse=True,
             colalign=[column.align for column in table.columns] + ["left"] * noted if rows else None,
         )
         blocks.append(f"{title_mark}{plain(table.title)}\n\n{text}\n" if table.title else f"{text}\n")
-        if table.notes:
-            blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in table.notes))
-    if notes:
-        blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in notes))
-    return "\n".join(blocks)
+        blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in table.notes))
+    blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in notes))
+    return "\n".join(filter(None, blocks))
 
 
 # --- the terminal ---
@@ -266,13 +265,13 @@ def _terminal(
     ]
     # the frame takes 2 columns, a gap between columns 2, or 1 if space is short; names are folded last
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) + 2 <= width else 1
-    needed = sum(widths) + gap * (len(widths) - 1) + 2
+    frame = gap * (len(widths) - 1) + 2
     if widths:
-        widths[0] = max(widths[0] + min(width - needed, 0), min(widths[0], _NAME_WIDTH))
+        widths[0] = max(widths[0] + min(width - frame - sum(widths), 0), min(widths[0], _NAME_WIDTH))
     out = io.StringIO()
     console = Console(
         file=out,
-        width=max(width, sum(widths) + gap * (len(widths) - 1) + 2),
+        width=max(width, sum(widths) + frame),
         force_terminal=colour,
         color_system="standard" if colour else None,
         legacy_windows=False,
@@ -283,14 +282,7 @@ def _terminal(
     for table in tables:
         framed = RichTable(box=box.HORIZONTALS, padding=(0, gap - 1, 0, 0), pad_edge=False)
         for at, column in enumerate(table.columns):
-            framed.add_column(
-                headers[at],
-                justify=column.align,
-                width=widths[at],
-                no_wrap=at > 0,
-                overflow="fold",
-                vertical="top",
-            )
+            framed.add_column(headers[at], justify=column.align, width=widths[at], no_wrap=at > 0, overflow="fold")
         for group in table.groups:
             framed.add_section()
             for row in group:

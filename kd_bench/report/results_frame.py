@@ -20,6 +20,8 @@ PERCENTAGES = ("top1_last", "top1_best", "top5_last", "teacher_top1")
 NUMBERS = ("seconds", "seconds_per_epoch", "images_per_second")
 COUNTS = ("best_epoch", "epochs", "parameters", "cohort", "peak_memory_bytes")
 
+_CELL_COLUMNS = ("dataset", "student", "label", "method", "seed", "trial_id", "teacher_id")
+
 #: Columns about the teacher's own trial, with the fields of its ``result.json``.
 _TEACHER_COLUMNS = {
     "teacher_status": "status",
@@ -44,18 +46,19 @@ def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path |
         teachers: Folder with the teachers' own trials; by default ``teachers`` beside ``folder``.
 
     Returns:
-        The columns of ``trial_columns``; ``teacher_id``; ``status`` (done, failed, missing or unreadable) and
-        ``reason`` (text, absent for done); ``protocol`` (JSON, equal for trials that were trained alike); the fields of
+        ``dataset``, ``teacher`` (empty for a pair without one), ``student``, ``label``, ``method``, ``seed``,
+        ``trial_id`` and ``teacher_id`` of the cell; ``status`` (done, failed, missing or unreadable) and ``reason``
+        (text, absent for done); ``protocol`` (JSON, equal for trials that were trained alike); the fields of
         ``result.json`` (accuracies in percent, times in seconds, NA if a trial has none); and for the teacher
         ``teacher_status``, ``teacher_reason``, ``teacher_top1`` (last epoch of its own trial, otherwise the value that
         the student's trial measured), ``teacher_top1_best``, ``teacher_epochs``, ``teacher_seconds_per_epoch``.
     """
     read = cache(read_result)
-    teachers = folder.parent / "teachers" if teachers is None else teachers
     rows = []
     for cell in planned:
-        row = {**trial_columns(cell), "teacher_id": cell.teacher_id, **read(folder / cell.trial_id)}
-        teacher = read(teachers / cell.teacher_id) if cell.teacher_id else {}
+        row = {key: getattr(cell, key) for key in _CELL_COLUMNS}
+        row |= {"teacher": teacher_name(cell), **read(folder / cell.trial_id)}
+        teacher = read((teachers or folder.parent / "teachers") / cell.teacher_id) if cell.teacher_id else {}
         for column, field in _TEACHER_COLUMNS.items():
             row[column] = teacher.get(field, row.get(column))
         epochs = row.get("epochs") if row["status"] == "done" else None
@@ -64,17 +67,9 @@ def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path |
     return _typed(rows)
 
 
-def trial_columns(cell: PlannedTrial) -> dict[str, Any]:
-    """Returns dataset, teacher (empty for a pair without one), student, label, method, seed and trial_id of a cell."""
-    return {
-        "dataset": cell.dataset,
-        "teacher": "" if cell.teacher == "-" else cell.teacher,
-        "student": cell.student,
-        "label": cell.label,
-        "method": cell.method,
-        "seed": cell.seed,
-        "trial_id": cell.trial_id,
-    }
+def teacher_name(cell: PlannedTrial) -> str:
+    """Returns the teacher of a cell's pair; empty for a pair without one."""
+    return "" if cell.teacher == "-" else cell.teacher
 
 
 def read_result(trial: Path) -> dict[str, Any]:
@@ -87,14 +82,11 @@ def read_result(trial: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {"status": "missing", "reason": "there is no result.json yet"}
     except OSError as error:
-        return _unreadable(f"cannot be opened: {error.strerror}")
+        problem = f"cannot be opened: {error.strerror}"
     except json.JSONDecodeError as error:
-        return _unreadable(f"is no JSON (line {error.lineno}, column {error.colno}: {error.msg})")
+        problem = f"is no JSON (line {error.lineno}, column {error.colno}: {error.msg})"
     except (ValueError, RecursionError) as error:
-        return _unreadable(str(error))
-
-
-def _unreadable(problem: str) -> dict[str, Any]:
+        problem = str(error)
     return {"status": "unreadable", "reason": _one_line(f"result.json {problem}")}
 
 

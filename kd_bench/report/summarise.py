@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd_bench.report.footnotes import count, footnotes, most_frequent, problems
 from kd_bench.report.protocol import comparable, explain
@@ -37,17 +36,16 @@ def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
         _pair_table(str(dataset), str(teacher), str(student), trials, baseline, epochs[str(dataset)])
         for (dataset, teacher, student), trials in frame.groupby(["dataset", "teacher", "student"], sort=False)
     )
-    rankings = []
-    for dataset in dict.fromkeys(pair.dataset for pair in pairs):
-        ranks = _ranking([pair for pair in pairs if pair.dataset == dataset])
-        if ranks is not None:
-            rankings.append((dataset, ranks))
+    by_dataset: dict[str, list[PairTable]] = {}
+    for pair in pairs:
+        by_dataset.setdefault(pair.dataset, []).append(pair)
+    rankings = tuple((dataset, ranks) for dataset, of in by_dataset.items() if (ranks := _ranking(of)) is not None)
     return Summary(
         pairs,
         baseline if baseline in set(frame["label"]) else None,
         tuple(footnotes(frame, pairs, baseline, rankings)),
         tuple(problems(frame)),
-        tuple(rankings),
+        rankings,
     )
 
 
@@ -110,12 +108,11 @@ def _student_row(
     """The row of a method's trials, or of the student alone.
 
     Args:
-        label: The row's label.
+        label, baseline: Labels of the row and of the baseline.
         trials: Its trials, one a seed.
-        baseline: Label of the baseline.
         compared: Accuracy of the baseline by seed; None if the pair does not plan the baseline.
-        pair_protocol: Protocol of the pair; None if nothing is done.
-        usual_epochs: Most frequent number of epochs on the dataset; None if nothing is done.
+        pair_protocol, usual_epochs: Protocol of the pair and most frequent number of epochs on the dataset; None if
+            nothing is done.
     """
     done = _done(trials)
     protocol = _protocol(trials)
@@ -141,7 +138,7 @@ def _student_row(
         elif difference is not None and difference.n != len(done):
             notes.append(f"difference over {count(difference.n, 'seed')}")
     memory = done["peak_memory_bytes"].dropna()
-    row = SummaryRow(
+    return SummaryRow(
         kind="student" if trials["method"].iloc[0] == ALONE else "method",
         label=label,
         top1=estimate(done["top1_last"].tolist()),
@@ -154,8 +151,8 @@ def _student_row(
         differences=differences,
         trials=tuple(done["trial_id"].tolist()),
         memory=int(memory.max()) if len(memory) else None,
+        **_counts(trials["status"], notes),
     )
-    return _with_counts(row, trials["status"], notes)
 
 
 def _teacher_row(name: str, trials: pd.DataFrame) -> SummaryRow:
@@ -167,7 +164,7 @@ def _teacher_row(name: str, trials: pd.DataFrame) -> SummaryRow:
         teachers = teachers[teachers["teacher_id"].notna()]
     measured = teachers["teacher_top1"].notna()
     done = teachers[measured]
-    row = SummaryRow(
+    return SummaryRow(
         kind="teacher",
         label=name,
         top1=estimate(done["teacher_top1"].tolist()),
@@ -175,8 +172,8 @@ def _teacher_row(name: str, trials: pd.DataFrame) -> SummaryRow:
         difference=None,
         seconds=_mean(done["teacher_seconds_per_epoch"]),
         epochs=_epochs(done["teacher_epochs"]),
+        **_counts(teachers["teacher_status"].fillna("missing").mask(measured, "done"), []),
     )
-    return _with_counts(row, teachers["teacher_status"].fillna("missing").mask(measured, "done"), [])
 
 
 def _mean(values: pd.Series[float]) -> float | None:
@@ -188,23 +185,15 @@ def _epochs(values: pd.Series[int]) -> tuple[int, ...]:
     return tuple(sorted({int(epochs) for epochs in values.dropna()}))
 
 
-def _with_counts(row: SummaryRow, statuses: Iterable[str], notes: Sequence[str]) -> SummaryRow:
-    """Returns the row with the numbers of its trials, and with a note that names the trials that are not done."""
+def _counts(statuses: Iterable[str], notes: Sequence[str]) -> dict[str, Any]:
+    """The numbers of a row's trials, and its note, which begins with the trials that are not done."""
     counts = Counter(statuses)
     names = {"failed": "failed", "unreadable": "unreadable", "missing": "missing", "other": "of another protocol"}
     lacking = [f"{counts[status]} {name}" for status, name in names.items() if counts[status]]
     if lacking:
         notes = [f"{counts['done']} of {counts.total()} ({', '.join(lacking)})", *notes]
-    return replace(
-        row,
-        planned=counts.total(),
-        done=counts["done"],
-        failed=counts["failed"],
-        unreadable=counts["unreadable"],
-        missing=counts["missing"],
-        other=counts["other"],
-        note="; ".join(notes),
-    )
+    by_status = {status: counts[status] for status in ("done", *names)}
+    return {"planned": counts.total(), **by_status, "note": "; ".join(notes)}
 
 
 def _ranking(pairs: Sequence[PairTable]) -> Ranking | None:

@@ -16,41 +16,22 @@ if TYPE_CHECKING:
     from kd_bench.report.statistics import Difference
 
 
-def render_summary(
-    summary: Summary, format: str, *, width: int = 80, colour: bool = False, ascii_only: bool = False
-) -> str:
-    """Returns the summary as text that ends with a line break.
+def write_summary(summary: Summary, format: str, stream: TextIO) -> None:
+    """Writes the summary to a stream, with the width, colours and characters that the stream can show."""
+    tables, notes = summary_tables(summary, format)
+    render.write(tables, format, stream, notes=notes, fit=True, floating=True)
+
+
+def summary_tables(summary: Summary, format: str) -> tuple[list[Table], tuple[str, ...]]:
+    """Returns the tables of a format, and the notes below all of them.
 
     "csv" has one line for each row, with numbers in full precision and with facts (baseline, coverage, epochs) in
     columns of their own. "latex" has the layout of the paper's Table 6, one column a pair. "latex-long" has the rows of
     "markdown". All but "csv" round numbers and print the footnotes.
-
-    Args:
-        summary: From ``summarise``.
-        format: One of ``render.FORMATS``.
-        width: Columns of the terminal. A number is never cut: a line is longer if it does not fit.
-        colour: Whether "terminal" may use ANSI escapes.
-        ascii_only: Whether to replace characters outside ASCII, "±" by "+-".
-
-    Raises:
-        UserError: If there is no such format.
     """
-    tables, notes = _tables(summary, format)
-    return render.render(tables, format, notes=notes, width=width, colour=colour, ascii_only=ascii_only, floating=True)
-
-
-def write_summary(summary: Summary, format: str, stream: TextIO) -> None:
-    """Writes the summary to a stream, with the width, colours and characters that the stream can show."""
-    tables, notes = _tables(summary, format)
-    render.write(tables, format, stream, notes=notes, fit=True, floating=True)
-
-
-def _tables(summary: Summary, format: str) -> tuple[list[Table], tuple[str, ...]]:
-    """The tables of a format, and the notes below all of them."""
     if format == "csv":
         records = [_record(pair, row, summary.baseline) for pair in summary.pairs for row in pair.rows]
-        columns = tuple(Column((name,)) for record in records[:1] for name in record)
-        return [Table("", columns, (tuple(TableRow(list(record.values())) for record in records),))], ()
+        return [render.simple_table("", records[0] if records else (), [[*record.values()] for record in records])], ()
     if format == "latex":
         notes = (note for note in summary.footnotes if not note.startswith(LONG_ONLY))
         return latex_tables(summary), (LEGEND, *notes)
@@ -85,8 +66,8 @@ def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable
         interval = f"[{round(100 * CONFIDENCE)} % interval]"
         cells[f"difference to {summary.baseline}", interval] = lambda _, row: _interval(row.difference)
         if tests:
-            cells["p of the paired t test", "(Holm)"] = _p_t
-            cells["p of the sign-flip test", "(Holm)"] = _p_flip
+            cells["p of the paired t test", "(Holm)"] = lambda pair, row: _p(pair, row, "p_t")
+            cells["p of the sign-flip test", "(Holm)"] = lambda pair, row: _p(pair, row, "p_flip")
     cells["best epoch,", "selected on", "the test set"] = lambda _, row: _spread(row.best)
     return {
         Column(("method",)): lambda _, row: row.name,
@@ -109,22 +90,18 @@ def _with_count(row: SummaryRow) -> str:
 def _interval(value: Difference | None) -> str:
     if value is None:
         return DASH
-    mean = _signed(value.mean)
-    return mean if value.low is None or value.high is None else f"{mean} [{_signed(value.low)}, {_signed(value.high)}]"
+    mean = format_signed(value.mean)
+    return (
+        mean
+        if value.low is None or value.high is None
+        else f"{mean} [{format_signed(value.low)}, {format_signed(value.high)}]"
+    )
 
 
-def _p_t(pair: PairTable, row: SummaryRow) -> str:
+def _p(pair: PairTable, row: SummaryRow, name: str) -> str:
+    """The p-value of a test, with the corrected one in brackets if there is one."""
     test = pair.significance.get(row.label)
-    return _p(test.p_t, test.p_t_holm) if test else DASH
-
-
-def _p_flip(pair: PairTable, row: SummaryRow) -> str:
-    test = pair.significance.get(row.label)
-    return _p(test.p_flip, test.p_flip_holm) if test else DASH
-
-
-def _p(p: float | None, corrected: float | None) -> str:
-    """A p-value, with the corrected one in brackets if there is one."""
+    p, corrected = getattr(test, name, None), getattr(test, f"{name}_holm", None)
     if p is None:
         return DASH
     return format_p(p) if corrected is None else f"{format_p(p)} ({format_p(corrected)})"
@@ -143,10 +120,11 @@ def _minus_published(value: Published | None) -> str:
     if value is None or value.difference is None:
         return DASH
     inside = "" if value.inside is None else " (inside)" if value.inside else " (outside)"
-    return f"{_signed(value.difference)}{inside}"
+    return f"{format_signed(value.difference)}{inside}"
 
 
-def _signed(value: float) -> str:
+def format_signed(value: float) -> str:
+    """Returns a number with its sign, as in ``+1.20``."""
     text = f"{value:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text
 
@@ -158,46 +136,36 @@ def _seconds(value: float | None) -> str:
 
 
 def _record(pair: PairTable, row: SummaryRow, baseline: str | None) -> dict[str, Any]:
-    top1, best, difference, published = row.top1, row.best, row.difference, row.published
-    tested = pair.significance.get(row.label)
-    bootstrap = tested.bootstrap if tested else None
+    difference, published, test = row.difference, row.published, pair.significance.get(row.label)
+    low, high = (test.bootstrap if test else None) or (None, None)
     return {
         "dataset": pair.dataset,
         "teacher": pair.teacher,
         "student": pair.student,
-        "kind": row.kind,
-        "label": row.label,
-        "family": row.family,
-        "planned": row.planned,
-        "done": row.done,
-        "failed": row.failed,
-        "unreadable": row.unreadable,
-        "missing": row.missing,
+        **{
+            key: getattr(row, key)
+            for key in ("kind", "label", "family", "planned", "done", "failed", "unreadable", "missing")
+        },
         "other_protocol": row.other,
         "comparable": row.comparable,
-        "top1_last_mean": top1.mean if top1 else None,
-        "top1_last_std": top1.std if top1 else None,
-        "top1_best_mean": best.mean if best else None,
-        "top1_best_std": best.std if best else None,
+        **_fields(row.top1, top1_last_mean="mean", top1_last_std="std"),
+        **_fields(row.best, top1_best_mean="mean", top1_best_std="std"),
         "baseline": baseline,
-        "difference_mean": difference.mean if difference else None,
-        "difference_low": difference.low if difference else None,
-        "difference_high": difference.high if difference else None,
-        "difference_n": difference.n if difference else None,
+        **_fields(difference, **{f"difference_{name}": name for name in ("mean", "low", "high", "n")}),
         "difference_coverage": CONFIDENCE if difference and difference.low is not None else None,
-        "p_paired_t": tested.p_t if tested else None,
-        "p_paired_t_holm": tested.p_t_holm if tested else None,
-        "p_sign_flip": tested.p_flip if tested else None,
-        "p_sign_flip_holm": tested.p_flip_holm if tested else None,
-        "bootstrap_low": bootstrap[0] if bootstrap else None,
-        "bootstrap_high": bootstrap[1] if bootstrap else None,
-        "published": published.top1 if published else None,
-        "published_std": published.std if published else None,
-        "published_source": published.source if published else None,
-        "minus_published": published.difference if published else None,
-        "published_inside": published.inside if published else None,
+        **_fields(test, p_paired_t="p_t", p_paired_t_holm="p_t_holm", p_sign_flip="p_flip"),
+        **_fields(test, p_sign_flip_holm="p_flip_holm"),
+        "bootstrap_low": low,
+        "bootstrap_high": high,
+        **_fields(published, published="top1", published_std="std", published_source="source"),
+        **_fields(published, minus_published="difference", published_inside="inside"),
         "seconds_per_epoch": row.seconds,
         "peak_memory_bytes": row.memory,
         "epochs": row.epochs[0] if len(row.epochs) == 1 else None,
         "note": row.note,
     }
+
+
+def _fields(value: object, **names: str) -> dict[str, Any]:
+    """Attributes of a value by the names of their columns; None for all of them if there is no value."""
+    return {column: getattr(value, name, None) for column, name in names.items()}

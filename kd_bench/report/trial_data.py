@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.trial import canonical
-from kd_bench.report.svg import short
-from kd_bench.report.trial_files import CURVES, TrialDetails, read_details
+from kd_bench.report.trial_files import CURVES, TrialDetails, read_details, read_mapping
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -38,44 +37,31 @@ class PageTrials:
         self._trials: dict[str, dict[str, Any]] = {}
         self._shared: dict[str, tuple[int, Any]] = {}
 
-    def add(self, key: str, row: Mapping[str, Any], folder: Path, cell: PlannedTrial, command: str | None) -> None:
-        """Adds a student's trial, if its key is new.
+    def add(self, key: str, row: Mapping[Any, Any], folder: Path, cell: PlannedTrial, command: str | None) -> None:
+        """Adds a student's trial, if its key on the page is new.
 
-        Args:
-            key: Its key on the page.
-            row: Its row of the frame.
-            folder: Its folder.
-            cell: Its settings.
-            command: The command that trains it again; None for none.
+        ``row`` is the trial's row of the frame. ``command`` trains the trial again; None for none.
         """
-        if key in self._trials:
-            return
         settings = {name: value for name, value in cell.trial.settings().items() if name not in ("seed", "teacher")}
-        self._add(key, folder, row, settings)
-        self._trials[key] |= {
-            "name": f"{cell.label}, {cell.student}, seed {cell.seed}",
-            "seed": cell.seed,
-            "taught": cell.teacher_id if cell.trial.teacher else None,
-            "again": command,
-        }
+        taught = cell.teacher_id if cell.trial.teacher else None
+        name = f"{cell.label}, {cell.student}, seed {cell.seed}"
+        self._add(key, row, folder, settings, name=name, seed=cell.seed, taught=taught, again=command)
 
-    def add_teacher(self, key: str, row: Mapping[str, Any], folder: Path) -> None:
+    def add_teacher(self, key: str, row: Mapping[Any, Any], folder: Path) -> None:
         """Adds a teacher's own trial, if its key is new. ``row`` is from ``read_result``."""
-        if key in self._trials:
-            return
-        try:
-            settings = json.loads((folder / "trial.json").read_bytes())
-        except (OSError, ValueError, RecursionError):
-            settings = {}
-        settings = settings if isinstance(settings, dict) else {}
-        self._add(key, folder, row, settings)
-        self._trials[key] |= {"name": f"teacher {settings.get('model', '')}".strip(), "seed": settings.get("seed")}
+        settings = read_mapping(folder / "trial.json", [])
+        name = f"teacher {settings.get('model', '')}".strip()
+        self._add(key, row, folder, settings, name=name, seed=settings.get("seed"))
 
     def seed(self, key: str) -> int | None:
         """Returns the seed of a trial."""
         return self._trials[key].get("seed")
 
-    def _add(self, key: str, folder: Path, row: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def _add(
+        self, key: str, row: Mapping[Any, Any], folder: Path, settings: Mapping[str, Any], **facts: str | int | None
+    ) -> None:
+        if key in self._trials:
+            return
         details = self.details[key] = read_details(folder)
         environment = {name: value for name, value in details.environment.items() if name not in _NOT_SHARED}
         earlier = details.environment.get("earlier")
@@ -90,6 +76,7 @@ class PageTrials:
             "resumed": len(earlier) if isinstance(earlier, list) else 0,
             "problems": list(details.problems),
             "result": {name: value for name in _RESULT if (value := _json(row.get(name))) is not None},
+            **facts,
         }
 
     def _share(self, value: Any) -> int:
@@ -136,7 +123,7 @@ def training_command(cell: PlannedTrial, recipe: str, methods: Sequence[str] = (
 def _rounded(value: float | None, name: str) -> float | None:
     if value is None:
         return None
-    return round(value, 2) if "top1" in name else float(short(float(f"{value:.4g}")))
+    return round(value, 2) if "top1" in name else float(f"{value:.4g}")
 
 
 def _json(value: Any, depth: int = 6) -> Any:

@@ -38,25 +38,25 @@ class TrialDetails:
 def read_details(folder: Path) -> TrialDetails:
     """Reads the files of a trial. Files that are missing or damaged are left out."""
     problems: list[str] = []
-    environment = _mapping(folder / "environment.json", problems)
-    result = _mapping(folder / "result.json", [])
+    environment = read_mapping(folder / "environment.json", problems)
+    result = read_mapping(folder / "result.json", [])
     return TrialDetails(environment, _curves(folder / "metrics.csv", problems), _classes(result), tuple(problems))
 
 
 def _bytes(path: Path, problems: list[str]) -> bytes | None:
     try:
-        if path.stat().st_size > _LARGEST:
-            problems.append(f"{path.name} is larger than anything that a trial writes")
-            return None
-        return path.read_bytes()
+        if path.stat().st_size <= _LARGEST:
+            return path.read_bytes()
+        problems.append(f"{path.name} is larger than anything that a trial writes")
     except FileNotFoundError:
-        return None
+        pass
     except OSError as error:
         problems.append(f"{path.name} cannot be opened: {error.strerror}")
-        return None
+    return None
 
 
-def _mapping(path: Path, problems: list[str]) -> dict[str, Any]:
+def read_mapping(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Reads a JSON file of a trial; empty if the file is missing, or damaged, which is added to the problems."""
     content = _bytes(path, problems)
     try:
         value = {} if content is None else json.loads(content)
@@ -83,9 +83,8 @@ def _curves(path: Path, problems: list[str]) -> dict[str, list[float | None]]:
 
 
 def _classes(result: Mapping[str, Any]) -> tuple[float, ...]:
-    values = result.get("class_top1_last")
-    if not isinstance(values, list) or not all(
+    values: Any = result.get("class_top1_last")
+    valid = isinstance(values, list) and all(
         isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100 for value in values
-    ):
-        return ()
-    return tuple(map(float, values))
+    )
+    return tuple(map(float, values)) if valid else ()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 from pydantic import ValidationError
 
-from kd_bench.config.trial import PlannedTrial, Trial, canonical, identity
-from kd_bench.report.footnotes import count, most_frequent
+from kd_bench.config.trial import PlannedTrial, Trial, canonical
+from kd_bench.report.footnotes import count
 from kd_bench.report.protocol import explain, format_value, protocol
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
@@ -29,6 +30,11 @@ class _Group(NamedTuple):
     teacher: str
     student: str
 
+    @property
+    def pair(self) -> tuple[str, str, str]:
+        """Dataset, teacher and student."""
+        return self.dataset, self.teacher, self.student
+
 
 def trial_ids(folder: Path) -> set[str]:
     """Returns the ids of the trials in a folder of results, including unfinished trials."""
@@ -38,7 +44,7 @@ def trial_ids(folder: Path) -> set[str]:
         return set()
 
 
-def summarise_unplanned(folder: Path, ids: Iterable[str]) -> FolderResults:
+def summarise_unplanned(folder: Path, ids: Collection[str]) -> FolderResults:
     """Returns the results of some trials of a folder, with their table.
 
     A trial without a teacher has a cell in each pair with its student. If the folder has several protocols, they are in
@@ -48,10 +54,11 @@ def summarise_unplanned(folder: Path, ids: Iterable[str]) -> FolderResults:
     different protocols, or of one seed and different teachers of one name, have different headings, because they can
     neither be averaged nor compared.
     """
-    readable, damaged = _read(folder, sorted(ids))
+    readable = list(_read(folder, sorted(ids)))
+    damaged = sorted(set(ids) - {trial.id for trial in readable})
     cells: list[PlannedTrial] = []
     headings: list[str] = []
-    used: set[tuple[str, str, str]] = set()
+    used = set()
     for group, remarks, members in _groups(readable):
         for teacher, trials in _split_by_teacher(members):
             heading = ": ".join([group.dataset, *remarks, *teacher])
@@ -71,19 +78,13 @@ def summarise_unplanned(folder: Path, ids: Iterable[str]) -> FolderResults:
     return FolderResults(folder.name, about, summarise(frame), frame, tuple(cells), folder)
 
 
-def _read(folder: Path, ids: Iterable[str]) -> tuple[list[Trial], list[str]]:
-    """Reads trials; returns them and the ids of those that are damaged."""
-    trials, damaged = [], []
+def _read(folder: Path, ids: Iterable[str]) -> Iterator[Trial]:
+    """Yields the trials that are not damaged."""
     for name in ids:
-        try:
+        with contextlib.suppress(OSError, ValidationError, RecursionError):
             trial = Trial.model_validate_json((folder / name / "trial.json").read_bytes())
-        except (OSError, ValidationError, RecursionError):
-            trial = None
-        if trial is not None and identity(trial.settings()) == name:
-            trials.append(trial)
-        else:
-            damaged.append(name)
-    return trials, damaged
+            if trial.id == name:
+                yield trial
 
 
 def _groups(trials: Iterable[Trial]) -> Iterator[tuple[_Group, list[str], list[Trial]]]:
@@ -102,18 +103,13 @@ def _groups(trials: Iterable[Trial]) -> Iterator[tuple[_Group, list[str], list[T
                 groups[other].append(trial)
         else:
             groups[group].append(trial)
-    protocols: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    protocols: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for group, members in groups.items():
-        protocols[group.dataset, group.teacher, group.student] += [group.protocol] * len(members)
-    usual = {pair: str(most_frequent(pd.Series(values))) for pair, values in protocols.items()}
-
-    def order(group: _Group) -> tuple[str, bool, str, str, str]:
-        unusual = group.protocol != usual[group.dataset, group.teacher, group.student]
-        return group.dataset, unusual, group.teacher, group.student, group.protocol
-
-    for group in sorted(groups, key=order):
-        pair_protocol = usual[group.dataset, group.teacher, group.student]
-        yield group, [explain(group.protocol, pair_protocol)] * (group.protocol != pair_protocol), groups[group]
+        protocols[group.pair][group.protocol] += len(members)
+    usual = {pair: counts.most_common(1)[0][0] for pair, counts in protocols.items()}
+    unusual = {group: group.protocol != usual[group.pair] for group in groups}
+    for group in sorted(groups, key=lambda group: (group.dataset, unusual[group], *group.pair, group.protocol)):
+        yield group, [explain(group.protocol, usual[group.pair])] * unusual[group], groups[group]
 
 
 def _split_by_teacher(trials: list[Trial]) -> list[tuple[list[str], list[Trial]]]:

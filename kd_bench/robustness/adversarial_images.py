@@ -14,9 +14,9 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from kd_bench.models import weights
+from kd_bench.models.timm_interface import evaluation_mode
 from kd_bench.robustness.evaluation_record import CORRECT, WRONG, EvaluationRecord
 from kd_bench.robustness.norm_ball import distance
-from kd_bench.robustness.pgd import evaluation_mode
 from kd_bench.utils.errors import UserError, first_line
 
 #: An image that is misclassified in single precision only is a tie if in float64 the label's logit exceeds all others
@@ -27,11 +27,7 @@ _BATCH_SIZE = 100
 
 
 class AdversarialImageFiles:
-    """The adversarial images of an evaluation: one file per batch while it runs, one file afterwards.
-
-    Args:
-        record: The evaluation.
-    """
+    """The adversarial images of an evaluation: one file per batch while it runs, one file afterwards."""
 
     def __init__(self, record: EvaluationRecord) -> None:
         self.record = record
@@ -102,8 +98,7 @@ def check_adversarial_images(
 
     Args:
         network: The attacked network.
-        images: (N, C, H, W) uint8, in the record's order.
-        labels: (N,) int64.
+        images, labels: (N, C, H, W) uint8 and (N,) int64, in the record's order.
         record: The evaluation.
 
     Raises:

@@ -43,8 +43,7 @@ def evaluate_robustness(
 
     Args:
         network: (B, C, H, W) images in [0, 1] to (B, K) logits.
-        images: (N, C, H, W) uint8, in the record's order.
-        labels: (N,) int64.
+        images, labels: (N, C, H, W) uint8 and (N,) int64, in the record's order.
         classes: K.
         record: The evaluation, which is saved after each batch.
         image_files: Saves adversarial images; None saves none.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_bench.models.timm_interface import evaluation_mode
 from kd_bench.robustness.norm_ball import Ball, Norm
 
 #: Start of the ascent: the image, the image with normal noise, or a random point of the ball.
@@ -75,15 +75,3 @@ def pgd(
 def cross_entropy(labels: Tensor) -> Callable[[Tensor], Tensor]:
     """Returns the loss of untargeted attacks: the cross-entropy with (B,) labels, one value per image."""
     return lambda logits: F.cross_entropy(logits, labels, reduction="none")
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, the network and its submodules are in evaluation mode. Afterwards each has its former mode."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kd_bench.robustness.pgd import evaluation_mode
+from kd_bench.models.timm_interface import evaluation_mode
 
 
 class NormalisedNetwork(nn.Module):

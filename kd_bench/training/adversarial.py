@@ -20,14 +20,14 @@ from kd_bench.config.trial import Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.models.input_transform import InputTransform
-from kd_bench.robustness.pgd import evaluation_mode, pgd
+from kd_bench.models.timm_interface import evaluation_mode
+from kd_bench.robustness.pgd import pgd
 from kd_bench.robustness.pixel_input import NormalisedNetwork
 from kd_bench.robustness.weight_perturbation import keep_buffers, perturb_weights, perturbed_parameters
 from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, precision_context
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
-from kd_bench.training.result_writer import ResultWriter
-from kd_bench.training.student import StudentModule, moving_average
+from kd_bench.training.student import ResultWriter, StudentModule, moving_average
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
 from kd_bench.utils.distributed import average_gradients
@@ -165,11 +165,9 @@ class AdversarialStudentModule(StudentModule):
                 terms, logits = self.method(adversarial, natural, batch), adversarial.logits
             else:
                 half = len(batch.images) // 2
-                rows = slice(half)
-                first = self.method(_rows(adversarial, rows), _rows(natural, rows), batch.rows(rows))
-                rows = slice(half, 2 * half)
+                first = self.method(*_rows(adversarial, natural, batch, slice(half)))
                 with evaluation_mode(self.method):  # the class weights are those of the first view
-                    second = self.method(_rows(adversarial, rows), _rows(natural, rows), batch.rows(rows))
+                    second = self.method(*_rows(adversarial, natural, batch, slice(half, 2 * half)))
                 terms = {name: value + second_view.weight * second[name] for name, value in first.items()}
                 terms["ce"] = (first["ce"] + second["ce"]) / 2
                 logits = adversarial.logits[:half]
@@ -218,10 +216,5 @@ class _LogitsNetwork(nn.Module):
         return self._forward_pass(self.view(images)).logits
 
 
-def _rows(outputs: Outputs, rows: slice) -> Outputs:
-    return Outputs(
-        outputs.logits[rows],
-        tuple(stage[rows] for stage in outputs.stages),
-        tuple(preact[rows] for preact in outputs.preacts),
-        None if outputs.pooled is None else outputs.pooled[rows],
-    )
+def _rows(adversarial: Outputs, natural: Outputs, batch: Batch, rows: slice) -> tuple[Outputs, Outputs, Batch]:
+    return adversarial.map(lambda tensor: tensor[rows]), natural.map(lambda tensor: tensor[rows]), batch.rows(rows)

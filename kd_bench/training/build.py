@@ -18,10 +18,9 @@ from kd_bench.models.input_transform import InputTransform
 from kd_bench.models.outputs import preact_norms, shapes
 from kd_bench.training.adversarial import AdversarialStudentModule
 from kd_bench.training.loaders import Images
-from kd_bench.training.result_writer import ResultWriter
-from kd_bench.training.student import StudentModule
+from kd_bench.training.student import ResultWriter, StudentModule
 from kd_bench.types import Pair
-from kd_bench.utils import seeding
+from kd_bench.utils import plugins, seeding
 from kd_bench.utils.distributed import is_distributed
 
 
@@ -58,7 +57,7 @@ def load_network(
 
 
 def _build(trial: Trial | PretrainedTeacher, images: Images, channels_last: bool) -> tuple[nn.Module, InputTransform]:
-    models.check_source(trial.model, trial.model_source)
+    plugins.refuse_changes(trial.model, models.source_hash(trial.model), trial.model_source)
     image_size = images.image_shape[-1]
     options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
     network = models.create(trial.model, images.num_classes, trial.input.size or image_size, **options)
@@ -73,15 +72,15 @@ def build_student(trial: Trial, images: Images, teacher: nn.Module | None, write
     Raises:
         UserError: If the networks lack what the method needs, or the method's source has changed since it was planned.
     """
-    methods.check_source(trial.method.name, trial.method.source)
+    plugins.refuse_changes(trial.method.name, methods.source_hash(trial.method.name), trial.method.source)
     network, view = build_network(trial, images)
     needs = methods.load(trial.method.name).needs_with(trial.method.hyperparameters)
-    norms: tuple[tuple[Tensor, Tensor] | None, ...] = ()
-    if teacher and trial.teacher and "preacts" in needs.teacher:
-        norms = preact_norms(teacher, _image_shape(trial.teacher, images))
     teacher_shapes = None
+    norms: tuple[tuple[Tensor, Tensor] | None, ...] = ()
     if teacher and trial.teacher:
-        teacher_shapes = shapes(teacher, _image_shape(trial.teacher, images), needs.teacher)
+        image_shape = _image_shape(trial.teacher, images)
+        norms = preact_norms(teacher, image_shape) if "preacts" in needs.teacher else ()
+        teacher_shapes = shapes(teacher, image_shape, needs.teacher)
     pair = Pair(
         num_classes=images.num_classes,
         train_size=len(images.train_labels),

@@ -62,11 +62,7 @@ class EpochResults(pl.Callback):
 
 
 class ProgressReporter(pl.Callback):
-    """Reports the position in the epoch, at most twice a second.
-
-    Args:
-        report: Receives the position.
-    """
+    """Reports the position in the epoch, at most twice a second."""
 
     def __init__(self, report: ReportProgress) -> None:
         self._report = report

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kd_bench.models.input_transform import InputTransform
 from kd_bench.training.loaders import Images, evaluation_loader
+from kd_bench.training.metrics import MetricSums
 
 
 @dataclass(frozen=True)
@@ -33,33 +35,22 @@ def evaluate_accuracy(
     """Evaluates a network on the test set.
 
     Args:
-        network: The network, which is moved to the device and set to evaluation mode.
-        view: Its input transform.
+        network, view: The network, which is moved to the device and set to evaluation mode, and its input transform.
         images: The data set.
         device: Device to evaluate on.
         progress: Called after each batch with the number of batches done and their total.
     """
     network, view = network.to(device).eval(), view.to(device)
     loader = evaluation_loader(images, device)
-    top1_hits: list[Tensor] = []
-    labels: list[Tensor] = []
-    top5_hits = torch.zeros((), dtype=torch.int64, device=device)
+    sums = MetricSums(by_class=True)
     try:
         for batch in loader:
-            labels.append(batch.labels)
-            logits = network(view(batch.images))
-            hits = logits.topk(min(5, logits.shape[-1])).indices == batch.labels[:, None]
-            top1_hits.append(hits[:, 0])
-            top5_hits += hits.sum()
+            sums.update({}, network(view(batch.images)), batch.labels)
             if progress:
                 progress(batch.step + 1, len(loader))
     finally:
         loader.close()
-    label, hit = torch.cat(labels).cpu(), torch.cat(top1_hits).cpu()  # without images that cannot be decoded
-    class_sizes = torch.bincount(label, minlength=images.num_classes)
-    class_hits = torch.bincount(label[hit], minlength=images.num_classes)
-    return Accuracy(
-        top1=100 * float(hit.sum()) / len(label),
-        top5=100 * float(top5_hits) / len(label),
-        classes=tuple((100 * class_hits.double() / class_sizes).tolist()),
-    )
+    hits = sums.state()["sums"]
+    top1, top5 = (100 * float(hits[name]) / sums.images for name in ("top1", "top5"))
+    classes = tuple(math.nan if value is None else value for value in sums.compute_by_class())
+    return Accuracy(top1, top5, classes)

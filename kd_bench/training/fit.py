@@ -27,8 +27,7 @@ def fit(
 
     Args:
         cohort: The cohort.
-        train: The training batches, or this process's part of them.
-        test: The test set, or this process's part of it.
+        train, test: The training batches and the test set, or this process's part of them.
         device: This process's device.
         callbacks: Called after each step, e.g. ``ProgressReporter`` and ``MidEpochCheckpoint``.
     """

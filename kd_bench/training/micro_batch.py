@@ -25,12 +25,7 @@ class MicroBatch:
 
 
 def split_micro_batches(batch: Batch, micro_batch: int | None) -> Iterator[MicroBatch]:
-    """Splits a process's part of a batch.
-
-    Args:
-        batch: The process's part of the step's batch.
-        micro_batch: Images of a micro-batch; None for all.
-    """
+    """Splits a process's part of a batch into micro-batches of this many images; None for one of all images."""
     images = len(batch.images)
     size = min(images, micro_batch or images)
     count = -(-images // size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,20 +20,12 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
     parameters = list(parameters)
     # One kernel for all parameters, if torch has it. It has other last bits than separate kernels.
     fused = all(parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point() for parameter in parameters)
+    shared: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": fused}
     if isinstance(settings, SGD):
-        return torch.optim.SGD(
-            parameters,
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-            fused=fused,
-        )
+        return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.nesterov, **shared)
     betas = (settings.beta1, settings.beta2)
     if isinstance(settings, AdamW):
-        return torch.optim.AdamW(
-            parameters, lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=fused
-        )
+        return torch.optim.AdamW(parameters, betas=betas, **shared)
     from timm.optim import Lamb as TimmLamb
 
     groups = [

@@ -1,4 +1,4 @@
-"""A member of a cohort: one student with its method, its optimiser and its metrics, independent of the others."""
+"""A member of a cohort: one student with its method, optimiser and metrics, and the interface of its results."""
 
 from __future__ import annotations
 
@@ -18,13 +18,32 @@ from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, prec
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
 from kd_bench.training.optimizers import build_optimizer, learning_rate
-from kd_bench.training.result_writer import ResultWriter
 from kd_bench.training.stopwatch import Stopwatch
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
 from kd_bench.utils.distributed import all_gather, average_buffers, average_gradients, is_distributed
 
 log = logging.getLogger(__name__)
+
+
+class ResultWriter:
+    """Receives a member's results, and discards them unless a subclass overrides a method.
+
+    ``kd_bench.trials.result_writer`` writes them to the trial's folder. Ranks above 0 use this class, because their
+    members have the same results as those of rank 0.
+    """
+
+    def write_epoch(self, member: StudentModule) -> None:
+        """Writes an epoch, which the member's state and history include."""
+
+    def write_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
+        """Writes the state within an epoch after ``step`` steps: ``member.mid_epoch_state(step)`` of each process."""
+
+    def write_divergence(self, member: StudentModule, reason: str) -> None:
+        """Writes that the loss was not finite. Another training with the same settings has the same result."""
+
+    def report_crash(self, member: StudentModule, reason: str) -> None:
+        """Reports that the method raised an error."""
 
 
 class StudentModule(nn.Module):

@@ -168,12 +168,7 @@ class Teacher(nn.Module):
                 tensor = tensor.float()
             return tensor.contiguous(memory_format=memory_format) if tensor.ndim == 4 else tensor
 
-        return Outputs(
-            convert(outputs.logits),
-            tuple(map(convert, outputs.stages)),
-            tuple(map(convert, outputs.preacts)),
-            None if outputs.pooled is None else convert(outputs.pooled),
-        )
+        return outputs.map(convert)
 
     def _is_worth_compiling(self, image_shape: Sequence[int]) -> bool:
         parameter = next(self._folded.parameters())

@@ -8,6 +8,7 @@ import io
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,16 +87,18 @@ class TrialFolder:
         status: Status = result["status"]
         return "missing" if status == "done" and not self.weights.exists() else status
 
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Returns the content of one of the folder's JSON files, or None if it cannot be read or is damaged."""
+        with suppress(OSError, ValueError):
+            content = read_json(self.path / name)
+            return content if isinstance(content, dict) else None
+        return None
+
     def write_environment(self, environment: Mapping[str, Any]) -> dict[str, Any] | None:
         """Writes ``environment.json``. Keeps the environments from before a resume, and returns the last of these."""
-        file = self.path / "environment.json"
-        try:
-            previous = read_json(file)
-        except ValueError:
-            previous = None
-        previous = previous if isinstance(previous, dict) else None
+        previous = self.read("environment.json")
         earlier = [*previous.pop("earlier", []), previous] if previous else []
-        write_json(file, {**environment, "earlier": earlier})
+        write_json(self.path / "environment.json", {**environment, "earlier": earlier})
         return previous
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -142,8 +145,7 @@ class TrialFolder:
         """Yields epoch, file and content of each checkpoint, the last first. The content is None if it is damaged."""
         for epoch, path in self._checkpoints():
             content = path.read_bytes()
-            intact = path.name == f"epoch-{epoch:06d}-{_digest(content)}.pt"
-            yield epoch, path, content if intact else None
+            yield epoch, path, content if path.name.endswith(f"-{_digest(content)}.pt") else None
 
     def epochs_done(self) -> int:
         """Returns the number of epochs of the last checkpoint; 0 without a checkpoint."""

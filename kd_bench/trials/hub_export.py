@@ -60,9 +60,7 @@ def export_student(
     """Writes the weights and timm's configuration. Builds the network and loads the weights to check them.
 
     Args:
-        folder: Folder of the finished trial.
-        trial: Its settings.
-        result: Its result.
+        folder, trial, result: Folder, settings and result of the finished trial.
         target: The existing folder to write into.
         data: Folder of the data sets; read only for the user's own images, to compute their normalisation.
 

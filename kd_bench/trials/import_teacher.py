@@ -34,11 +34,8 @@ def import_teacher(
     Args:
         teacher: The teacher.
         file: Its weights, in any layout that ``kd_bench.models.weights`` reads.
-        data: Folder of the data sets; None for the default.
-        device: Device of the evaluation.
-        threads: CPU threads of one operation.
-        folder: The teacher's folder.
-        lease: The lease of the folder.
+        data, device, threads: As in ``WorkerJob``.
+        folder, lease: The teacher's folder and the lease of it.
         send_event: Sends an event to the scheduler.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -64,7 +63,11 @@ def check_trial(path: Path) -> CheckedTrial:
         return CheckedTrial(path, "unfinished", ())
     if result["status"] == "failed":
         return CheckedTrial(path, "failed", ())
-    faults = list(_weights_faults(folder, result))
+    faults = []
+    if not folder.weights.is_file():
+        faults.append(f"{folder.weights}: is missing; the result has no weights")
+    elif sha256(folder.weights) != result.get("weights_sha256"):
+        faults.append(f"{folder.weights}: is not what was written: its checksum differs from that in result.json")
     if isinstance(settings, Trial):
         faults += _metrics_faults(path, settings, result)
     return CheckedTrial(path, "done", tuple(faults))
@@ -80,18 +83,10 @@ def _read_settings(path: Path) -> Trial | PretrainedTeacher:
         raise UserError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
-def _weights_faults(folder: TrialFolder, result: dict[str, Any]) -> Iterator[str]:
-    file = folder.weights
-    if not file.is_file():
-        yield f"{file}: is missing; the result has no weights"
-    elif sha256(file) != result.get("weights_sha256"):
-        yield f"{file}: is not what was written: its checksum differs from that in result.json"
-
-
 def _metrics_faults(path: Path, trial: Trial, result: dict[str, Any]) -> Iterator[str]:
     file = path / "metrics.csv"
     try:
-        rows = list(csv.DictReader(io.StringIO(file.read_text())))
+        rows = list(csv.DictReader(file.read_text().splitlines()))
         epochs = [int(row["epoch"]) for row in rows]
         last = float(rows[-1]["top1"]) if rows else None
     except (OSError, KeyError, ValueError) as error:
@@ -108,8 +103,7 @@ def check_accuracy(path: Path, data: Path | None, device: str) -> str | None:
 
     Args:
         path: The trial's folder, in which ``check_trial`` finds no faults.
-        data: Folder of the data sets; None for the default.
-        device: Device of the evaluation.
+        data, device: Folder of the data sets, None for the default; device of the evaluation.
 
     Raises:
         UserError: If the data set cannot be found.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from kd_bench.utils.files import write_atomic
+from kd_bench.utils.files import write_atomic, write_new
 
 #: Seconds between two heartbeats of a holder, and seconds without a heartbeat after which a holder counts as dead.
 #: Only other machines depend on heartbeats: on the same machine a holder is dead if its process is.
@@ -54,11 +54,6 @@ class LeaseHolder:
     released: bool = True
     heartbeat: float = 0.0
     acquired: float = 0.0
-
-    @property
-    def number(self) -> int:
-        """The lease's number."""
-        return int(self.path.suffix[1:])
 
     @property
     def on_other_machine(self) -> bool:
@@ -106,11 +101,6 @@ class Lease:
         holder = latest_holder(self.path.parent)
         return holder is not None and holder.token == self._content["token"]
 
-    def renew(self) -> None:
-        """Writes a heartbeat."""
-        with suppress(FileNotFoundError):
-            os.utime(self.path)
-
     def release(self, finished: bool) -> None:
         """Releases the lease: removes all lease files of a finished trial, else marks the lease as released."""
         if not self.is_held():
@@ -127,7 +117,7 @@ def acquire_lease(folder: Path, monitor: LeaseMonitor) -> Lease | None:
     holder = latest_holder(folder)
     if holder and monitor.is_alive(holder):
         return None
-    number = holder.number + 1 if holder else 1
+    number = int(holder.path.suffix[1:]) + 1 if holder else 1
     path = folder / f"lease.{number:06d}"
     content: dict[str, object] = {
         "host": socket.gethostname(),
@@ -138,16 +128,7 @@ def acquire_lease(folder: Path, monitor: LeaseMonitor) -> Lease | None:
         "since": time.time(),
         "released": False,
     }
-    # Written under another name and linked: the file is complete as soon as it exists, and one process can link it.
-    draft = folder / f".lease.{content['token']}.tmp"
-    draft.write_text(json.dumps(content))
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        return None
-    finally:
-        draft.unlink()
-    return Lease(path, content)
+    return Lease(path, content) if write_new(path, json.dumps(content)) else None
 
 
 class Heartbeat:
@@ -162,7 +143,7 @@ class Heartbeat:
         while not self._stop.wait(self._interval):
             for lease in self._leases:
                 with suppress(OSError):
-                    lease.renew()
+                    os.utime(lease.path)
 
     def stop(self) -> None:
         """Ends the thread."""
@@ -186,7 +167,6 @@ def latest_holder(folder: Path) -> LeaseHolder | None:
 
 
 def _is_running(pid: int, started: float) -> bool:
-    try:
+    with suppress(psutil.Error):
         return abs(psutil.Process(pid).create_time() - started) < 1.0
-    except psutil.Error:
-        return False
+    return False

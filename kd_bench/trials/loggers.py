@@ -9,7 +9,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from kd_bench.config.trial import Trial
 from kd_bench.trials.folder import TrialFolder
@@ -21,24 +21,6 @@ Row = Mapping[str, float]
 #: Keys of the result that are shown as the summary of a trial.
 _SUMMARY = ("status", "reason", "top1_last", "top1_best", "best_epoch", "top5_last", "seconds", "parameters",
             "teacher_top1", "weights_sha256")  # fmt: skip
-
-
-class Logger(Protocol):
-    """Shows one trial.
-
-    Args:
-        folder: The trial's folder.
-        trial: Its settings.
-        history: One row for each epoch that was finished before a resume.
-    """
-
-    def __init__(self, folder: TrialFolder, trial: Trial, history: Sequence[Row]) -> None: ...
-
-    def row(self, row: Row) -> None:
-        """Logs the metrics of an epoch."""
-
-    def close(self, result: Mapping[str, Any]) -> None:
-        """Logs the result and ends the log."""
 
 
 class TensorBoard:
@@ -103,7 +85,7 @@ class WandB:
 
 
 #: Logger by name, which is also the name of its command line option, its package and its extra.
-LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
+LOGGERS: dict[str, type[TensorBoard | WandB]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 class Loggers:
@@ -117,10 +99,10 @@ class Loggers:
 
     def __init__(self, names: Sequence[str], folder: TrialFolder, warn: Callable[[str], None]) -> None:
         self._names, self._folder, self._warn = names, folder, warn
-        self._open: dict[str, Logger] = {}
+        self._open: dict[str, TensorBoard | WandB] = {}
 
     def open(self, trial: Trial, history: Sequence[Row]) -> None:
-        """Opens the loggers and logs the epochs so far."""
+        """Opens the loggers and logs ``history``, the epochs that were finished before a resume."""
         for name in self._names:
             with self._guarded(name):
                 self._open[name] = LOGGERS[name](self._folder, trial, history)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
-from kd_bench.training.result_writer import ResultWriter
-from kd_bench.training.student import StudentModule, serialize_state
+from kd_bench.models import weights
+from kd_bench.training.student import ResultWriter, StudentModule, serialize_state
 from kd_bench.trials.environment import peak_memory, utc_timestamp
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Lease
 from kd_bench.trials.loggers import Loggers
 from kd_bench.utils.errors import first_line
-from kd_bench.utils.files import write_atomic
 
 #: Largest number of corrupt files that a result names.
 _MAX_CORRUPT_FILES = 100
@@ -38,8 +34,7 @@ class TrialResultWriter(ResultWriter):
     """Writes one trial's checkpoints, metrics and result. Every method checks the lease before it writes.
 
     Args:
-        folder: The trial's folder.
-        lease: The lease of the folder.
+        folder, lease: The trial's folder and the lease of it.
         send_event: Sends an event to the scheduler.
         teacher_top1: The teacher's accuracy in percent.
         train_images: Number of images per epoch.
@@ -70,9 +65,9 @@ class TrialResultWriter(ResultWriter):
                 member.restore(torch.load(io.BytesIO(content), weights_only=True))
             except _LOAD_ERRORS as error:
                 damaged.append((path, first_line(error)))
-                continue
-            outcome = f"continues from epoch {epoch}"
-            break
+            else:
+                outcome = f"continues from epoch {epoch}"
+                break
         for path, reason in damaged:
             self._send_event("note", text=f"{path}: this checkpoint is corrupt ({reason}); the trial {outcome}")
         self._loggers.open(member.trial, member.history)
@@ -115,12 +110,8 @@ class TrialResultWriter(ResultWriter):
         self._send_event("crashed", trial=self.folder.id, reason=reason)
 
     def _finish(self, member: StudentModule) -> None:
-        state = member.evaluated_network.state_dict()
-        weights = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        # One entry of metadata, because safetensors writes several in random order.
-        metadata = json.dumps({"model": member.trial.model, "trial": self.folder.id}, sort_keys=True)
-        content = save(weights, metadata={"kd_bench": metadata})
-        write_atomic(self.folder.weights, content)
+        metadata = {"model": member.trial.model, "trial": self.folder.id}
+        digest = weights.write(self.folder.weights, member.evaluated_network.state_dict(), metadata)
         history = member.history
         best = max(history, key=lambda row: row["top1"])
         result = {
@@ -133,7 +124,7 @@ class TrialResultWriter(ResultWriter):
             "class_top1_last": member.class_top1,
             **({} if member.evaluated_weights is None else {"evaluated": member.evaluated_weights}),
             **self._costs(member),
-            "weights_sha256": hashlib.sha256(content).hexdigest(),
+            "weights_sha256": digest,
         }
         self._write_result(result, None)
 

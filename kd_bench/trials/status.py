@@ -10,13 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
 from kd_bench.trials.folder import TEACHERS, TrialFolder
-from kd_bench.trials.lease import EXPIRY, LeaseHolder, LeaseMonitor, latest_holder
+from kd_bench.trials.lease import EXPIRY, LeaseMonitor, latest_holder
 from kd_bench.utils.errors import UserError
-from kd_bench.utils.files import read_json
 
 State = Literal["done", "running", "waiting", "failed"]
 
@@ -81,24 +80,11 @@ def _state(path: Path, trial: Trial | PretrainedTeacher, monitor: LeaseMonitor, 
         # A monitor has to see heartbeats change. This function looks once, so it measures the heartbeat's age.
         recent = now - holder.heartbeat < EXPIRY
         if recent if holder.on_other_machine else monitor.live_holder(path) is not None:
-            return "running", f"{_process(holder)}, {progress}"
-    failure = _failure(path)
-    if failure:
-        return "failed", f"{failure}; the next run tries again"
+            since = f" since {datetime.fromtimestamp(holder.acquired):%Y-%m-%d %H:%M}" if holder.acquired else ""
+            return "running", f"{holder.host}, process {holder.pid}{since}, {progress}"
+    if reason := (folder.read("failure.json") or {}).get("reason"):
+        return "failed", f"{reason}; the next run tries again"
     return "waiting", progress if epoch else ""
-
-
-def _process(holder: LeaseHolder) -> str:
-    since = f" since {datetime.fromtimestamp(holder.acquired):%Y-%m-%d %H:%M}" if holder.acquired else ""
-    return f"{holder.host}, process {holder.pid}{since}"
-
-
-def _failure(path: Path) -> str | None:
-    with suppress(ValueError, OSError):
-        content: Any = read_json(path / "failure.json")
-        if isinstance(content, dict) and isinstance(content.get("reason"), str):
-            return str(content["reason"])
-    return None
 
 
 def _file_system_time(folder: Path) -> float:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from kd_bench.utils.errors import RunFailed, UserError, first_line, nearest
+from kd_bench.utils.files import file_lock, write_atomic
 from kd_bench.utils.files import sha256 as sha256_of
-from kd_bench.utils.files import write_atomic
 
 #: Called with the number of bytes received, and the number expected if the server sends it.
 Progress = Callable[[int, int | None], None]
@@ -87,7 +87,8 @@ def fetch(
 def _fetch(url: str, path: Path, sha256: str | None, member: str | None, progress: Progress | None) -> DownloadedFile:
     """Does the work of ``fetch`` for one mirror. The messages of its errors leave out the address."""
     pin = _pin_file(path)
-    with _lock(path):
+    # Where files cannot be locked, each process downloads the file.
+    with file_lock(path.with_name(f".{path.name}.lock")):
         expected = sha256.lower() if sha256 else pin.read_text("ascii", "replace")[:64] if pin.exists() else None
         if expected and not sha256 and not re.fullmatch("[0-9a-f]{64}", expected):
             raise UserError(f"{pin}: holds no SHA-256; remove it to accept the next download of {path.name}")
@@ -129,17 +130,6 @@ def _fetch(url: str, path: Path, sha256: str | None, member: str | None, progres
 
 def _pin_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Lets one process at a time download ``path``. Where files cannot be locked, each process downloads it."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(stack.enter_context(open(path.with_name(f".{path.name}.lock"), "wb")), fcntl.LOCK_EX)
-        yield
 
 
 def _download(url: str, to: Path, progress: Progress | None) -> None:

@@ -34,7 +34,12 @@ def unknown(kind: str, value: str, choices: Iterable[str], context: str = "") ->
     choices = sorted(choices)
     hint = nearest(value, choices)
     end = f"did you mean {hint!r}?" if hint else f"there are: {', '.join(choices[:20])}{', ...' * (len(choices) > 20)}"
-    return UserError(f"{context}{': ' if context else ''}no {kind} is called {value!r}; {end}")
+    return UserError(f"{prefix(context)}no {kind} is called {value!r}; {end}")
+
+
+def prefix(context: str) -> str:
+    """Returns ``context`` and a colon, with which an error's message begins; "" if there is no context."""
+    return f"{context}: " if context else ""
 
 
 def first_line(error: BaseException) -> str:

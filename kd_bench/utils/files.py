@@ -1,9 +1,11 @@
 """Reading and writing of files. Files are written whole and renamed, so that no process reads half of one."""
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[bool]:
+    """Waits for the lock of a lock file and holds it inside. The system releases it if the process dies.
+
+    Yields False, without a lock, where files cannot be locked or written.
+    """
+    with contextlib.ExitStack() as stack:
+        locked = False
+        with contextlib.suppress(ImportError, OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            import fcntl
+
+            fcntl.flock(stack.enter_context(open(path, "wb")), fcntl.LOCK_EX)
+            locked = True
+        yield locked
 
 
 def disk_bytes(path: Path) -> int:

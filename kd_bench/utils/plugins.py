@@ -3,6 +3,7 @@
 A plug-in is named as ``path/to/file.py:name``, or by its entry point in the group of its kind, whose value is
 ``package.module:name``. Only ``Plugin.load`` and ``Plugin.call`` import its code; everything else reads the source. A
 plug-in is identified by the hash of its file, so that file should contain everything that its results depend on.
+``context`` is where a name was written, for error messages.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
@@ -21,8 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kd_bench.utils.errors import UserError, unknown
-from kd_bench.utils.signatures import ClassDefinition, Definition, read_definitions
+from kd_bench.utils.errors import UserError, prefix, unknown
+from kd_bench.utils.signatures import Definition, read_classes, read_definitions
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class PluginKind:
     group: str  # its group of entry points
     takes: tuple[str, ...] = ()  # names of the arguments that it is called with
     may_take: tuple[str, ...] = ()  # names of arguments that are passed if it has them
+    target: str = "class or function"  # what its name may stand for
 
 
-METHOD = PluginKind("method", "kd_bench.methods", ("pair",))
+METHOD = PluginKind("method", "kd_bench.methods", ("pair",), target="class")
 MODEL = PluginKind("model", "kd_bench.models", ("num_classes",), ("image_size", "drop_path_rate"))
 DATASET = PluginKind("dataset", "kd_bench.datasets", ("data_dir", "image_size"), ("generator",))
 AUGMENTATION = PluginKind("augmentation", "kd_bench.augmentations", ("images", "random"))
@@ -56,16 +59,12 @@ class Plugin:
         return hashlib.sha256(_read(self.path)).hexdigest()
 
     def definition(self, context: str = "") -> Definition:
-        """Reads its definition.
-
-        Raises:
-            UserError: If the file has no such class or function.
-        """
-        definitions = read_definitions(self.path, context)
+        """Returns its definition, or raises UserError if the file has no such class or function."""
+        definitions = (read_classes if self.kind is METHOD else read_definitions)(self.path, context)
         if not definitions:
-            raise self._error(f"{self.path} holds no class and no function", context)
+            raise self._error(f"{self.path} holds no {self.kind.target.replace(' or ', ' and no ')}", context)
         if self.attribute not in definitions:
-            raise unknown(f"class or function of {self.path}", self.attribute, definitions, context)
+            raise unknown(f"{self.kind.target} of {self.path}", self.attribute, definitions, context)
         return definitions[self.attribute]
 
     def check(self, context: str = "") -> Definition:
@@ -78,7 +77,7 @@ class Plugin:
         """
         definition = self.definition(context)
         problems = []
-        if isinstance(definition, ClassDefinition) and not definition.has_init:
+        if not definition.has_init:
             problems.append(f"has no __init__ of its own, which should take {' and '.join(self.kind.takes)}")
         problems += [f"should take {name!r}" for name in self.kind.takes if not definition.takes(name)]
         for name in sorted(definition.required.difference(self.kind.takes, self.kind.may_take)):
@@ -88,7 +87,7 @@ class Plugin:
         return definition
 
     def _error(self, problem: str, context: str = "") -> UserError:
-        return UserError(f"{context}{': ' if context else ''}{self.kind.noun} {self.name!r}: {problem}")
+        return UserError(f"{prefix(context)}{self.kind.noun} {self.name!r}: {problem}")
 
     def load(self) -> Any:
         """Imports it, which runs its code, and returns the class or function.
@@ -96,10 +95,8 @@ class Plugin:
         Raises:
             UserError: If it cannot be imported, or the module has no such class or function.
         """
-        try:
+        with one_sentence(str(self._error(f"{self.path} cannot be imported"))):
             module = _run_file(self.path) if self.module is None else importlib.import_module(self.module)
-        except Exception as error:
-            raise self._error(f"{self.path} cannot be imported: {format_error(error)}") from error
         loaded = getattr(module, self.attribute, None)
         if not callable(loaded):
             raise self._error(f"{self.attribute} in {self.path} is no class and no function")
@@ -112,12 +109,8 @@ class Plugin:
             UserError: As ``check`` and ``load``, and if it raises any error.
         """
         definition, function = self.check(), self.load()
-        try:
+        with one_sentence(str(self._error(f"{self.attribute} in {self.path} failed")), UserError):
             return function(**{name: value for name, value in arguments.items() if definition.takes(name)})
-        except UserError:
-            raise
-        except Exception as error:
-            raise self._error(f"{self.attribute} in {self.path} failed: {format_error(error)}") from error
 
     def refuse_changes(self, planned: str | None) -> None:
         """Raises UserError if the SHA-256 of its file is not ``planned``. None accepts any file."""
@@ -126,20 +119,20 @@ class Plugin:
 
 
 def refuse_changes(name: str, digest: str | None, planned: str | None) -> None:
-    """Raises UserError if the file of a name was changed since the trial was planned.
-
-    Args:
-        name: Name in the trial.
-        digest: SHA-256 of its file; None if it comes with kd-bench or timm.
-        planned: The same when the trial was planned.
-    """
+    """Raises UserError if the SHA-256 of a plug-in's file is not the planned one; None stands for no plug-in."""
     if digest != planned:
         raise UserError(f"{name}: the file was changed since this trial was planned; run the recipe again")
 
 
-def format_error(error: Exception) -> str:
-    """Returns type and message of an error on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+@contextmanager
+def one_sentence(subject: str, *unchanged: type[Exception]) -> Iterator[None]:
+    """Replaces errors of a plug-in's code by a UserError of one line: ``subject``, and the error's type and message."""
+    try:
+        yield
+    except unchanged:
+        raise
+    except Exception as error:
+        raise UserError(f"{subject}: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
 
 
 def is_file_name(name: str) -> bool:
@@ -159,40 +152,30 @@ def entry_point_names(kind: PluginKind) -> tuple[str, ...]:
 
 
 def find(kind: PluginKind, name: str, known: Iterable[str] = (), context: str = "") -> Plugin:
-    """Finds a plug-in.
-
-    Args:
-        kind: Its kind.
-        name: Its name, see the module's docstring.
-        known: Other names of this kind, for the error message.
-        context: Where the name was written, for the error message.
+    """Finds a plug-in. ``known`` are other names of its kind, for the error message.
 
     Raises:
         UserError: If the file or the entry point does not exist, or several packages have such an entry point.
     """
-    prefix = f"{context}: " if context else ""
+    subject = f"{prefix(context)}{kind.noun} {name!r}"
     file, colon, attribute = name.rpartition(":")
     if colon and file.endswith(".py"):
         path = Path(file).expanduser()
         if not path.is_file():
-            raise UserError(f"{prefix}{kind.noun} {name!r}: there is no file {path}")
+            raise UserError(f"{subject}: there is no file {path}")
         return Plugin(kind, normalise_name(name), path.resolve(), attribute)
     if name.endswith(".py"):
         missing = "class is missing; write {}:ClassName" if kind is METHOD else "name is missing; write {}:NAME"
-        raise UserError(f"{prefix}{kind.noun} {name!r}: the {missing.format(name)}")
-    points = [point for point in _entry_points(kind.group, tuple(sys.path)) if point.name == name]
-    values = sorted({point.value for point in points})
-    if len(values) > 1:
-        raise UserError(f"{prefix}{kind.noun} {name!r} is offered by more than one package: {', '.join(values)}")
+        raise UserError(f"{subject}: the {missing.format(name)}")
+    points = {point.value: point for point in _entry_points(kind.group, tuple(sys.path)) if point.name == name}
+    if len(points) > 1:
+        raise UserError(f"{subject} is offered by more than one package: {', '.join(sorted(points))}")
     if not points:
         raise unknown(kind.noun, name, {*known, *entry_point_names(kind)}, context)
-    point = points[0]
+    (point,) = points.values()
     file = _module_file(point.module)
     if not file.endswith(".py") or not point.attr:
-        target = "class" if kind is METHOD else "class or function"
-        raise UserError(
-            f"{prefix}{kind.noun} {name!r}: its entry point {point.value!r} leads to no {target} in a Python file"
-        )
+        raise UserError(f"{subject}: its entry point {point.value!r} leads to no {kind.target} in a Python file")
     return Plugin(kind, name, Path(file), point.attr, point.module)
 
 

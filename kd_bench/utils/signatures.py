@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from kd_bench.utils.errors import UserError
+from kd_bench.utils.errors import UserError, prefix
 
 #: The default of a parameter that has none.
 REQUIRED: Final = inspect.Parameter.empty
@@ -38,13 +38,17 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Definition:
-    """A function, or a class and its ``__init__``."""
+    """A function, or a class and its own ``__init__``."""
 
     name: str
     doc: str
     parameters: tuple[Parameter, ...]  # keyword-only
     positional: tuple[str, ...]  # names of the others, without self; variable arguments with their stars
     required: frozenset[str]  # names of all parameters without a default
+    is_class: bool
+    has_init: bool  # whether a class has an __init__ of its own; true for a function
+    bases: tuple[str, ...]  # last parts of their names: "Method" for "base.Method"
+    attributes: dict[str, Any]  # class attributes whose values are literals
 
     @property
     def summary(self) -> str:
@@ -61,15 +65,6 @@ class Definition:
         return name in {*self.positional, *self.keywords} or any(other.startswith("**") for other in self.positional)
 
 
-@dataclass(frozen=True)
-class ClassDefinition(Definition):
-    """A class, with the parameters of its own ``__init__``."""
-
-    bases: tuple[str, ...]  # last parts of their names: "Method" for "base.Method"
-    attributes: dict[str, Any]  # class attributes whose values are literals
-    has_init: bool  # whether it has an __init__ of its own
-
-
 def read_definitions(path: Path, context: str = "") -> dict[str, Definition]:
     """Reads the functions and classes at the top level of a Python file, by name, in order.
 
@@ -80,63 +75,53 @@ def read_definitions(path: Path, context: str = "") -> dict[str, Definition]:
     Raises:
         UserError: If the file cannot be read or is not Python.
     """
-    prefix = f"{context}: " if context else ""
     try:
         tree = ast.parse(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{prefix}{path} cannot be read: {error.strerror}") from None
+        problem = f" cannot be read: {error.strerror}"
     except SyntaxError as error:
-        raise UserError(f"{prefix}{path}, line {error.lineno}, is not valid Python: {error.msg}") from None
+        problem = f", line {error.lineno}, is not valid Python: {error.msg}"
     except ValueError as error:  # null bytes
-        raise UserError(f"{prefix}{path} is not valid Python: {error}") from None
-    definitions: dict[str, Definition] = {}
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            definitions[node.name] = _read_class(node)
-        elif isinstance(node, ast.FunctionDef):
-            doc = ast.get_docstring(node) or ""
-            definitions[node.name] = Definition(node.name, doc, *_signature(node.args, arguments_in(doc)))
-    return definitions
+        problem = f" is not valid Python: {error}"
+    else:
+        nodes = (node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)))
+        return {node.name: _definition(node) for node in nodes}
+    raise UserError(f"{prefix(context)}{path}{problem}")
 
 
-def read_classes(path: Path, context: str = "") -> dict[str, ClassDefinition]:
+def read_classes(path: Path, context: str = "") -> dict[str, Definition]:
     """Reads the classes at the top level of a Python file, like ``read_definitions``."""
-    definitions = read_definitions(path, context).items()
-    return {name: definition for name, definition in definitions if isinstance(definition, ClassDefinition)}
+    return {name: source for name, source in read_definitions(path, context).items() if source.is_class}
 
 
-def _read_class(node: ast.ClassDef) -> ClassDefinition:
-    functions = (statement for statement in node.body if isinstance(statement, ast.FunctionDef))
-    init = next((function for function in functions if function.name == "__init__"), None)
+def _definition(node: ast.ClassDef | ast.FunctionDef) -> Definition:
+    is_class = isinstance(node, ast.ClassDef)
+    functions = (part for part in node.body if isinstance(part, ast.FunctionDef))
+    init = node if isinstance(node, ast.FunctionDef) else next((f for f in functions if f.name == "__init__"), None)
     doc = ast.get_docstring(node) or ""
     texts = arguments_in(doc) | arguments_in((ast.get_docstring(init) or "") if init else "")
-    parameters, positional, required = _signature(init.args, texts) if init else ((), (), frozenset())
-    return ClassDefinition(
-        name=node.name,
-        doc=doc,
-        parameters=parameters,
-        positional=positional[1:],  # without self
-        required=required - set(positional[:1]),
-        bases=tuple(ast.unparse(base).rpartition(".")[2] for base in node.bases),
-        attributes=_attributes(node),
-        has_init=init is not None,
-    )
-
-
-def _signature(
-    arguments: ast.arguments, texts: dict[str, str]
-) -> tuple[tuple[Parameter, ...], tuple[str, ...], frozenset[str]]:
-    """Returns keyword-only parameters, the names of the others, and the names of those without a default."""
+    arguments = init.args if init else ast.arguments([], [], None, [], [], None, [])
     parameters = tuple(
-        Parameter(node.arg, _annotation(node.annotation), _default(default, node.lineno), texts.get(node.arg, ""))
-        for node, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+        Parameter(part.arg, _annotation(part.annotation), _default(default, part.lineno), texts.get(part.arg, ""))
+        for part, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     )
-    positional = [node.arg for node in (*arguments.posonlyargs, *arguments.args)]
+    positional = [part.arg for part in (*arguments.posonlyargs, *arguments.args)]
     required = set(positional[: len(positional) - len(arguments.defaults)])
     required |= {parameter.name for parameter in parameters if parameter.default is REQUIRED}
     positional += [f"*{arguments.vararg.arg}"] if arguments.vararg else []
     positional += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
-    return parameters, tuple(positional), frozenset(required)
+    bound = positional[:1] if is_class else []  # self
+    return Definition(
+        name=node.name,
+        doc=doc,
+        parameters=parameters,
+        positional=tuple(positional[len(bound) :]),
+        required=frozenset(required.difference(bound)),
+        is_class=is_class,
+        has_init=init is not None,
+        bases=tuple(ast.unparse(base).rpartition(".")[2] for base in getattr(node, "bases", ())),
+        attributes=_attributes(node) if is_class else {},
+    )
 
 
 def _default(node: ast.expr | None, line: int) -> Any:
@@ -154,7 +139,7 @@ def _annotation(node: ast.expr | None) -> str:
     return ast.unparse(node) if node else ""
 
 
-def _attributes(node: ast.ClassDef) -> dict[str, Any]:
+def _attributes(node: ast.ClassDef | ast.FunctionDef) -> dict[str, Any]:
     attributes = {}
     for statement in node.body:
         match statement:

@@ -56,6 +56,12 @@ def test_overrides(recipe_file):
     assert recipe.all_seeds() == (0, 1, 2, 3, 4)
 
 
+def test_a_mapping_of_teachers_is_merged(recipe_file):
+    overrides = ["teachers.wrn_16_2.epochs=3", "teachers={wrn_16_2: {weights: wrn.pth}, resnet14: {seed: 1}}"]
+    teachers = read_recipe(recipe_file, overrides).teachers
+    assert teachers == {"wrn_16_2": {"epochs": 3, "weights": "wrn.pth"}, "resnet14": {"seed": 1}}
+
+
 def test_another_optimiser_replaces_the_settings_of_the_old(recipe_file):
     recipe = read_recipe(recipe_file, ["optimizer.momentum=0.5", "optimizer.name=adamw", "schedule.name=cosine"])
     assert recipe.optimizer.name == "adamw"

@@ -168,7 +168,7 @@ def test_colours_are_those_of_pillow(folder: Path) -> None:
     torch.testing.assert_close(grey[0], grey[1])
     for index, name in enumerate(("000.JPEG", "001.JPEG", "002.png")):
         file = folder / "mine" / "train" / "ant" / name
-        assert stream._files.path(index) == file
+        assert stream._decoder.files.path(index) == file
         with Image.open(file) as image:
             assert image.mode == ("L", "CMYK", "RGBA")[index]
             assert np.array_equal(

@@ -20,11 +20,10 @@ from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import PretrainedTeacher
 from kd_bench.data.registry import spec
 from kd_bench.estimate import history, placeholders
-from kd_bench.estimate.cost_key import cost_key
 from kd_bench.estimate.estimate_recipe import timing_rounds, training_phases
 from kd_bench.estimate.gpus import Assumptions, Gpu, estimate_seconds, load_gpus, select_gpus
 from kd_bench.estimate.operation_counter import Operation, OperationCounts
-from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, group_missing_trials
+from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, cost_key, group_missing_trials
 from kd_bench.estimate.timing_job import EpochTime, Timing
 from kd_bench.launch.options import RunOptions
 from kd_bench.plan import plan

@@ -14,9 +14,8 @@ from kd_bench.report.paper_layout import best_two, paper_tables, short_names, sp
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import Summary
-from kd_bench.report.summary_text import render_summary
 from tests.report.table6 import make
-from tests.report.trials import fail, plan, put
+from tests.report.trials import fail, plan, put, render_summary
 
 FAMILIES = {"kd": "logits", "dkd": "logits", "ikl_kd": "logits", "none": "baseline"}
 

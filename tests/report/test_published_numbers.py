@@ -21,10 +21,9 @@ from kd_bench.report.results_frame import read_results
 from kd_bench.report.statistics import MeanAndStd, mean_interval
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import Summary, SummaryRow
-from kd_bench.report.summary_text import render_summary
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
-from tests.report.trials import put
+from tests.report.trials import put, render_summary
 
 NUMBERS = published_numbers.read("cifar100_pairs", "test")
 PAIR = ("cifar_resnet50", "cifar_mobilenet_v2")

@@ -9,9 +9,9 @@ from kd_bench.report.render import FORMATS
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import Summary
-from kd_bench.report.summary_text import render_summary, write_summary
+from kd_bench.report.summary_text import write_summary
 from kd_bench.utils.errors import UserError
-from tests.report.trials import fail, plan, put
+from tests.report.trials import fail, plan, put, render_summary
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_bench.report.render import render
+from kd_bench.report.summary import Summary
+from kd_bench.report.summary_text import summary_tables
+
 RESULT = {
     "status": "done",
     "reason": None,
@@ -64,3 +68,11 @@ def plan(folder: Path, accuracies: dict[str, list[float | None]], **pair: Any) -
             if value is not None:
                 put(folder / cell.trial_id, top1_last=value, top1_best=value + 1)
     return cells
+
+
+def render_summary(
+    summary: Summary, format: str, *, width: int = 80, colour: bool = False, ascii_only: bool = False
+) -> str:
+    """The summary as text, as ``write_summary`` prints it on a terminal of this width."""
+    tables, notes = summary_tables(summary, format)
+    return render(tables, format, notes=notes, width=width, colour=colour, ascii_only=ascii_only, floating=True)

@@ -16,8 +16,7 @@ from kd_bench.training.build import build_network, build_student
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
-from kd_bench.training.result_writer import ResultWriter
-from kd_bench.training.student import StudentModule
+from kd_bench.training.student import ResultWriter, StudentModule
 
 CPU = torch.device("cpu")
 

@@ -87,8 +87,7 @@ class Normalise:
     """Converts uint8 images to float32 with the same bits as torchvision's ``to_tensor`` and ``normalize``.
 
     Args:
-        mean: Of the channels, for images scaled to 0..1.
-        std: Of the channels, for images scaled to 0..1.
+        mean, std: Of the channels, for images scaled to 0..1.
         device: Device of the images.
     """
 
@@ -110,12 +109,10 @@ def draw_cutout(seed: int, epoch: int, size: int, side: int, height: int, width:
     pixel, so that a square can lie partly outside the image.
 
     Args:
-        seed: The trial's seed.
-        epoch: From 0.
+        seed, epoch: The trial's seed, and the epoch, from 0.
         size: N, number of images in the set.
         side: Of the square, in pixels.
-        height: Of the images.
-        width: Of the images.
+        height, width: Of the images.
 
     Returns:
         (N, 4) int64.
@@ -131,18 +128,8 @@ def draw_erasing(seed: int, epoch: int, size: int, probability: float, height: i
 
     Zhong et al., "Random Erasing Data Augmentation" (2020), with the published ranges: area uniform in ``ERASED_AREA``,
     aspect uniform in ``ERASED_ASPECT``, drawn again while the rectangle is larger than the image, then anywhere in it.
-    The rectangles do not depend on ``probability``.
-
-    Args:
-        seed: The trial's seed.
-        epoch: From 0.
-        size: N, number of images in the set.
-        probability: Of an image to lose a rectangle.
-        height: Of the images.
-        width: Of the images.
-
-    Returns:
-        (N, 4) int64.
+    The rectangles do not depend on ``probability``, with which an image loses a rectangle. The other arguments and the
+    result are those of ``draw_cutout``.
     """
     generator = seeding.generator(seed, seeding.ERASE, epoch)
     erased = torch.rand(size, generator=generator) < probability
@@ -162,8 +149,7 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     Args:
         boxes: (B, 4) int64: top, left, bottom, right; the last two are the first row and column that are outside. They
             may reach beyond the image.
-        height: Of the images.
-        width: Of the images.
+        height, width: Of the images.
 
     Returns:
         (B, 1, H, W) bool.

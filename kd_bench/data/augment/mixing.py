@@ -47,11 +47,7 @@ def draw_mix(
     half of the samples, drawn anew each epoch, get mixup and the others cutmix.
 
     Args:
-        seed: The trial's seed.
-        epoch: From 0.
-        size: N.
-        height: Of the images.
-        width: Of the images.
+        seed, epoch, size, height, width: As for ``draw_cutout``.
         mixup: alpha of mixup; None for cutmix only.
         cutmix: alpha of cutmix; None for mixup only.
 
@@ -112,7 +108,7 @@ def mix_labels(labels: Tensor, partners: Tensor, mix: MixParams, num_classes: in
     Args:
         labels: (B,) int64.
         partners: (B,) int64, the labels of ``mix.partner``.
-        mix: The parameters of these B samples.
+        mix: As for ``mix_images``.
         num_classes: K.
 
     Returns:

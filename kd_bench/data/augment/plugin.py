@@ -79,24 +79,19 @@ class AugmentPlugin:
 
         Args:
             images: (B, C, H, W) uint8, which may be changed in place.
-            index: Index of each image in the training set.
-            seed: The trial's seed.
-            epoch: From 0.
+            index, seed, epoch: As for ``Random``.
             step: From 0.
 
         Raises:
             UserError: The plug-in raises an error, or returns something else.
         """
         seeding.seed_everything(seed, seeding.PLUGIN, epoch, step)
-        try:
+        subject = f"augmentation {self._plugin.name!r}"
+        with plugins.one_sentence(f"{subject} failed"):
             changed = self._function(images=images, random=Random(seed, epoch, index, images.device))
-        except Exception as error:
-            raise UserError(f"augmentation {self._plugin.name!r} failed: {plugins.format_error(error)}") from error
-        if not isinstance(changed, Tensor) or changed.shape != images.shape or changed.dtype != torch.uint8:
-            actual = (
-                f"{tuple(changed.shape)} {changed.dtype}" if isinstance(changed, Tensor) else type(changed).__name__
-            )
-            raise UserError(
-                f"augmentation {self._plugin.name!r}: should return {tuple(images.shape)} torch.uint8, not {actual}"
-            )
+        is_tensor = isinstance(changed, Tensor)
+        actual = f"{tuple(changed.shape)} {changed.dtype}" if is_tensor else type(changed).__name__
+        expected = f"{tuple(images.shape)} torch.uint8"
+        if actual != expected:
+            raise UserError(f"{subject}: should return {expected}, not {actual}")
         return changed.to(images.device)

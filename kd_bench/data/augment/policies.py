@@ -80,16 +80,7 @@ class PolicyParams:
 
 
 def draw_policy(augment: Augment, seed: int, epoch: int, size: int, height: int, width: int) -> PolicyParams | None:
-    """Draws an epoch's operations for a set of ``size`` images; None without a policy.
-
-    Args:
-        augment: The settings.
-        seed: The trial's seed.
-        epoch: From 0.
-        size: N.
-        height: Of the images, for translations.
-        width: Of the images.
-    """
+    """Draws an epoch's operations for a set of ``size`` images of ``height`` x ``width``; None without a policy."""
     generator = seeding.generator(seed, seeding.POLICY, epoch)
     if augment.autoaugment:
         return _autoaugment(generator, size, height, width)

@@ -89,8 +89,7 @@ class TrainTransform:
             repeat: Number of the image's repeat in the epoch, from 0.
 
         Returns:
-            (3, size, size) uint8; and (4,) int64, the box to erase, for
-            ``kd_bench.data.augment.crop_flip.zero_boxes``.
+            (3, size, size) uint8; and (4,) int64, the box to erase, for ``crop_flip.zero_boxes``.
 
         Raises:
             BadImage: It cannot be decoded.
@@ -120,19 +119,12 @@ def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
 
 
 class EvaluationTransform:
-    """Resizes a test image and cuts out its middle.
-
-    Args:
-        pipeline: The settings.
-    """
+    """Resizes a test image and cuts out its middle."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.size = pipeline.test_size or pipeline.size
         self._transform = create_transform(
-            self.size,
-            interpolation=pipeline.test_interpolation,
-            crop_pct=pipeline.crop_pct,
-            use_prefetcher=True,
+            self.size, interpolation=pipeline.test_interpolation, crop_pct=pipeline.crop_pct, use_prefetcher=True
         )
 
     def __call__(self, encoded: bytes, epoch: int, index: int, repeat: int) -> tuple[Tensor, Tensor]:
@@ -141,13 +133,7 @@ class EvaluationTransform:
 
 
 class TimmMixup:
-    """timm's mixup and cutmix, with one draw per batch, and its label smoothing.
-
-    Args:
-        pipeline: The settings.
-        num_classes: K.
-        seed: The trial's seed.
-    """
+    """timm's mixup and cutmix of K classes, with one draw per batch, and its label smoothing."""
 
     def __init__(self, pipeline: Pipeline, num_classes: int, seed: int) -> None:
         self.smoothing = pipeline.smoothing

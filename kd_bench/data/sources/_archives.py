@@ -46,11 +46,7 @@ def explain_errors(url: str, folder: Path) -> Iterator[None]:
 def fetch_zip(url: str, md5: str, folder: Path, inner: str) -> None:
     """Downloads an archive and unpacks it into ``folder``, all of it or nothing; then removes the archive.
 
-    Args:
-        url: Address of the archive.
-        md5: Its checksum.
-        folder: Where it is unpacked.
-        inner: The one folder that all of its content is in.
+    All content of the archive must be in one folder, ``inner``.
     """
     from torchvision.datasets.utils import download_url
 

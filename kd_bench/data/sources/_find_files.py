@@ -52,14 +52,18 @@ def parquet_folders(
     The data folder itself is one of them, unless it has the name of another set.
 
     Args:
-        spec: The set.
-        data_dir: The data folder.
+        spec, data_dir: The set and the data folder.
         inner: Folders that the hub has the files in, besides "data".
         aliases: Other names of the set's own folder.
     """
     folders = [data_dir / name / below for name in (spec.name, *aliases) for below in ("", spec.name, "data", *inner)]
     named = {name for name, (other, _) in sources.built_in().items() if "path" not in other.options}
     return tuple(folders if data_dir.name in named - {spec.name} else [*folders, data_dir])
+
+
+def unpacked_folders(spec: DatasetSpec, data_dir: Path, name: str) -> list[Path]:
+    """Returns the paths that the folder ``name`` of the authors' archive may have."""
+    return [data_dir / spec.name / name, data_dir / name, *([data_dir] if data_dir.name == name else [])]
 
 
 def find_parquet(folders: Iterable[Path]) -> SplitFiles | None:

@@ -98,8 +98,7 @@ def load_splits(
     """Decodes both splits, or takes them from the cache.
 
     Args:
-        spec: The set.
-        dataset: The choice, resolved.
+        spec, dataset: The set, and the choice, resolved.
         splits: The training images and the test images.
         class_names: In the order of the labels.
         native_size: Height and width that every image must have, in pixels; None allows any.

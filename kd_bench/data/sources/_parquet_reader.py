@@ -34,11 +34,7 @@ _ROWS = 256  # in memory at a time, encoded
 def load(spec: DatasetSpec, dataset: Dataset, files: SplitFiles, native_size: int | None = None) -> ArrayDataset:
     """Loads both splits, with one kind of label, in the order of the files; decoded once and then taken from the cache.
 
-    Args:
-        spec: The set.
-        dataset: The choice, resolved.
-        files: The set's files.
-        native_size: Height and width that every image must have, in pixels; None allows any.
+    Every image must be of ``native_size`` x ``native_size`` pixels, unless it is None.
 
     Raises:
         UserError: The files are damaged, or their labels are no class numbers.
@@ -93,7 +89,7 @@ def read(
     """Decodes all images of these files, in order.
 
     Args:
-        files: The files of one split, in order.
+        files: Those of one split.
         labels: The label columns and the number of classes of each; None for any number.
         allocate: Returns the array that the images are written into.
         size: Height and width that the images are resized to, in pixels.

@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 class _Original:
     """Names in the authors' files."""
 
-    torchvision: str
-    """torchvision's class."""
     folder: str
     train: tuple[str, ...]
-    test: tuple[str, ...]
+    test: str
     meta: str
     kinds: tuple[str, ...]
     """Kinds of label: columns in the hub's files; with endings, keys in the authors'."""
@@ -38,21 +36,9 @@ class _Original:
 
 _ORIGINALS = {
     "cifar10": _Original(
-        torchvision="CIFAR10",
-        folder="cifar-10-batches-py",
-        train=tuple(f"data_batch_{number}" for number in range(1, 6)),
-        test=("test_batch",),
-        meta="batches.meta",
-        kinds=("label",),
+        "cifar-10-batches-py", tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta", ("label",)
     ),
-    "cifar100": _Original(
-        torchvision="CIFAR100",
-        folder="cifar-100-python",
-        train=("train",),
-        test=("test",),
-        meta="meta",
-        kinds=("fine_label", "coarse_label"),
-    ),
+    "cifar100": _Original("cifar-100-python", ("train",), "test", "meta", ("fine_label", "coarse_label")),
 }
 
 # Mean and std are those that the published teachers were trained with: of all pixels of all training images. For
@@ -141,7 +127,7 @@ def _search(spec: DatasetSpec, data_dir: Path) -> SplitFiles | None:
     for folder in _pickle_folders(spec, data_dir):
         if folder.is_dir():
             train, test = (
-                tuple(folder / name for name in (*names, original.meta)) for names in (original.train, original.test)
+                tuple(folder / name for name in (*names, original.meta)) for names in (original.train, (original.test,))
             )
             return SplitFiles(f"torchvision files in {folder}", folder, train, test)
     return None
@@ -153,8 +139,7 @@ def _parquet_folders(spec: DatasetSpec, data_dir: Path) -> tuple[Path, ...]:
 
 
 def _pickle_folders(spec: DatasetSpec, data_dir: Path) -> list[Path]:
-    name = _ORIGINALS[spec.name].folder
-    return [data_dir / spec.name / name, data_dir / name, *([data_dir] if data_dir.name == name else [])]
+    return _find_files.unpacked_folders(spec, data_dir, _ORIGINALS[spec.name].folder)
 
 
 def _is_parquet(paths: tuple[Path, ...]) -> bool:
@@ -174,7 +159,7 @@ def _decode(spec: DatasetSpec, paths: tuple[Path, ...], allocate: Allocate) -> D
 def _torchvision_class(spec: DatasetSpec) -> Any:
     from torchvision import datasets
 
-    return getattr(datasets, _ORIGINALS[spec.name].torchvision)
+    return getattr(datasets, spec.name.upper())
 
 
 def _checksums(spec: DatasetSpec) -> dict[str, str]:
@@ -200,9 +185,7 @@ def _read_pickles(spec: DatasetSpec, paths: tuple[Path, ...], allocate: Allocate
         content = _unpickle(batch, md5, original)
         parts.append(content["data"])
         labels.append(np.array([content[f"{kind}s"] for kind in original.kinds], np.int64).T)
-        del content
-    side = spec.image_size
-    images = allocate((sum(map(len, parts)), spec.channels, side, side))
+    images = allocate((sum(map(len, parts)), spec.channels, spec.image_size, spec.image_size))
     np.concatenate(parts, out=images.reshape(len(images), -1))
     return Decoded(images, np.concatenate(labels), tuple(tuple(names[f"{kind}_names"]) for kind in original.kinds))
 

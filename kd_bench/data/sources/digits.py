@@ -61,12 +61,6 @@ def load(spec: DatasetSpec, dataset: Dataset, files: str) -> ArrayDataset:
         of_class = (target == label).nonzero().flatten()
         order = torch.randperm(len(of_class), generator=seeding.generator(0, seeding.SPLIT, step=label))
         training[of_class[order[:TRAIN_PER_CLASS]]] = True
-    return ArrayDataset(
-        train_images=images[training],
-        train_labels=target[training],
-        test_images=images[~training],
-        test_labels=target[~training],
-        class_names=tuple(str(name) for name in digits.target_names),
-        mean=spec.mean,
-        std=spec.std,
-    )
+    names = tuple(map(str, digits.target_names))
+    train, test = (images[training], target[training]), (images[~training], target[~training])
+    return ArrayDataset(*train, *test, names, spec.mean, spec.std)

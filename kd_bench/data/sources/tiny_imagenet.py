@@ -98,7 +98,7 @@ def _parquet_folders(spec: DatasetSpec, data_dir: Path) -> tuple[Path, ...]:
 
 
 def _roots(spec: DatasetSpec, data_dir: Path) -> list[Path]:
-    return [data_dir / spec.name / BASE, data_dir / BASE, *([data_dir] if data_dir.name == BASE else [])]
+    return _find_files.unpacked_folders(spec, data_dir, BASE)
 
 
 def _find_folders(spec: DatasetSpec, data_dir: Path) -> SplitFolders:
