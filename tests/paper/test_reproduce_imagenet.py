@@ -195,5 +195,11 @@ def test_the_real_networks(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, (done.exception, done.stderr)
     costs = [line for line in done.stderr.splitlines() if "images/s: " in line]
-    assert sum(f"{BEIT} -> resnet50" in line for line in costs) == 1 and len(costs) == 10
+    small = ["resnet34.tv_in1k -> resnet18", "resnet18 alone"]
+    mobile = ["resnet50.tv_in1k -> mobilenetv1_100", "mobilenetv1_100 alone"]
+    expected = [f"table8, {BEIT} -> resnet50", *(f"standard_ofd, {students}" for students in mobile)]
+    expected += [f"{recipe}, {students}" for recipe in ("standard", "standard_features") for students in small + mobile]
+    assert sorted(line.partition(": images/s: ")[0] for line in costs) == sorted(
+        f"reproduce imagenet: {students}" for students in expected
+    )
     assert all(float(line.partition("at most ")[2].split()[0]) < 16 for line in costs)
