@@ -2,8 +2,8 @@
 
 An entry is three files named after the data set, the split and a key of its source: the images and the labels as
 ``.npy``, and a record with their checksums, written last. The decoder writes straight into the file of the images, so
-that they are never in memory twice. All files are written under another name and renamed, so that no process reads half
-of one. An entry that fails its checksum is built again. Entries of sources that are gone stay until the user deletes them.
+that they are never in memory twice. All files are written under another name and renamed, so no process reads half of
+one. An entry that fails its checksum is built again. Entries of sources that are gone stay until the user deletes them.
 """
 
 from __future__ import annotations
