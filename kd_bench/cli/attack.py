@@ -117,13 +117,13 @@ def _check(evaluator: AutoAttackEvaluator, targets: list[AttackTarget], settings
     wrong = 0
     for target in targets:
         for attack in settings:
-            for found in evaluator.check_images(target, attack):
-                wrong += not found.passed
+            for result in evaluator.check_images(target, attack):
+                wrong += not result.passed
                 typer.echo(
-                    f"{target.name}, {attack.title}, {title(found.attack)}: {found.images} adversarial images, "
-                    f"{found.missing} lacking, {found.outside} outside the ball or [0, 1] (farthest "
-                    f"{found.max_distance:.9f}, eps {attack.eps:.9f}), {found.misclassified} misclassified in float64, "
-                    f"{found.ties} ties"
+                    f"{target.name}, {attack.title}, {title(result.attack)}: {result.images} adversarial images, "
+                    f"{result.missing} lacking, {result.outside} outside the ball or [0, 1] (farthest "
+                    f"{result.max_distance:.9f}, eps {attack.eps:.9f}), {result.misclassified} misclassified in "
+                    f"float64, {result.ties} ties"
                 )
     if wrong:
         raise RunFailed("the adversarial images do not agree with the evaluation")
