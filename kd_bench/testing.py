@@ -123,7 +123,7 @@ class SmallRun:
         """Checks that this method and another one, trained in one cohort, end with the same bytes as alone."""
         other = self.trials["none" if self.trials["own"].teacher is None else "kd"]
         (other_alone,) = self._train([other])
-        other_together, together = self._train([other, self.trials["own"]])
+        other_together, together = self._train([other, self.trials["own"]], compare_inputs=True)
         cases = (("this method", together, self.states), ("the other method", other_together, other_alone))
         for name, states, alone in cases:
             path = first_difference(states[-1], alone[-1])
@@ -141,12 +141,16 @@ class SmallRun:
         equal = torch.equal(*all_views)
         assert equal, "the view of an image depends on the batch: draw from 'random', and change each image by itself"
 
-    def _train(self, trials: Sequence[Trial], states: Sequence[dict[str, Any]] = ()) -> list[list[dict[str, Any]]]:
+    def _train(
+        self, trials: Sequence[Trial], states: Sequence[dict[str, Any]] = (), compare_inputs: bool = False
+    ) -> list[list[dict[str, Any]]]:
         """Trains a cohort, resumed from ``states``, and returns each member's state after every epoch."""
         writers = [_StateWriter() for _ in trials]
         teacher = self._teacher(trials[0])
         pairs = zip(trials, writers, strict=True)
         members = [build_student(trial, self.images, teacher, writer) for trial, writer in pairs]
+        for member in members:
+            member.compares_inputs = compare_inputs
         for member, state in zip(members, states, strict=False):
             member.restore(copy.deepcopy(state))
         fit(CohortModule(members, teacher), *loaders(trials[0], self.images, _CPU), _CPU)

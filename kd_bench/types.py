@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from kd_bench.config.trial import LabelLoss
 
@@ -21,19 +21,43 @@ NOTHING: frozenset[Output] = frozenset()
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples, on the training device."""
+    """One step's samples, on the training device.
 
-    images: Tensor  # (B, 3, H, W) float, normalised
-    labels: Tensor  # (B,) int64, or (B, K) float once mixed
-    index: Tensor  # (B,) int64, position in the training set
-    epoch: int  # from 0
-    step: int  # within the epoch, from 0
-    views: Tensor | None = None  # (B,) int64, on the CPU: number of each image's view; None if views are not numbered
+    Attributes:
+        images: (B, 3, H, W) float, normalised.
+        labels: (B,) int64, or (B, K) float once mixed.
+        index: (B,) int64, position in the training set.
+        epoch: From 0.
+        step: Within the epoch, from 0.
+        views: (B,) int64, on the CPU: number of each image's view; None if views are not numbered.
+        generator: Generator for a method's draws, which the trainer has seeded for this step; None stands for torch's
+            global generators, which are seeded in the same way.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    epoch: int
+    step: int
+    views: Tensor | None = None
+    generator: Generator | None = None
+
+    def epoch_value(self, function: Callable[[int], float]) -> float:
+        """Returns ``function(epoch)``, e.g. a warm-up factor.
+
+        A recorded step is recorded again when the value changes. A method that reads ``epoch`` itself is recorded again
+        in every epoch, because nothing else shows when the epoch matters.
+        """
+        return function(self.epoch)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Returns the batch with ``function`` applied to images, labels and index."""
+        return replace(self, images=function(self.images), labels=function(self.labels), index=function(self.index))
 
     def rows(self, rows: slice) -> Batch:
         """Returns the batch with some of its samples."""
         views = None if self.views is None else self.views[rows]
-        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], views=views)
+        return replace(self.map(lambda tensor: tensor[rows]), views=views)
 
 
 @dataclass(frozen=True)

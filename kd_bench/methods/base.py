@@ -23,8 +23,9 @@ class Method(nn.Module):
     A method is one file with one public class. ``kd-bench list`` shows the first paragraph of its docstring, and
     ``kd-bench show`` the whole docstring; ``Args:`` describes the hyper-parameters. Hyper-parameters are the
     keyword-only arguments of the class's own ``__init__``, annotated with the types of ``kd_bench.methods.parameters``.
-    Their defaults are literals and are written nowhere else. ``family`` and ``needs_teacher`` are literals in the class
-    too, if they differ from the values below, because all of this is read from the source before the class is imported.
+    Their defaults are literals and are written nowhere else. A class without hyper-parameters needs no ``__init__``.
+    ``family`` and ``needs_teacher`` are literals in the class too, if they differ from the values below, because all of
+    this is read from the source before the class is imported.
 
     Parameters of the method are optimised with the student's. Parameters and buffers are checkpointed and resumed;
     other attributes are not.
@@ -32,10 +33,15 @@ class Method(nn.Module):
     Labels of mixed images are (B, K) shares. The cross-entropy reads them as they are; ``hard_labels`` returns one
     class per image.
 
-    Random draws, in ``__init__`` and in ``forward``, come from torch's global generators. The trainer seeds them by
-    (seed, stream, epoch, step) immediately before each call, so a draw never depends on earlier calls. A method must
-    not keep a generator of its own, and must not change its inputs in place, because other students read the same
-    teacher's outputs.
+    Random draws in ``__init__`` come from torch's global generators, those in ``forward`` from ``batch.generator``, or
+    from the global generators, too. The trainer seeds them by (seed, stream, epoch, step) immediately before each call,
+    so a draw never depends on earlier calls. A method must not keep a generator of its own, and must not change its
+    inputs in place, because other students read the same teacher's outputs.
+
+    On a GPU the operations of a step are recorded once and replayed, if they are the same in every step. They are not
+    if ``forward`` reads a number from the device (``.item()``, a mask as an index), reads ``batch.step``, draws from
+    the global generators, or keeps something outside of its buffers from one step to the next. Such a method is found
+    out and trained without a recording, with the same results.
 
     Args:
         pair: Number of classes, size of the training set, and the shapes of both networks' outputs.

@@ -95,7 +95,7 @@ class CRD(Method):
         """Returns the terms "ce" and "crd"."""
         ours = self._embed(self.embed_student, embedding(student))
         theirs = self._embed(self.embed_teacher, embedding(require_teacher(teacher)).detach())
-        index = torch.cat([batch.index[:, None], self._draw_negatives(batch.index)], 1)
+        index = torch.cat([batch.index[:, None], self._draw_negatives(batch.index, batch.generator)], 1)
         log_z = self._log_z(ours, theirs, index)
         contrast = losses.contrast(ours, self.teacher_bank, index, log_z[0], self.temperature)
         contrast = contrast + losses.contrast(theirs, self.student_bank, index, log_z[1], self.temperature)
@@ -117,19 +117,19 @@ class CRD(Method):
         return F.normalize(losses.at_least_float32(layer(pooled)))
 
     @torch.no_grad()
-    def _draw_negatives(self, images: Tensor) -> Tensor:
+    def _draw_negatives(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Returns indices of images of other classes, (B, negatives), for the images with indices ``images``, (B,)."""
         labels, device, total = self.classes[images][:, None], images.device, len(self.classes)
         if total - self._largest_class < self.negatives:
             # With replacement: uniform over the positions in _by_class outside the image's own class.
             starts, ends = self._class_starts[labels], self._class_starts[labels + 1]
-            draws = torch.rand(len(images), self.negatives, device=device, dtype=torch.float64)
+            draws = torch.rand(len(images), self.negatives, device=device, dtype=torch.float64, generator=generator)
             positions = (draws * (total - ends + starts)).long()
             return self._by_class[(ends + positions) % total]
         window = self.negatives + self._largest_class  # holds enough images of other classes at any offset
-        order = torch.randperm(total, device=device)
+        order = torch.randperm(total, device=device, generator=generator)
         order = torch.cat([order, order[: window - 1]])
-        offsets = torch.randint(total, (len(images),), device=device)
+        offsets = torch.randint(total, (len(images),), device=device, generator=generator)
         candidates = order.unfold(0, window, 1)[offsets]
         is_other = self.classes[order].unfold(0, window, 1)[offsets] != labels
         columns = is_other.cumsum(1, dtype=torch.int32) - 1

@@ -43,7 +43,7 @@ class DKD(Method):
         """Returns the terms "ce", "tckd" and "nckd"."""
         logits = require_teacher(teacher).logits.detach()
         tckd, nckd = losses.dkd_terms(student.logits, logits, hard_labels(batch), self.temperature)
-        factor = warmup_factor(batch.epoch, self.warmup_epochs)
+        factor = batch.epoch_value(lambda epoch: warmup_factor(epoch, self.warmup_epochs))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "tckd": factor * self.alpha * tckd,

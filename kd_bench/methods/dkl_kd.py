@@ -50,7 +50,7 @@ class DKLKD(Method):
         # T^2 cancels the two temperatures of the squared logit differences.
         pairwise = losses.pairwise_mse(student.logits.detach(), logits, weights)
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature) * self.temperature**2
-        factor = warmup_factor(batch.epoch, self.warmup_epochs)
+        factor = batch.epoch_value(lambda epoch: warmup_factor(epoch, self.warmup_epochs))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "pairwise": factor * self.alpha * pairwise,

@@ -64,7 +64,7 @@ class IKLKD(ClassPrior):
         pairwise = losses.pairwise_mse(student.logits, logits, self.weights_of(logits, batch))
         self.accumulate(logits, batch)
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature)
-        factor = warmup_factor(batch.epoch, self.warmup_epochs)
+        factor = batch.epoch_value(lambda epoch: warmup_factor(epoch, self.warmup_epochs))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "pairwise": factor * self.alpha * pairwise,

@@ -82,7 +82,7 @@ class ReviewKD(Method):
         teacher = require_teacher(teacher)
         ours = [*getattr(student, self.student_features)[1:], embedding(student)[:, :, None, None]]
         theirs = [*getattr(teacher, self.teacher_features)[1:], embedding(teacher)[:, :, None, None]]
-        factor = warmup_factor(batch.epoch - 1 + self.first_epoch, self.warmup_epochs)
+        factor = batch.epoch_value(lambda epoch: warmup_factor(epoch - 1 + self.first_epoch, self.warmup_epochs))
         terms, deeper = [], None
         for level in range(1, self.stages + 1):  # from the deepest
             restored, deeper = self.fusions[-level](ours[-level], deeper)

@@ -25,9 +25,10 @@ from kd_bench.robustness.pgd import pgd
 from kd_bench.robustness.pixel_input import NormalisedNetwork
 from kd_bench.robustness.weight_perturbation import keep_buffers, perturb_weights, perturbed_parameters
 from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, precision_context
+from kd_bench.training.method_result import check_terms, sum_terms
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
-from kd_bench.training.student import ResultWriter, StudentModule, moving_average
+from kd_bench.training.student import ResultWriter, SeedGenerators, StudentModule, moving_average
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
 from kd_bench.utils.distributed import average_gradients
@@ -120,7 +121,9 @@ class AdversarialStudentModule(StudentModule):
             return lambda logits: AdversarialMethod.inner_loss(self.method, natural, logits, batch)
         return lambda logits: self.method.inner_loss(natural, logits, batch)
 
-    def _add_gradients(self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None]) -> None:
+    def _add_gradients(
+        self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None], seed: SeedGenerators
+    ) -> None:
         batch = part.batch
         with precision_context(self.trial.precision, batch.images.device):
             images = self.perturb(batch, part.index)
@@ -130,9 +133,9 @@ class AdversarialStudentModule(StudentModule):
             result = self._loss(images, part, seeding.STUDENT)
             backward(result.loss if part.share == 1 else result.loss * part.share)
         with torch.no_grad():
-            self._note_divergence(result.loss, batch.step)
+            self._note_divergence(result.loss, part.step)
             labels = batch.labels[: len(result.logits)]
-            self._train_sums.update({**result.terms, "loss": result.loss}, result.logits, labels)
+            self.train_sums.update({**result.terms, "loss": result.loss}, result.logits, labels)
 
     @contextmanager
     def _weights_perturbed(self, images: Tensor, part: MicroBatch) -> Iterator[None]:
@@ -168,10 +171,12 @@ class AdversarialStudentModule(StudentModule):
                 first = self.method(*_rows(adversarial, natural, batch, slice(half)))
                 with evaluation_mode(self.method):  # the class weights are those of the first view
                     second = self.method(*_rows(adversarial, natural, batch, slice(half, 2 * half)))
+                for result in (first, second):
+                    check_terms(result, self.method, adversarial.logits.device)
                 terms = {name: value + second_view.weight * second[name] for name, value in first.items()}
                 terms["ce"] = (first["ce"] + second["ce"]) / 2
                 logits = adversarial.logits[:half]
-        return _Loss(terms, torch.stack(list(terms.values())).sum(), logits)
+        return _Loss(terms, sum_terms(terms, self.method, logits.device), logits)
 
     def before_evaluation(self) -> None:
         """Averages the running statistics over all processes, and updates the average over epochs."""
@@ -181,9 +186,9 @@ class AdversarialStudentModule(StudentModule):
             self.epoch_average.update_parameters(self.network)
 
     def _networks_to_test(self) -> list[tuple[ForwardPass, MetricSums]]:
-        tests = [(build_forward_pass(self.evaluated_network), self._test_sums)]
+        tests = [(build_forward_pass(self.evaluated_network), self.test_sums)]
         if self._evaluated_average is not None:
-            tests.append((build_forward_pass(self.network), self._extra_sums))
+            tests.append((build_forward_pass(self.network), self.extra_sums))
         return tests
 
     def state(self) -> dict[str, Any]:

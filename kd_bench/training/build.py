@@ -17,6 +17,7 @@ from kd_bench.models.fast_convs import use_fast_convs
 from kd_bench.models.input_transform import InputTransform
 from kd_bench.models.outputs import preact_norms, shapes
 from kd_bench.training.adversarial import AdversarialStudentModule
+from kd_bench.training.isolation import unchanged_process
 from kd_bench.training.loaders import Images
 from kd_bench.training.student import ResultWriter, StudentModule
 from kd_bench.types import Pair
@@ -60,7 +61,8 @@ def _build(trial: Trial | PretrainedTeacher, images: Images, channels_last: bool
     plugins.refuse_changes(trial.model, models.source_hash(trial.model), trial.model_source)
     image_size = images.image_shape[-1]
     options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
-    network = models.create(trial.model, images.num_classes, trial.input.size or image_size, **options)
+    with unchanged_process(trial.model):
+        network = models.create(trial.model, images.num_classes, trial.input.size or image_size, **options)
     view = InputTransform(network, trial.input, image_size, images.mean, images.std, channels_last)
     use_fast_convs(network)  # students and teachers alike, so that another evaluation has the same bits
     return network.to(memory_format=torch.channels_last) if channels_last else network, view
@@ -74,7 +76,8 @@ def build_student(trial: Trial, images: Images, teacher: nn.Module | None, write
     """
     plugins.refuse_changes(trial.method.name, methods.source_hash(trial.method.name), trial.method.source)
     network, view = build_network(trial, images)
-    needs = methods.load(trial.method.name).needs_with(trial.method.hyperparameters)
+    with unchanged_process(trial.method.name):
+        needs = methods.load(trial.method.name).needs_with(trial.method.hyperparameters)
     teacher_shapes = None
     norms: tuple[tuple[Tensor, Tensor] | None, ...] = ()
     if teacher and trial.teacher:
@@ -88,12 +91,13 @@ def build_student(trial: Trial, images: Images, teacher: nn.Module | None, write
         teacher=teacher_shapes,
         student_name=trial.model,
         teacher_name=trial.teacher.model if trial.teacher else "none",
-        train_labels=images.train_labels,
+        train_labels=images.train_labels if trial.method.source is None else images.train_labels.clone(),
         label_loss=trial.label_loss,
         teacher_norms=norms,
     )
     seeding.seed_global(trial.seed, seeding.METHOD_WEIGHTS)
-    method = methods.build(trial.method.name, pair, trial.method.hyperparameters)
+    with unchanged_process(trial.method.name):
+        method = methods.build(trial.method.name, pair, trial.method.hyperparameters)
     use_fast_convs(method)
     if isinstance(method, AdversarialMethod) and isinstance(images, ArrayDataset):
         return AdversarialStudentModule(trial, network, view, method, writer, images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -28,10 +28,16 @@ class EpochResults(pl.Callback):
     """Ends each epoch: measures its time, computes the members' metrics and passes them to the result writers.
 
     Then it sets the loader to the next epoch. ``fit`` always adds this callback.
+
+    Args:
+        checkpoint_seconds: Least time between two checkpoints at the end of an epoch. Epochs between them have only a
+            row of metrics.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint_seconds: float = 0.0) -> None:
+        self._checkpoint_seconds = checkpoint_seconds
         self._epoch_start = self._training_seconds = 0.0
+        self._last_checkpoint = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
         """Starts the epoch's clock."""
@@ -47,16 +53,30 @@ class EpochResults(pl.Callback):
         """Writes the results, and stops the trainer if all members have stopped."""
         own_seconds = {id(member): member.stopwatch.read() for member in cohort.members}
         cached_seconds = None if cohort.teacher is None else cohort.teacher.cached_seconds()
-        shared_seconds = max(0.0, self._training_seconds - sum(own_seconds.values())) + (cached_seconds or 0.0)
+        batch_seconds, teacher_seconds = cohort.shared_seconds(
+            self._training_seconds - sum(own_seconds.values()), len(trainer.train_dataloader.loader)
+        )
         epoch, members, corrupt = cohort.epoch, cohort.active_members, _corrupt_files(trainer)
+        now = time.perf_counter()
+        checkpoint = now - self._last_checkpoint >= self._checkpoint_seconds
+        self._last_checkpoint = now if checkpoint else self._last_checkpoint
         for member in members:
             member.corrupt |= corrupt
-            divergence = member.end_epoch(epoch, own_seconds[id(member)], shared_seconds, len(members), cached_seconds)
-            if divergence is None:
+            own, shared, cached = own_seconds[id(member)], batch_seconds, None
+            if member.trial.teacher is not None:
+                shared, cached = batch_seconds + teacher_seconds + (cached_seconds or 0.0), cached_seconds
+            divergence = None
+            with member.stopping_on_errors():
+                divergence = member.end_epoch(epoch, own, shared, len(members), cached)
+            if divergence is not None:
+                member.writer.write_divergence(member, divergence)
+            elif member.stopped:
+                continue  # its method raised an error, which was reported
+            elif checkpoint or member.epochs_done == member.trial.epochs:
                 member.writer.write_epoch(member)
             else:
-                member.writer.write_divergence(member, divergence)
-        trainer.train_dataloader.set_epoch(epoch + 1)
+                member.writer.write_row(member)
+        trainer.train_dataloader.loader.set_epoch(epoch + 1)
         if all(member.stopped for member in cohort.members):
             trainer.should_stop = True
 
@@ -75,17 +95,15 @@ class ProgressReporter(pl.Callback):
         self._images = 0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, cohort: CohortModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, cohort: CohortModule, outputs: Any, batches: Sequence[Batch], batch_idx: int
     ) -> None:
         """Reports if half a second has passed."""
-        if cohort.is_done(batch):
-            return
-        self._images += len(batch.images)
+        self._images += sum(len(batch.images) for batch in batches if not cohort.is_done(batch))
         now = time.perf_counter()
-        if now - self._last_report > 0.5:
+        if self._images and now - self._last_report > 0.5:
             self._last_report = now
-            steps = int(trainer.num_training_batches)
-            self._report(cohort.epoch, batch_idx + 1, steps, self._images / (now - self._epoch_start))
+            steps = len(trainer.train_dataloader.loader)
+            self._report(cohort.epoch, batches[-1].step + 1, steps, self._images / (now - self._epoch_start))
 
 
 class MidEpochCheckpoint(pl.Callback):
@@ -95,7 +113,7 @@ class MidEpochCheckpoint(pl.Callback):
 
     Args:
         seconds: Time between two saves of an epoch.
-        stop_requested: Called after every step; True saves the state and raises ``StopRequested``.
+        stop_requested: Called after every block of steps; True saves the state and raises ``StopRequested``.
     """
 
     def __init__(self, seconds: float, stop_requested: Callable[[], bool] = lambda: False) -> None:
@@ -107,10 +125,10 @@ class MidEpochCheckpoint(pl.Callback):
         self._last_save = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, cohort: CohortModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, cohort: CohortModule, outputs: Any, batches: Sequence[Batch], batch_idx: int
     ) -> None:
         """Saves the state if it is time to, and stops if requested."""
-        if cohort.is_done(batch):
+        if cohort.is_done(batches[-1]):
             return
         now = time.perf_counter()
         save = rank() == 0 and now - self._last_save > self._seconds
@@ -118,7 +136,7 @@ class MidEpochCheckpoint(pl.Callback):
         if action == _CONTINUE:
             return
         self._last_save = now
-        step = batch.step + 1
+        step = batches[-1].step + 1
         for member in cohort.active_members:
             member.writer.write_mid_epoch(member, step, gather_object(member.mid_epoch_state(step)))
         if action == _STOP:
@@ -142,6 +160,6 @@ class KeepSigtermHandler(pl.Callback):
 
 def _corrupt_files(trainer: pl.Trainer) -> dict[str, str]:
     """Returns the reasons for decoding failures in all processes, by file."""
-    loaders = (trainer.train_dataloader, trainer.val_dataloaders)
+    loaders = (trainer.train_dataloader.loader, trainer.val_dataloaders)
     reasons = {str(path): reason for loader in loaders for path, reason in loader.corrupt.items()}
     return {path: reason for of_process in all_gather_object(reasons) for path, reason in of_process.items()}

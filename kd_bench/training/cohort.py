@@ -16,6 +16,9 @@ from torch import nn
 from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.models.input_transform import InputTransform
 from kd_bench.training.micro_batch import split_micro_batches
+from kd_bench.training.recorded_cohort import RecordedCohort
+from kd_bench.training.recorder import Recorder
+from kd_bench.training.stopwatch import Stopwatch
 from kd_bench.training.student import StudentModule
 from kd_bench.training.teacher import OpenLogitCache, Teacher
 from kd_bench.types import Batch, Output, Outputs
@@ -29,8 +32,12 @@ class CohortModule(pl.LightningModule):
         teacher: The teacher's trained network, which is never changed; None for supervised training.
         view: Transforms images into the teacher's input; None leaves images as they are.
         open_logit_cache: Opens the cache of the teacher's logits; None for no cache.
+        recorder: Records the steps and replays them; None for steps that are not recorded.
 
     Attributes:
+        recorder: The argument.
+        recorded: Runs recorded steps, from the start of training; None without a recorder.
+        teacher_stopwatch: Measures the time of the teacher's passes that are not recorded.
         start_epoch: First epoch to train: the smallest number of finished epochs among the members.
         first_step: First step to train in that epoch; above 0 after a resume within an epoch.
 
@@ -46,10 +53,13 @@ class CohortModule(pl.LightningModule):
         teacher: nn.Module | None = None,
         view: InputTransform | None = None,
         open_logit_cache: OpenLogitCache | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         super().__init__()
-        if len({member.trial.cohort_key for member in members}) != 1:
-            raise ValueError("members of a cohort must share the stream of batches and the teacher")
+        if len({member.trial.stream_key for member in members}) != 1:
+            raise ValueError("members of a cohort must share the stream of batches")
+        if len({member.trial.cohort_key for member in members if member.trial.teacher is not None}) > 1:
+            raise ValueError("members of a cohort must share the teacher")
         self.members: Sequence[StudentModule] = nn.ModuleList(members)  # type: ignore[assignment]
         self.start_epoch = min(member.epochs_done for member in members)
         first_steps = {member.first_step for member in members if member.epochs_done == self.start_epoch}
@@ -57,14 +67,18 @@ class CohortModule(pl.LightningModule):
             raise ValueError("members of a cohort must resume from the same step")
         self.first_step = max(first_steps)
         self._settings = members[0].trial
+        self.recorder = recorder
+        self.recorded: RecordedCohort | None = None
+        self.teacher_stopwatch = Stopwatch()
         self.teacher: Teacher | None = None
         if teacher is not None:
             needs: dict[TeacherBatchNorm, frozenset[Output]] = {}
-            for method in (member.method for member in members):
+            taught = [member for member in members if member.trial.teacher is not None] or list(members)
+            for method in (member.method for member in taught):
                 mode = method.teacher_batch_norm
                 needs[mode] = needs.get(mode, frozenset()) | method.needs.teacher
             images = members[0].method.pair.train_size * self._settings.epochs
-            self.teacher = Teacher(teacher, view or nn.Identity(), needs, self._settings, images, open_logit_cache)
+            self.teacher = Teacher(teacher, view or nn.Identity(), needs, taught[0].trial, images, open_logit_cache)
 
     @property
     def epoch(self) -> int:
@@ -82,7 +96,23 @@ class CohortModule(pl.LightningModule):
 
     def teacher_outputs(self, batch: Batch) -> Mapping[TeacherBatchNorm, Outputs]:
         """Returns the teacher's outputs that the methods need, by batch-norm mode. Empty without a teacher."""
-        return {} if self.teacher is None else self.teacher(batch)
+        if self.teacher is None:
+            return {}
+        with self.teacher_stopwatch.running(batch.images.device):
+            return self.teacher(batch)
+
+    def shared_seconds(self, measured: float, steps: int) -> tuple[float, float]:
+        """Returns the seconds of an epoch that the members share, for the batches and for the teacher's passes.
+
+        Args:
+            measured: The epoch's seconds without the members' own.
+            steps: Number of steps.
+        """
+        teacher = self.teacher_stopwatch.read()
+        times = None if self.recorded is None else self.recorded.times
+        if times is not None:
+            return times.batch * steps, times.teacher * steps
+        return max(0.0, measured - teacher), teacher
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Returns the members' optimisers. Each member steps its own."""
@@ -97,14 +127,28 @@ class CohortModule(pl.LightningModule):
         for member in self.active_members:
             member.begin_epoch(self.epoch)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_start(self) -> None:
+        """Prepares the members for the device, and the recording of their steps."""
+        for member in self.members:
+            on_gpu = self.device.type == "cuda"
+            own = self.recorder.generator() if self.recorder else torch.Generator(self.device) if on_gpu else None
+            member.prepare(self.device, own)
+        if self.recorder is not None:
+            self.recorded = RecordedCohort(self.members, self.teacher, self.recorder, self.device)
+
+    def training_step(self, batches: Sequence[Batch], batch_idx: int) -> None:
+        """Trains on batches, one step each."""
+        for batch in batches:
+            if batch.epoch != self.epoch:
+                raise RuntimeError(f"the loader is in epoch {batch.epoch}, the training in {self.epoch}")
+            if not self.is_done(batch):
+                self._train(batch)
+
+    def _train(self, batch: Batch) -> None:
         """Trains on a batch, micro-batch by micro-batch: the teacher's pass once, then each student by itself."""
-        if batch.epoch != self.epoch:
-            raise RuntimeError(f"the loader is in epoch {batch.epoch}, the training in {self.epoch}")
-        if self.is_done(batch):
+        if self.recorded is not None and self.recorded.accepts(batch):
+            self.recorded.train(batch, self.active_members)
             return
-        if self._settings.compile == "graphs":  # allows the outputs of the last step's graphs to be overwritten
-            torch.compiler.cudagraph_mark_step_begin()
         for part in split_micro_batches(batch, self._settings.micro_batch):
             teacher = self.teacher_outputs(part.batch)
             for member in self.active_members:
@@ -117,5 +161,9 @@ class CohortModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluates each student on a batch of the test set."""
+        if self.recorded is not None and self.recorded.accepts(batch, "test"):
+            self.recorded.evaluate(batch, self.active_members)
+            return
         for member in self.active_members:
-            member.evaluate(batch)
+            with member.stopping_on_errors():
+                member.evaluate(batch)

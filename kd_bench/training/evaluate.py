@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from kd_bench.models.batch_norm_folding import fold
 from kd_bench.models.input_transform import InputTransform
 from kd_bench.training.loaders import Images, evaluation_loader
 from kd_bench.training.metrics import MetricSums
@@ -31,6 +32,7 @@ def evaluate_accuracy(
     images: Images,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    folded: bool = False,
 ) -> Accuracy:
     """Evaluates a network on the test set.
 
@@ -39,13 +41,23 @@ def evaluate_accuracy(
         images: The data set.
         device: Device to evaluate on.
         progress: Called after each batch with the number of batches done and their total.
+        folded: Whether to fold the batch norms into the convolutions and to have the channels last, which is faster and
+            changes the last bits of the logits (see ``kd_bench.models.batch_norm_folding``).
     """
     network, view = network.to(device).eval(), view.to(device)
+    original = network
     loader = evaluation_loader(images, device)
     sums = MetricSums(by_class=True)
     try:
         for batch in loader:
-            sums.update({}, network(view(batch.images)), batch.labels)
+            inputs = view(batch.images)
+            if folded and batch.step == 0:
+                network = fold(original, tuple(inputs.shape[1:]))
+                if network is not original:
+                    network = network.to(memory_format=torch.channels_last)
+            if network is not original:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            sums.update({}, network(inputs), batch.labels)
             if progress:
                 progress(batch.step + 1, len(loader))
     finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +15,30 @@ from kd_bench.data.streaming import StreamLoader
 from kd_bench.training.callbacks import EpochResults
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.loaders import TestLoader, TrainLoader
+from kd_bench.types import Batch
+
+#: Steps of recorded operations between two calls of Lightning's loop, which takes about a millisecond.
+RECORDED_BLOCK = 16
+
+
+#: Least seconds between two checkpoints at the end of an epoch, if steps are recorded and epochs are therefore short.
+CHECKPOINT_SECONDS = 60.0
+
+
+class StepBlocks:
+    """Yields the batches of a loader in blocks. The last block may be smaller."""
+
+    def __init__(self, loader: TrainLoader, size: int) -> None:
+        self.loader, self.size = loader, size
+
+    def __len__(self) -> int:
+        """Number of blocks."""
+        return (len(self.loader) + self.size - 1) // self.size
+
+    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+        batches = iter(self.loader)
+        while block := tuple(islice(batches, self.size)):
+            yield block
 
 
 def fit(
@@ -41,8 +66,11 @@ def fit(
     with warnings.catch_warnings():
         # Lightning's advice on data loaders is meant for loaders with workers, and its state is not our checkpoint.
         warnings.filterwarnings("ignore", module=r"pytorch_lightning\.")
-        trainer = _trainer(device, epochs, callbacks)
-        trainer.fit(cohort, train_dataloaders=train, val_dataloaders=test)
+        recorded = cohort.recorder is not None
+        results = EpochResults(CHECKPOINT_SECONDS if recorded else 0.0)
+        trainer = _trainer(device, epochs, [results, *callbacks])
+        blocks = StepBlocks(train, RECORDED_BLOCK if recorded else 1)
+        trainer.fit(cohort, train_dataloaders=blocks, val_dataloaders=test)
 
 
 def _trainer(device: torch.device, epochs: int, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
@@ -58,7 +86,7 @@ def _trainer(device: torch.device, epochs: int, callbacks: Sequence[pl.Callback]
         devices=[device.index or 0] if device.type == "cuda" else 1,
         # Without it, SLURM's variables of the job that this process happens to be in would count.
         plugins=[LightningEnvironment()],
-        callbacks=[EpochResults(), *callbacks],
+        callbacks=list(callbacks),
         max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
@@ -67,4 +95,5 @@ def _trainer(device: torch.device, epochs: int, callbacks: Sequence[pl.Callback]
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         benchmark=False,
+        inference_mode=False,  # tensors of the metrics are changed outside of evaluation, too
     )

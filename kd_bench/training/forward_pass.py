@@ -1,4 +1,4 @@
-"""Forward passes in a trial's precision: as written, compiled, or as CUDA graphs."""
+"""Forward passes in a trial's precision, as written or compiled."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ def build_forward_pass(network: nn.Module, mode: str = "off") -> ForwardPass:
 
     Args:
         network: The network.
-        mode: "on" for ``torch.compile``; "graphs" for ``torch.compile`` with CUDA graphs on a GPU; anything else for
-            the network as written.
+        mode: A trial's ``compile``: "on" or "graphs" for ``torch.compile``, anything else for the network as written.
     """
     logits: Callable[[Tensor], Tensor] = network
     all_outputs: Callable[[nn.Module, Tensor, frozenset[Output]], Outputs] = observe
-    if mode in ("on", "graphs"):
+    if compiles_students(mode):
         dynamo: Any = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, _RECOMPILE_LIMIT)
         dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, 8 * _RECOMPILE_LIMIT)
-        options: dict[str, Any] = {"mode": "reduce-overhead"} if mode == "graphs" else {}
-        logits = torch.compile(network, dynamic=False, **options)
-        all_outputs = torch.compile(observe, dynamic=False, **options)
+        logits = torch.compile(network, dynamic=False)
+        all_outputs = torch.compile(observe, dynamic=False)
 
     def forward_pass(images: Tensor, needs: frozenset[Output] = LOGITS) -> Outputs:
         return Outputs(logits(images)) if needs <= LOGITS else all_outputs(network, images, needs)
 
     return forward_pass
+
+
+def compiles_students(mode: str) -> bool:
+    """Whether a trial's ``compile`` applies to students. "graphs" is "on": steps on a GPU are CUDA graphs anyway."""
+    return mode in ("on", "graphs")
 
 
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:

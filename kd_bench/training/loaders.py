@@ -24,8 +24,8 @@ Images = ArrayDataset | FileDataset
 TrainLoader = InMemoryLoader | StreamLoader | TwoViews
 TestLoader = InMemoryLoader | StreamTestLoader
 
-#: Images of a batch of the test set.
-EVALUATION_BATCH = 256
+#: Images of a batch of the test set. Larger batches fill a GPU.
+EVALUATION_BATCH, GPU_EVALUATION_BATCH = 256, 500
 
 
 def loaders(
@@ -99,7 +99,7 @@ def evaluation_loader(images: Images, device: torch.device, workers: int = 0) ->
     return InMemoryLoader(
         images.test_images,
         images.test_labels,
-        batch_size=EVALUATION_BATCH,
+        batch_size=GPU_EVALUATION_BATCH if device.type == "cuda" else EVALUATION_BATCH,
         mean=images.mean,
         std=images.std,
         device=device,

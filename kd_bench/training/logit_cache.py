@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from kd_bench.utils.files import disk_bytes, read_json, write_json
-from kd_bench.utils.paths import cache_folder
+from kd_bench.utils.paths import cache_folder, logit_cache_limit
 
 log = logging.getLogger(__name__)
 
@@ -239,10 +239,8 @@ def open_cache(
 
 def size_limit() -> int:
     """Returns the bytes of all files together: ``KD_BENCH_LOGITS_GB``, or 16 GB."""
-    try:
-        return int(float(os.environ["KD_BENCH_LOGITS_GB"]) * 10**9)
-    except (KeyError, ValueError):
-        return DEFAULT_LIMIT
+    limit = logit_cache_limit()
+    return DEFAULT_LIMIT if limit is None else limit
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,12 +11,17 @@ from torch import Tensor
 
 from kd_bench.utils.distributed import all_reduce_sum
 
+#: Largest number of classes with a confusion matrix, which then has 4 MB on the device.
+_MOST_CLASSES = 1000
+
 
 class MetricSums:
     """Sums over the batches of an epoch. The sums stay on the device and are read once.
 
+    The tensors of the sums keep their place in memory over all epochs, because recorded steps write to them.
+
     Args:
-        by_class: Whether to count the hits of each class, too.
+        by_class: Whether to count the hits of each class, too, and which classes are predicted for it.
 
     Attributes:
         images: Number of images so far.
@@ -23,7 +30,9 @@ class MetricSums:
     def __init__(self, by_class: bool = False) -> None:
         self._by_class = by_class
         self._class_counts: Tensor | None = None
+        self._confusion: Tensor | None = None  # (K * K,), by true and predicted class
         self._sums: dict[str, Tensor] = {}
+        self._names: set[str] = set()  # of the sums that have values in this epoch
         self.images = 0
 
     def update(self, means: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
@@ -36,25 +45,58 @@ class MetricSums:
         """
         images = len(logits)
         target = labels if labels.ndim == 1 else labels.argmax(-1)
-        hits = logits.topk(min(5, logits.shape[-1])).indices == target[:, None]
+        ranked = logits.topk(min(5, logits.shape[-1])).indices
+        hits = ranked == target[:, None]
         values = {name: value.detach() * images for name, value in means.items()}
         values |= {"top1": hits[:, 0].sum(), "top5": hits.sum()}
         if self._by_class:
-            if self._class_counts is None:
-                self._class_counts = torch.zeros(2, logits.shape[-1], dtype=torch.int64, device=logits.device)
-            self._class_counts.index_add_(1, target, torch.stack([hits[:, 0].long(), torch.ones_like(target)]))
+            self._count_classes(target, ranked[:, 0], logits.shape[-1])
         for name, value in values.items():
-            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value)
+            elif self._sums[name].device != value.device:  # after ``restore``
+                self._sums[name] = self._sums[name].to(value.device)
+            self._sums[name] += value
+        self.count(images, values)
+
+    def _count_classes(self, target: Tensor, predicted: Tensor, classes: int) -> None:
+        if self._class_counts is None:
+            self._class_counts = torch.zeros(2, classes, dtype=torch.int64, device=target.device)
+            if classes <= _MOST_CLASSES:
+                self._confusion = torch.zeros(classes * classes, dtype=torch.int32, device=target.device)
+        self._class_counts.index_add_(1, target, torch.stack([(predicted == target).long(), torch.ones_like(target)]))
+        if self._confusion is not None:
+            cells = target * classes + predicted
+            self._confusion.index_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
+
+    def count(self, images: int, names: Iterable[str]) -> None:
+        """Counts images whose values are in the sums with these names already."""
         self.images += images
+        self._names.update(names)
+
+    def reset_count(self, images: int, names: Iterable[str]) -> None:
+        """Sets the number of images, and the names of the sums that have values."""
+        self.images, self._names = images, set(names)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the sums that have values in this epoch."""
+        return [name for name in self._sums if name in self._names]
+
+    def tensors(self) -> list[Tensor]:
+        """Returns the tensors that ``update`` changes."""
+        counts = [counts for counts in (self._class_counts, self._confusion) if counts is not None]
+        return [*self._sums.values(), *counts]
 
     def state(self) -> dict[str, Any]:
         """Returns the sums so far, on the CPU."""
-        return {"images": self.images, "sums": {name: value.cpu() for name, value in self._sums.items()}}
+        return {"images": self.images, "sums": {name: self._sums[name].cpu().clone() for name in self.names}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restores a state returned by ``state()``."""
         self.images = state["images"]
         self._sums = dict(state["sums"])
+        self._names = set(self._sums)
 
     def compute_by_class(self) -> list[float | None]:
         """Returns the top-1 accuracy of each class in percent, over all processes, and resets its counts.
@@ -64,16 +106,36 @@ class MetricSums:
         if self._class_counts is None:
             return []
         hits, images = all_reduce_sum(self._class_counts).tolist()
-        self._class_counts = None
+        self._class_counts.zero_()
+        if not any(images):
+            return []
         return [100 * hit / count if count else None for hit, count in zip(hits, images, strict=True)]
+
+    def compute_confusion(self) -> Tensor | None:
+        """Returns the confusion matrix over all processes, and resets its counts.
+
+        Returns:
+            (K, K) int32 on the CPU, images by true and predicted class; None if there was no batch, or if there are
+            more than 1000 classes.
+        """
+        if self._confusion is None:
+            return None
+        total = all_reduce_sum(self._confusion).cpu().clone()
+        self._confusion.zero_()
+        classes = math.isqrt(len(total))
+        return total.view(classes, classes)
 
     def compute(self) -> dict[str, float]:
         """Returns the means over all images of all processes, ``top1`` and ``top5`` in percent, and resets the sums."""
         # All values in one tensor: a GPU is synchronised once, and so are the processes.
-        values = [torch.as_tensor(float(self.images)), *self._sums.values()]
+        names = self.names
+        values = [torch.as_tensor(float(self.images)), *(self._sums[name] for name in names)]
         device = values[-1].device
         total = all_reduce_sum(torch.stack([value.to(device, torch.float64) for value in values])).tolist()
-        means = {name: value / total[0] for name, value in zip(self._sums, total[1:], strict=True)}
+        means = {name: value / total[0] for name, value in zip(names, total[1:], strict=True)}
         means |= {name: 100 * means[name] for name in ("top1", "top5")}
-        self._sums, self.images = {}, 0
+        for value in self._sums.values():
+            value.zero_()
+        self._names.clear()
+        self.images = 0
         return means

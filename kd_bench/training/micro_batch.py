@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from kd_bench.types import Batch
 from kd_bench.utils.distributed import rank
 
@@ -22,6 +24,13 @@ class MicroBatch:
     """Whether it is the process's first micro-batch of the step."""
     last: bool = True
     """Whether it is the process's last micro-batch of the step."""
+    step_tensor: Tensor | None = None
+    """Step within the epoch on the device, for recorded steps, in which a number would stay that of the recording."""
+
+    @property
+    def step(self) -> int | Tensor:
+        """Step within the epoch, from 0."""
+        return self.batch.step if self.step_tensor is None else self.step_tensor
 
 
 def split_micro_batches(batch: Batch, micro_batch: int | None) -> Iterator[MicroBatch]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_bench.config.optimizer import SGD, AdamW, ConstantSchedule, CosineSchedule, Optimizer, Schedule
 
@@ -34,6 +34,47 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
     ]
     optimizer: torch.optim.Optimizer = TimmLamb(groups, lr=settings.lr, betas=betas, eps=settings.eps)
     return optimizer
+
+
+def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device, recordable: bool) -> None:
+    """Prepares an optimiser whose parameters and state are on their device.
+
+    The state takes the memory format of the parameters, which torch's optimisers require; it may come from a checkpoint
+    of another device.
+
+    Args:
+        optimizer: The optimiser.
+        device: The device.
+        recordable: Whether its steps may be recorded. Then the learning rate of torch's own optimisers becomes a tensor
+            on the device, and AdamW counts its steps there.
+    """
+    own = isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW))
+    for group in optimizer.param_groups:
+        if own and recordable and not isinstance(group["lr"], Tensor):
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        if "capturable" in group:
+            group["capturable"] = device.type == "cuda"
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of all parameters. A tensor keeps its place in memory."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Returns ``optimizer.state_dict()`` with learning rates as numbers, whatever the device."""
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["lr"] = float(group["lr"])
+    return state
 
 
 def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> float:

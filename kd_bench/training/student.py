@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,16 +16,31 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd_bench.config.trial import Trial
 from kd_bench.methods.base import Method
-from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, precision_context
+from kd_bench.models.batch_norm_counters import BatchNormCounters
+from kd_bench.models.fast_convs import cuda_memory_format
+from kd_bench.models.input_transform import InputTransform
+from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, compiles_students, precision_context
+from kd_bench.training.isolation import copied_inputs, unchanged_process
+from kd_bench.training.method_result import sum_terms
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
-from kd_bench.training.optimizers import build_optimizer, learning_rate
+from kd_bench.training.optimizers import (
+    build_optimizer,
+    learning_rate,
+    optimizer_state,
+    prepare_for_device,
+    set_learning_rate,
+)
 from kd_bench.training.stopwatch import Stopwatch
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
 from kd_bench.utils.distributed import all_gather, average_buffers, average_gradients, is_distributed
+from kd_bench.utils.plugins import describe_error
 
 log = logging.getLogger(__name__)
+
+#: Seeds torch's global generators for one of the streams of a step, given the stream's name and the micro-batch.
+SeedGenerators = Callable[[str, MicroBatch], None]
 
 
 class ResultWriter:
@@ -36,6 +53,9 @@ class ResultWriter:
     def write_epoch(self, member: StudentModule) -> None:
         """Writes an epoch, which the member's state and history include."""
 
+    def write_row(self, member: StudentModule) -> None:
+        """Writes the metrics of an epoch without the state, because the last checkpoint is recent."""
+
     def write_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
         """Writes the state within an epoch after ``step`` steps: ``member.mid_epoch_state(step)`` of each process."""
 
@@ -44,6 +64,9 @@ class ResultWriter:
 
     def report_crash(self, member: StudentModule, reason: str) -> None:
         """Reports that the method raised an error."""
+
+    def report_note(self, member: StudentModule, text: str) -> None:
+        """Reports something that the user should know, and that changes no result."""
 
 
 class StudentModule(nn.Module):
@@ -61,9 +84,16 @@ class StudentModule(nn.Module):
         corrupt: Reasons for decoding failures, by file.
         class_top1: Test accuracy of each class after the last finished epoch, in percent; None for a class without test
             images. Empty before the first.
+        confusion: (K, K) int32 on the CPU, test images by true and predicted class after the last finished epoch; None
+            before the first, and for more than 1000 classes.
         first_step: First step to train in the next epoch; above 0 after a resume within an epoch.
         stopped: Whether training has ended early, because the method raised an error or the loss was not finite.
         stopwatch: Measures the time of the member's steps.
+        train_sums, test_sums, extra_sums: Sums of the epoch's metrics: of training, of the tested network, and of a
+            second tested network.
+        compares_inputs: Whether to find out by comparing all values if a plug-in has written to what it reads, and not
+            only by torch's counters of changes.
+        generator: Generator for the method's draws; None for torch's global generators.
         extra_prefix: Prefix of the metrics of a second tested network.
     """
 
@@ -75,6 +105,7 @@ class StudentModule(nn.Module):
         self.history: list[dict[str, Any]] = []
         self.corrupt: dict[str, str] = {}
         self.class_top1: list[float | None] = []
+        self.confusion: Tensor | None = None
         self.first_step = 0
         self.stopped = False
         self.stopwatch = Stopwatch()
@@ -82,11 +113,38 @@ class StudentModule(nn.Module):
         self.optimizer = build_optimizer(trial.optimizer, self._parameters_to_train)
         self.average = None if trial.ema is None else moving_average(network, trial.ema)
         self._forward_pass = build_forward_pass(network, trial.compile)
-        self._train_sums, self._test_sums, self._extra_sums = MetricSums(), MetricSums(by_class=True), MetricSums()
-        self._tests = [(self._forward_pass, self._test_sums)]
+        self.train_sums, self.test_sums, self.extra_sums = MetricSums(), MetricSums(by_class=True), MetricSums()
+        self._tests = [(self._forward_pass, self.test_sums)]
         if self.average is not None:
-            self._tests.append((build_forward_pass(self.average.module, trial.compile), self._extra_sums))
+            self._tests.append((build_forward_pass(self.average.module, trial.compile), self.extra_sums))
         self._divergence_step: Tensor | None = None
+        self._learning_rate = 0.0
+        self._counters: BatchNormCounters | None = None
+        plugins = ((trial.method.name, trial.method.source), (trial.model, trial.model_source))
+        self._plugin = next((name for name, source in plugins if source is not None), None)
+        self.compares_inputs = False
+        self._converts_outputs = False
+        self.generator: torch.Generator | None = None
+
+    def prepare(self, device: torch.device, generator: torch.Generator | None = None) -> None:
+        """Prepares the member for training, after it has been moved to its device, and chooses its memory format there.
+
+        Args:
+            device: The device.
+            generator: The generator for the method's draws, if steps may be recorded; None for torch's global
+                generators.
+        """
+        self.generator = generator
+        if generator is not None and not compiles_students(self.trial.compile):
+            self._counters = BatchNormCounters(nn.ModuleList([self.network, self.method]))
+        if device.type == "cuda" and not self.trial.channels_last:
+            layout = cuda_memory_format(self.network)
+            self._converts_outputs = True  # so that what a method gets does not depend on the device
+            self.network.to(memory_format=layout)
+            for module in self.view.modules():
+                if isinstance(module, InputTransform):
+                    module.layout = layout
+        prepare_for_device(self.optimizer, device, recordable=generator is not None)
 
     @property
     def evaluated_network(self) -> nn.Module:
@@ -109,9 +167,9 @@ class StudentModule(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the learning rate."""
-        rate = learning_rate(self.trial.optimizer.lr, self.trial.schedule, epoch, self.trial.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        settings = self.trial
+        self._learning_rate = learning_rate(settings.optimizer.lr, settings.schedule, epoch, settings.epochs)
+        set_learning_rate(self.optimizer, self._learning_rate)
 
     def step(self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None]) -> None:
         """Trains on a micro-batch. The last one of a step updates the weights.
@@ -123,34 +181,78 @@ class StudentModule(nn.Module):
             part: The micro-batch.
             backward: Computes the gradients of a loss.
         """
+        part = replace(part, batch=self.with_generator(part.batch))
+        with self.stopping_on_errors(), self.stopwatch.running(part.batch.images.device):
+            self.compute_step(teacher, part, backward)
+
+    @contextmanager
+    def stopping_on_errors(self) -> Iterator[None]:
+        """Inside, an error stops this member and is reported. With several processes the error is raised."""
         try:
-            with self.stopwatch.running(part.batch.images.device):
-                self._add_gradients(teacher, part, backward)
-                if part.last:
-                    self._update()
+            yield
         except Exception as error:
             # The other processes wait for this one's gradients. If memory is short, fewer members may fit.
             if is_distributed() or is_out_of_memory(error):
                 raise
             log.exception("%s of trial %s failed", self.trial.method.name, self.trial.id)
             self.stopped = True
-            message = str(error).splitlines()[0] if str(error) else ""
-            self.writer.report_crash(self, f"{type(error).__name__}: {message}")
+            self.writer.report_crash(self, describe_error(error))
 
-    def _add_gradients(self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None]) -> None:
-        batch, index = part.batch, part.index
-        seeding.seed_global(self.trial.seed, micro_batch_stream(seeding.STUDENT, index), batch.epoch, batch.step)
-        with precision_context(self.trial.precision, batch.images.device):
+    def compute_step(
+        self,
+        teacher: Outputs | None,
+        part: MicroBatch,
+        backward: Callable[[Tensor], None],
+        seed: SeedGenerators | None = None,
+    ) -> None:
+        """Does what ``step`` does, without the time and with errors.
+
+        Args:
+            teacher, backward: As for ``step``.
+            part: The micro-batch, with this member's generator.
+            seed: Seeds the generators before the network and before the method; None for ``seed_step``.
+        """
+        if self._plugin is None:
+            self._add_gradients(teacher, part, backward, seed or self.seed_step)
+            if part.last:
+                self._update()
+            return
+        with unchanged_process(self._plugin):
+            with copied_inputs(teacher, part.batch, self.compares_inputs) as (outputs, batch):
+                self._add_gradients(outputs, replace(part, batch=batch), backward, seed or self.seed_step)
+            if part.last:
+                self._update()
+
+    def with_generator(self, batch: Batch) -> Batch:
+        """Returns the batch with the member's generator."""
+        return batch if self.generator is None else replace(batch, generator=self.generator)
+
+    def seed_step(self, stream: str, part: MicroBatch) -> None:
+        """Seeds torch's global generators for one of the streams of a step, and the member's generator for METHOD."""
+        batch, name = part.batch, micro_batch_stream(stream, part.index)
+        seeding.seed_global(self.trial.seed, name, batch.epoch, batch.step)
+        if stream == seeding.METHOD and self.generator is not None:
+            self.generator.manual_seed(seeding.derive(self.trial.seed, name, batch.epoch, batch.step))
+
+    def _add_gradients(
+        self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None], seed: SeedGenerators
+    ) -> None:
+        batch = part.batch
+        seed(seeding.STUDENT, part)
+        counters = nullcontext() if self._counters is None else self._counters.updated_together()
+        with precision_context(self.trial.precision, batch.images.device), counters:
             student = self._forward_pass(self.view(batch.images), self.method.needs.student)
-            seeding.seed_global(self.trial.seed, micro_batch_stream(seeding.METHOD, index), batch.epoch, batch.step)
+            if self._converts_outputs:
+                student = student.map(torch.Tensor.contiguous)
+            seed(seeding.METHOD, part)
             terms = self.method(student, teacher, batch)
-            loss = torch.stack(list(terms.values())).sum()
+            loss = sum_terms(terms, self.method, student.logits.device)
         if part.first:
             self.optimizer.zero_grad(set_to_none=True)
         backward(loss if part.share == 1 else loss * part.share)
         with torch.no_grad():
-            self._note_divergence(loss, batch.step)
-            self._train_sums.update({**terms, "loss": loss}, student.logits, batch.labels)
+            self._note_divergence(loss, part.step)
+            self.train_sums.update({**terms, "loss": loss}, student.logits, batch.labels)
 
     def _update(self) -> None:
         average_gradients(self._parameters_to_train)
@@ -163,13 +265,22 @@ class StudentModule(nn.Module):
         if self.average is not None:
             self.average.update_parameters(self.network)
 
-    def _note_divergence(self, loss: Tensor, step: int) -> None:
+    def _note_divergence(self, loss: Tensor, step: int | Tensor) -> None:
         # Stays on the device and is read once an epoch: reading it at every step would synchronise a GPU.
-        current = torch.where(torch.isfinite(loss), -1, step)
-        if self._divergence_step is not None:
-            earlier = self._divergence_step.to(current.device)
-            current = torch.where(earlier >= 0, earlier, current)
-        self._divergence_step = current
+        if self._divergence_step is None:
+            self._divergence_step = torch.full((), -1, dtype=torch.int64, device=loss.device)
+        elif self._divergence_step.device != loss.device:  # after ``restore_mid_epoch``
+            self._divergence_step = self._divergence_step.to(loss.device)
+        first = self._divergence_step
+        first.copy_(torch.where(torch.isfinite(loss) | (first >= 0), first, step))
+
+    def step_tensors(self) -> list[Tensor]:
+        """Returns the tensors of optimiser, metrics and moving average that a step changes."""
+        state = [value for values in self.optimizer.state.values() for value in values.values()]
+        average = [] if self.average is None else [*self.average.parameters(), *self.average.buffers()]
+        divergence = [] if self._divergence_step is None else [self._divergence_step]
+        tensors = [value for value in state if isinstance(value, Tensor)]
+        return [*tensors, *average, *divergence, *self.train_sums.tensors()]
 
     def before_evaluation(self) -> None:
         """Averages the running statistics over all processes."""
@@ -182,7 +293,7 @@ class StudentModule(nn.Module):
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> None:
         """Adds a test batch to the metrics. The network must be in evaluation mode."""
-        images = self.view(batch.images)
+        images = self.view(batch.images if self._plugin is None else batch.images.clone())
         for forward_pass, sums in self._networks_to_test():
             with precision_context(self.trial.precision, images.device):
                 logits = forward_pass(images).logits
@@ -203,18 +314,20 @@ class StudentModule(nn.Module):
         Returns:
             None, or the reason for the failure of the trial if the loss was not finite. Then there is no new row.
         """
-        self.class_top1 = self._test_sums.compute_by_class()
-        train, test = self._train_sums.compute(), self._test_sums.compute()
-        extra = self._extra_sums.compute() if self._extra_sums.images else {}
-        divergence_step = -1 if self._divergence_step is None else int(all_gather(self._divergence_step[None]).max())
-        self._divergence_step = None
+        self.class_top1, self.confusion = self.test_sums.compute_by_class(), self.test_sums.compute_confusion()
+        train, test = self.train_sums.compute(), self.test_sums.compute()
+        extra = self.extra_sums.compute() if self.extra_sums.images else {}
+        divergence_step = -1
+        if self._divergence_step is not None:
+            divergence_step = int(all_gather(self._divergence_step[None]).max())
+            self._divergence_step.fill_(-1)
         if divergence_step >= 0:
             self.stopped = True
             return f"the loss was no longer finite in epoch {epoch + 1}, step {divergence_step + 1}"
         self.method.on_epoch_end()
         row = {
             "epoch": epoch + 1,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self._learning_rate,
             "top1": test.pop("top1"),
             "top5": test.pop("top5"),
             "test_loss": test.pop("loss"),
@@ -235,7 +348,7 @@ class StudentModule(nn.Module):
         state = {
             "network": self.network.state_dict(),
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "history": self.history,
         }
         if self.average is not None:
@@ -257,7 +370,7 @@ class StudentModule(nn.Module):
         seconds = self.stopwatch.read()
         self.stopwatch.add(seconds)
         divergence_step = -1 if self._divergence_step is None else int(self._divergence_step)
-        position = {"within": (step, seconds, divergence_step), "sums": self._train_sums.state()}
+        position = {"within": (step, seconds, divergence_step), "sums": self.train_sums.state()}
         return serialize_state(self.state() | position)
 
     def restore_mid_epoch(self, state: dict[str, Any]) -> None:
@@ -265,7 +378,7 @@ class StudentModule(nn.Module):
         self.restore(state)
         self.first_step, seconds, divergence_step = state["within"]
         self.stopwatch.add(seconds)
-        self._train_sums.restore(state["sums"])
+        self.train_sums.restore(state["sums"])
         self._divergence_step = torch.tensor(divergence_step)
 
 

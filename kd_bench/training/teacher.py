@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_bench.config.trial import Trial
 from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.models.batch_norm_folding import fold
+from kd_bench.models.fast_convs import cuda_memory_format
 from kd_bench.models.outputs import observe
 from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, precision_context
 from kd_bench.training.logit_cache import LogitCache
@@ -70,10 +71,9 @@ class Teacher(nn.Module):
         self._logit_cache: LogitCache | None = None
         self._precision = settings.teacher_precision or settings.precision
         self._folded: nn.Module = network
+        self._layout = self._folded_layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self._forward_passes: dict[TeacherBatchNorm, ForwardPass] = {}
-        self._batch_norms = [
-            module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
-        ]
+        self._batch_norms = tracking_batch_norms(network)
 
     def train(self, mode: bool = True) -> Teacher:
         """Keeps evaluation mode."""
@@ -84,10 +84,16 @@ class Teacher(nn.Module):
         if self._forward_passes:
             return
         image_shape = tuple(self.view(images[:1]).shape[1:])
+        on_gpu = images.device.type == "cuda"
+        if on_gpu and not self._settings.channels_last:
+            self._layout = self._folded_layout = cuda_memory_format(self.network)
+            self.network.to(memory_format=self._layout)
         if "running" in self._needs:
             self._folded = fold(self.network, image_shape)
-            if self._folded is not self.network:  # a network of convolutions, which is faster so
-                self._folded = self._folded.to(memory_format=torch.channels_last)
+            if self._folded is not self.network:  # a network of convolutions
+                if not on_gpu:
+                    self._folded_layout = torch.channels_last
+                self._folded = self._folded.to(memory_format=self._folded_layout)
         compile_mode: str = self._settings.compile
         if compile_mode == "auto":
             compile_mode = "on" if self._is_worth_compiling(image_shape) and self._compiles(images) else "off"
@@ -144,9 +150,7 @@ class Teacher(nn.Module):
     def _input(self, images: Tensor) -> Tensor:
         """Returns the folded network's input."""
         network_input: Tensor = self.view(images)
-        if self._folded is not self.network or self._settings.channels_last:
-            network_input = network_input.contiguous(memory_format=torch.channels_last)
-        return network_input
+        return network_input.contiguous(memory_format=self._folded_layout)
 
     @torch.no_grad()
     def _pass(self, norm_mode: TeacherBatchNorm, images: Tensor) -> Outputs:
@@ -155,18 +159,18 @@ class Teacher(nn.Module):
             if norm_mode == "running":
                 outputs = forward_pass(self._input(images), needs)
             else:
-                with _batch_statistics(self._batch_norms):
-                    outputs = forward_pass(self.view(images), needs)
+                with batch_statistics(self._batch_norms):
+                    outputs = forward_pass(self.view(images).contiguous(memory_format=self._layout), needs)
         return self._convert(outputs)
 
     def _convert(self, outputs: Outputs) -> Outputs:
         """Converts outputs to the students' precision and memory format."""
-        memory_format = torch.channels_last if self._settings.channels_last else torch.contiguous_format
+        students_layout = torch.channels_last if self._settings.channels_last else torch.contiguous_format
 
         def convert(tensor: Tensor) -> Tensor:
             if self._settings.precision == "float32":
                 tensor = tensor.float()
-            return tensor.contiguous(memory_format=memory_format) if tensor.ndim == 4 else tensor
+            return tensor.contiguous(memory_format=students_layout) if tensor.ndim == 4 else tensor
 
         return outputs.map(convert)
 
@@ -188,8 +192,13 @@ def can_compile(device: torch.device) -> bool:
     return bool(has_triton())
 
 
+def tracking_batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """Returns the batch norms that have running statistics."""
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
 @contextmanager
-def _batch_statistics(batch_norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def batch_statistics(batch_norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """Inside, these batch norms normalise by the batch and neither read nor change their running statistics."""
     for norm in batch_norms:
         norm.training, norm.track_running_stats = True, False

@@ -82,8 +82,8 @@ def test_compiled_by_inductor(plain: dict[str, MemoryWriter]) -> None:
 
 def test_they_are_part_of_the_trial() -> None:
     base = trial("kd")
-    for name in ("channels_last", "compile", "sync_batch_norm"):
-        assert trial("kd", **{name: True}).id != base.id
+    for name, value in (("channels_last", True), ("compile", "on"), ("sync_batch_norm", True)):
+        assert trial("kd", **{name: value}).id != base.id
         assert name not in base.settings()
     assert trial("kd", compile="on").cohort_key != base.cohort_key
 

@@ -1,0 +1,141 @@
+"""Keeps the code of plug-ins from changing what other members of a cohort share.
+
+A method or network of a user could write into the teacher's outputs or the labels, or change a setting of the process.
+Then another method would have another number, under the same identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as torch_module
+
+from kd_bench.types import Batch, Outputs
+from kd_bench.utils.errors import UserError
+
+
+@contextmanager
+def copied_inputs(
+    teacher: Outputs | None, batch: Batch, by_content: bool = False
+) -> Iterator[tuple[Outputs | None, Batch]]:
+    """Yields copies of what a member reads in a step. Checks afterwards that the copies have not been changed.
+
+    Args:
+        teacher: The teacher's outputs; None without a teacher.
+        batch: The batch.
+        by_content: Whether to compare all values, which also finds changes through ``Tensor.data``. Otherwise torch's
+            counters of changes are compared, which costs nothing.
+
+    Raises:
+        UserError: If they have.
+    """
+    copies = None if teacher is None else teacher.map(torch.clone), batch.map(torch.clone)
+    tensors = _name_tensors(*copies)
+    versions = {name: tensor._version for name, tensor in tensors.items()}
+    try:
+        yield copies
+    finally:  # what a step that was disturbed in this way raises would say less
+        changed = [name for name, tensor in tensors.items() if tensor._version != versions[name]]
+        if by_content:
+            originals = _name_tensors(teacher, batch)
+            changed += [name for name, tensor in tensors.items() if not torch.equal(tensor, originals[name])]
+        if changed:
+            raise UserError(
+                f"it writes into {changed[0]}, which other methods read, too; write out of place, "
+                "e.g. x = x * 2 in place of x.mul_(2)"
+            )
+
+
+def _name_tensors(teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    tensors = {"batch.images": batch.images, "batch.labels": batch.labels, "batch.index": batch.index}
+    if teacher is not None:
+        tensors["teacher.logits"] = teacher.logits
+        tensors |= {f"teacher.stages[{index}]": stage for index, stage in enumerate(teacher.stages)}
+        tensors |= {f"teacher.preacts[{index}]": preact for index, preact in enumerate(teacher.preacts)}
+        tensors |= {} if teacher.pooled is None else {"teacher.pooled": teacher.pooled}
+    return tensors
+
+
+@contextmanager
+def unchanged_process(subject: str) -> Iterator[None]:
+    """Inside, code of a plug-in runs. Settings of the process that it changes are restored.
+
+    Args:
+        subject: The plug-in, for the error message.
+
+    Raises:
+        UserError: If it has changed one.
+    """
+    before = [setting.read() for setting in _SETTINGS]
+    try:
+        yield
+    finally:
+        changed = []
+        for setting, value in zip(_SETTINGS, before, strict=True):
+            if setting.read() != value:
+                changed.append(setting.name)
+                setting.write(value)
+        if changed:
+            raise UserError(f"{subject} changes {changed[0]}, a setting of the process on which other methods depend")
+
+
+class _Setting(NamedTuple):
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+
+
+def _attribute(owner: Any, name: str, attribute: str) -> _Setting:
+    return _Setting(name, lambda: getattr(owner, attribute), lambda value: setattr(owner, attribute, value))
+
+
+def _hooks(attribute: str) -> _Setting:
+    """Returns the setting of one kind of hooks that torch calls for all modules."""
+
+    def write(value: dict[Any, Any]) -> None:
+        hooks = getattr(torch_module, attribute)
+        hooks.clear()
+        hooks.update(value)
+
+    return _Setting("the hooks of all modules", lambda: dict(getattr(torch_module, attribute)), write)
+
+
+_SETTINGS = (
+    _Setting("torch's default type of numbers", torch.get_default_dtype, torch.set_default_dtype),
+    _Setting("torch's default device", torch.get_default_device, torch.set_default_device),
+    _Setting("whether gradients are computed", torch.is_grad_enabled, torch._C._set_grad_enabled),
+    _Setting("the number of torch's threads", torch.get_num_threads, torch.set_num_threads),
+    _Setting(
+        "torch's precision of matrix products",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    ),
+    _Setting(
+        "whether torch's algorithms are deterministic",
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+    ),
+    _Setting(
+        "autocast on the CPU",
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda value: torch.set_autocast_enabled("cpu", value),
+    ),
+    _Setting(
+        "autocast on GPUs",
+        lambda: torch.is_autocast_enabled("cuda"),
+        lambda value: torch.set_autocast_enabled("cuda", value),
+    ),
+    *(
+        _attribute(torch.backends.cudnn, f"torch.backends.cudnn.{name}", name)
+        for name in ("enabled", "benchmark", "deterministic")
+    ),
+    *(
+        _hooks(name)
+        for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+        if hasattr(torch_module, name)
+    ),
+)

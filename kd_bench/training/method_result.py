@@ -1,0 +1,80 @@
+"""Checks what a method returns for a batch, and sums it.
+
+The checks read no values and nothing from the device, so they cost little and can be part of a recorded step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_bench.utils.errors import UserError
+from kd_bench.utils.plugins import display_path
+
+_EXPECTED = 'it should return the loss by term, e.g. {"ce": self.label_loss(student, batch), "distance": distance}'
+
+
+def sum_terms(terms: Any, method: nn.Module, device: torch.device) -> Tensor:
+    """Returns the loss, a scalar: the sum of the terms that a method has returned.
+
+    Args:
+        terms: What the method has returned.
+        method: The method, for the error message.
+        device: The device of the batch.
+
+    Raises:
+        UserError: If it is anything but a dictionary of scalar tensors by name, or if no term has a gradient.
+    """
+    check_terms(terms, method, device)
+    loss = torch.stack(list(terms.values())).sum()
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise UserError(
+            f"{_locate_forward(method)} returns a loss without a gradient; compute it from the student's outputs, "
+            "without .detach(), .data and torch.no_grad()"
+        )
+    return loss
+
+
+def check_terms(terms: Any, method: nn.Module, device: torch.device) -> None:
+    """Raises UserError if ``terms`` is anything but a dictionary of scalar tensors by name. As ``sum_terms``."""
+    problem = _find_problem(terms, device)
+    if problem is not None:
+        raise UserError(f"{_locate_forward(method)} {problem}")
+
+
+def _find_problem(terms: Any, device: torch.device) -> str | None:
+    if terms is None:
+        return f"returns nothing; {_EXPECTED}"
+    if not isinstance(terms, Mapping):
+        return f"returns {_describe(terms)}; {_EXPECTED}"
+    if not terms:
+        return f"returns an empty dictionary; {_EXPECTED}"
+    for name, term in terms.items():
+        if not isinstance(name, str):
+            return f"returns a term whose name is {name!r:.60}; names should be text, e.g. 'ce'"
+        if not isinstance(term, Tensor):
+            return f"returns {_describe(term)} as term {name!r:.60}; it should be a scalar tensor, without .item()"
+        if term.ndim:
+            return f"returns {_describe(term)} as term {name!r:.60}; it should be a scalar, e.g. its .mean()"
+        if term.device != device:
+            return (
+                f"returns a tensor on {term.device} as term {name!r:.60}; it should be where the batch is, on {device}"
+            )
+    return None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}" if value.ndim else "a tensor"
+    return "None" if value is None else f"{value!r:.40} ({type(value).__name__})"
+
+
+def _locate_forward(method: nn.Module) -> str:
+    """Returns "FILE, line N: CLASS.forward"."""
+    subject = f"{type(method).__name__}.forward"
+    code = getattr(inspect.unwrap(type(method).forward), "__code__", None)
+    return subject if code is None else f"{display_path(code.co_filename)}, line {code.co_firstlineno}: {subject}"

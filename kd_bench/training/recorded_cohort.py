@@ -1,0 +1,258 @@
+"""Runs a cohort's steps and evaluation on a GPU: recorded once, and replayed side by side."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from kd_bench.methods.base import TeacherBatchNorm
+from kd_bench.training.recorded_function import NoMemoryToRecord, RecordedFunction
+from kd_bench.training.recorded_member import RecordedMember
+from kd_bench.training.recorder import Lane, Recorder
+from kd_bench.training.stopwatch import Stopwatch
+from kd_bench.training.student import StudentModule
+from kd_bench.training.teacher import Teacher
+from kd_bench.types import Batch, Outputs
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Steps after all recordings in which the parts of a step run one after another, so that their times can be measured.
+TIMED_STEPS = 5
+
+TeacherOutputs = Mapping[TeacherBatchNorm, Outputs]
+
+
+@dataclass
+class SharedTimes:
+    """Seconds per step of what the members share: the batch, and the teacher's pass."""
+
+    batch: float = 0.0
+    teacher: float = 0.0
+
+
+class FixedBatch:
+    """A batch whose tensors keep their place in memory. Each batch is copied into them."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._tensors = [torch.empty_like(tensor) for tensor in (batch.images, batch.labels, batch.index)]
+        self.step = torch.zeros((), dtype=torch.int64, device=batch.images.device)
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether a batch has tensors of the same shapes and types."""
+        tensors = (batch.images, batch.labels, batch.index)
+        return all(
+            new.shape == old.shape and new.dtype == old.dtype for new, old in zip(tensors, self._tensors, strict=True)
+        )
+
+    def fill(self, batch: Batch) -> Batch:
+        """Copies a batch into the tensors, and returns the batch of these tensors."""
+        for new, old in zip((batch.images, batch.labels, batch.index), self._tensors, strict=True):
+            old.copy_(new)
+        self.step.fill_(batch.step)
+        images, labels, index = self._tensors
+        return Batch(images, labels, index, batch.epoch, batch.step, batch.views)
+
+
+class RecordedTeacher:
+    """Runs the teacher on batches that are the same tensors. Its outputs are the same tensors, too."""
+
+    def __init__(self, teacher: Teacher, lane: Lane, device: torch.device) -> None:
+        self._teacher, self.lane, self._device = teacher, lane, device
+        self._function = RecordedFunction()
+        self._outputs: dict[TeacherBatchNorm, Outputs] | None = None
+        self.stopwatch = Stopwatch()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the pass is recorded, or known to be run without a recording."""
+        return self._function.is_recorded or self._function.reason is not None
+
+    def __call__(self, batch: Batch, timed: bool) -> TeacherOutputs:
+        """Returns the outputs for a batch, inside the lane's ``running()``.
+
+        Raises:
+            NoMemoryToRecord: Then nothing has changed.
+        """
+        if self._outputs is None:
+            outputs = self._teacher(batch)
+            self._outputs = {mode: of_mode.map(lambda tensor: tensor.clone()) for mode, of_mode in outputs.items()}
+        elif self.is_settled:
+            with self.stopwatch.running(self._device) if timed else nullcontext():
+                self._function.replay() if self._function.is_recorded else self._run(batch)
+        else:
+            tensors = _tensors(self._outputs)
+            self._function.record(self.lane, lambda: self._run(batch), lambda: self._run(batch), lambda: tensors)
+            if self._function.reason is not None:
+                log.warning("the teacher's pass is not recorded, because %s", self._function.reason)
+        return self._outputs
+
+    def _run(self, batch: Batch) -> None:
+        assert self._outputs is not None
+        for old, new in zip(_tensors(self._outputs), _tensors(self._teacher(batch)), strict=True):
+            old.copy_(new)
+
+    def move(self, lane: Lane) -> None:
+        """Forgets the recording. The next one is made on another lane."""
+        self.lane = lane
+        self._function.forget()
+
+
+class RecordedCohort:
+    """Runs the steps and the evaluation of a cohort on batches of one size.
+
+    The teacher's pass comes first, then the members' steps, each in a lane of its own. If the memory does not suffice
+    for all recordings at once, all operations are in one lane, and their recordings share memory.
+
+    When everything is recorded, the parts of a few steps run one after another, so that their times can be measured.
+    The times of later steps, whose parts run at the same time, are taken to be the same.
+
+    Args:
+        members: All members of the cohort.
+        teacher: The teacher; None without one.
+        recorder: Makes the lanes.
+        device: The device.
+    """
+
+    def __init__(
+        self, members: Sequence[StudentModule], teacher: Teacher | None, recorder: Recorder, device: torch.device
+    ) -> None:
+        self._recorder = recorder
+        lanes = recorder.lanes(len(members) + 1, one_queue=False)
+        self._one_queue = False
+        self._teacher = None if teacher is None else RecordedTeacher(teacher, lanes[0], device)
+        self._recorded = {
+            id(member): RecordedMember(member, lane, device) for member, lane in zip(members, lanes[1:], strict=True)
+        }
+        self._batches: dict[str, FixedBatch] = {}
+        self._timer = _StepTimer(recorder)
+
+    def accepts(self, batch: Batch, kind: Literal["train", "test"] = "train") -> bool:
+        """Whether a batch has the size of the first one of its kind."""
+        if kind not in self._batches:
+            self._batches[kind] = FixedBatch(batch)
+        return self._batches[kind].fits(batch)
+
+    @property
+    def times(self) -> SharedTimes | None:
+        """Times of what the members share; None until they were measured."""
+        return self._timer.times
+
+    def train(self, batch: Batch, members: Sequence[StudentModule]) -> None:
+        """Trains members on a batch that it accepts."""
+        fixed, timer = self._batches["train"], self._timer
+        recorded = [(member, self._recorded[id(member)]) for member in members]
+        settled = all(part.is_settled for _, part in recorded) and (self._teacher is None or self._teacher.is_settled)
+        timed = settled and timer.times is None
+        if timed:
+            timer.begin(batch.epoch, [member.stopwatch for member in members])
+        filled = fixed.fill(batch)
+        outputs: TeacherOutputs = {}
+        teacher = self._teacher
+        if teacher is not None:
+            outputs = self._run(teacher, lambda: teacher(filled, timed))
+            teacher.lane.join()
+        for member, part in recorded:
+            taught = outputs.get(member.method.teacher_batch_norm)
+            self._run(part, lambda part=part, taught=taught: part.train(filled, fixed.step, taught))  # type: ignore[misc]
+            if timed:
+                part.lane.join()
+        for _, part in recorded:
+            part.lane.join()
+        if timed and timer.end(batch.epoch, None if teacher is None else teacher.stopwatch):
+            for (_, part), seconds in zip(recorded, timer.member_seconds, strict=True):
+                part.seconds_per_step = seconds
+
+    def evaluate(self, batch: Batch, members: Sequence[StudentModule]) -> None:
+        """Evaluates members on a batch of the test set that it accepts."""
+        filled = self._batches["test"].fill(batch)
+        parts = [self._recorded[id(member)] for member in members]
+        for part in parts:
+            self._run(part, lambda part=part: part.evaluate(filled))  # type: ignore[misc]
+        for part in parts:
+            part.lane.join()
+
+    def _run(self, part: RecordedMember | RecordedTeacher, function: Callable[[], T]) -> T:
+        """Calls a function in a part's lane. If memory is short, all lanes become one."""
+        try:
+            with part.lane.running():
+                return function()
+        except NoMemoryToRecord:
+            if self._one_queue:
+                raise
+            log.info("memory does not suffice to run the members side by side, so they run one after another")
+            self._use_one_queue()
+            with part.lane.running():
+                return function()
+
+    def _use_one_queue(self) -> None:
+        self._recorder.synchronize()
+        self._one_queue = True
+        parts: list[RecordedMember | RecordedTeacher] = [*self._recorded.values()]
+        if self._teacher is not None:
+            parts.append(self._teacher)
+        for part, lane in zip(parts, self._recorder.lanes(len(parts), one_queue=True), strict=True):
+            part.move(lane)
+
+
+class _StepTimer:
+    """Measures the times of the parts of a few steps that run one after another.
+
+    Attributes:
+        times: The result for what the members share; None until it is known.
+        member_seconds: The result for the members, in seconds per step.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._steps = 0
+        self._seconds = 0.0
+        self._last_end: tuple[int, float] | None = None
+        self._begin = 0.0
+        self._stopwatches: list[Stopwatch] = []
+        self._before: list[float] = []
+        self.times: SharedTimes | None = None
+        self.member_seconds: list[float] = []
+
+    def begin(self, epoch: int, stopwatches: list[Stopwatch]) -> None:
+        """Begins a step of these members."""
+        if stopwatches != self._stopwatches:  # a member has stopped: begins again
+            self._stopwatches, self._steps, self._seconds, self._last_end = stopwatches, 0, 0.0, None
+            self._before = [stopwatch.read() for stopwatch in stopwatches]
+        self._recorder.synchronize()
+        # The time since the last step is that of the loader, unless an evaluation was between them.
+        same_epoch = self._last_end is not None and self._last_end[0] == epoch
+        self._begin = self._last_end[1] if self._last_end is not None and same_epoch else time.perf_counter()
+
+    def end(self, epoch: int, teacher: Stopwatch | None) -> bool:
+        """Ends a step. Returns whether it was the last one."""
+        self._recorder.synchronize()
+        now = time.perf_counter()
+        self._last_end = (epoch, now)
+        self._seconds += now - self._begin
+        self._steps += 1
+        if self._steps < TIMED_STEPS:
+            return False
+        seconds = [stopwatch.read() for stopwatch in self._stopwatches]
+        for stopwatch, before, of_member in zip(self._stopwatches, self._before, seconds, strict=True):
+            stopwatch.add(before + of_member)
+        of_teacher = 0.0 if teacher is None else teacher.read()
+        self.member_seconds = [of_member / TIMED_STEPS for of_member in seconds]
+        rest = max(0.0, self._seconds - sum(seconds) - of_teacher)
+        self.times = SharedTimes(rest / TIMED_STEPS, of_teacher / TIMED_STEPS)
+        return True
+
+
+def _tensors(outputs: TeacherOutputs) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    for of_mode in outputs.values():
+        of_mode.map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return tensors

@@ -1,0 +1,127 @@
+"""A function of tensors that is recorded once, checked, and then replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from kd_bench.training.metrics import MetricSums
+from kd_bench.training.recorder import Lane, Replay
+from kd_bench.training.student import is_out_of_memory
+from kd_bench.utils.errors import first_line
+
+
+class NoMemoryToRecord(MemoryError):
+    """Memory does not suffice for a recording. Nothing has changed."""
+
+
+class RecordedFunction:
+    """Records a function, and replays it if a replay has the same result as the function, to the last bit.
+
+    Args:
+        sums: The metrics that the function adds to.
+
+    Attributes:
+        reason: Why the function cannot be recorded; None if it can, or if this is unknown yet.
+    """
+
+    def __init__(self, sums: Sequence[MetricSums] = ()) -> None:
+        self.reason: str | None = None
+        self._sums = sums
+        self._counts: list[tuple[int, frozenset[str]]] = []
+        self._replay: Replay | None = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether ``replay`` may be called."""
+        return self._replay is not None
+
+    def forget(self) -> None:
+        """Forgets the recording, and frees its memory."""
+        self._replay = None
+
+    def replay(self) -> None:
+        """Runs the recorded operations again."""
+        assert self._replay is not None
+        self._replay()
+        for sums, (images, names) in zip(self._sums, self._counts, strict=True):
+            sums.count(images, names)
+
+    def record(
+        self,
+        lane: Lane,
+        function: Callable[[], None],
+        run: Callable[[], None],
+        tensors: Callable[[], Sequence[Tensor]],
+        *,
+        before_replay: Callable[[], None] = lambda: None,
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
+        """Records a function and checks a replay. Afterwards the tensors are as after one call of ``run``.
+
+        Args:
+            lane: The lane to record on, inside its ``running()``.
+            function: The function to record.
+            run: Does the same without a recording.
+            tensors: Returns the tensors that both change.
+            before_replay: Called before a replay, e.g. to seed generators.
+            generators: The generators that the function draws from.
+
+        Raises:
+            NoMemoryToRecord: Then ``run`` was not called.
+        """
+        self._replay = None
+        try:
+            with self._counting():
+                replay = lane.record(function, generators)
+            changed = _unique(tensors())
+            before = [tensor.clone() for tensor in changed]
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise NoMemoryToRecord from error
+            self.reason = f"{type(error).__name__}: {first_line(error)}"
+            run()
+            return
+        try:
+            before_replay()
+            replay()
+            replayed = [tensor.clone() for tensor in changed]
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise NoMemoryToRecord from error
+            raise
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(changed, before, strict=True):
+                    tensor.copy_(value)
+        run()
+        if all(map(has_same_bits, changed, replayed)):
+            self._replay = replay
+        else:
+            self.reason = "a replay of its operations has another result"
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Inside, the function is called. Notes what it counts, and undoes it, because nothing was computed."""
+        before = [(sums.images, frozenset(sums.names)) for sums in self._sums]
+        try:
+            yield
+        finally:
+            self._counts = []
+            for sums, (images, names) in zip(self._sums, before, strict=True):
+                self._counts.append((sums.images - images, frozenset(sums.names)))
+                sums.reset_count(images, names)
+
+
+def has_same_bits(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have the same values. NaN equals NaN."""
+    if not first.is_floating_point():
+        return torch.equal(first, second)
+    return bool(((first == second) | (first.isnan() & second.isnan())).all())
+
+
+def _unique(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())

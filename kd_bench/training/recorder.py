@@ -1,0 +1,113 @@
+"""Records the operations that a function starts on a GPU, and replays them: CUDA graphs.
+
+Small networks on small images do not fill a GPU. If every operation is started from Python, most of a step is waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+
+from kd_bench.config.trial import Trial
+from kd_bench.utils.distributed import is_distributed
+
+#: Runs the recorded operations again, on the same tensors.
+Replay = Callable[[], None]
+
+
+class Lane(Protocol):
+    """A queue of operations. Operations of different lanes may run at the same time."""
+
+    def running(self) -> AbstractContextManager[None]:
+        """Inside, operations are queued on this lane, after everything that is queued outside of lanes so far."""
+
+    def join(self) -> None:
+        """Makes operations outside of lanes wait for everything that is queued on this lane so far."""
+
+    def record(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> Replay:
+        """Calls a function and records its operations, without running them. Must be called inside ``running()``.
+
+        Args:
+            function: Reads and writes tensors that exist before and keep their place in memory.
+            generators: The generators that it draws from. A replay draws from their current state.
+
+        Raises:
+            RuntimeError: If an operation cannot be recorded, e.g. one that reads a number from the device.
+        """
+
+
+class Recorder(Protocol):
+    """Makes the lanes of a device."""
+
+    def lanes(self, count: int, one_queue: bool) -> list[Lane]:
+        """Returns lanes.
+
+        Args:
+            count: Their number.
+            one_queue: Whether all are the same queue. Their recordings then share memory, because they run one after
+                the other.
+        """
+
+    def generator(self) -> torch.Generator:
+        """Returns a new generator of the device."""
+
+    def synchronize(self) -> None:
+        """Waits for all operations of the device."""
+
+
+def choose_recorder(device: torch.device, trial: Trial) -> Recorder | None:
+    """Returns the recorder of a cohort's steps; None if they are not recorded.
+
+    Steps are recorded on a GPU, for images in memory. A batch in micro-batches, a batch that several processes share,
+    and a step that perturbs images are not.
+    """
+    plain = trial.pipeline is None and trial.micro_batch is None and trial.adversarial is None
+    return CudaGraphRecorder(device) if device.type == "cuda" and plain and not is_distributed() else None
+
+
+class CudaGraphRecorder(Recorder):
+    """Records CUDA graphs. A lane is a CUDA stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def lanes(self, count: int, one_queue: bool) -> list[Lane]:
+        """Returns streams. A graph has memory of its own, unless all are one queue."""
+        if one_queue:
+            return [_CudaLane(self._device, torch.cuda.graph_pool_handle())] * count
+        return [_CudaLane(self._device, None) for _ in range(count)]
+
+    def generator(self) -> torch.Generator:
+        """Returns a new generator of the device."""
+        return torch.Generator(self._device)
+
+    def synchronize(self) -> None:
+        """Waits for all operations of the device."""
+        torch.cuda.synchronize(self._device)
+
+
+class _CudaLane(Lane):
+    def __init__(self, device: torch.device, pool: Any) -> None:
+        self._device, self._pool = device, pool
+        self._stream = torch.cuda.Stream(device)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def record(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> Replay:
+        graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            graph.register_generator_state(generator)
+        # Other threads, which send heartbeats and write files, may call what is not allowed while this one records.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            function()
+        return graph.replay
