@@ -1,7 +1,7 @@
 """timm's interface for networks made for 32x32 images; a subclass only defines its layers and ``forward_stages``."""
 
-from __future__ import annotations
-
+# Without "from __future__ import annotations", because torch.fx gives graphs the annotations of ``forward``, and
+# TorchScript reads them.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -43,7 +43,10 @@ class CifarNet(nn.Module, ABC):
     Args:
         num_classes: Width of the classifier; 0 for none.
         in_chans: Channels of the images.
-        global_pool: timm's name of a pooling.
+        global_pool: timm's name of a pooling; "" for none, with ``num_classes=0``: the network returns its last maps.
+
+    Raises:
+        UserError: If there is a classifier, but no pooling.
     """
 
     classifier_name: ClassVar[str] = "fc"
@@ -78,6 +81,11 @@ class CifarNet(nn.Module, ABC):
 
     def make_classifier(self, num_features: int) -> nn.Module:
         """Sets the pooling and the feature counts, and returns the classifier, which the subclass assigns."""
+        if self.num_classes and not self._pool_type:
+            raise UserError(
+                f"global_pool='' removes the pooling, which a classifier of {self.num_classes} classes needs; "
+                "it goes with num_classes=0"
+            )
         self.num_features = self.head_hidden_size = num_features
         classifier: nn.Module
         self.global_pool, classifier = create_classifier(num_features, self.num_classes, pool_type=self._pool_type)
@@ -92,9 +100,13 @@ class CifarNet(nn.Module, ABC):
 
         Args:
             num_classes: Width of the new classifier; 0 removes the classifier.
-            global_pool: timm's name of a pooling; None keeps the current one.
+            global_pool: timm's name of a pooling; "" removes the pooling, None keeps the current one.
+
+        Raises:
+            UserError: If there is a classifier, but no pooling.
         """
-        self.num_classes, self._pool_type = num_classes, global_pool or self._pool_type
+        self.num_classes = num_classes
+        self._pool_type = self._pool_type if global_pool is None else global_pool
         like = next(self.parameters())
         classifier = self.make_classifier(self.num_features)
         classifier.apply(self.initialise)
@@ -105,7 +117,10 @@ class CifarNet(nn.Module, ABC):
         return self.forward_stages(x).features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps (B, D, h, w) features to (B, K) logits, or to the (B, D) pooled embedding with ``pre_logits``."""
+        """Maps (B, D, h, w) features to (B, K) logits, or to the (B, D) pooled embedding with ``pre_logits``.
+
+        Without a classifier it returns the pooled embedding, and without a pooling the features.
+        """
         pooled = self.global_pool(x)
         out: Tensor = pooled if pre_logits else self.get_classifier()(pooled)
         return out
@@ -231,17 +246,27 @@ def cifar_cfgs(*names: str, **overrides: Any) -> Any:
 def build(cls: type[CifarNet], name: str, pretrained: bool, **kwargs: Any) -> CifarNet:
     """Builds a registered network as timm builds its own; every function with ``register_model`` calls it.
 
+    With ``pretrained`` the weights are those that timm's configuration names, otherwise the published ones of the
+    network's card, downloaded if necessary. As timm's, they lose a classifier with another number of classes, and
+    adapt to other ``in_chans``.
+
     ``kwargs`` are arguments of the class and of timm's builder.
 
     Raises:
-        UserError: If ``pretrained`` is true and timm's configuration names no file of weights.
+        UserError: If ``pretrained`` is true and no weights are known.
+        RunFailed: If they cannot be downloaded.
     """
-    cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    from kd_bench.models import pretrained as published
+
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    cfg = resolve_pretrained_cfg(name, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
-        raise UserError(
-            f"model {name}: pretrained=True, but no weights come with it; give a file, as in checkpoint_path='FILE' or "
-            "pretrained_cfg_overlay={'file': 'FILE'}"
-        )
+        overlay |= published.load_overlay(name) or {}
+        if not overlay.get("state_dict"):
+            raise UserError(
+                f"model {name}: pretrained=True, but no weights come with it; give a file, as in "
+                "checkpoint_path='FILE' or pretrained_cfg_overlay={'file': 'FILE'}"
+            )
     kwargs.setdefault("feature_cfg", dict(cls.timm_feature_cfg))
-    network: CifarNet = build_model_with_cfg(cls, name, pretrained, **kwargs)
-    return network
+    network: CifarNet = build_model_with_cfg(cls, name, pretrained, pretrained_cfg_overlay=overlay, **kwargs)
+    return published.without_state(network)

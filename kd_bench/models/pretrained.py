@@ -1,19 +1,27 @@
-"""Downloads the published weights that teachers' cards name, and finds the downloaded files."""
+"""Downloads the published weights that teachers' cards name, and finds and loads the downloaded files."""
 
 from __future__ import annotations
 
 import os
 import socket
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from kd_bench.models import cards
 from kd_bench.models.cards import Card
 from kd_bench.models.registry import PREFIX
 from kd_bench.utils import download
 from kd_bench.utils.errors import RunFailed, UserError, first_line
 from kd_bench.utils.files import sha256
 from kd_bench.utils.paths import cache_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Network = TypeVar("Network", bound="nn.Module")
 
 #: Seconds to wait for a connection to the hub.
 _HUB_TIMEOUT = 10.0
@@ -50,7 +58,7 @@ def require_weights(card: Card | None, name: str, dataset: str, context: str) ->
 def manual_instructions(card: Card) -> str:
     """Returns instructions for a machine without a network: what to download, where to put it, how to name it."""
     if card.timm:
-        repository, file, url = _hub_file(card)
+        repository, file, url = _hub_file(card.model)
         size = 4 * (card.parameters or 0)
         about = f", about {size / 1e9:.2f} GB" if size >= 1e9 else f", about {size / 1e6:.0f} MB" if size else ""
         files = f"{file} of {repository} ({url}{about})"
@@ -87,6 +95,53 @@ def fetch(card: Card, progress: download.Progress | None = None) -> download.Dow
     raise RunFailed("; ".join([*failures, manual_instructions(card)]))
 
 
+def load_overlay(model: str, dataset: str | None = None) -> dict[str, Any] | None:
+    """Loads the published weights of a network's card, as ``pretrained_cfg_overlay`` for ``timm.create_model``.
+
+    The weights are downloaded unless they exist, with the checks of ``fetch``, and must fit the network strictly.
+
+    Args:
+        model: timm's name of the network, with the tag that the card has.
+        dataset: Data set of the card; None if weights for only one are known.
+
+    Returns:
+        ``state_dict`` and its ``num_classes``; None if no card names weights.
+
+    Raises:
+        UserError: If the weights do not fit, or ``dataset`` is missing.
+        RunFailed: If they cannot be downloaded.
+    """
+    import torch
+
+    from kd_bench.models import registry, weights
+
+    matching = [card for card in cards.load_all("teachers", dataset) if card.model == model]
+    known = [card for card in matching if card.weights or card.timm]
+    if not known:
+        return None
+    if len(known) > 1:
+        datasets = ", ".join(repr(card.dataset) for card in known)
+        raise UserError(
+            f"model {model}: pretrained=True, but weights for several data sets are known ({datasets}); choose one, as "
+            f"in kd_bench.create_model({model!r}, ..., dataset={known[0].dataset!r})"
+        )
+    path = fetch(known[0]).path
+    state = weights.read(path).state
+    with torch.random.fork_rng(devices=[]):  # whoever creates the network draws the same numbers with and without
+        classes = weights.num_classes(state, registry.create(model, 1))
+        network = registry.create(model, classes or 1)
+    weights.load_into(network, state, path, model)
+    return {"state_dict": network.state_dict(), "num_classes": classes}
+
+
+def without_state(network: Network) -> Network:
+    """Returns the network after removing the weights that ``load_overlay`` gave it from its configuration."""
+    cfg = getattr(network, "pretrained_cfg", None)
+    if isinstance(cfg, dict):
+        cfg.pop("state_dict", None)
+    return network
+
+
 def _fetch_from_timm(card: Card) -> download.DownloadedFile:
     path = weights_path(card)
     if not path.is_file():
@@ -94,34 +149,57 @@ def _fetch_from_timm(card: Card) -> download.DownloadedFile:
 
         from kd_bench.models import weights
 
-        if not _hub_reachable(*_hub_file(card)):
-            reason = "the hub that timm has its weights from cannot be reached"
-            raise RunFailed(f"{card.model}: {reason}; {manual_instructions(card)}")
-        try:
-            network = timm.create_model(card.model, pretrained=True)
-        except Exception as error:  # the hub's client raises various errors without a network
-            reason = f"timm could not get its weights ({first_line(error)})"
-            raise RunFailed(f"{card.model}: {reason}; {manual_instructions(card)}") from None
+        model = card.model
+        network = from_timm(model, lambda: timm.create_model(model, pretrained=True), manual_instructions(card))
         path.parent.mkdir(parents=True, exist_ok=True)
         weights.write(path, network.state_dict(), {"model": card.model})
     return download.DownloadedFile(path=path, sha256=sha256(path), url=f"timm:{card.model}", pinned=False)
 
 
-def _hub_file(card: Card) -> tuple[str, str, str]:
+def from_timm(model: str, create: Callable[[], nn.Module], advice: str = "") -> nn.Module:
+    """Returns what ``create`` builds: a network of timm's with its pretrained weights.
+
+    Args:
+        model: timm's name of the network.
+        create: Builds the network; timm downloads the weights unless they are cached.
+        advice: Further sentence for the error of a failed download.
+
+    Raises:
+        UserError: If timm has no weights of the network, or ``create`` raises it.
+        RunFailed: If the weights cannot be downloaded.
+    """
+    import timm
+
+    cfg = timm.get_pretrained_cfg(model)
+    if cfg is None or not cfg.has_weights:
+        raise UserError(f"model {model}: pretrained=True, but timm has no weights of it")
+    end = f"; {advice}" if advice else ""
+    if cfg.hf_hub_id and not _hub_reachable(model):
+        raise RunFailed(f"{model}: the hub that timm has its weights from cannot be reached{end}")
+    try:
+        return create()
+    except UserError:
+        raise
+    except Exception as error:  # the hub's client raises various errors without a network
+        raise RunFailed(f"{model}: timm could not get its weights ({first_line(error)}){end}") from None
+
+
+def _hub_file(model: str) -> tuple[str, str, str]:
     """Returns repository, file and URL of a network's weights on the public hub."""
     import timm
     from huggingface_hub import hf_hub_url
     from timm.models._hub import HF_SAFE_WEIGHTS_NAME
 
-    cfg = timm.get_pretrained_cfg(card.model)
+    cfg = timm.get_pretrained_cfg(model)
     file = cfg.hf_hub_filename or HF_SAFE_WEIGHTS_NAME
     return cfg.hf_hub_id, file, hf_hub_url(cfg.hf_hub_id, file)
 
 
-def _hub_reachable(repository: str, file: str, url: str) -> bool:
+def _hub_reachable(model: str) -> bool:
     """Returns whether the file is cached or the hub accepts a connection; the hub's client would need a minute."""
     from huggingface_hub import constants, try_to_load_from_cache
 
+    repository, file, url = _hub_file(model)
     if isinstance(try_to_load_from_cache(repository, file), str):
         return True
     if constants.HF_HUB_OFFLINE:

@@ -15,6 +15,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_bench.models.timm_names import is_timm_model, timm_names
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, nearest, unknown
 from kd_bench.utils.plugins import MODEL, Plugin
@@ -48,6 +49,8 @@ def offered_models() -> dict[str, str]:
 
 def register() -> None:
     """Registers our networks with timm, so that ``timm.create_model("cifar_resnet20")`` works; may be called again."""
+    import timm  # noqa: F401  first, because its import may register our networks, which cannot be done halfway
+
     for module in _by_module():
         importlib.import_module(f"{__package__}.{module}")
 
@@ -73,12 +76,11 @@ def resolve(name: str, context: str = "", *, prefix: str = PREFIX) -> str:
     if plugin is not None:
         plugin.check(context)
         return plugin.name
-    if _is_timm_model(name):
+    if is_timm_model(name):
         return name
-    import timm
-
+    timm = timm_names()
     short = {model.removeprefix(prefix) for model in own}
-    choices = {*own, *short, *timm.list_models(), *(timm.list_pretrained() if "." in name else ())}
+    choices = {*own, *short, *timm.models, *(timm.pretrained if "." in name else ())}
     choices.update(plugins.entry_point_names(MODEL))
     raise unknown("model", name, choices if nearest(name, choices) else short, context)
 
@@ -125,14 +127,8 @@ def create(name: str, num_classes: int, image_size: int | None = None, **kwargs:
 
 def _plugin(name: str, context: str = "") -> Plugin | None:
     """Returns the plug-in of a name; None for a network of ours or timm's, and for an unknown name."""
-    offered = name in plugins.entry_point_names(MODEL) and name not in own_models() and not _is_timm_model(name)
+    offered = name in plugins.entry_point_names(MODEL) and name not in own_models() and not is_timm_model(name)
     return plugins.find(MODEL, name, (), context) if offered or plugins.is_file_name(name) else None
-
-
-def _is_timm_model(name: str) -> bool:
-    import timm
-
-    return name in timm.list_pretrained() or ("." not in name and timm.is_model(name))
 
 
 def _create_plugin(plugin: Plugin, num_classes: int, image_size: int | None, kwargs: dict[str, Any]) -> nn.Module:

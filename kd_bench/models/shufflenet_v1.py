@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from kd_bench.models.cifar_network import CifarNet, Stage, StagedCifarNet, build, cifar_cfgs, register_model
@@ -23,6 +23,7 @@ WIDTHS = (24, 240, 480, 960)
 DEPTHS = (4, 8, 4)
 
 
+@fx.wrap  # one node of torch.fx's graph, because it cannot trace the branch
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """Reorders channels so that neighbours come from different groups: channel i of group g moves to index i G + g.
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from kd_bench.models.cifar_network import CifarNet, StagedCifarNet, StageOutputs, build, cifar_cfgs, register_model
 from kd_bench.models.shufflenet_v1 import channel_shuffle
+
+fx.wrap("channel_shuffle")  # torch.fx needs to know it in each file that calls it
 
 #: Channels of the stem, of the three stages and of the head.
 WIDTHS = (24, 116, 232, 464, 1024)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from kd_bench.models.cifar_network import CifarNet, StageOutputs, build, cifar_cfgs, feature_info, register_model
@@ -61,11 +61,13 @@ class CifarVGG(CifarNet):
 
     def forward_stages(self, x: Tensor, *, preacts: bool = False, last: int | None = None) -> StageOutputs:
         """See ``CifarNet.forward_stages``."""
-        pool_last = x.shape[2] >= _MIN_POOLED_HEIGHT
+        height = x.shape[2]
         outputs = StageOutputs(x, [], [])
         end = len(WIDTHS) - 1 if last is None else last
         for index in range(end + 1):
-            if index and (pool_last or index < len(WIDTHS) - 1):
+            if index == len(WIDTHS) - 1:
+                x = pool_large(x, height, _MIN_POOLED_HEIGHT)
+            elif index:
                 x = F.max_pool2d(x, 2)
             before = self.get_submodule(f"block{index}")(x)
             x = self.get_submodule(f"relu{index}")(before)
@@ -73,6 +75,12 @@ class CifarVGG(CifarNet):
             if preacts:
                 outputs.preacts.append(before)
         return outputs._replace(features=x)
+
+
+@fx.wrap  # one node of torch.fx's graph, because it cannot trace the branch
+def pool_large(x: Tensor, height: int, least: int) -> Tensor:
+    """Halves the size of maps (B, C, H, W) if the height of their images, in pixels, is at least ``least``."""
+    return F.max_pool2d(x, 2) if height >= least else x
 
 
 def _block(in_chs: int, out_chs: int, convolutions: int) -> nn.Sequential:

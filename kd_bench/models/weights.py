@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
 import json
 import math
@@ -16,24 +16,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from kd_bench.models import registry
 from kd_bench.models.checkpoints import SAFETENSORS, read_content
+from kd_bench.models.matching import (
+    classifier_names,
+    closest_networks,
+    find_weights,
+    is_under,
+    key_advice,
+    quoted,
+    unwrap,
+)
 from kd_bench.utils.errors import UserError, nearest
 from kd_bench.utils.files import write_atomic
 
 #: Keys under which training programs store the weights, the preferred one first.
 KEYS = ("model", "state_dict", "model_state_dict", "net", "network")
 
-#: Prefixes that wrappers put before every key.
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "student.", "net.")
-
 _MAX_DEPTH = 4  # of nested mappings that are searched for weights
 _MAX_FACT_LENGTH = 200  # characters
-_MIN_OVERLAP = 0.8  # share of common parameters from which on weights are taken for those of a network
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
-
-_Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def read(path: Path, key: str | None = None) -> LoadedWeights:
 
     Args:
         path: The file; its content, not its name, decides its format.
-        key: Dotted key of the weights in the file, or the prefix of the keys of a part of a state dict. By default the
-            first of ``KEYS`` that holds weights, or the only weights in the file.
+        key: Dotted key of the weights in the file, or the prefix of the keys of a part of a state dict, with or without
+            the key of that state dict. By default the first of ``KEYS`` that holds weights, or the only weights in the
+            file.
 
     Raises:
         UserError: If the file does not exist, is damaged, has another format or contains code, or if the weights are
@@ -72,13 +75,16 @@ def read(path: Path, key: str | None = None) -> LoadedWeights:
         facts |= _facts(content)
         content = content[part]
     full_key = ".".join([*([key] if key else []), *keys])
-    state, layout = _unwrap(dict(state), f"{full_key!r} in {kind}" if full_key else kind)
-    _check_values(path, state)
-    return LoadedWeights(state, layout, facts)
+    unwrapped, removed = unwrap(state)
+    layout = ", without ".join([f"{full_key!r} in {kind}" if full_key else kind, *removed])
+    _check_values(path, unwrapped)
+    return LoadedWeights(unwrapped, layout, facts)
 
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:
     """Loads weights strictly and converts them to the network's dtype.
+
+    If the file holds more than the network's weights, those of the prefix that fits best are loaded.
 
     Args:
         network: Receives the weights. If the weights do not fit, some of them may have been loaded.
@@ -87,9 +93,11 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, name:
         name: Name of the network, for errors.
 
     Raises:
-        UserError: If keys or shapes differ. The message names the class counts if only these differ, else the first
-            differing keys and the network that the weights probably belong to.
+        UserError: If keys or shapes differ, or several prefixes fit equally well. The message names the class counts if
+            only these differ, else the first differing keys and the networks that the weights probably belong to.
     """
+    part = find_weights(network, state, path, name)
+    whole, state = state, part.state
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     misshapen = [key for key in shapes if key in state and state[key].shape != shapes[key]]
     # Not strict, because torch then returns lists of keys instead of a message.
@@ -102,33 +110,24 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], path: Path, name:
     unexpected = [key for key in unexpected if key not in computed]
     if not (missing or unexpected or misshapen):
         return
-    of_classifier = [key for key in misshapen if _is_under(_classifier_names(network), key)]
+    of_classifier = [key for key in misshapen if is_under(classifier_names(network), key)]
     if of_classifier == misshapen and not missing and not unexpected:
         in_file, expected = state[misshapen[0]].shape[0], shapes[misshapen[0]][0]
         raise UserError(f"{path}: holds {name} for {in_file} classes, and {expected} are wanted")
     faults = [f"it lacks {missing[0]!r}"] if missing else []
-    faults += [f"{unexpected[0]!r} is not the network's"] if unexpected else []
+    faults += [f"{quoted(unexpected[0])} is not the network's"] if unexpected else []
     if key := next((key for key in misshapen if key not in of_classifier), None):
         faults.append(f"{key!r} is {tuple(state[key].shape)} and should be {tuple(shapes[key])}")
-    closest = closest_network(state)
-    hint = f"; these look like the weights of {closest}" if closest and closest != name else ""
-    raise UserError(f"{path}: does not hold the weights of {name}: {', '.join(faults)}{hint}")
-
-
-def closest_network(state: Mapping[str, Tensor]) -> str | None:
-    """Returns our network whose parameters, except the classifier's, overlap most with these; None if none is close."""
-    overlaps = {}
-    for name, (shapes, classifier) in _own_networks().items():
-        in_state = _shapes(state, classifier)
-        overlaps[name] = len(in_state & shapes) / len(in_state | shapes)
-    best = max(overlaps, key=lambda name: overlaps[name])
-    return best if overlaps[best] >= _MIN_OVERLAP else None
+    faulty = f"under {quoted(part.prefix)} {', '.join(faults)}" if part.prefix else ", ".join(faults)
+    closest = closest_networks(whole)
+    hint = f"; these look like the weights of {closest}" if closest not in {"", name} else ""
+    raise UserError(f"{path}: does not hold the weights of {name}: {faulty}{hint}")
 
 
 def num_classes(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
     """Returns the number of classes of a network's weights; None if they lack its classifier."""
-    names = _classifier_names(network)
-    return next((value.shape[0] for key, value in state.items() if _is_under(names, key) and value.ndim), None)
+    names = classifier_names(network)
+    return next((value.shape[0] for key, value in state.items() if is_under(names, key) and value.ndim), None)
 
 
 def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
@@ -169,14 +168,29 @@ def _follow_key(path: Path, content: Any, key: str) -> Iterator[tuple[Any, Any]]
             yield content, content[head]
             content, key = content[head], key[len(head) + 1 :]
             continue
-        part = {name[len(key) + 1 :]: value for name, value in mapping.items() if str(name).startswith(f"{key}.")}
-        if part and _is_state(mapping):
+        if part := _part(mapping, key):
             yield None, part
             return
+        # The state dict that would be read without a key, and the part of it that the key names.
+        with contextlib.suppress(UserError):
+            outer, state = _search(path, mapping)
+            if part := _part(unwrap(state)[0], key):
+                for step in outer:
+                    yield content, content[step]
+                    content = content[step]
+                yield None, part
+                return
         names = [str(name) for name in mapping]
         near = nearest(parts[0], names)
         hint = f"; did you mean {near!r}?" if near else f"; there are: {_listed(names)}" if names else ""
         raise UserError(f"{path}: has no key {parts[0]!r}{hint}")
+
+
+def _part(mapping: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
+    """Returns the values of a state dict whose keys start with a key and a dot; none if it is no state dict."""
+    if not _is_state(mapping):
+        return {}
+    return {name[len(key) + 1 :]: value for name, value in mapping.items() if name.startswith(f"{key}.")}
 
 
 def _search(path: Path, content: Any) -> tuple[tuple[str, ...], Mapping[str, Tensor]]:
@@ -189,7 +203,8 @@ def _search(path: Path, content: Any) -> tuple[tuple[str, ...], Mapping[str, Ten
     elif len(states) == 1:
         keys = next(iter(states))
     elif states:
-        raise UserError(f"{path}: holds weights under several keys, {_listed(map('.'.join, states))}; choose one")
+        several = list(map(".".join, states))
+        raise UserError(f"{path}: holds weights under several keys, {_listed(several)}; {key_advice(path, several[0])}")
     else:
         names = _listed(content) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{path}: holds no weights that could be recognised, but {names or 'nothing'}")
@@ -212,16 +227,6 @@ def _states(content: Any, keys: tuple[str, ...], seen: set[int]) -> Iterator[tup
 def _is_state(mapping: Mapping[Any, Any]) -> bool:
     are_tensors = all(isinstance(key, str) and isinstance(value, Tensor) for key, value in mapping.items())
     return are_tensors and any(value.ndim for value in mapping.values())
-
-
-def _unwrap(state: dict[str, Tensor], layout: str) -> tuple[dict[str, Tensor], str]:
-    while prefix := next((start for start in PREFIXES if all(name.startswith(start) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-        layout += f", without the prefix {prefix!r}"
-    if any("._orig_mod." in name for name in state):  # parts of the network were compiled
-        state = {name.replace("._orig_mod.", "."): value for name, value in state.items()}
-        layout += ", without '_orig_mod.'"
-    return state, layout
 
 
 def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -255,36 +260,3 @@ def _facts(content: Any) -> dict[str, str | int | float]:
 def _listed(names: Any) -> str:
     names = [ascii(str(name)[:80]) for name in names]
     return ", ".join(names[:8]) + ", ..." * (len(names) > 8)
-
-
-def _classifier_names(network: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the modules that compute logits; timm's distilled transformers have two."""
-    classifier = network.get_classifier() if hasattr(network, "get_classifier") else ()  # type: ignore[operator]
-    modules = classifier if isinstance(classifier, tuple) else (classifier,)
-    return tuple(name for name, module in network.named_modules() if any(module is layer for layer in modules))
-
-
-def _is_under(names: tuple[str, ...], key: str) -> bool:
-    return any(key.startswith(f"{name}.") for name in names)
-
-
-def _shapes(state: Mapping[str, Tensor], classifier: tuple[str, ...]) -> _Shapes:
-    """Returns names and shapes without the classifier and without scalars, the batch norms' counters.
-
-    Old files lack these counters, and all networks have the same ones.
-    """
-    return frozenset(
-        (key, tuple(value.shape)) for key, value in state.items() if value.ndim and not _is_under(classifier, key)
-    )
-
-
-@functools.cache
-def _own_networks() -> dict[str, tuple[_Shapes, tuple[str, ...]]]:
-    """Returns shapes without the classifier, and the classifier's names, of every network of ours."""
-    networks = {}
-    for name in registry.own_models():
-        with torch.device("meta"):
-            network = registry.create(name, num_classes=1)
-        classifier = _classifier_names(network)
-        networks[name] = (_shapes(network.state_dict(), classifier), classifier)
-    return networks

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from kd_bench.config.load import parse, read_recipe
+from kd_bench.config.load import read_recipe
+from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.models import cards, registry
 from kd_bench.plan import plan
@@ -230,7 +231,7 @@ def test_trial_folders_of_trained_teachers_are_no_cards(write: Write) -> None:
             id="key of weights",
         ),
         pytest.param("teachers", "model: cifar_resnet20\n", "published_name: this key is missing", id="missing"),
-        pytest.param("teachers", CARD + "parameters: many\n", "parameters: should be a valid integer", id="type"),
+        pytest.param("teachers", CARD + "parameters: many\n", "parameters: should be a whole number", id="type"),
         pytest.param("teachers", CARD + "top1: [{value: 90.5}]\n", "top1.0.source: this key is missing", id="source"),
         pytest.param("teachers", CARD + "top1: [{value: .nan, source: x}]\n", "top1.0.value: ", id="nan"),
         pytest.param("teachers", CARD + "top1: [{value: 101, source: x}]\n", "top1.0.value: ", id="percent"),
@@ -238,11 +239,11 @@ def test_trial_folders_of_trained_teachers_are_no_cards(write: Write) -> None:
         pytest.param(
             "teachers", CARD + "weights: [{url: 'https://a/b', sha256: 12ab}]\n", "weights.0.sha256: ", id="hash"
         ),
-        pytest.param("teachers", CARD + "timm: true\n", "the whole: timm: true needs a model with its tag", id="tag"),
+        pytest.param("teachers", CARD + "timm: true\n", "timm: true needs a model with its tag", id="tag"),
         pytest.param(
             "teachers",
             "model: resnet50.tv_in1k\npublished_name: R\ntimm: true\nweights: [{url: 'https://a/b'}]\n",
-            "the whole: timm: true and weights exclude each other",
+            "timm: true and weights exclude each other",
             id="timm and weights",
         ),
         pytest.param("students", CARD + "teachers: [{teacher: x, kd: 70}]\n", "teachers.0: kd needs a source", id="kd"),
@@ -253,7 +254,7 @@ def test_trial_folders_of_trained_teachers_are_no_cards(write: Write) -> None:
         pytest.param("teachers", CARD + "model: x\n", "is not valid YAML", id="key twice"),
         pytest.param("teachers", "- model\n", "is not a card: it should be a mapping", id="list"),
         pytest.param("teachers", "", "is not a card: it should be a mapping", id="empty"),
-        pytest.param("teachers", "[" * 5000, "is nested too deeply to be a card", id="deep"),
+        pytest.param("teachers", "[" * 5000, "line 1, column 33: this is nested more than 32 levels deep", id="deep"),
         pytest.param("teachers", b"\xff\xfe", "cannot be read: ", id="not UTF-8"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Convolutions that a CPU computes in another way."""
+"""Convolutions that a CPU or a GPU computes in another way."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_bench.models import fast_convs
 from kd_bench.models import registry as models
-from kd_bench.models.fast_convs import DepthwiseConv2d, PointwiseConv2d, use_fast_convs
+from kd_bench.models.conv_product import conv_product
+from kd_bench.models.fast_convs import (
+    DepthwiseConv2d,
+    PointwiseConv2d,
+    cuda_memory_format,
+    pointwise_way,
+    use_fast_convs,
+)
 
 
 @pytest.fixture
@@ -27,31 +35,117 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return seen
 
 
-@pytest.mark.parametrize(
-    ("channels", "out", "groups", "size", "bias", "multiplied"),
-    [
-        (6, 9, 3, 8, False, True),
-        (6, 9, 1, 9, True, True),
-        (6, 9, 3, 4, True, False),  # too few pixels
-        (4, 300, 1, 8, False, False),  # too many channels for them
-    ],
-)
-def test_single_pixels_are_convolved_by_a_product_of_matrices(
-    channels: int, out: int, groups: int, size: int, bias: bool, multiplied: bool, products: list[tuple[int, ...]]
-) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(channels, out, 1, groups=groups, bias=bias).double()
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions compute as on a GPU."""
+    monkeypatch.setattr(fast_convs, "_device", lambda x: "cuda")
+
+
+def compare(conv: nn.Conv2d, batch: int, size: int) -> None:
+    """Asserts that the fast convolution has the outputs and gradients of the library's."""
     fast = use_fast_convs(copy.deepcopy(conv))
     assert type(fast) is PointwiseConv2d
-    x = torch.randn(3, channels, size, size, dtype=torch.float64).requires_grad_()
+    x = torch.randn(batch, conv.in_channels, size, size, dtype=conv.weight.dtype).requires_grad_()
     found, expected = fast(x), conv(x)
-    assert bool(products) == multiplied
+    assert found.is_contiguous()
     torch.testing.assert_close(found, expected)
     factors = torch.randn_like(expected)
     mine = torch.autograd.grad((found * factors).sum(), [x, *fast.parameters()])
     theirs = torch.autograd.grad((expected * factors).sum(), [x, *conv.parameters()])
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "out", "groups", "size", "way"),
+    [
+        (6, 9, 3, 8, "product"),
+        (6, 9, 1, 9, "product"),
+        (6, 9, 3, 4, "library"),  # too few pixels
+        (4, 300, 1, 8, "library"),  # too many channels for them
+        (96, 192, 3, 8, "library"),  # multiples of 16 channels in each group
+        (120, 105, 3, 4, "split"),
+        (120, 105, 3, 13, "product"),  # too many pixels
+        (120, 93, 3, 8, "product"),  # too few channels in a group
+    ],
+)
+def test_a_cpu_convolves_single_pixels_in_the_fastest_way(
+    channels: int, out: int, groups: int, size: int, way: str, bias: bool, products: list[tuple[int, ...]]
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, out, 1, groups=groups, bias=bias).double()
+    assert pointwise_way("cpu", channels, out, groups, size**2) == way
+    compare(conv, 3, size)
+    assert bool(products) == (way == "product")
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "out", "groups", "size", "way"),
+    [(6, 9, 3, 8, "product"), (240, 60, 3, 4, "product"), (960, 240, 3, 4, "merged"), (6, 9, 1, 8, "library")],
+)
+def test_a_gpu_convolves_single_pixels_in_groups_by_products_of_matrices(
+    channels: int, out: int, groups: int, size: int, way: str, bias: bool
+) -> None:
+    torch.manual_seed(0)
+    assert pointwise_way("cuda", channels, out, groups, size**2) == way
+    compare(nn.Conv2d(channels, out, 1, groups=groups, bias=bias).double(), 2, size)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_products_on_a_gpu_under_autocast_and_compiled() -> None:
+    torch.manual_seed(0)
+    for size in (1, 8):
+        conv = use_fast_convs(nn.Conv2d(6, 9, 1, groups=3))
+        x = torch.randn(2, 6, size, size)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = conv(x)
+            assert found.dtype == torch.bfloat16
+            torch.testing.assert_close(found, nn.Conv2d.forward(conv, x), rtol=0.02, atol=0.02)
+        found.sum().backward()
+        gradients = [conv.weight.grad, conv.bias.grad]
+        assert all(one is not None and one.dtype == torch.float32 for one in gradients)
+        compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), conv(x))
+        compiled(x).square().sum().backward()
+
+
+def test_products_have_the_precision_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4, 5, requires_grad=True)
+    seen = []
+    real = torch.bmm
+
+    def record(first: Tensor, second: Tensor) -> Tensor:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return real(first, second)
+
+    monkeypatch.setattr(torch, "bmm", record)
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        conv_product(one, other).sum().backward()
+        assert seen == [allowed] * 3  # forwards, and one for each gradient
+        assert not torch.backends.cuda.matmul.allow_tf32
+        seen.clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "channels_last"),
+    [
+        ("cifar_wrn_40_2", True),
+        ("cifar_mobilenet_v2", True),
+        ("cifar_shufflenet_v2", True),
+        ("convnext_atto", True),
+        ("cifar_shufflenet_v1", False),
+        ("vit_tiny_patch16_224", False),
+    ],
+)
+def test_layout_on_a_gpu(name: str, channels_last: bool) -> None:
+    with torch.device("meta"):
+        network = use_fast_convs(models.create(name, 10, 32))
+    expected = torch.channels_last if channels_last else torch.contiguous_format
+    assert cuda_memory_format(network) == expected
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -82,8 +176,12 @@ def test_nothing_else_is_done_another_way(products: list[tuple[int, ...]]) -> No
     assert products
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", ["cifar_shufflenet_v1", "cifar_mobilenet_v2", "efficientnet_b0"])
-def test_a_network_computes_the_same_and_keeps_its_names(name: str) -> None:
+def test_a_network_computes_the_same_and_keeps_its_names(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_convs, "_device", lambda x: device)
     network = models.create(name, 10, 32).eval()
     fast = use_fast_convs(copy.deepcopy(network))
     assert any(isinstance(module, PointwiseConv2d) for module in fast.modules())
