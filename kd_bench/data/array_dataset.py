@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from kd_bench.data.dataset_spec import DatasetSpec
     from kd_bench.data.decoded_cache import Decoded
+    from kd_bench.data.image_digest import ImageRecord
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class ArrayDataset:
     """Of the channels, for images scaled to 0..1."""
     std: tuple[float, float, float]
     """Of the channels, for images scaled to 0..1."""
+    train_digests: Tensor | None = None
+    """(N, 16) uint8: digests of the training images, if they are known; see ``image_digest.digest_each``."""
+    test_digests: Tensor | None = None
+    """(M, 16) uint8."""
 
     @staticmethod
     def from_decoded(
@@ -47,7 +53,9 @@ class ArrayDataset:
 
         train_images, test_images = torch.from_numpy(train.images), torch.from_numpy(test.images)
         train_labels, test_labels = (torch.from_numpy(split.labels[:, kind].copy()) for split in (train, test))
-        return ArrayDataset(train_images, train_labels, test_images, test_labels, class_names, spec.mean, spec.std)
+        digests = (None if split.digests is None else torch.from_numpy(split.digests) for split in (train, test))
+        splits = train_images, train_labels, test_images, test_labels
+        return ArrayDataset(*splits, class_names, spec.mean, spec.std, *digests)
 
     @staticmethod
     def from_arrays(
@@ -126,6 +134,20 @@ class ArrayDataset:
         """(3, H, W) of the training images."""
         return tuple(self.train_images.shape[1:])
 
+    @cached_property
+    def record(self) -> ImageRecord:
+        """Digests of the pixels and labels."""
+        from kd_bench.data.image_digest import digest_each, image_record
+
+        splits = (
+            (digest_each(images.contiguous().numpy()) if digests is None else digests.numpy(), labels.numpy())
+            for images, labels, digests in (
+                (self.train_images, self.train_labels, self.train_digests),
+                (self.test_images, self.test_labels, self.test_digests),
+            )
+        )
+        return image_record("pixels", list(splits), self.image_shape)
+
     def take_classes(self, count: int) -> ArrayDataset:
         """Returns the images of the first ``count`` classes, in their order. Mean and std stay."""
         if count == self.num_classes:
@@ -143,12 +165,13 @@ class ArrayDataset:
 
     def _select(self, train: Tensor | None, test: Tensor | None) -> ArrayDataset:
         """Returns the images with these indices or in these masks; None keeps all."""
-        subset = self
-        if train is not None:
-            subset = replace(subset, train_images=self.train_images[train], train_labels=self.train_labels[train])
-        if test is not None:
-            subset = replace(subset, test_images=self.test_images[test], test_labels=self.test_labels[test])
-        return subset
+        fields = {}
+        for split, rows in (("train", train), ("test", test)):
+            for name in (f"{split}_images", f"{split}_labels", f"{split}_digests"):
+                values = getattr(self, name)
+                if rows is not None and values is not None:
+                    fields[name] = values[rows]
+        return replace(self, **fields) if fields else self
 
 
 def balanced_indices(labels: Tensor, count: int | None) -> Tensor | None:

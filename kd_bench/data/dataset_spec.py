@@ -45,8 +45,18 @@ class DatasetSpec:
     """Whether a recipe's ``pipeline`` can decode the images when they are needed."""
     full_size: tuple[int, int, int] | None = field(default=None, repr=False)
     """Classes, training images and test images of the complete set, if the fields above leave them to the files."""
+    digests: tuple[str, ...] = field(default=(), repr=False)
+    """``ImageRecord.digest`` of the complete set at ``image_size``, for each of ``labels`` if there are several kinds;
+    empty if it is not known."""
     hub: tuple[str, str] | None = field(default=None, repr=False)
     """Id on the Hugging Face hub and name of the test split, for model cards."""
+
+    @property
+    def counts(self) -> tuple[int, int] | None:
+        """Numbers of training and test images of the complete set; None if any images may have this name."""
+        if self.full_size is not None:
+            return self.full_size[1:]
+        return None if self.train_size is None or self.test_size is None else (self.train_size, self.test_size)
 
     @property
     def summary(self) -> str:

@@ -1,9 +1,10 @@
 """Cache of decoded images: one uint8 array per split, in a cache folder that all processes of a machine share.
 
-An entry is three files named after the data set, the split and a key of its source: the images and the labels as
-``.npy``, and a record with their checksums, written last. The decoder writes straight into the file of the images, so
-that they are never in memory twice. All files are written under another name and renamed, so no process reads half of
-one. An entry that fails its checksum is built again. Entries of sources that are gone stay until the user deletes them.
+An entry is four files named after the data set, the split and a key of its source: the images, the labels and a digest
+of each image as ``.npy``, and a record with their checksums, written last. The decoder writes straight into the file of
+the images, so that they are never in memory twice. All files are written under another name and renamed, so no process
+reads half of one. An entry that fails its checksum is built again; entries of earlier versions get their digests when
+they are read. Entries of sources that are gone stay until the user deletes them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from kd_bench.data.image_digest import digest_each
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import disk_bytes, file_lock, write_atomic, write_json
 from kd_bench.utils.paths import cache_folder
@@ -46,6 +48,8 @@ class Decoded:
     """(N, L) int64: one column for each kind of label."""
     class_names: tuple[tuple[str, ...], ...]
     """Names of the classes, for each kind of label; none if the source has none."""
+    digests: np.ndarray | None = None
+    """(N, 16) uint8: digests of the images. ``load`` computes them if ``decode`` leaves them out."""
 
 
 def file_fingerprint(files: Sequence[Path]) -> list[tuple[str, int, int]]:
@@ -81,10 +85,10 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
     key = hashlib.blake2b(json.dumps([_VERSION, source]).encode(), digest_size=8).hexdigest()
     folder, stem = cache_folder(), f"{name}-{key}"
     if cached := _read(folder, stem):
-        return cached
+        return _with_digests(folder, stem, cached)
     with file_lock(folder / f"{stem}.lock") as locked:
         if cached := _read(folder, stem):  # built by another process in the meantime
-            return cached
+            return _with_digests(folder, stem, cached)
         if locked:  # so no other process writes, and these files are of processes that were killed while writing
             with contextlib.suppress(OSError):
                 for leftover in folder.glob(f".{stem}*.tmp"):
@@ -97,7 +101,7 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
         finally:
             with contextlib.suppress(OSError):
                 images.unlink(missing_ok=True)
-    return _read(folder, stem) or decoded
+    return _with_digests(folder, stem, _read(folder, stem) or decoded)
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,17 @@ class CacheEntry:
 
 def entries(folder: Path) -> list[CacheEntry]:
     """Returns the decoded splits of a cache folder."""
-    found = [
-        CacheEntry(record.stem, (record, *(folder / f"{record.stem}-{part}.npy" for part in ("images", "labels"))))
-        for record in sorted(folder.glob("*.json"))
-    ]
-    return [entry for entry in found if all(file.is_file() for file in entry.files)]
+    found = []
+    for record in sorted(folder.glob("*.json")):
+        images, labels, digests = (_part(folder, record.stem, part) for part in ("images", "labels", "digests"))
+        if images.is_file() and labels.is_file():
+            optional = [digests] if digests.is_file() else []
+            found.append(CacheEntry(record.stem, (record, images, labels, *optional)))
+    return found
+
+
+def _part(folder: Path, stem: str, part: str) -> Path:
+    return folder / f"{stem}-{part}.npy"
 
 
 def _read(folder: Path, stem: str) -> Decoded | None:
@@ -137,14 +147,34 @@ def _read(folder: Path, stem: str) -> Decoded | None:
         record = json.loads((folder / f"{stem}.json").read_bytes())
         arrays = {}
         for part, checksum in record["checksums"].items():
-            path = folder / f"{stem}-{part}.npy"
-            if _checksum(path) != checksum:
-                return None
-            # Copy-on-write rather than read-only, because torch requires writable memory.
-            arrays[part] = np.load(path, mmap_mode="c", allow_pickle=False)
-        return Decoded(arrays["images"], arrays["labels"], tuple(tuple(kind) for kind in record["class_names"]))
+            arrays[part] = _read_part(_part(folder, stem, part), checksum)
+        images, labels, digests = arrays["images"], arrays["labels"], arrays.get("digests")
+        if images is None or labels is None:
+            return None
+        return Decoded(images, labels, tuple(tuple(kind) for kind in record["class_names"]), digests)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None  # missing or damaged
+
+
+def _read_part(path: Path, checksum: object) -> np.ndarray | None:
+    """Returns the array in a file; None if the file is missing or damaged."""
+    try:
+        # Copy-on-write rather than read-only, because torch requires writable memory.
+        return np.load(path, mmap_mode="c", allow_pickle=False) if _checksum(path) == checksum else None
+    except (OSError, ValueError):
+        return None
+
+
+def _with_digests(folder: Path, stem: str, decoded: Decoded) -> Decoded:
+    """Returns the split with the digests of its images. Computes them and adds them to the entry, if it has none."""
+    if decoded.digests is not None:
+        return decoded
+    digests = digest_each(decoded.images)
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        record = json.loads((folder / f"{stem}.json").read_bytes())
+        record["checksums"]["digests"] = _save(_part(folder, stem, "digests"), digests)
+        write_json(folder / f"{stem}.json", record)
+    return replace(decoded, digests=digests)
 
 
 def _checksum(path: Path) -> list[int]:
@@ -187,11 +217,17 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _write(folder: Path, stem: str, images: Path, decoded: Decoded) -> None:
-    labels = io.BytesIO()
     with contextlib.suppress(OSError):
         decoded.images.flush()  # type: ignore[attr-defined]  # load() has checked that it is a map
-        np.save(labels, decoded.labels, allow_pickle=False)
-        write_atomic(folder / f"{stem}-labels.npy", labels.getvalue())
-        os.replace(images, folder / f"{stem}-images.npy")
-        checksums = {part: _checksum(folder / f"{stem}-{part}.npy") for part in ("images", "labels")}
+        labels = _save(_part(folder, stem, "labels"), decoded.labels)
+        os.replace(images, _part(folder, stem, "images"))
+        checksums = {"images": _checksum(_part(folder, stem, "images")), "labels": labels}
         write_json(folder / f"{stem}.json", {"checksums": checksums, "class_names": decoded.class_names})
+
+
+def _save(path: Path, array: np.ndarray) -> list[int]:
+    """Writes an array and returns the file's checksum."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    write_atomic(path, content.getvalue())
+    return _checksum(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from kd_bench.config.data import Pipeline
 from kd_bench.data.array_dataset import balanced_indices
-from kd_bench.data.sources import _find_files
+from kd_bench.data.image_digest import ImageRecord, image_record
+from kd_bench.data.sources import _file_digests, _find_files
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class Files:
     def read(self, index: int) -> bytes:
         """Returns the file's content. Raises a UserError if it cannot be read."""
         return _find_files.read_bytes(self.path(index))
+
+    def sizes(self) -> np.ndarray:
+        """Returns the sizes of the files in bytes: (N,) int64. Raises a UserError if one is missing."""
+        return _file_digests.file_sizes([os.fspath(self.path(index)) for index in range(len(self))])
 
     def same_class(self, index: int) -> Iterable[int]:
         """Returns the other images of the same class, from the next one on and around to the first."""
@@ -113,6 +119,12 @@ class FileDataset:
     def image_shape(self) -> tuple[int, ...]:
         """(3, H, W) of the training images in batches."""
         return 3, self.pipeline.size, self.pipeline.size
+
+    @cached_property
+    def record(self) -> ImageRecord:
+        """Digests of the files' names, sizes and labels. Their content is not read."""
+        splits = [(_file_digests.file_digests(files), files.classes) for files in (self.train, self.test)]
+        return image_record("names and sizes", splits)
 
     def take_classes(self, count: int) -> FileDataset:
         """Returns the files of the first ``count`` classes."""

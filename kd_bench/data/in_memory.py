@@ -24,10 +24,15 @@ from kd_bench.data.augment.crop_flip import (
 from kd_bench.data.augment.plugin import AugmentPlugin
 from kd_bench.types import Batch
 from kd_bench.utils import seeding
+from kd_bench.utils.errors import UserError
 
 #: Pixel values (4 MiB, 1,365 images of CIFAR) that a policy changes at once if batches are smaller: an operation that
 #: one image in twenty has is not worth starting for 64 images.
 _POLICY_VALUES = 2**22
+
+#: Pixel values (64 MiB as float32, 5,461 images of CIFAR) of the batches that a GPU makes at once, because starting an
+#: operation takes longer there than changing a batch. A CPU makes each batch by itself, which then is in its cache.
+_GPU_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,13 @@ class InMemoryLoader:
         shuffle: A new order every epoch; otherwise the set's.
         seed: The trial's seed.
         view: Number of this view of the images: each has its own random numbers, and all have the same order.
+        values_at_once: Pixel values of the batches that are made at once, rounded down to whole batches, at least one;
+            None chooses by the device. It does not change the batches. A plug-in changes each batch by itself.
 
     Raises:
         ValueError: Sizes do not fit together, or ``num_classes`` is missing.
-        UserError: The augmentation plug-in is missing, or was changed since the trial was planned.
+        UserError: A batch would have more images than an epoch; or the augmentation plug-in is missing, or was changed
+            since the trial was planned.
     """
 
     def __init__(
@@ -90,11 +98,14 @@ class InMemoryLoader:
         shuffle: bool = False,
         seed: int = 0,
         view: int = 0,
+        values_at_once: int | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(f"{images.dtype} images {tuple(images.shape)} do not fit labels {tuple(labels.shape)}")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be positive")
+        if shuffle and batch_size > len(images):
+            raise UserError(f"batch_size: {batch_size} is more than the {len(images)} images of an epoch")
         self.augment = augment or Augment()
         self.mixes = self.augment.mixup is not None or self.augment.cutmix is not None
         if self.mixes and num_classes is None:
@@ -108,6 +119,7 @@ class InMemoryLoader:
         self.seed = seed
         self.view = view
         self.epoch = 0
+        self._values_at_once = values_at_once or (_GPU_VALUES if self.device.type == "cuda" else 1)
         self._normalise = Normalise(mean, std, self.device)
         self._plugin = AugmentPlugin(self.augment.own, self.augment.own_source) if self.augment.own else None
 
@@ -170,27 +182,29 @@ class InMemoryLoader:
     def _batches(self, order: Tensor, params: _EpochParams) -> Iterator[Batch]:
         unmixed = self._unmixed(order, params)
         view_ids = None if params.view_ids is None else order * self.view_count + params.view_ids[order]
-        mix = partners = None
+        index = order.to(self.device)
+        labels = self.labels[index]
+        mix = partners = partner_labels = None
         if params.mix is not None:
             partners = self._unmixed(params.mix.partner[order], params)
-            mix = params.mix.to(self.device)
-        order = order.to(self.device)
+            mix = params.mix.to(self.device).select(index)
+            partner_labels = self.labels[mix.partner]
         for step in range(len(self)):
             rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            index = order[rows]
-            images, labels = next(unmixed), self.labels[index]
-            if mix is not None and partners is not None and self.num_classes is not None:
-                batch_mix = mix.select(index)
+            images, batch_labels = next(unmixed), labels[rows]
+            if mix is not None and partners is not None and partner_labels is not None and self.num_classes is not None:
+                batch_mix = mix.select(rows)
                 images = mixing.mix_images(images, next(partners), batch_mix)
-                labels = mixing.mix_labels(labels, self.labels[batch_mix.partner], batch_mix, self.num_classes)
-            yield Batch(images, labels, index, params.epoch, step, None if view_ids is None else view_ids[rows])
+                batch_labels = mixing.mix_labels(batch_labels, partner_labels[rows], batch_mix, self.num_classes)
+            batch_views = None if view_ids is None else view_ids[rows]
+            yield Batch(images, batch_labels, index[rows], params.epoch, step, batch_views)
 
     def _unmixed(self, order: Tensor, params: _EpochParams) -> Iterator[Tensor]:
         """Yields batches of these images before they are mixed: (B, C, H, W) float, normalised."""
         device_order = order.to(self.device)
-        at_once = self.batch_size
-        if params.policy is not None:
-            at_once *= max(1, _POLICY_VALUES // (self.batch_size * self.images.shape[1:].numel()))
+        values = self._values_at_once if params.policy is None else max(self._values_at_once, _POLICY_VALUES)
+        finished_at_once = self._images_at_once(1 if self._plugin is not None else self._values_at_once)
+        at_once = self._images_at_once(values)
         for start in range(0, len(order), at_once):
             index = device_order[start : start + at_once]
             images = self.images.index_select(0, index)  # copies image by image; indexing copies pixel by pixel
@@ -199,12 +213,16 @@ class InMemoryLoader:
             if params.policy is not None:
                 steps = params.policy.steps[order[start : start + at_once]]
                 images = policies.apply_policy(images, steps, params.policy.operations)
-            batches = zip(index.split(self.batch_size), images.split(self.batch_size), strict=True)
-            for step, (batch_index, batch) in enumerate(batches, start // self.batch_size):
-                normalised = self._normalise(self._apply_plugin(batch, order, params, step))
+            parts = zip(index.split(finished_at_once), images.split(finished_at_once), strict=True)
+            for step, (part_index, part) in enumerate(parts, start // self.batch_size):
+                normalised = self._normalise(self._apply_plugin(part, order, params, step))
                 for boxes in params.zeroed:
-                    zero_boxes(normalised, boxes[batch_index])
-                yield normalised
+                    zero_boxes(normalised, boxes[part_index])
+                yield from normalised.split(self.batch_size)
+
+    def _images_at_once(self, values: int) -> int:
+        """Returns a number of images with at most so many pixel values, in whole batches, at least one."""
+        return self.batch_size * max(1, values // (self.batch_size * self.images.shape[1:].numel()))
 
     def _apply_plugin(self, images: Tensor, order: Tensor, params: _EpochParams, step: int) -> Tensor:
         if self._plugin is None:

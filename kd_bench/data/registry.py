@@ -18,6 +18,7 @@ from kd_bench.data.dataset_spec import DatasetSpec
 from kd_bench.data.sources import built_in
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, prefix, unknown
+from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
     from kd_bench.config.data import Dataset, Pipeline
@@ -137,9 +138,24 @@ def resolve_spec(dataset: Dataset) -> DatasetSpec:
     )
 
 
+def known_train_size(dataset: Dataset) -> int | None:
+    """Returns the number of chosen training images; None if only the files say it.
+
+    The built-in sets whose number is known have equally many images of each class.
+
+    Raises:
+        UserError: There is no such data set.
+    """
+    known = spec(dataset.name)
+    size = known.train_size
+    if size is not None and dataset.classes is not None and dataset.name in built_in():
+        size = size * dataset.classes // (_num_classes(known, dataset.labels) or dataset.classes)
+    return min((count for count in (size, dataset.train_images) if count is not None), default=None)
+
+
 def resolve_data_dir(folder: Path | None = None) -> Path:
     """Returns the folder of data sets: ``folder``, else ``KD_BENCH_DATA``, else ``./data``."""
-    return Path(folder or os.environ.get("KD_BENCH_DATA") or "data").expanduser()
+    return expand_user(folder or os.environ.get("KD_BENCH_DATA") or "data")
 
 
 def locate(dataset: Dataset, data_dir: Path | None = None) -> str:
@@ -165,26 +181,64 @@ def download(dataset: Dataset, data_dir: Path | None = None) -> None:
 
 
 def load(dataset: Dataset, data_dir: Path | None = None) -> ArrayDataset:
-    """Loads a data set into memory.
+    """Loads a data set into memory, whether or not it is complete.
 
     Raises:
         UserError: As ``check`` and ``locate``; or a file is damaged, or has fewer classes or images than asked for.
     """
-    files = _find(dataset, data_dir)
-    return _select(_module(dataset.name).load(spec(dataset.name), resolve(dataset), files), dataset)
+    return _select(_read(dataset, None, _find(dataset, data_dir)), dataset)
 
 
 def list_files(dataset: Dataset, pipeline: Pipeline, data_dir: Path | None = None) -> FileDataset:
     """Lists the files of a data set whose images ``pipeline`` decodes when they are needed; else as ``load``."""
-    files = _find(dataset, data_dir, pipeline)
-    return _select(_module(dataset.name).list_files(spec(dataset.name), files, pipeline), dataset)
+    return _select(_read(dataset, pipeline, _find(dataset, data_dir, pipeline)), dataset)
 
 
 def open_dataset(
     dataset: Dataset, pipeline: Pipeline | None, data_dir: Path | None = None
 ) -> ArrayDataset | FileDataset:
-    """Returns the images of a trial: those of ``load``, or with a pipeline those of ``list_files``."""
-    return load(dataset, data_dir) if pipeline is None else list_files(dataset, pipeline, data_dir)
+    """Returns the images of a trial: those of ``load``, or with a pipeline those of ``list_files``.
+
+    A number from a part of a known set would pass for one from the set. Therefore the numbers of images must be those
+    of the complete set, and so must the images be if their digest is known.
+
+    Raises:
+        UserError: As ``load``; or the images are not those of the set.
+    """
+    files = _find(dataset, data_dir, pipeline)
+    images = _read(dataset, pipeline, files)
+    _check_complete(dataset, files, images)
+    return _select(images, dataset)
+
+
+def _read(dataset: Dataset, pipeline: Pipeline | None, files: Any) -> Any:
+    """Returns all images of a data set, an ``ArrayDataset`` or with a pipeline a ``FileDataset``."""
+    known, module = spec(dataset.name), _module(dataset.name)
+    return (
+        module.load(known, resolve(dataset), files) if pipeline is None else module.list_files(known, files, pipeline)
+    )
+
+
+def _check_complete(dataset: Dataset, files: Any, images: ArrayDataset | FileDataset) -> None:
+    known, folder = spec(dataset.name), getattr(files, "folder", files)
+    if known.counts is None:
+        return
+    kind = "parquet" if str(files).startswith("parquet") else "folder"
+    advice = f"get the whole set, or name these images otherwise, as in dataset: {{name: {kind}, path: {folder}}}"
+    for split, count, expected in zip(
+        ("training", "test"), (len(images.train_labels), len(images.test_labels)), known.counts, strict=True
+    ):
+        if count != expected:
+            raise UserError(f"{folder}: has {count:,} {split} images, but {known.title} has {expected:,}; {advice}")
+    record, size = images.record, dataset.size or known.image_size
+    if not known.digests or record["kind"] != "pixels" or size != known.image_size:
+        return
+    expected_digest = known.digests[known.labels.index(dataset.labels) if dataset.labels else 0]
+    if record["digest"] != expected_digest:
+        raise UserError(
+            f"{folder}: its images or labels are not those of {known.title}: their digest is {record['digest']}, not "
+            f"{expected_digest}; {advice}"
+        )
 
 
 def _select(images: Images, dataset: Dataset) -> Images:

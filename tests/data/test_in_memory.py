@@ -2,6 +2,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,12 @@ from kd_bench.config.data import Augment, RandAugment
 from kd_bench.data import in_memory as module
 from kd_bench.data.augment import mixing
 from kd_bench.data.augment.crop_flip import Normalise, crop_and_flip, draw_crop_flip
+from kd_bench.data.generated import MixedLoader
 from kd_bench.data.in_memory import InMemoryLoader
+from kd_bench.data.two_views import TwoViews
 from kd_bench.types import Batch
+from kd_bench.utils.errors import UserError
+from tests.plugin_files import write
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 PLAIN = Augment(crop=2, flip=True)
@@ -35,7 +40,7 @@ def training(size: int, batch_size: int = 8, seed: int = 0, augment: Augment = P
     return make(size, batch_size, augment=augment, shuffle=True, seed=seed)
 
 
-def epoch(loader: InMemoryLoader, number: int) -> list[Batch]:
+def epoch(loader: InMemoryLoader | TwoViews, number: int) -> list[Batch]:
     loader.set_epoch(number)
     return list(loader)
 
@@ -49,6 +54,7 @@ def by_sample(batches: list[Batch], size: int) -> dict[int, Tensor]:
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 60), batch_size=st.integers(1, 20), number=st.integers(0, 500), seed=st.integers(0, 9))
 def test_every_epoch_is_a_permutation(size: int, batch_size: int, number: int, seed: int) -> None:
+    batch_size = min(batch_size, size)
     loader = training(size, batch_size, seed)
     batches = epoch(loader, number)
     index = torch.cat([batch.index for batch in batches]) if batches else torch.empty(0, dtype=torch.int64)
@@ -88,6 +94,73 @@ def test_how_far_policies_run_ahead_changes_nothing(monkeypatch: pytest.MonkeyPa
         for one, other in zip(far, epoch(training(50, augment=EVERYTHING), 2), strict=True):
             assert torch.equal(one.images, other.images)
             assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        None,
+        PLAIN,
+        EVERYTHING,
+        Augment(flip=True),
+        Augment(autoaugment=True),
+        Augment(randaugment=RandAugment()),
+        Augment(cutout=3),
+        Augment(erase=0.5),
+        Augment(mixup=0.8),
+        Augment(cutmix=1.0),
+        Augment(own="own.py"),
+        Augment(crop=2, flip=True, autoaugment=True, cutout=3, mixup=0.8, own="own.py"),
+    ],
+    ids=lambda augment: "none" if augment is None else "-".join(augment.model_dump(exclude_defaults=True)),
+)
+@pytest.mark.parametrize("kind", [InMemoryLoader, MixedLoader, TwoViews])
+def test_how_many_batches_are_made_at_once_changes_nothing(
+    kind: type, augment: Augment | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = write(tmp_path)["augmentation"]
+    if augment is not None and augment.own is not None:
+        augment = augment.model_copy(update={"own": own})
+    source = make(50)
+
+    def batches(values: int) -> list[Batch]:
+        options: dict[str, Any] = {"batch_size": 8, "num_classes": 7, "mean": MEAN, "std": STD, "seed": 3}
+        options |= {"augment": augment, "values_at_once": values}
+        if kind is MixedLoader:
+            generated = source.images.flip(0), source.labels.flip(0)
+            return epoch(MixedLoader(source.images, source.labels, generated=generated, share=0.3, **options), 2)
+        first, second = (
+            InMemoryLoader(source.images, source.labels, shuffle=True, view=view, **options) for view in (0, 1)
+        )
+        return epoch(first if kind is InMemoryLoader else TwoViews(first, second), 2)
+
+    each = batches(1)
+    for values in (8 * 90 * 2, 8 * 90 * 3 + 1, 2**24):  # images have 90 values
+        together = batches(values)
+        assert len(together) == len(each) == 7
+        for one, other in zip(each, together, strict=True):
+            assert one.images.is_contiguous()
+            assert other.images.is_contiguous()
+            for name in ("images", "labels", "index"):
+                assert torch.equal(getattr(one, name), getattr(other, name))
+            assert (one.epoch, one.step) == (other.epoch, other.step)
+            assert one.views is None if other.views is None else torch.equal(one.views, other.views)
+
+
+def test_batches_at_once_are_normalised_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = Normalise.__call__
+
+    def record(self: Normalise, images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return real(self, images)
+
+    monkeypatch.setattr(Normalise, "__call__", record)
+    for values, expected in ((1, [8, 8, 8, 8, 8, 8, 2]), (8 * 90 * 3, [24, 24, 2]), (None, [8, 8, 8, 8, 8, 8, 2])):
+        sizes.clear()
+        epoch(make(50, augment=PLAIN, values_at_once=values), 0)
+        assert sizes == expected
 
 
 def test_batch_size_does_not_change_the_order() -> None:
@@ -236,6 +309,8 @@ def test_wrong_sizes_are_refused() -> None:
         InMemoryLoader(make(4).images, torch.zeros(3), batch_size=1, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="do not fit"):
         InMemoryLoader(make(4).images.float(), torch.zeros(4), batch_size=1, mean=MEAN, std=STD)
+    with pytest.raises(UserError, match="batch_size: 5 is more than the 4 images of an epoch"):
+        training(4, 5)
     with pytest.raises(ValueError, match="need num_classes"):
         make(4, augment=Augment(cutmix=1.0), num_classes=None)
 

@@ -23,8 +23,8 @@ _ERASE_ATTEMPTS = 10
 class ImageParams:
     """Base of random parameters of an augmentation: tensors with one row per image."""
 
-    def select(self, index: Tensor) -> Self:
-        """Returns the parameters of these images."""
+    def select(self, index: Tensor | slice) -> Self:
+        """Returns the parameters of these images; of a slice, without a copy."""
         return replace(self, **{name: tensor[index] for name, tensor in vars(self).items()})
 
     def to(self, device: torch.device) -> Self:

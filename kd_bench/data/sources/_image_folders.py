@@ -31,6 +31,11 @@ class SplitFolders:
     def __str__(self) -> str:
         return self.description
 
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the folders of the splits."""
+        return self.train.parent
+
     def classes(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Returns the folders of the training and test images, by class. The splits must have the same classes."""
         train, test = map(_find_files.class_folders, (self.train, self.test))

@@ -72,6 +72,10 @@ class ShardFiles(Files):
             raise UserError(f"{shard}: ends within {self.name(index)}; it was cut short, so get it again")
         return content
 
+    def sizes(self) -> np.ndarray:
+        """Returns the lengths of the images in bytes: (N,) int64."""
+        return self.size
+
     def select(self, rows: np.ndarray) -> Self:
         """Returns the images in ``rows``, an index or a mask."""
         return replace(self, **{column: getattr(self, column)[rows] for column in _COLUMNS})

@@ -24,6 +24,7 @@ SPEC = DatasetSpec(
     flip=False,
     train_size=200,
     test_size=1_597,
+    digests=("918e8401df870eb0aae506d5b0312303",),
     source="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part); "
     "comes with scikit-learn",
 )

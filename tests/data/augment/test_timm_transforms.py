@@ -11,8 +11,8 @@ from timm.data import create_transform
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from kd_bench.config.data import Dataset, Pipeline
-from kd_bench.config.load import parse
 from kd_bench.config.trial import Training, Trial
+from kd_bench.config.validate import parse
 from kd_bench.data import registry
 from kd_bench.data.augment.crop_flip import Normalise, zero_boxes
 from kd_bench.data.augment.timm_transforms import (
