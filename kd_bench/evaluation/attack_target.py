@@ -11,9 +11,9 @@ from typing import Any, Literal
 from kd_bench import plan as planning
 from kd_bench.config.attack import Attack
 from kd_bench.config.data import Input
-from kd_bench.config.load import parse
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import PretrainedTeacher, Trial, identity
+from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.models import cards
 from kd_bench.models import registry as models
@@ -119,7 +119,11 @@ def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) 
     """Returns the targets for the finished trials in these folders, and logs a line for each other trial."""
     targets = []
     for folder in folders:
-        status = TrialFolder(folder).status()
+        try:
+            status = TrialFolder(folder).status()
+        except UserError as error:
+            log(f"{error}; left out")
+            continue
         if status == "done":
             targets.append(trial_target(folder))
         else:

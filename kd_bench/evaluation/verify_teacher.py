@@ -56,7 +56,8 @@ def verify_teacher(
 
     images = datasets.open_dataset(teacher.dataset, teacher.pipeline, datasets.resolve_data_dir(data))
     network, view = load_network(teacher, file, images)
-    accuracy = evaluate_accuracy(network, view, images, torch.device(device))
+    folded = isinstance(teacher, PretrainedTeacher)  # as it was measured when it was read
+    accuracy = evaluate_accuracy(network, view, images, torch.device(device), folded=folded)
     card = cards.find("teachers", teacher.dataset.name, teacher.model)
     published = card.top1 if card else ()
     if isinstance(teacher, PretrainedTeacher):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,9 +31,10 @@ class Executor:
         self._free = slots
         self._used: dict[int, Devices] = {}
 
-    def has_free_slot(self) -> bool:
-        """Whether another cohort can start."""
-        return bool(self._free)
+    @property
+    def free_slots(self) -> int:
+        """Number of other cohorts that can start."""
+        return len(self._free)
 
     def start(self, job: WorkerJob, log: Path) -> WorkerGroup:
         """Starts a cohort's workers on free devices, and appends their standard error to the log."""
@@ -57,6 +58,9 @@ class Executor:
 class LocalExecutor(Executor):
     """Runs cohorts on this machine's devices, or in the processes that a launcher has started.
 
+    The worker of one device gets the next cohort of that device, because a new one needs seconds to import everything.
+    After a failure there is a new worker.
+
     Raises:
         UserError: If there are too few devices.
     """
@@ -67,17 +71,47 @@ class LocalExecutor(Executor):
         # Cohorts that share a GPU get equal shares of its memory, so that one that needs more fails alone.
         cohorts = Counter(devices for devices in self._free if devices[0] != "cpu")
         self._memory_fraction = {devices: 1 / count for devices, count in cohorts.items() if count > 1}
+        self._workers: dict[int, WorkerProcess] = {}
+        self._idle: defaultdict[Devices, list[WorkerProcess]] = defaultdict(list)
 
     def start_workers(self, job: WorkerJob, devices: Devices, log: Path) -> WorkerGroup:
         """Starts a worker on each device, or a single one that imports a pretrained teacher."""
         job = replace(job, memory_fraction=self._memory_fraction.get(devices))
-        if job.weights is not None or (self._launcher is None and len(devices) == 1):
+        if self._launcher is None and len(devices) == 1:
+            worker = self._single_worker(replace(job, last=job.runs_plugins), devices, log)
+            group = WorkerGroup([worker])
+            self._workers[id(group)] = worker
+            return group
+        if job.weights is not None:
             return WorkerGroup([WorkerProcess(job, log)])
         if self._launcher is not None:
             return self._launcher.start(job, log)
         count, port = len(devices), free_port()
         ranks = [RankEnvironment(rank, count, rank, count, "127.0.0.1", port) for rank in range(count)]
         return WorkerGroup([start_rank(job, device, log, rank) for rank, device in zip(ranks, devices, strict=True)])
+
+    def _single_worker(self, job: WorkerJob, devices: Devices, log: Path) -> WorkerProcess:
+        """Gives the job to an idle worker of the device, or to a new one, in whose place an idle worker ends."""
+        idle = self._idle[devices].pop() if self._idle[devices] else None
+        if idle is not None and idle.is_idle and not job.fresh:
+            idle.give(job, log)
+            return idle
+        if idle is not None:
+            idle.close()
+        return WorkerProcess(job, log)
+
+    def release(self, group: WorkerGroup) -> None:
+        """Frees the devices of a cohort that has ended, and keeps its worker if that can have another."""
+        devices, worker = self._used[id(group)], self._workers.pop(id(group), None)
+        super().release(group)
+        if worker is not None and worker.is_idle:
+            self._idle[devices].append(worker)
+
+    def close(self) -> None:
+        """Ends the idle workers."""
+        for workers in self._idle.values():
+            while workers:
+                workers.pop().close()
 
 
 def _slots(options: RunOptions) -> list[Devices]:

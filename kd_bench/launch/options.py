@@ -39,6 +39,7 @@ class RunOptions:
         nodes: Number of machines on which a launcher has started the command, once per device.
         retries: How often to restart a cohort whose worker died without finishing another epoch.
         checkpoint_minutes: Minutes of training between two checkpoints within an epoch.
+        eager: Whether a GPU runs every step operation by operation, in place of recorded steps with the same results.
         executor: ``local``, ``ray`` or ``slurm``.
         executor_options: Options of the executor, each ``key=value``.
     """
@@ -56,6 +57,7 @@ class RunOptions:
     nodes: int | None = None
     retries: int = 2
     checkpoint_minutes: float = 10.0
+    eager: bool = False
     executor: str = "local"
     executor_options: tuple[str, ...] = ()
 

@@ -15,12 +15,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from kd_bench.config.trial import PretrainedTeacher, Trial
+from kd_bench.models.registry import PREFIX
+from kd_bench.utils.plugins import is_file_name
 
 #: A trial, or a teacher to import.
 AnyTrial = Trial | PretrainedTeacher
 
-#: Seconds between two plain lines about the same cohort.
+#: Least seconds between two plain lines about the same cohort. Later lines have more between them.
 PLAIN_SECONDS = 15.0
+
+#: Seconds without a plain line after which one is printed within an epoch.
+LONG_EPOCH_SECONDS = 600.0
+
+#: Columns of a terminal that has room for a bar and a cohort's images per second.
+_WIDE = 110
 
 
 @dataclass
@@ -33,6 +41,7 @@ class _Row:
     epochs_done: float = 0.0
     rate: float | None = None
     top1: dict[str, float] = field(default_factory=dict)
+    first_report: tuple[float, float] | None = None  # time, and epochs that were done
 
     @property
     def name(self) -> str:
@@ -40,18 +49,47 @@ class _Row:
         return f"{_pair(first, sorted({trial.model for trial in self.trials}))}{_seed(first)}"
 
     @property
-    def epoch(self) -> str:
-        return f"epoch {int(self.epochs_done)}/{self.trials[0].epochs}"
+    def epochs(self) -> int:
+        return self.trials[0].epochs
 
     @property
     def speed(self) -> str:
         return f"{self.rate:.0f} images/s" if self.rate else ""
 
     @property
-    def accuracies(self) -> str:
-        return "  ".join(
-            f"{label} {self.top1[trial]:.1f}" if trial in self.top1 else label for trial, label in self.labels.items()
-        )
+    def names(self) -> tuple[str, str]:
+        """The students, and a shorter text."""
+        return ", ".join(self.labels.values()), _count(len(self.labels), "student")
+
+    @property
+    def accuracies(self) -> tuple[str, ...]:
+        """The accuracies after the last epoch, and shorter texts; before the first, the students."""
+        if not self.top1:
+            return *self.names, ""
+        labelled = ", ".join(f"{self.labels[trial]} {top1:.1f}" for trial, top1 in self.top1.items())
+        low, high = f"{min(self.top1.values()):.1f}", f"{max(self.top1.values()):.1f}"
+        span = f"{low} %" if len(self.top1) == 1 else f"{low}-{high} %"
+        return f"{labelled} %", f"{_count(len(self.top1), 'student')} {span}", span
+
+    def report(self, epochs_done: float) -> None:
+        """Takes note of the epochs that are done."""
+        self.epochs_done = epochs_done
+        if self.first_report is None:
+            self.first_report = time.monotonic(), epochs_done
+
+    def remove(self, trial: AnyTrial) -> None:
+        """Removes a trial that has failed."""
+        self.trials = [member for member in self.trials if member.id != trial.id]
+        self.top1.pop(trial.id, None)
+        del self.labels[trial.id]
+
+    def seconds_left(self) -> float | None:
+        """Returns the seconds that the cohort needs at its speed so far; None if that is not known yet."""
+        if self.first_report is None:
+            return None
+        since, epochs_before = self.first_report
+        seconds, epochs = time.monotonic() - since, self.epochs_done - epochs_before
+        return (self.epochs - self.epochs_done) * seconds / epochs if seconds >= 2 and epochs > 0 else None
 
 
 class ProgressDisplay:
@@ -91,36 +129,44 @@ class ProgressDisplay:
         if trials:
             row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic())
             self._rows |= {trial.id: row for trial in trials}
-            self._print_plain(f"{row.name}: {', '.join(row.labels.values())}: started")
+            self._print_plain(self._fitted(row.name, [f": {names}: started" for names in row.names]))
 
     def cohort_progress(self, trials: Sequence[AnyTrial], event: Mapping[str, Any]) -> None:
         """Shows the position of a cohort in its epoch, from a worker's ``progress`` event."""
         row = next((self._rows[trial.id] for trial in trials if trial.id in self._rows), None)
         if row is not None:
-            row.epochs_done = event["epoch"] + event["step"] / event["steps"]
+            row.report(event["epoch"] + event["step"] / event["steps"])
             row.rate = event["rate"]
+            if time.monotonic() - row.last_printed > LONG_EPOCH_SECONDS:
+                self._print_row(row, f"{row.epochs_done:.2f}")
 
     def epoch_finished(self, trial: AnyTrial, epoch: int, top1: float) -> None:
         """Shows a trial's accuracy, in percent, after an epoch (from 1)."""
         row = self._rows.get(trial.id)
         if row is None:
             return
-        row.epochs_done, row.top1[trial.id] = float(epoch), top1
+        row.report(float(epoch))
+        row.top1[trial.id] = top1
         if trial.id in self._epochs_left:
             left = trial.epochs - epoch
             self._epochs_done += self._epochs_left[trial.id] - left
             self._epochs_left[trial.id] = left
         complete = all(member.id in row.top1 for member in row.trials)
-        if complete and trial is row.trials[-1] and time.monotonic() - row.last_printed > PLAIN_SECONDS:
-            row.last_printed = time.monotonic()
-            speed = f", {row.speed}" if row.speed else ""
-            self._print_plain(f"{row.name}: {row.epoch}, {row.accuracies}{speed}{self._time_left()}")
+        # A log of days should not have thousands of lines: after an hour, there are 90 seconds between two of them.
+        interval = max(PLAIN_SECONDS, min(LONG_EPOCH_SECONDS, (time.monotonic() - self._started) / 40))
+        due = epoch < trial.epochs and time.monotonic() - row.last_printed > interval
+        if complete and due and trial is row.trials[-1]:
+            self._print_row(row, str(epoch))
 
     def trial_finished(self, trial: AnyTrial, top1: float | None, reason: str | None) -> None:
         """Prints a trial's accuracy, or the reason why it has failed."""
         if reason is None:
             self._print_plain(f"{self._title(trial)}: done, {top1:.2f} %{self._time_left()}")
         else:
+            row = self._rows.get(trial.id)
+            if row is not None and len(row.trials) > 1:  # the others go on without it
+                del self._rows[trial.id]
+                row.remove(trial)
             self.message(f"{self._title(trial)}: failed: {reason}")
 
     def trial_finished_by_other_process(self, trial: AnyTrial, top1: float | None) -> None:
@@ -158,16 +204,42 @@ class ProgressDisplay:
         if self._epochs_done < 1 or elapsed < 5:
             return ""
         seconds = (self._epochs_total - self._epochs_done) * elapsed / self._epochs_done
-        return f", about {_duration(seconds)} left" if seconds >= 1 else ""
+        return f", {_duration(seconds)} left" if seconds >= 1 else ""
+
+    def _print_row(self, row: _Row, epoch: str) -> None:
+        row.last_printed = time.monotonic()
+        start, left = f": epoch {epoch}/{row.epochs}", self._time_left()
+        details = [f"{row.accuracies[0]}, {row.speed}", *row.accuracies] if row.speed else row.accuracies
+        self._print_plain(self._fitted(row.name, [f"{start}{text and f', {text}'}{left}" for text in details]))
+
+    def _fitted(self, name: str, ends: Sequence[str]) -> str:
+        """Returns the name with the first end that fits on a line; if none does, the name is cut."""
+        width = self.console.width
+        end = next((end for end in ends if len(name) + len(end) <= width), ends[-1])
+        return f"{_cut(name, width - len(end))}{end}"
 
     def _render(self) -> Group:
+        """Returns the live table: a line for the run, and a line for each cohort, as wide as the terminal."""
         done = sum(left == 0 for left in self._epochs_left.values())
+        rows = list({id(row): row for row in self._rows.values()}.values())
+        wide = self.console.width >= _WIDE
+        epochs = [f"{int(row.epochs_done)}/{row.epochs}" for row in rows]
+        seconds = [row.seconds_left() or 0.0 for row in rows]
+        times = [f"{_duration(left)} left" if left >= 1 else "" for left in seconds]
+        speeds = [row.speed if wide else "" for row in rows]
         table = Table.grid(padding=(0, 2))
-        for _ in range(5):
+        for _ in range(6):
             table.add_column(no_wrap=True)
-        for row in {id(row): row for row in self._rows.values()}.values():
-            bar = ProgressBar(total=row.trials[0].epochs, completed=row.epochs_done, width=16)
-            table.add_row(row.name, bar, row.epoch, row.speed, row.accuracies)
+        bar = 16 if wide else 0
+        # Two columns of spaces stand between two columns of the table, also if one of the columns is empty.
+        taken = bar + 10 + sum(max(map(len, column), default=0) for column in (epochs, times, speeds))
+        shortest = max((len(row.accuracies[-1]) for row in rows), default=0)
+        names = [_cut(row.name, self.console.width - taken - shortest) for row in rows]
+        room = self.console.width - taken - max(map(len, names), default=0)
+        for row, name, epoch, time_left, speed in zip(rows, names, epochs, times, speeds, strict=True):
+            text = next((text for text in row.accuracies if len(text) <= room), row.accuracies[-1])
+            progress = ProgressBar(total=row.epochs, completed=row.epochs_done, width=bar) if wide else ""
+            table.add_row(name, epoch, text, time_left, speed, progress)
         return Group(f"{self.name}: {done} of {len(self._epochs_left)} trainings done{self._time_left()}", table)
 
     def _print_plain(self, text: str) -> None:
@@ -176,7 +248,19 @@ class ProgressDisplay:
 
 
 def _pair(trial: AnyTrial, students: Sequence[str]) -> str:
-    return f"{trial.teacher.model} -> {', '.join(students)}" if trial.teacher else ", ".join(students)
+    names = ", ".join(map(_short, students))
+    return f"{_short(trial.teacher.model)} -> {names}" if trial.teacher else names
+
+
+def _short(network: str) -> str:
+    """Returns the name of a network without what the reader can do without."""
+    return network.rpartition(":")[2] if is_file_name(network) else network.removeprefix(PREFIX)
+
+
+def _cut(text: str, width: int) -> str:
+    """Returns a text of at most ``width`` characters, or of 20, without its middle."""
+    width = max(width, 20)
+    return text if len(text) <= width else f"{text[: width - 11]}...{text[-8:]}"
 
 
 def _seed(trial: AnyTrial) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rich.console import Console
 
     from kd_bench.config.recipe import Recipe
     from kd_bench.config.trial import PlannedTrial
@@ -27,19 +29,26 @@ class PlannedRecipe:
         recipe: The recipe, with all overrides.
         context: Its file, or what error messages call it.
         planned: The selected trials, in the order of the table.
+        in_file: Whether the recipe can be read from a file. Others are kept in the results folder.
     """
 
     recipe: Recipe
     context: str
     planned: list[PlannedTrial]
+    in_file: bool = field(default=True, kw_only=True)
 
 
-def train(part: PlannedRecipe, options: RunOptions, title: str | None = None) -> dict[str, str]:
-    """Trains the missing trials and shows the progress on standard error.
+def train(
+    part: PlannedRecipe, options: RunOptions, title: str | None = None, console: Console | None = None
+) -> dict[str, str]:
+    """Trains the missing trials and shows the progress.
+
+    Trials that are damaged, and trials whose teacher is damaged, are named and left as they are.
 
     Args:
         part, options: What to train, and how.
         title: Title of the progress display; None for the recipe's name.
+        console: Where to show the progress; None for standard error.
 
     Returns:
         Why trials have no result, by the trial's identity.
@@ -51,6 +60,8 @@ def train(part: PlannedRecipe, options: RunOptions, title: str | None = None) ->
     from kd_bench.launch.progress_display import ProgressDisplay
     from kd_bench.launch.scheduler import Scheduler
     from kd_bench.report import published_numbers
+    from kd_bench.trials.recipe_file import write_recipe
+    from kd_bench.trials.status import split_damaged
 
     recipe = part.recipe
     if recipe.published is not None:  # an error in this file must come before hours of training
@@ -59,10 +70,16 @@ def train(part: PlannedRecipe, options: RunOptions, title: str | None = None) ->
     check_divisible(part.planned, world_size(options.devices, options.nodes, environment))
     check_options(options)
     launcher = join_launcher(environment, options.device)
-    outcome = Scheduler(recipe.name, options, ProgressDisplay(title or recipe.name), launcher).run(part.planned)
-    if comparison := history.compare_with_estimate(part.planned, outcome.trained, options.out, recipe.name):
+    if not part.in_file:
+        write_recipe(recipe, options.out)
+    planned, damaged = split_damaged(part.planned, options.out, recipe.name)
+    for sentence in damaged.values():
+        print(f"{recipe.name}: left out: {sentence}", file=sys.stderr)
+    display = ProgressDisplay(title or recipe.name, console)
+    outcome = Scheduler(recipe.name, options, display, launcher).run(planned)
+    if comparison := history.compare_with_estimate(planned, outcome.trained, options.out, recipe.name):
         print(comparison, file=sys.stderr)
-    return outcome.failed
+    return damaged | outcome.failed
 
 
 def training_failure(context: str, failed: Mapping[str, str]) -> RunFailed:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kd_bench.config.trial import PlannedTrial
+from kd_bench.config.trial import PlannedTrial, Trial
 from kd_bench.launch.executor import Executor, LocalExecutor
 from kd_bench.launch.launcher_ranks import LauncherRankZero
 from kd_bench.launch.options import RunOptions, parse_executor_options
@@ -44,6 +44,7 @@ class CohortTask:
         not_before: Time, by the monotonic clock, of the next attempt.
         error: The first error that the last worker reported.
         fault: Its kind.
+        fresh: Whether it needs a new worker, because an earlier one has failed.
     """
 
     folder: Path
@@ -54,11 +55,12 @@ class CohortTask:
     not_before: float = 0.0
     error: str | None = None
     fault: Fault | None = None
+    fresh: bool = False
 
     @property
     def teacher(self) -> AnyTrial | None:
-        """The trial of their teacher."""
-        return self.trials[0].teacher
+        """The trial of their teacher. Some of the trials may have none."""
+        return next((trial.teacher for trial in self.trials if trial.teacher is not None), None)
 
     @property
     def log(self) -> Path:
@@ -104,6 +106,7 @@ class Scheduler:
         self._executor = Executor([])
         self._monitor = LeaseMonitor()
         self._lease_first_seen: dict[str, float] = {}
+        self._waiting: list[CohortTask] = []
         self._running: list[tuple[CohortTask, WorkerGroup]] = []
 
     def run(self, planned: Sequence[PlannedTrial]) -> RunOutcome:
@@ -114,20 +117,20 @@ class Scheduler:
         """
         missing = self._missing([cell.trial for cell in planned], self.folder)
         teachers = self._missing([trial.teacher for trial in missing if trial.teacher is not None], self.teachers)
-        waiting = group_into_cohorts(teachers, self.teachers, self.options.cohort_size)
+        self._waiting = group_into_cohorts(teachers, self.teachers, self.options.cohort_size)
         files = {cell.teacher_id: cell.weights for cell in planned}
-        for cohort in waiting:
+        for cohort in self._waiting:
             cohort.weights = files.get(cohort.trials[0].id)
-        waiting += group_into_cohorts(missing, self.folder, self.options.cohort_size)
+        self._waiting += group_into_cohorts(missing, self.folder, self.options.cohort_size)
         self.display.start({cell.trial_id: cell.label for cell in planned}, teachers, missing)
-        if waiting:
+        if self._waiting:
             self._executor = _make_executor(self.options, self.folder, self._launcher)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _raise_terminated)
         try:
-            while waiting or self._running:
-                waiting = [cohort for cohort in waiting if not self._start_if_possible(cohort)]
-                waiting += self._collect()
+            while self._waiting or self._running:
+                self._start_waiting()
+                self._waiting += self._collect()
                 self.display.refresh()
                 time.sleep(0.1)
         except (KeyboardInterrupt, Terminated):
@@ -166,28 +169,68 @@ class Scheduler:
                 self.outcome.failed[trial.id] = str((folder.result() or {}).get("reason"))
         return missing
 
+    def _start_waiting(self) -> None:
+        """Starts the waiting cohorts for which there is a slot."""
+        # Students without a teacher come last, because cohorts with one may take them in.
+        self._waiting.sort(key=self._is_without_teacher)
+        self._waiting = [cohort for cohort in self._waiting if not self._start_if_possible(cohort)]
+
     def _start_if_possible(self, cohort: CohortTask) -> bool:
         """Starts a waiting cohort's trials if possible. Returns whether none of them waits any more."""
-        if not self._executor.has_free_slot() or time.monotonic() < cohort.not_before:
+        if not cohort.trials:  # another cohort has taken them in
+            return True
+        if not self._executor.free_slots or time.monotonic() < cohort.not_before:
             return False
-        cohort.trials = [trial for trial in cohort.trials if self._is_unfinished(cohort, trial)]
+        trials = self._ready_trials(cohort)
         if not cohort.trials:
             return True
         teacher = cohort.teacher
-        if teacher is not None and TrialFolder(self.teachers / teacher.id).status() != "done":
+        if teacher is not None and not self._is_trained(teacher):
             if teacher.id not in self.outcome.failed:
                 cohort.not_before = time.monotonic() + 0.5
                 return False
             for trial in cohort.trials:
                 self._give_up(cohort, trial, f"its teacher {teacher.model} could not be trained")
             return True
-        trials = self._unleased_trials(cohort)
         if not trials:
             cohort.not_before = time.monotonic() + 1.0
             return False
-        self._start(replace(cohort, trials=trials))
+        self._start(replace(cohort, trials=[*trials, *self._join(cohort, trials)]))
         cohort.trials = [trial for trial in cohort.trials if trial not in trials]
         return not cohort.trials
+
+    def _join(self, cohort: CohortTask, trials: list[AnyTrial]) -> list[AnyTrial]:
+        """Takes waiting trials without a teacher into a cohort that starts, if its batches are the same.
+
+        None are taken if there is a free slot for each waiting cohort, in which they train at the same time.
+        """
+        if cohort.teacher is None or cohort.fresh or cohort.folder != self.folder:
+            return []
+        others = [other for other in self._waiting if other is not cohort and other.trials]
+        able = [other for other in others if other.teacher is None or self._is_trained(other.teacher)]
+        if self._executor.free_slots > len(able):
+            return []
+        key = _stream_key(trials)
+        joined: list[AnyTrial] = []
+        for other in able:
+            if self._is_without_teacher(other) and not other.fresh and _stream_key(other.trials) == key:
+                room = self.options.cohort_size - len(trials) - len(joined)
+                taken = self._ready_trials(other)[:room]
+                other.trials = [trial for trial in other.trials if trial not in taken]
+                joined += taken
+        return joined
+
+    def _is_without_teacher(self, cohort: CohortTask) -> bool:
+        """Whether a cohort consists of students without a teacher."""
+        return cohort.folder == self.folder and cohort.teacher is None
+
+    def _is_trained(self, teacher: AnyTrial) -> bool:
+        return TrialFolder(self.teachers / teacher.id).status() == "done"
+
+    def _ready_trials(self, cohort: CohortTask) -> list[AnyTrial]:
+        """Returns the trials that can start, and removes those with a result from the cohort."""
+        cohort.trials = [trial for trial in cohort.trials if self._is_unfinished(cohort, trial)]
+        return self._unleased_trials(cohort)
 
     def _is_unfinished(self, cohort: CohortTask, trial: AnyTrial) -> bool:
         """Whether a trial has no result yet. Records a result that another process has written."""
@@ -227,6 +270,8 @@ class Scheduler:
             loggers=self.options.loggers,
             workers=self.options.workers,
             checkpoint_seconds=60 * self.options.checkpoint_minutes,
+            eager=self.options.eager,
+            fresh=cohort.fresh,
         )
         self._running.append((cohort, self._executor.start(job, cohort.log)))
 
@@ -262,9 +307,10 @@ class Scheduler:
                 "one slot"
             )
             halves = (unfinished[:half], unfinished[half:])
-            return [CohortTask(cohort.folder, trials, weights=cohort.weights) for trials in halves]
+            return [CohortTask(cohort.folder, trials, weights=cohort.weights, fresh=True) for trials in halves]
         if cohort.fault in (None, "crash") and cohort.failures < self.options.retries and unfinished:
             cohort.failures += 1
+            cohort.fresh = True
             cohort.not_before = time.monotonic() + RETRY_SECONDS * cohort.failures
             self.display.message(
                 f"{reason}: started again from the last epoch, time {cohort.failures} of {self.options.retries}"
@@ -278,7 +324,7 @@ class Scheduler:
         trials = {trial.id: trial for trial in cohort.trials}
         match event["event"]:
             case "claimed":
-                self.display.cohort_started([trials[trial_id] for trial_id in event["trials"]])
+                self.display.cohort_started([trial for trial in cohort.trials if trial.id in event["trials"]])
             case "progress":
                 self.display.cohort_progress(cohort.trials, event)
             case "left":  # a cluster stopped the worker because its time was up
@@ -292,9 +338,12 @@ class Scheduler:
                     self.outcome.failed[trial.id] = event["reason"]
                 else:
                     self.outcome.trained.append(trial.id)
+                    for other in self._waiting:
+                        if other.teacher is not None and other.teacher.id == trial.id:
+                            other.not_before = 0.0
                 self.display.trial_finished(trial, event["top1"], event["reason"])
             case "crashed":
-                self._give_up(cohort, trials[event["trial"]], event["reason"])
+                self._give_up(cohort, trials[event["trial"]], f"{event['reason']} (log: {cohort.log})")
             case "note":
                 self.display.message(event["text"])
             case "error":
@@ -326,6 +375,11 @@ def _make_executor(options: RunOptions, folder: Path, launcher: LauncherRankZero
     from kd_bench.launch.slurm_executor import SlurmExecutor
 
     return SlurmExecutor(settings, folder / "logs" / "slurm", options.jobs, options.device)
+
+
+def _stream_key(trials: Sequence[AnyTrial]) -> str | None:
+    """Returns the key of the trials' batches, which is the same for all."""
+    return trials[0].stream_key if isinstance(trials[0], Trial) else None
 
 
 def _raise_terminated(*_: Any) -> None:

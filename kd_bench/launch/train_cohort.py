@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,18 +16,21 @@ from kd_bench.config.trial import Trial
 from kd_bench.data import registry as datasets
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.data.in_memory import InMemoryLoader
-from kd_bench.launch.worker_protocol import EventWriter, WorkerJob, stop_requested
+from kd_bench.launch.worker_protocol import EventWriter, WorkerJob, stop_requested, training
 from kd_bench.training.build import build_student, load_network
 from kd_bench.training.callbacks import KeepSigtermHandler, MidEpochCheckpoint, ProgressReporter, StopRequested
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import TrainLoader, loaders
 from kd_bench.training.logit_cache import LogitCache, logits_folder, open_cache
+from kd_bench.training.recorder import choose_recorder
 from kd_bench.training.student import ResultWriter, StudentModule, serialize_state
 from kd_bench.training.teacher import OpenLogitCache
 from kd_bench.trials.environment import describe_environment, numerics_fingerprint
 from kd_bench.trials.folder import TrialFolder
+from kd_bench.trials.images import check_same_images
 from kd_bench.trials.lease import Lease
+from kd_bench.trials.reader import read_environment
 from kd_bench.trials.result_writer import TrialResultWriter
 from kd_bench.utils import distributed
 from kd_bench.utils.errors import UserError
@@ -37,11 +42,12 @@ class _CohortContext:
 
     Args:
         job: The worker's job.
-        first: One of the trials, from which the shared settings are read.
+        trials: The trials. The shared settings are read from the first one with a teacher, if there is one.
         send_event: Sends an event to the scheduler.
     """
 
-    def __init__(self, job: WorkerJob, first: Trial, send_event: Callable[..., None]) -> None:
+    def __init__(self, job: WorkerJob, trials: Iterable[Trial], send_event: Callable[..., None]) -> None:
+        first = min(trials, key=lambda trial: trial.teacher is None)
         torch.set_num_threads(job.threads)
         if job.memory_fraction is not None:
             torch.cuda.set_per_process_memory_fraction(job.memory_fraction, job.device)
@@ -51,28 +57,28 @@ class _CohortContext:
             distributed.init_process_group(self.device)
         self.data_dir = datasets.resolve_data_dir(Path(job.data) if job.data else None)
         self.images = datasets.open_dataset(first.dataset, first.pipeline, self.data_dir)
-        self.teacher = self.view = self.teacher_top1 = self.teacher_folder = None
+        self.teacher = self.view = self.teacher_folder = None
+        self.teacher_result: dict[str, Any] = {}
         if job.teacher is not None and first.teacher is not None:
             self.teacher_folder = TrialFolder(Path(job.teacher))
             self.teacher, self.view = load_network(
                 first.teacher, self.teacher_folder.weights, self.images, channels_last=first.channels_last
             )
-            self.teacher_top1 = (self.teacher_folder.result() or {}).get("top1_last")
+            self.teacher_result = self.teacher_folder.result() or {}
 
     def build_member(self, trial: Trial, writer: ResultWriter) -> StudentModule:
         """Builds the student of a trial.
 
         Raises:
-            UserError: As ``build_student``, and if batch norms cannot be synchronised on this device.
+            UserError: As ``build_student``, if batch norms cannot be synchronised on this device, or if the teacher's
+                result is from other images.
         """
+        if trial.teacher is not None and self.teacher_folder is not None and trial.teacher.dataset == trial.dataset:
+            folder = self.teacher_folder.path
+            check_same_images(folder, "this teacher's result is", self.teacher_result, self.images.record)
         if trial.sync_batch_norm and self.job.world_size > 1 and self.device.type == "cpu":
             raise UserError("sync_batch_norm: torch synchronises batch norms between GPUs only")
         return build_student(trial, self.images, self.teacher, writer)
-
-    def label_digest(self) -> str:
-        """Returns a hash of all labels. Processes that read different images have different hashes."""
-        labels = [self.images.train_labels, self.images.test_labels]
-        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in labels)).hexdigest()
 
     def fit(self, members: list[StudentModule], mid_epoch_states: dict[str, list[bytes]]) -> None:
         """Trains the members to the end.
@@ -92,17 +98,20 @@ class _CohortContext:
             self.send_event("progress", epoch=epoch, step=step, steps=steps, rate=rate)
 
         train, test = loaders(self.first, self.images, self.device, self.job.workers, self.data_dir)
-        cohort = CohortModule(members, self.teacher, self.view, self._logit_cache(train))
+        recorder = None if self.job.eager else choose_recorder(self.device, self.first)
+        cohort = CohortModule(members, self.teacher, self.view, self._logit_cache(train), recorder)
         callbacks = [
             ProgressReporter(progress),
             MidEpochCheckpoint(self.job.checkpoint_seconds, stop_requested.is_set),
             KeepSigtermHandler(),
         ]
+        training.set()
         try:
             fit(cohort, train, test, self.device, callbacks)
         except StopRequested:
             self.send_event("left", trials=[member.trial.id for member in members])
         finally:
+            training.clear()
             corrupt = {str(path): reason for path, reason in {**train.corrupt, **test.corrupt}.items()}
             for path, reason in sorted({**corrupt, **members[0].corrupt}.items()):
                 self.send_event("note", text=f"{path}: cannot be decoded and was skipped ({reason})")
@@ -147,18 +156,31 @@ class _CohortContext:
 
 def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events: EventWriter) -> None:
     """Trains the trials whose leases this process holds, as rank 0, and writes the results to the trials' folders."""
-    context = _CohortContext(job, leased[0][0], events.send)
+    context = _CohortContext(job, [trial for trial, _, _ in leased], events.send)
     environment = describe_environment(job.device, job.threads)
     if job.world_size > 1:
         environment["processes"] = job.world_size
+    environment["images"] = context.images.record
     members = []
     for trial, folder, lease in leased:
+        teacher_top1 = None if trial.teacher is None else context.teacher_result.get("top1_last")
         writer = TrialResultWriter(
-            folder, lease, events.send, context.teacher_top1, len(context.images.train_labels), job.loggers
+            folder,
+            lease,
+            events.send,
+            teacher_top1,
+            len(context.images.train_labels),
+            job.loggers,
+            context.images.class_names,
+            images=context.images.record,
         )
         try:
+            if folder.has_checkpoint():
+                begun, images = read_environment(folder.path), context.images.record
+                check_same_images(folder.path, "its checkpoints are", begun, images, ordered=True)
             member = context.build_member(trial, writer)
         except UserError as error:
+            traceback.print_exc()
             events.send("crashed", trial=folder.id, reason=str(error))
             continue
         writer.resume(member)
@@ -175,7 +197,7 @@ def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events
         states = {
             member.trial.id: serialize_state(member.state()) if member.epochs_done else None for member in members
         }
-        distributed.broadcast_object((context.label_digest(), states, mid_epoch_states))
+        distributed.broadcast_object((context.images.record, states, mid_epoch_states))
     context.fit(members, mid_epoch_states)
 
 
@@ -186,9 +208,9 @@ def train_on_other_rank(job: WorkerJob) -> None:
         UserError: If this process reads other images than rank 0.
     """
     trials = {trial.id: trial for trial in (Trial.model_validate_json(json.dumps(settings)) for settings in job.trials)}
-    context = _CohortContext(job, next(iter(trials.values())), lambda *_, **__: None)
-    label_digest, states, mid_epoch_states = distributed.broadcast_object(None)
-    if label_digest != context.label_digest():
+    context = _CohortContext(job, trials.values(), lambda *_, **__: None)
+    image_record, states, mid_epoch_states = distributed.broadcast_object(None)
+    if image_record != context.images.record:
         raise UserError(
             f"process {job.rank + 1} of {job.world_size}: its images differ from those of the first process"
         )
@@ -202,7 +224,7 @@ def train_on_other_rank(job: WorkerJob) -> None:
 
 
 def _read_mid_epoch_states(members: list[StudentModule], world_size: int) -> dict[str, list[bytes]]:
-    """Reads the checkpoints within the next epoch: a state for each process, by trial.
+    """Reads the checkpoints within an epoch after the last finished one: a state for each process, by trial.
 
     Returns an empty dict unless all unfinished members have such a checkpoint of the same step.
     """
@@ -215,6 +237,6 @@ def _read_mid_epoch_states(members: list[StudentModule], world_size: int) -> dic
         checkpoint = member.writer.read_mid_epoch(member.epochs_done, world_size)
         if checkpoint is None:
             return {}
-        step, states[member.trial.id] = checkpoint
-        steps.add((member.epochs_done, step))
+        epoch, step, states[member.trial.id] = checkpoint
+        steps.add((epoch, step))
     return states if len(steps) == 1 else {}

@@ -1,7 +1,9 @@
-"""What the scheduler and a worker exchange: the job, the events, the exit codes, and the request to stop.
+"""What the scheduler and a worker exchange: jobs, events, exit codes, and the request to stop.
 
-The scheduler writes the job to the worker's standard input as a line of JSON. The worker writes its events to its
-standard output, one line of JSON each: the key ``event`` and the fields below.
+The scheduler writes a job to the worker's standard input as a line of JSON. The worker writes its events to its
+standard output, one line of JSON each: the key ``event`` and the fields below. It ends with its job. If the job says
+that others may follow, and the worker has finished all trials of which it had the leases, it sends ``idle`` instead and
+waits for the next job.
 
 ============ ================================================ =======================================================
 event        fields                                           meaning
@@ -14,6 +16,7 @@ crashed      trial, reason                                    a trial cannot be 
 left         trials                                           the worker stopped on request and saved checkpoints
 note         text                                             a sentence for the user
 error        reason, fault                                    the worker failed and ends
+idle         code                                             the job has ended, with what is otherwise the exit code
 ============ ================================================ =======================================================
 """
 
@@ -30,6 +33,9 @@ Event = dict[str, Any]
 #: Why a cohort failed: its settings or data, which fail again in another attempt; memory; the disk; or anything else.
 Fault = Literal["settings", "memory", "disk", "crash"]
 
+#: Settings that are the hash of a plug-in's file: of a method or data set, a network, an augmentation.
+_PLUGIN_HASHES = {"source", "model_source", "own_source"}
+
 #: Exit code of a worker whose trials are leased by another process.
 BUSY = 75
 
@@ -38,6 +44,9 @@ STOP_SECONDS = 25.0
 
 #: Set when the worker receives SIGTERM. The worker then saves checkpoints after the current step and ends.
 stop_requested = threading.Event()
+
+#: Set while the worker trains. Before and after, there is no state to save, so SIGTERM ends it at once.
+training = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,10 @@ class WorkerJob:
         world_size: Number of processes that train the cohort.
         memory_fraction: Share of the GPU's memory that this worker may use; None for all of it.
         checkpoint_seconds: Seconds of training between two checkpoints within an epoch.
+        eager: As in ``RunOptions``.
+        log: File that the worker appends its standard error to; None for where it goes already.
+        last: Whether the worker ends with this job.
+        fresh: Whether it needs a worker that has had no other job, because an earlier attempt has failed.
     """
 
     folder: str
@@ -70,10 +83,28 @@ class WorkerJob:
     world_size: int = 1
     memory_fraction: float | None = None
     checkpoint_seconds: float = 600.0
+    eager: bool = False
+    log: str | None = None
+    last: bool = True
+    fresh: bool = False
+
+    @property
+    def runs_plugins(self) -> bool:
+        """Whether it runs code of a plug-in, which may leave anything behind in the process."""
+        return any(map(_names_plugin, self.trials))
 
     def to_line(self) -> str:
         """Returns the job as a line of JSON."""
         return json.dumps(asdict(self)) + "\n"
+
+
+def _names_plugin(settings: Any) -> bool:
+    """Whether settings contain the hash of a plug-in's file, at any depth."""
+    if isinstance(settings, dict):
+        return any(
+            _names_plugin(value) or (key in _PLUGIN_HASHES and value is not None) for key, value in settings.items()
+        )
+    return isinstance(settings, list) and any(map(_names_plugin, settings))
 
 
 class EventWriter:

@@ -37,6 +37,14 @@ def unknown(kind: str, value: str, choices: Iterable[str], context: str = "") ->
     return UserError(f"{prefix(context)}no {kind} is called {value!r}; {end}")
 
 
+def one_line(message: str) -> str:
+    """Returns a message on one line, with escapes for characters that would change the terminal's state."""
+    text = " ".join(message.split())
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def prefix(context: str) -> str:
     """Returns ``context`` and a colon, with which an error's message begins; "" if there is no context."""
     return f"{context}: " if context else ""

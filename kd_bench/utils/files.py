@@ -1,13 +1,17 @@
 """Reading and writing of files. Files are written whole and renamed, so that no process reads half of one."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from kd_bench.utils.errors import UserError
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -38,6 +42,56 @@ def write_new(path: Path, content: bytes | str) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def check_output(path: Path, option: str) -> None:
+    """Checks that a file that the user names can be written, before work is done for it.
+
+    Args:
+        path: A regular file, a device like ``/dev/stdout``, a link to one of these, or nothing yet.
+        option: The option that named it, for the error.
+
+    Raises:
+        UserError: If it is a folder, a disk, or anything else that a file must not replace.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be written: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{option}: {path} is a folder; name a file in it")
+    if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)):
+        raise UserError(f"{option}: {path} is a disk or a socket; name a file")
+
+
+def write_output(path: Path, content: str, option: str) -> None:
+    """Writes a file that the user names; a regular file is replaced as a whole, and a link's target in its place.
+
+    Args:
+        path, option: As for ``check_output``.
+        content: The text.
+
+    Raises:
+        UserError: As ``check_output``; also if the file cannot be written, or nothing reads the pipe that it is.
+    """
+    check_output(path, option)
+    try:
+        if path.exists() and not path.is_file():
+            # Opening a pipe that nothing reads would wait for ever.
+            with open(os.open(path, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0)), "wb") as device:
+                os.set_blocking(device.fileno(), True)
+                device.write(content.encode())
+            return
+        target = Path(os.path.realpath(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, content)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = "nothing reads from this pipe" if error.errno == errno.ENXIO else error.strerror
+        raise UserError(f"{option}: {path} cannot be written: {reason}") from None
 
 
 def json_text(value: Any) -> str:

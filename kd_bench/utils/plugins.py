@@ -14,8 +14,9 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
@@ -23,7 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kd_bench.utils.errors import UserError, prefix, unknown
+from kd_bench.utils.errors import UserError, first_line, prefix, unknown
+from kd_bench.utils.paths import expand_user, is_file
 from kd_bench.utils.signatures import Definition, read_classes, read_definitions
 
 
@@ -42,6 +44,9 @@ METHOD = PluginKind("method", "kd_bench.methods", ("pair",), target="class")
 MODEL = PluginKind("model", "kd_bench.models", ("num_classes",), ("image_size", "drop_path_rate"))
 DATASET = PluginKind("dataset", "kd_bench.datasets", ("data_dir", "image_size"), ("generator",))
 AUGMENTATION = PluginKind("augmentation", "kd_bench.augmentations", ("images", "random"))
+
+#: Files of the plug-ins that this process has imported.
+_imported: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ class Plugin:
         Raises:
             UserError: If it cannot be imported, or the module has no such class or function.
         """
+        _imported.add(str(self.path))
         with one_sentence(str(self._error(f"{self.path} cannot be imported"))):
             module = _run_file(self.path) if self.module is None else importlib.import_module(self.module)
         loaded = getattr(module, self.attribute, None)
@@ -126,13 +132,41 @@ def refuse_changes(name: str, digest: str | None, planned: str | None) -> None:
 
 @contextmanager
 def one_sentence(subject: str, *unchanged: type[Exception]) -> Iterator[None]:
-    """Replaces errors of a plug-in's code by a UserError of one line: ``subject``, and the error's type and message."""
+    """Replaces errors of a plug-in's code by a UserError of one line: ``subject``, and the error's type and message.
+
+    The line of the plug-in that has led to the error stands at the end.
+    """
     try:
         yield
     except unchanged:
         raise
     except Exception as error:
-        raise UserError(f"{subject}: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
+        place = _find_line(error)
+        line = f" (line {place[1]})" if place else ""
+        raise UserError(f"{subject}: {' '.join(f'{type(error).__name__}: {error}'.split())}{line}") from error
+
+
+def describe_error(error: Exception) -> str:
+    """Returns one line about an error: the line of a plug-in that has led to it, if there is one, type and message."""
+    if isinstance(error, UserError):
+        return first_line(error)
+    place = _find_line(error)
+    where = f"{display_path(place[0])}, line {place[1]}: " if place else ""
+    message = str(error).strip().partition("\n")[0]
+    return f"{where}{type(error).__name__}: {message}"
+
+
+def display_path(path: str) -> str:
+    """Returns a path as a user would write it: relative if it is below the working folder."""
+    with suppress(OSError, ValueError):
+        return str(Path(path).relative_to(Path.cwd()))
+    return path
+
+
+def _find_line(error: BaseException) -> tuple[str, int] | None:
+    """Returns file and line of the innermost call in the file of an imported plug-in; None if there is none."""
+    calls = ((frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__))
+    return next(reversed([(file, line) for file, line in calls if file in _imported]), None)
 
 
 def is_file_name(name: str) -> bool:
@@ -160,8 +194,8 @@ def find(kind: PluginKind, name: str, known: Iterable[str] = (), context: str = 
     subject = f"{prefix(context)}{kind.noun} {name!r}"
     file, colon, attribute = name.rpartition(":")
     if colon and file.endswith(".py"):
-        path = Path(file).expanduser()
-        if not path.is_file():
+        path = expand_user(file)
+        if not is_file(path):
             raise UserError(f"{subject}: there is no file {path}")
         return Plugin(kind, normalise_name(name), path.resolve(), attribute)
     if name.endswith(".py"):

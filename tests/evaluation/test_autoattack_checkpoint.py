@@ -197,7 +197,10 @@ def trained(weights: Path, tmp_path_factory) -> tuple[Path, Path]:
             for key, value in state.items()
         }
         save_file({key: value.contiguous() for key, value in noisy.items()}, place.weights)
-        numbers = {"top1_last": 50.0, "top1_best": 50.0, "epochs": 1, "weights_sha256": sha256(place.weights)}
+        place.write_environment({"command": "kd-bench run small.yaml"})
+        epochs = one.trial.epochs
+        place.write_metrics([{"epoch": epoch, "top1": 50.0} for epoch in range(1, epochs + 1)])
+        numbers = {"top1_last": 50.0, "top1_best": 50.0, "epochs": epochs, "weights_sha256": sha256(place.weights)}
         place.finish({"status": "done", "reason": None, **numbers})
     return file, folder / "runs"
 
@@ -299,7 +302,7 @@ def test_check_needs_a_finished_evaluation(weights: Path, tmp_path: Path) -> Non
         ((*GIVEN, "--screen", "pgd-20", "--attacks", "square"), "--attacks must be left out"),
         ((*GIVEN, "--normalise", "datset"), "no normalisation is called 'datset'; did you mean 'dataset'?"),
         ((*GIVEN, "--images", "5000"), "--images 5000 is more than digits has, 1597"),
-        ((*GIVEN, "--format", "html"), "no format is called 'html'"),
+        ((*GIVEN, "--format", "pdf"), "no format is called 'pdf'"),
         ((*GIVEN, "--device", "cuda:7"), "there is no such device"),
         ((*GIVEN, "--only", "method=kd"), "--only has no meaning for a file of weights"),
         ((*GIVEN, "--key", "ema"), "has no key 'ema'"),

@@ -188,7 +188,7 @@ def test_a_smoke_run_has_every_row_on_a_small_network(tmp_path):
     [
         (["--budget", "small"], "no budget is called 'small'"),
         (["--attacks", "apgd"], "no attack is called 'apgd'"),
-        (["--format", "html"], "no format is called 'html'"),
+        (["--format", "pdf"], "no format is called 'pdf'"),
         (["--budget", "smoke", "--trials", "2"], "--trials must be left out"),
     ],
 )

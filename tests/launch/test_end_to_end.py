@@ -92,6 +92,7 @@ def test_files_of_an_uninterrupted_run(recipe, undisturbed):
         assert result["status"] == "done"
         assert result["top1_last"] == float(rows[-1]["top1"])
         assert len(result["class_top1_last"]) == 10
+        assert result["class_names"] == list("0123456789") and len(result["confusion_last"]) == 10
         assert sum(result["class_top1_last"]) / 10 == pytest.approx(result["top1_last"], abs=2.0)  # some 20 images each
         assert result["top1_best"] == max(float(row["top1"]) for row in rows)
         assert float(rows[result["best_epoch"] - 1]["top1"]) == result["top1_best"]

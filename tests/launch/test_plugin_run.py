@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kd_bench.models import weights
 from kd_bench.trials import integrity
@@ -41,3 +42,64 @@ def test_one_of_each_kind_is_trained_by_workers_and_measured_again(tmp_path, mon
     Path("my_net.py").write_text(Path("my_net.py").read_text() + "# another file\n")
     with pytest.raises(UserError, match=r"my_net\.py:MyNet: the file was changed since"):
         integrity.check_accuracy(trial_folder, None, "cpu")
+
+
+WRONG = """
+from kd_bench.methods.base import Method
+from kd_bench.types import Needs
+
+class Own(Method):
+    family = "baseline"
+    needs_teacher = False
+    needs = Needs(teacher=frozenset())
+
+    def __init__(self, pair, *, mistake: str = "none"):
+        super().__init__(pair)
+        self.mistake = mistake
+        if mistake == "init":
+            raise ValueError("no such thing")
+
+    def forward(self, student, teacher, batch):
+        if self.mistake == "raises":
+            raise RuntimeError("of two\\nlines")
+        if self.mistake == "right":
+            return {"ce": self.label_loss(student, batch)}
+"""
+
+
+def test_errors_name_file_line_and_log_and_the_others_are_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(WRONG)
+    rows = {name: {"method": "own.py:Own", "mistake": name} for name in ("right", "returns", "raises", "init")}
+    recipe = {
+        "dataset": {"name": "digits", "train_images": 40, "test_images": 20},
+        "pairs": [{"teacher": None, "student": "resnet8"}],
+        "methods": rows,
+        "epochs": 1,
+        "trials": 1,
+        "batch_size": 20,
+        "baseline": "right",
+    }
+    Path("r.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "kd_bench", "run", "r.yaml", "--jobs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    failures = {}
+    for line in done.stderr.splitlines():
+        before, failed, reason = line.partition(": failed: ")
+        if failed:
+            failures[before.split(", ")[1]] = reason
+    (log,) = Path("runs/r/logs").glob("*.log")
+    place, end = f"{tmp_path / 'own.py'}", f" (log: {log})"
+    assert failures == {
+        "returns": "own.py, line 16: Own.forward returns nothing; it should return the loss by term, e.g. "
+        f'{{"ce": self.label_loss(student, batch), "distance": distance}}{end}',
+        "raises": f"own.py, line 18: RuntimeError: of two{end}",
+        "init": f"method 'own.py:Own': Own in {place} failed: ValueError: no such thing (line 14){end}",
+    }
+    text = log.read_text()
+    for error in ("RuntimeError: of two", "ValueError: no such thing", "UserError: own.py, line 16"):
+        assert error in text
+    results = [json.loads(path.read_text()) for path in Path("runs/r").glob("*/result.json")]
+    assert [result["status"] for result in results] == ["done"]

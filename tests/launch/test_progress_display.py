@@ -2,8 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
+from kd_bench.config.trial import Trial
 from kd_bench.launch import progress_display as module
 from kd_bench.launch.progress_display import ProgressDisplay
 from tests.training.parts import trial
@@ -13,13 +15,18 @@ def printed_lines(display: ProgressDisplay) -> list[str]:
     return display.console.file.getvalue().splitlines()
 
 
-def plain() -> ProgressDisplay:
-    return ProgressDisplay("r", Console(file=io.StringIO(), soft_wrap=True))
+def plain(width: int = 80) -> ProgressDisplay:
+    return ProgressDisplay("r", Console(file=io.StringIO(), soft_wrap=True, width=width))
 
 
-def test_plain_lines_where_there_is_no_terminal(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    seconds = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: seconds[0])
+    return seconds
+
+
+def test_plain_lines_where_there_is_no_terminal(clock):
     first, second = trial("kd", epochs=2), trial("dkd", epochs=2)
     display = plain()
     display.start({first.id: "kd", second.id: "soft"}, [first.teacher], [first, second])
@@ -34,11 +41,11 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch):
     display.close()
     assert printed_lines(display) == [
         "r: to train: 2 trials and 1 teacher",
-        "cifar_resnet14 -> cifar_resnet8, seed 3: kd, soft: started",
+        "resnet14 -> resnet8, seed 3: kd, soft: started",
         # Two of seven epochs took 20 seconds.
-        "cifar_resnet14 -> cifar_resnet8, seed 3: epoch 1/2, kd 50.0  soft 60.0, 100 images/s, about 50 s left",
-        "cifar_resnet14 -> cifar_resnet8, kd, seed 3: done, 55.50 %, about 2 min left",
-        "cifar_resnet14 -> cifar_resnet8, soft, seed 3: failed: the loss was no longer finite",
+        "resnet14 -> resnet8, seed 3: epoch 1/2, kd 50.0, soft 60.0 %, 50 s left",
+        "resnet14 -> resnet8, kd, seed 3: done, 55.50 %, 2 min left",
+        "resnet14 -> resnet8, soft, seed 3: failed: the loss was no longer finite",
     ]
 
 
@@ -60,17 +67,112 @@ def test_what_others_finish_is_no_longer_ours_to_do():
     ]
 
 
-def test_the_live_display_shows_every_cohort_on_a_line():
-    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+def started(display: ProgressDisplay, rows: dict[str, str], **settings: object) -> list[Trial]:
+    """Starts a display and a cohort of trials whose labels are given by their methods, and returns the trials."""
+    trials = [trial(method, **settings) for method in rows]
+    labels = {one.id: label for one, label in zip(trials, rows.values(), strict=True)}
+    display.start(labels, [], trials)
+    display.cohort_started(trials)
+    return trials
+
+
+LABELS = {"kd": "kd", "dkd": "dkd", "ikl_kd": "ikl_kd", "dist": "ikl_kd_class"}
+
+
+@pytest.mark.parametrize(
+    ("width", "model", "line"),
+    [
+        (140, "cifar_resnet8", "resnet14 -> resnet8, seed 3: epoch 12/240, kd 70.0, dkd 71.0, ikl_kd 72.0, "
+                               "ikl_kd_class 73.0 %, 900 images/s, 2.1 h left"),
+        (110, "cifar_resnet8", "resnet14 -> resnet8, seed 3: epoch 12/240, kd 70.0, dkd 71.0, ikl_kd 72.0, "
+                               "ikl_kd_class 73.0 %, 2.1 h left"),
+        (80, "cifar_resnet8", "resnet14 -> resnet8, seed 3: epoch 12/240, 4 students 70.0-73.0 %, 2.1 h left"),
+        (80, "cifar_shufflenet_v1", "resnet14 -> shufflenet_v1, seed 3: epoch 12/240, 70.0-73.0 %, 2.1 h left"),
+        (60, "cifar_shufflenet_v1", "resnet14 -..., seed 3: epoch 12/240, 70.0-73.0 %, 2.1 h left"),
+    ],
+)  # fmt: skip
+def test_a_line_of_a_log_fits_into_its_width(clock, width, model, line):
+    display = plain(width)
+    trials = started(display, LABELS, model=model, epochs=240)
+    clock[0] = 400.0
+    display.cohort_progress(trials, {"epoch": 11, "step": 3, "steps": 6, "rate": 900.0})
+    for index, member in enumerate(trials):
+        display.epoch_finished(member, 12, 70.0 + index)
+    assert printed_lines(display)[-1] == line
+    assert len(line) <= width
+
+
+def test_a_log_has_fewer_and_fewer_lines_and_one_now_and_then_within_a_long_epoch(clock):
+    display = plain()
+    (member,) = started(display, {"kd": "kd"}, epochs=240)
+    for epoch in range(1, 101):
+        clock[0] += 20.0
+        display.epoch_finished(member, epoch, 50.0)
+    epochs = [int(line.partition("epoch ")[2].partition("/")[0]) for line in printed_lines(display)[2:]]
+    assert epochs[:3] == [1, 2, 3]
+    assert epochs[-3:] == [94, 97, 100]
+    for step, seconds in ((1, 300.0), (2, 300.0), (3, 10.0)):
+        clock[0] += seconds
+        display.cohort_progress([member], {"epoch": 100, "step": step, "steps": 4, "rate": 10.0})
+    lines = printed_lines(display)[2 + len(epochs) :]
+    assert lines == ["resnet14 -> resnet8, seed 3: epoch 100.75/240, kd 50.0 %, 61 min left"]
+
+
+def test_a_member_that_fails_does_not_silence_the_others(clock):
+    display = plain()
+    first, second = started(display, {"kd": "kd", "dkd": "dkd"}, epochs=240)
+    display.trial_finished(second, None, "so (log: x.log)")
+    clock[0] = 30.0
+    display.epoch_finished(first, 1, 50.0)
+    assert printed_lines(display)[-2:] == [
+        "resnet14 -> resnet8, dkd, seed 3: failed: so (log: x.log)",
+        "resnet14 -> resnet8, seed 3: epoch 1/240, kd 50.0 %, 4.0 h left",
+    ]
+
+
+def live_lines(display: ProgressDisplay, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(display._render())
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (80, ["r: 0 of 5 trainings done, 2.7 h left",
+              "resnet14 -> resnet8, seed 3  12/240  4 students 70.0-73.0 %  38.0 h left",
+              "shufflenet_v1, seed 3        0/240   none"]),
+        (60, ["r: 0 of 5 trainings done, 2.7 h left",
+              "resnet14 ->..., seed 3  12/240  70.0-73.0 %  38.0 h left",
+              "shufflenet_v1, seed 3   0/240   none"]),
+    ],
+)  # fmt: skip
+def test_the_live_display_has_a_line_for_each_cohort(clock, width, lines):
+    trials = [trial(method, epochs=240) for method in LABELS]
+    alone = trial("none", epochs=240, model="cifar_shufflenet_v1")
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     display = ProgressDisplay("r", console)
-    first, second = trial("kd"), trial("none")
-    display.start({first.id: "kd", second.id: "none"}, [], [first, second])
-    display.cohort_started([first])
-    display.cohort_started([second])
-    display.epoch_finished(first, 2, 40.0)
-    plain_console = Console(file=io.StringIO(), width=100)
-    plain_console.print(display._render())
-    display.close()
-    lines = plain_console.file.getvalue().splitlines()
-    assert lines[0].startswith("r: 0 of 2 trainings done")
-    assert [("epoch 2/3" in line, "kd 40.0" in line) for line in lines[1:]] == [(True, True), (False, False)]
+    labels = dict(zip([one.id for one in trials], LABELS.values(), strict=True)) | {alone.id: "none"}
+    display.start(labels, [], [*trials, alone])
+    try:
+        display.cohort_started(trials)
+        display.cohort_started([alone])
+        clock[0] = 100.0
+        display.cohort_progress(trials, {"epoch": 11, "step": 3, "steps": 6, "rate": 900.0})
+        clock[0] = 400.0
+        for index, member in enumerate(trials):
+            display.epoch_finished(member, 12, 70.0 + index)
+        assert live_lines(display, width) == lines
+    finally:
+        display.close()
+
+
+def test_a_wide_live_display_shows_speed_and_a_bar(clock):
+    display = ProgressDisplay("r", Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None))
+    (member,) = started(display, {"kd": "kd"}, epochs=2)
+    try:
+        display.cohort_progress([member], {"epoch": 1, "step": 3, "steps": 6, "rate": 900.0})
+        (line,) = live_lines(display, 120)[1:]
+        assert line == f"resnet14 -> resnet8, seed 3  1/2  kd    900 images/s  {'━' * 12}"
+    finally:
+        display.close()
