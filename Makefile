@@ -15,7 +15,7 @@ BENCH_FLAGS ?=
 # full, or smoke.
 BUDGET ?= full
 
-.PHONY: help setup demo test test-all lint format bench reproduce-cifar reproduce-imagenet reproduce-robustness report docs clean
+.PHONY: help setup demo test test-all lint format bench gpu-check reproduce-cifar reproduce-imagenet reproduce-robustness report docs clean
 
 help:  ## what one can make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
@@ -32,7 +32,7 @@ setup: $(STAMP)  ## install into .venv
 	@echo "setup: ready; try: make demo, or $(KD) --help"
 
 demo: $(STAMP)  ## train a teacher and four methods on a small set of real images, and print the table
-	@echo "demo: recipes/demo.yaml, three trials of each method on scikit-learn's digits; results go to $(OUT)/demo"
+	@echo "demo: recipes/demo.yaml, five trials of each method on scikit-learn's digits; results go to $(OUT)/demo"
 	@$(KD) run recipes/demo.yaml --out $(OUT) $(RUN_FLAGS)
 
 test: $(STAMP)  ## run the tests
@@ -59,6 +59,10 @@ bench: $(STAMP)  ## measure speed and memory, in about 12 minutes on two cores; 
 	@echo "bench: a column of Table 6 against a published loop, its steps, its growth, losses, loader: see benchmarks/README.md"
 	@echo "bench: ratios within a run are what counts; the page is results/benchmarks.md"
 	@$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
+
+gpu-check: $(STAMP)  ## check and measure kd-bench on a GPU, in 4 minutes on a large one; writes results/benchmarks_gpu.md
+	@echo "gpu-check: the same bits with and without recorded steps, their speed, a whole epoch: see benchmarks/README.md"
+	@$(BIN)/python benchmarks/gpu.py $(BENCH_FLAGS)
 
 reproduce-cifar: $(STAMP)  ## reproduce the paper's Table 6; BUDGET=smoke runs all of it on a few images, in minutes
 	@echo "reproduce-cifar: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"

@@ -35,10 +35,12 @@ def main() -> None:
             for cell in plan(read_recipe(content), "many"):
                 folder = TrialFolder(root / "many" / cell.trial_id)
                 folder.create(cell.trial)
+                folder.write_environment({"command": "kd-bench run many.yaml"})
                 folder.weights.write_bytes(b"weights")
                 folder.write_metrics([{"epoch": epoch, "top1": 50.0} for epoch in (1, 2)])
+                accuracies = {"top1_last": 50.0, "top1_best": 50.0, "best_epoch": 1}
                 digest = sha256(folder.weights)
-                folder.finish({"status": "done", "reason": None, "top1_last": 50.0, "weights_sha256": digest})
+                folder.finish({"status": "done", "reason": None, **accuracies, "epochs": 2, "weights_sha256": digest})
             for command in ("status", "table"):
                 arguments = [sys.executable, "-m", "kd_bench", command, str(root / "many.yaml"), "--out", str(root)]
                 run = functools.partial(subprocess.run, arguments, check=True, stdout=subprocess.DEVNULL)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_bench.config.load import read_recipe
-from kd_bench.config.trial import Trial
+from kd_bench.config.trial import PlannedTrial, Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.data.in_memory import InMemoryLoader
 from kd_bench.estimate.step_cost import DiscardingWriter, TeacherParts, build_untrained_teacher
@@ -43,8 +43,16 @@ IMAGES = 50_000
 EPOCH = 20
 
 
-def plan_pairs(quick: bool = False) -> dict[str, dict[str, Trial]]:
-    """Returns trials by pair and method: those of Table 6 with DIST, or of one pair of tiny networks if ``quick``."""
+def plan_pairs(
+    quick: bool = False, source: str = "cifar100/table6", only: Sequence[str] = ()
+) -> dict[str, dict[str, Trial]]:
+    """Returns trials by pair and method: those of a recipe with DIST, or of one pair of tiny networks if ``quick``.
+
+    Args:
+        quick: Whether to plan the tiny pair.
+        source: The recipe.
+        only: Conditions that the trials must match, as for ``plan``.
+    """
     overrides = ["methods.dist={}"]
     recipe = {
         "name": "quick",
@@ -53,12 +61,15 @@ def plan_pairs(quick: bool = False) -> dict[str, dict[str, Trial]]:
         "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
         "methods": {"crd": {"negatives": 50, "feature_dim": 16}},
     }
-    source = recipe if quick else "cifar100/table6"
     pairs: dict[str, dict[str, Trial]] = {}
-    for planned in plan(read_recipe(source, overrides, trials=1), "benchmark"):
-        title = f"{_published_name('teachers', planned.teacher)} -> {_published_name('students', planned.student)}"
-        pairs.setdefault(title, {})[planned.label] = planned.trial
+    for planned in plan(read_recipe(recipe if quick else source, overrides, trials=1), "benchmark", only):
+        pairs.setdefault(pair_title(planned), {})[planned.label] = planned.trial
     return pairs
+
+
+def pair_title(planned: PlannedTrial) -> str:
+    """Returns the published names of a trial's teacher and student, e.g. "VGG13 -> MobileNet-V2"."""
+    return f"{_published_name('teachers', planned.teacher)} -> {_published_name('students', planned.student)}"
 
 
 @functools.cache

@@ -179,7 +179,7 @@ def fixed_negatives(method: Any, negatives: Tensor | None) -> Iterator[None]:
     if negatives is None:
         yield
         return
-    method._draw_negatives = lambda images: negatives
+    method._draw_negatives = lambda images, generator=None: negatives
     try:
         yield
     finally:

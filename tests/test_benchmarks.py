@@ -57,8 +57,8 @@ def test_each_loss_that_has_a_direct_form_is_replaced_by_it_and_put_back() -> No
         assert _connectors.Fusion.forward is not fuse
         inside: dict[str, Callable[..., Tensor]] = {name: getattr(losses, name) for name in names}
     assert {"kd", "contrast", "rkd_angle", "partial_l2", "hierarchical_context", "dist_terms"} <= set(names)
-    # IKL's and DKD's are put together by the methods from terms, which have forms of their own.
-    assert {name for name in names if inside[name] is before[name]} == {"dkd", "ikl"}
+    # These are put together by the methods from terms, which have forms of their own.
+    assert {name for name in names if inside[name] is before[name]} == {"dkd", "gkl", "ikl"}
     assert {name: getattr(losses, name) for name in names} == before
     assert _connectors.Fusion.forward is fuse
 

@@ -1,0 +1,275 @@
+"""Checks and measures kd-bench on a GPU: ``make gpu-check``. Takes less than 4 minutes on a large card.
+
+- bits: recorded steps have the same bits as others, for every method that is not adversarial;
+- speed: milliseconds per step and seconds per epoch of the pairs of Table 6, with the most memory;
+- epoch: the time of a whole epoch, relative to that of its steps;
+- busy: the share of the time in which the GPU computes;
+- compiled: as speed, with compiled networks, which takes minutes per pair. Begins if the minutes suffice.
+
+Every result is written at once to a JSON file beside the page. What is there already, from the same code, card and
+versions, is not measured again, so a check that ended early goes on when it is started again. A measurement that fails
+does not end the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+import traceback
+from argparse import SUPPRESS
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import gpu_bits, gpu_device, gpu_epoch, gpu_speed
+from benchmarks.gpu_cohort import TINY, Context, MakeRecorder, Sizes
+from benchmarks.markdown import Section, argument_parser
+from kd_bench.training.recorder import choose_recorder
+from kd_bench.trials.environment import utc_timestamp
+from kd_bench.utils.errors import first_line
+from kd_bench.utils.files import json_text, read_json, write_atomic, write_json
+from kd_bench.utils.paths import package_path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "results" / "benchmarks_gpu.md"
+SECTIONS = ("facts", "bits", "speed", "epoch", "busy", "compiled")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A measurement whose result is kept.
+
+    Attributes:
+        section: Its section.
+        name: Unique in the section.
+        expected_seconds: On a large card. It does not begin if less time is left.
+        measure: Returns the result, which can be written as JSON.
+    """
+
+    section: str
+    name: str
+    expected_seconds: float
+    measure: Callable[[], dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        return f"{self.section}: {self.name}" if self.name else self.section
+
+
+class ResultFile:
+    """Results by part, in a JSON file. Those of another card, of other code or other versions are dropped.
+
+    Args:
+        path: The file.
+        environment: Everything that the results depend on.
+    """
+
+    def __init__(self, path: Path, environment: Mapping[str, Any]) -> None:
+        self._path = path
+        content = json.loads(json_text(environment))
+        known = read_json(path) or {}
+        self.has_other = bool(known) and known.get("environment") != content
+        self._content = {"environment": content, "parts": {}} if known.get("environment") != content else known
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self._content["environment"]
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The results of the parts that did not fail."""
+        return {key: part["result"] for key, part in self._content["parts"].items() if "result" in part}
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """The errors of the parts that failed."""
+        return {key: part["error"] for key, part in self._content["parts"].items() if "error" in part}
+
+    def write(self, key: str, part: Mapping[str, Any]) -> None:
+        """Writes the result of a part, or its error."""
+        self._content["parts"][key] = {"measured": utc_timestamp(), **part}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, self._content)
+
+
+def plan_parts(context: Context) -> list[Part]:
+    """Returns all parts, those that matter most first."""
+    cases = gpu_speed.plan_cases(context)
+
+    def time_cases(section: str, kind: str, expected_seconds: float) -> list[Part]:
+        return [
+            Part(section, case.name, expected_seconds, lambda case=case: gpu_speed.time_case(context, case))  # type: ignore[misc]
+            for case in cases[kind]
+        ]
+
+    groups = gpu_bits.cohorts(context.bit_trials(), context.sizes.company)
+    bits = [
+        Part(
+            "bits",
+            ", ".join(trial.method.name for trial in group),
+            15,
+            lambda group=group: gpu_bits.compare_bits(context, group),  # type: ignore[misc]
+        )
+        for group in groups
+    ]
+    return [
+        Part("facts", "", 5, lambda: gpu_epoch.measure_facts(context)),
+        *bits,
+        *time_cases("speed", "first", 10),
+        Part("epoch", "", 30, lambda: gpu_epoch.measure_epoch(context)),
+        *time_cases("speed", "second", 10),
+        *(
+            Part("busy", pair, 10, lambda pair=pair: gpu_speed.measure_busy(context, pair))  # type: ignore[misc]
+            for pair in context.trials
+        ),
+        *time_cases("compiled", "compiled", 90),
+    ]
+
+
+def run_parts(parts: Sequence[Part], file: ResultFile, seconds: float) -> list[Part]:
+    """Measures the parts that have no result yet. Returns those that did not begin, because too little time was left.
+
+    The first part begins in any case.
+    """
+    begin, left = time.perf_counter(), []
+    missing = [part for part in parts if part.key not in file.results]
+    for part in missing:
+        start = time.perf_counter() - begin
+        if part is not missing[0] and start + part.expected_seconds > seconds:
+            left.append(part)
+            continue
+        try:
+            result = part.measure()
+        except Exception as error:
+            outcome = f"failed, {type(error).__name__}: {first_line(error)}"
+            file.write(part.key, {"error": outcome.removeprefix("failed, "), "traceback": traceback.format_exc()})
+        else:
+            outcome = "done"
+            file.write(part.key, {"result": result, "seconds": time.perf_counter() - begin - start})
+        print(f"gpu-check: {time.perf_counter() - begin:4.0f} s: {part.key}: {outcome}", flush=True)
+    return left
+
+
+def make_sections(context: Context, environment: Mapping[str, Any], results: Mapping[str, Any]) -> list[Section]:
+    """Returns the sections of everything that was measured."""
+
+    def of_section(*names: str) -> dict[str, Any]:
+        return {key.partition(": ")[2]: value for key, value in results.items() if key.partition(": ")[0] in names}
+
+    cases = [case for of_kind in gpu_speed.plan_cases(context).values() for case in of_kind]
+    timed, epoch = of_section("speed", "compiled"), results.get("epoch")
+    busy = {pair: result["fraction"] for pair, result in of_section("busy").items()}
+    sections = [gpu_epoch.facts_section(environment, results.get("facts", {}))]
+    if bits := of_section("bits"):
+        sections.append(gpu_bits.section({name: value for group in bits.values() for name, value in group.items()}))
+    if timed:
+        sections.append(gpu_speed.speed_section(cases, timed, busy))
+    if epoch:
+        sections.append(gpu_epoch.epoch_section(epoch, busy))
+    if timed and not context.sizes.quick:
+        sections.append(gpu_speed.table6_section(cases, timed, epoch and epoch["ratio"]))
+    return sections
+
+
+def make_page(sections: Sequence[Section], file: ResultFile, missing: Sequence[str]) -> str:
+    """Returns the page, in Markdown.
+
+    Args:
+        sections: Its sections.
+        file: The results.
+        missing: Keys of the parts that were not measured.
+    """
+    promises = [promise for section in sections for promise in section.promises]
+    reached = sum(promise.kept for promise in promises)
+    parts = [
+        f"# Benchmarks on {file.environment['device_name']}",
+        f"Made by `make gpu-check` ({utc_timestamp()}). Only what is below was measured. {reached} of {len(promises)} "
+        "aims, which are for a card of the H200's class, are reached.",
+        *(f"**{key} failed**: {error}" for key, error in file.errors.items()),
+        *(section.markdown() for section in sections),
+        *(["\n".join(["## Not measured", "", *(f"- {key}" for key in missing)])] if missing else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def code_hash() -> str:
+    """Returns a hash of all code and recipes that the results depend on."""
+    paths = [*(ROOT / "kd_bench").rglob("*.py"), *Path(__file__).parent.glob("*.py")]
+    paths += package_path("recipes", "cifar100").glob("*.yaml")
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.name}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose_recorder) -> int:
+    """Measures, prints tables and writes the page.
+
+    Args:
+        argv: Arguments; None for those of the command.
+        make_recorder: Makes the recorders. Tests give one that works without a GPU.
+
+    Returns:
+        0; 1 if a measurement failed or bits differ; 2 without a GPU.
+    """
+    parser = argument_parser(__doc__, quick=False)
+    parser.add_argument(
+        "--sections", default=",".join(SECTIONS), help="separated by commas; by default all: %(default)s"
+    )
+    parser.add_argument("--minutes", type=float, default=3.5, help="that it may take (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page; results are beside it, in a .json file")
+    parser.add_argument("--data", type=Path, help="folder with CIFAR-100 (default: KD_BENCH_DATA, else ./data)")
+    parser.add_argument("--device", help=SUPPRESS)
+    parser.add_argument("--tiny", action="store_true", help=SUPPRESS)
+    options = parser.parse_args(argv)
+    chosen = options.sections.split(",")
+    if unknown := [name for name in chosen if name not in SECTIONS]:
+        parser.error(f"--sections: there is no section {unknown[0]!r}, but {', '.join(SECTIONS)}")
+    if options.out.suffix == ".json":
+        parser.error(f"--out: {options.out} is the name of the results, so name the page, e.g. {PAGE.name}")
+    device = choose_device(options.device)
+    if device is None:
+        print("gpu-check: there is no CUDA device that torch can use (kd-bench doctor says why)", file=sys.stderr)
+        return 2
+    context = Context(device, TINY if options.tiny else Sizes(), options.data, make_recorder)
+    environment = gpu_device.describe_device(device) | {
+        "images": "CIFAR-100" if context.has_cifar100 else "noise in the shape of CIFAR-100",
+        "tiny": options.tiny,
+        "code": code_hash(),
+    }
+    file = ResultFile(options.out.with_suffix(".json"), environment)
+    if file.has_other:
+        print("gpu-check: the results that are there are of another card, code or version; everything is measured anew")
+    parts = plan_parts(context)
+    left = run_parts([part for part in parts if part.section in chosen], file, 60 * options.minutes)
+    sections = make_sections(context, file.environment, file.results)
+    missing = [part.key for part in parts if part.key not in file.results and part.key not in file.errors]
+    write_atomic(options.out, make_page(sections, file, missing))
+    print("\n\n".join(section.markdown() for section in sections))
+    different = [
+        line
+        for key, result in file.results.items()
+        if key.startswith("bits: ")
+        for line in gpu_bits.differences(result)
+    ]
+    problems = [*(f"{key} failed: {error}" for key, error in file.errors.items()), *different]
+    print(f"\ngpu-check: {options.out}; {len(problems)} problems{':' if problems else ''}", *problems, sep="\n  ")
+    if left:
+        print(f"gpu-check: {len(left)} measurements did not fit into the minutes; the same command goes on with them")
+    return int(bool(problems))
+
+
+def choose_device(name: str | None) -> torch.device | None:
+    """Returns the device with this name, by default the current GPU; None if there is no GPU."""
+    if name is not None:
+        return torch.device(name)
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""``make gpu-check`` measures, keeps and compares what it says. A tape takes the place of CUDA graphs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import gpu, gpu_bits, gpu_device, gpu_speed
+from benchmarks.gpu_cohort import TINY, Context, Sizes, collected_messages
+from kd_bench.config.trial import Trial
+from kd_bench.training.recorder import Recorder
+from tests.training.tape import TapeRecorder
+
+CPU = torch.device("cpu")
+
+
+class Tapes:
+    """Makes recorders and keeps them."""
+
+    def __init__(self) -> None:
+        self.made: list[TapeRecorder] = []
+
+    def __call__(self, device: torch.device, trial: Trial) -> Recorder:
+        self.made.append(TapeRecorder())
+        return self.made[-1]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kd_bench.training.fit.RECORDED_BLOCK", 2)
+
+
+@pytest.fixture
+def same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "code_hash", lambda: "0123456789abcdef")
+
+
+def check(out: Path, *arguments: str, tapes: Tapes | None = None) -> int:
+    return gpu.main(["--device", "cpu", "--tiny", "--out", str(out), *arguments], tapes or Tapes())
+
+
+def parts_of(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())
+    return content["parts"]
+
+
+def test_without_a_gpu_one_sentence_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "there is no CUDA device" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--sections", "bits,sped"], "there is no section 'sped'"), (["--out", "x.json"], "name the page")],
+)
+def test_wrong_options(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_blocks", "same_code")
+def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, tapes = tmp_path / "new" / "page.md", Tapes()
+    arguments = ("--sections", "facts,bits", "--minutes", "10")
+    assert check(out, *arguments, tapes=tapes) == 0
+    assert "abkd, at: done" in capsys.readouterr().out
+    text, parts = out.read_text(), parts_of(out)
+    assert "2 of 2 methods have the same bits in all cases" in text
+    assert text.count("|        yes |             same |           same |    same |                  same |") == 2
+    assert "- speed: " in text.split("## Not measured")[1]
+    assert sum(tape.replays for tape in tapes.made) > 40
+
+    again = Tapes()
+    assert check(out, *arguments, tapes=again) == 0
+    assert not again.made
+    assert parts_of(out) == parts
+    assert out.read_text().splitlines()[4:] == text.splitlines()[4:]  # its line with the time apart
+
+    content = json.loads(out.with_suffix(".json").read_text())
+    del content["parts"]["facts"]
+    out.with_suffix(".json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert check(out, *arguments, tapes=again) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("gpu-check:")]
+    assert [line.endswith("facts: done") for line in lines] == [True, False]
+    assert not again.made
+
+    content["environment"]["code"] = "other"
+    out.with_suffix(".json").write_text(json.dumps(content))
+    assert check(out, "--sections", "facts") == 0
+    assert "measured anew" in capsys.readouterr().out
+    assert set(parts_of(out)) == {"facts"}
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_other_bits_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = gpu_bits._Trainer.train
+
+    def train_wrongly(self: Any, trials: Sequence[Trial], **options: Any) -> list[gpu_bits.StateWriter]:
+        if options.get("eager"):
+            trials = [trial.model_copy(update={"clip_norm": 0.1}) for trial in trials]
+        writers = train(self, trials, **options)
+        if options.get("stop"):
+            writers[0].mid_epoch, writers[0].failure = None, "it is broken"
+        return writers
+
+    monkeypatch.setattr(gpu_bits._Trainer, "train", train_wrongly)
+    out = tmp_path / "page.md"
+    assert check(out, "--sections", "bits") == 1
+    text = capsys.readouterr().out
+    for method in ("abkd", "at"):
+        assert f"  {method}, not recorded: state.network.conv1.weight\n" in text
+    assert "  abkd, stopped and resumed: no result: it is broken\n" in text
+    assert "0 of 2 methods have the same bits" in out.read_text()
+
+
+def test_nothing_is_recorded_where_bits_of_eager_steps_are_wanted() -> None:
+    tapes = Tapes()
+    context = Context(CPU, TINY, make_recorder=tapes)
+    writers = gpu_bits._Trainer(context).train(context.bit_trials(), eager=True)
+    assert [tape.recordings for tape in tapes.made] == [0]
+    assert all(writer.state and "for a comparison" in writer.notes[0] for writer in writers)
+
+
+def test_what_is_logged_is_collected_and_not_printed(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("kd_bench.training.recorded_cohort")
+    with collected_messages() as messages:
+        logger.info("memory is %s", "short")
+    assert messages == ["memory is short"]
+    assert not caplog.messages
+    logger.warning("later")
+    assert messages == ["memory is short"]
+    assert caplog.messages == ["later"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_cohorts_of_equal_size_have_all_trials(count: int) -> None:
+    groups = list(gpu_bits.cohorts([f"{number}" for number in range(7)], count))  # type: ignore[misc]
+    assert {len(group) for group in groups} == {count}
+    assert {trial for group in groups for trial in group} == {f"{number}" for number in range(7)}
+    assert len(groups) == -(-7 // count)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_blocks", "same_code")
+def test_a_whole_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, tapes = tmp_path / "page.md", Tapes()
+    assert check(out, "--minutes", "10", tapes=tapes) == 0
+    assert "0 problems" in capsys.readouterr().out
+    text, parts = out.read_text(), parts_of(out)
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == ["## The machine", "## The same bits", "## Steps", "## A whole epoch"]
+    assert len(parts) == 1 + 1 + 7 + 1 + 1 + 1
+    assert all(tape.replays > 0 for tape in tapes.made if tape.recordings)
+    epoch = parts["epoch"]["result"]
+    assert epoch["steps"] == 4
+    assert epoch["ratio"] >= epoch["epoch_seconds"] / (4 * max(epoch["step_seconds"]))
+    assert epoch["epoch_seconds"] > epoch["training_seconds"] > 0 < epoch["checkpoint_seconds"]
+    assert parts["busy: cifar_resnet14 -> cifar_resnet8"]["result"] == {"fraction": None}
+    cases = [part["result"] for key, part in parts.items() if key.startswith(("speed", "compiled"))]
+    assert all(len(case["recorded"]) == TINY.rounds for case in cases)
+    notes = {key: part["result"]["notes"] for key, part in parts.items() if key.startswith(("speed", "compiled"))}
+    (compiled,) = [key for key in notes if notes[key]]  # a tape cannot see what compiled code does
+    assert compiled.startswith("compiled: ")
+    assert "the teacher's pass is not recorded" in notes[compiled][0]
+    assert text.count("the teacher's pass is not recorded") == 1
+    assert sorted(case["members"] for case in cases) == [1, 1, 1, 2, 2, 2, 2, 2]
+
+
+class Fails(Exception):
+    pass
+
+
+def fail() -> dict[str, Any]:
+    raise Fails("no\nsuch thing")
+
+
+def test_a_part_that_fails_leaves_the_others_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = gpu.ResultFile(tmp_path / "x.json", {"device_name": "a card"})
+    parts = [gpu.Part("bits", "a", 1, fail), gpu.Part("epoch", "", 1, lambda: {"ratio": 1.0})]
+    assert gpu.run_parts(parts, file, 60) == []
+    assert file.errors == {"bits: a": "Fails: no"}
+    assert file.results == {"epoch": {"ratio": 1.0}}
+    kept = json.loads((tmp_path / "x.json").read_text())["parts"]["bits: a"]
+    assert "raise Fails" in kept["traceback"]
+    assert "bits: a: failed, Fails: no" in capsys.readouterr().out
+    assert "**bits: a failed**: Fails: no" in gpu.make_page([], file, [])
+    mended = gpu.ResultFile(tmp_path / "x.json", {"device_name": "a card"})
+    assert gpu.run_parts([gpu.Part("bits", "a", 1, lambda: {"a": 1}), parts[1]], mended, 60) == []
+    assert mended.errors == {}
+    assert mended.results == {"bits: a": {"a": 1}, "epoch": {"ratio": 1.0}}
+
+
+def test_a_part_begins_only_if_its_time_is_left(tmp_path: Path) -> None:
+    file = gpu.ResultFile(tmp_path / "x.json", {})
+    parts = [gpu.Part("speed", str(seconds), seconds, dict) for seconds in (90, 90, 5)]
+    parts[1] = gpu.Part("compiled", "long", 90, dict)
+    assert [part.name for part in gpu.run_parts(parts, file, 10)] == ["long"]
+    assert set(file.results) == {"speed: 90", "speed: 5"}
+
+
+def test_names_of_parts_are_unique() -> None:
+    context = Context(CPU, Sizes())
+    keys = [part.key for part in gpu.plan_parts(context)]
+    assert len(set(keys)) == len(keys)
+    assert "speed: ResNet32x4 -> ResNet8x4, KD x 8, float32" in keys
+    assert "speed: WRN-40-2 alone, bfloat16" in keys
+    assert set(gpu_speed.AIMS) == set(context.trials)
+
+
+def results_with(cases: list[gpu_speed.Case], seconds: float) -> dict[str, Any]:
+    return {
+        case.name: {"recorded": [seconds] * 3, "eager": [], "peak": 2**30, "members": case.students, "notes": []}
+        for case in cases
+    }
+
+
+def test_an_aim_is_reached_by_one_of_the_ways() -> None:
+    plain = gpu_speed.Case("VGG13 -> MobileNet-V2", "KD", 8, "float32")
+    half = gpu_speed.Case("VGG13 -> MobileNet-V2", "KD", 8, "bfloat16")
+    alone = gpu_speed.Case("VGG13 -> MobileNet-V2", "KD", 1, "float32")
+    results = results_with([plain], 0.0100) | results_with([half], 0.0090) | results_with([alone], 0.0001)
+    (aim,) = gpu_speed.speed_section([plain, half, alone], results, {plain.pair: 0.5}).promises
+    assert (aim.measured, aim.kept) == ("0.98 (float32), 0.88 (bfloat16)", True)
+    (aim,) = gpu_speed.speed_section([plain, alone], results, {}).promises
+    assert (aim.measured, aim.kept) == ("0.98 (float32)", False)
+
+
+def test_a_trained_teacher_has_an_aim() -> None:
+    case = gpu_speed.Case("WRN-40-2 -> ShuffleNet-V1", "teacher", 1, "bfloat16")
+    (aim,) = gpu_speed.speed_section([case], results_with([case], 0.0033), {}).promises
+    assert (aim.subject, aim.measured, aim.kept) == ("WRN-40-2 alone", "2.58 (bfloat16)", True)
+    trials = gpu_speed.Case.trials(case, Context(CPU, Sizes()).trials[case.pair], 8)
+    assert [(trial.model, trial.teacher, trial.precision) for trial in trials] == [("cifar_wrn_40_2", None, "bfloat16")]
+
+
+def test_hours_of_table_6() -> None:
+    cases = [case for kind in gpu_speed.plan_cases(Context(CPU, Sizes())).values() for case in kind]
+    measured = [case for case in cases if case.members == "Table 6" and case.precision == "float32"]
+    assert len(measured) == 5
+    rows = gpu_speed.table6_section(cases, results_with(measured, 0.01), 1.1).tables[0].rows
+    hours = 3 * 240 * 782 * 0.01 * 1.1 / 3600
+    assert rows[0][1:] == ["5,760", "720", f"{hours:.1f}", "-"]
+    assert rows[-1] == ["all", "28,800", "3,600", f"{5 * hours:.1f}", "-"]
+    rows = gpu_speed.table6_section(cases, results_with(measured[1:], 0.01), None).tables[0].rows
+    assert [row[3] for row in rows].count("-") == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 10)), min_size=1))
+def test_the_union_of_intervals(starts_and_lengths: list[tuple[int, int]]) -> None:
+    intervals = [(start, start + length) for start, length in starts_and_lengths]
+    covered = {point for start, end in intervals for point in range(start, end)}
+    span = max(end for _, end in intervals) - min(start for start, _ in intervals)
+    assert gpu_device.union_fraction(intervals) == pytest.approx(len(covered) / span)
+
+
+def test_a_profile_without_kernels_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no kernel"):
+        gpu_device.union_fraction([])
