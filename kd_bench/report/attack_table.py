@@ -14,7 +14,8 @@ from kd_bench.config.attack import Attack, chained, is_pgd, title
 from kd_bench.report.render import DASH, Table, simple_table
 from kd_bench.report.results_frame import teacher_name
 from kd_bench.report.statistics import Difference, MeanAndStd, estimate, paired_difference
-from kd_bench.report.trial_files import read_mapping
+from kd_bench.trials.reader import read_trial
+from kd_bench.utils.regular_files import BadFile, read_json_object
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -69,10 +70,10 @@ class Evaluation:
 
 def read_evaluation(file: Path) -> Evaluation | None:
     """Reads a finished evaluation. Returns None if it is not finished or the file is damaged."""
-    content = read_mapping(file, [])
-    if content.get("kind") != "attack" or content.get("status") != "done":
-        return None
     try:
+        content = read_json_object(file) or {}
+        if content.get("kind") != "attack" or content.get("status") != "done":
+            return None
         accuracy = {str(name): _percent(value) for name, value in content["accuracy"].items()}
         attack = Attack.model_validate_json(json.dumps(content["attack"]))
         skipped = tuple(map(str, content["skipped"]))
@@ -87,16 +88,18 @@ def read_evaluation(file: Path) -> Evaluation | None:
             warnings=tuple(map(str, content["warnings"])),
             weights=str(content["subject"]["weights"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (BadFile, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
 def read_evaluations(trial: Path) -> list[Evaluation]:
-    """Reads the finished evaluations of a trial's present weights, sorted by norm and radius."""
-    result = read_mapping(trial / "result.json", [])
-    weights = str(result["weights_sha256"]) if "weights_sha256" in result else None
-    evaluations = [read_evaluation(file) for file in sorted((trial / FOLDER).glob("*.json"))]
-    current = [item for item in evaluations if item is not None and weights in (None, item.weights)]
+    """Reads the finished evaluations of a finished trial's present weights, sorted by norm and radius."""
+    files = sorted((trial / FOLDER).glob("*.json"))
+    result = read_trial(trial).result if files else None
+    if result is None or result["status"] != "done":
+        return []
+    evaluations = map(read_evaluation, files)
+    current = [item for item in evaluations if item is not None and item.weights == result["weights_sha256"]]
     return sorted(current, key=lambda evaluation: (evaluation.attack.norm, evaluation.attack.eps))
 
 

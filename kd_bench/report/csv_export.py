@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +11,8 @@ import pandas as pd
 
 from kd_bench.config.trial import canonical
 from kd_bench.report.render import render, simple_table
-from kd_bench.report.results_frame import COUNTS, NUMBERS, PERCENTAGES, read_results
-from kd_bench.utils.errors import first_line
+from kd_bench.report.results_frame import COUNTS, IMAGES, NUMBERS, PERCENTAGES, read_results
+from kd_bench.trials.reader import read_trial
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -22,8 +20,9 @@ if TYPE_CHECKING:
 #: First columns of both files, which identify the trial.
 KEYS = ("recipe", "dataset", "teacher", "student", "label", "method", "hyperparameters", "seed", "trial_id")
 
-#: Result of a trial: accuracies in percent, times in seconds, memory in bytes. Missing values are empty.
-RESULTS = ("teacher_id", "status", "reason", *PERCENTAGES, *NUMBERS, *COUNTS, "finished")
+#: Result of a trial: accuracies in percent, times in seconds, memory in bytes, digest of the images. Missing values are
+#: empty.
+RESULTS = ("teacher_id", "status", "reason", *PERCENTAGES, *NUMBERS, *COUNTS, "finished", *IMAGES)
 
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
@@ -40,14 +39,17 @@ class CsvFile(NamedTuple):
 
 
 def trials(recipes: Iterable[RecipeTrials]) -> CsvFile:
-    """Returns a line for each trial, done or not. A trial in several pairs has one line."""
+    """Returns a line for each trial, done or not. A trial in several pairs has one line, a damaged one no numbers."""
     rows = []
+    problems = []
     for recipe, folder, planned in recipes:
         cells = _unique(planned)
         for cell, result in zip(cells, read_results(folder, cells).to_dict("records"), strict=True):
             values: dict[Any, Any] = {**result, "teacher_id": cell.teacher_id if cell.trial.teacher else None}
+            if values["status"] == "damaged":
+                problems.append(f"{read_trial(folder / cell.trial_id).advice}; its line has no numbers")
             rows.append(_keys(recipe, cell) | {key: "" if pd.isna(values[key]) else values[key] for key in RESULTS})
-    return CsvFile(_csv((*KEYS, *RESULTS), rows), len(rows), ())
+    return CsvFile(_csv((*KEYS, *RESULTS), rows), len(rows), tuple(problems))
 
 
 def epochs(recipes: Iterable[RecipeTrials]) -> CsvFile:
@@ -57,14 +59,19 @@ def epochs(recipes: Iterable[RecipeTrials]) -> CsvFile:
     columns: dict[str, None] = {}
     for recipe, folder, planned in recipes:
         for cell in _unique(planned):
-            file = folder / cell.trial_id / "metrics.csv"
-            try:
-                metrics = list(_metrics(file))
-            except FileNotFoundError:  # the trial has not begun
+            record = read_trial(folder / cell.trial_id)
+            if record.is_damaged:
+                problems.append(f"{record.advice}; left out")
                 continue
-            except (OSError, ValueError, csv.Error) as error:
-                problems.append(f"{file}: left out, because it is damaged ({first_line(error)})")
+            if record.metrics is None:  # the trial has not begun, or it is not finished and its metrics are damaged
+                faults = (fault for fault in record.remarks if fault.file == "metrics.csv")
+                problems += [f"{record.path / fault.file}: {fault.text}; left out" for fault in faults]
                 continue
+            odd = next((name for name in record.metrics.columns if not _COLUMN.fullmatch(name)), None)
+            if odd is not None:
+                problems.append(f"{record.path / 'metrics.csv'}: has a column {odd!r}, which is none of ours; left out")
+                continue
+            metrics = list(record.metrics.records())
             rows += [_keys(recipe, cell) | row for row in metrics]
             columns |= dict.fromkeys(key for row in metrics for key in row)
     return CsvFile(_csv((*KEYS, *columns), rows), len(rows), tuple(problems))
@@ -84,20 +91,6 @@ def _keys(recipe: str, cell: PlannedTrial) -> dict[str, Any]:
     hyperparameters = canonical(trial.method.hyperparameters)
     values = (recipe, cell.dataset, teacher, cell.student, cell.label, cell.method, hyperparameters, cell.seed)
     return dict(zip(KEYS, (*values, cell.trial_id), strict=True))
-
-
-def _metrics(file: Path) -> Iterator[dict[str, Any]]:
-    """Yields the rows of ``metrics.csv``. Raises a ValueError if the file is damaged."""
-    reader = csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")), strict=True)
-    names = reader.fieldnames or ()
-    if "epoch" not in names or not all(_COLUMN.fullmatch(name) for name in names):
-        raise ValueError("its header is none of ours")
-    for row in reader:
-        if None in row or None in row.values():
-            raise ValueError(f"line {reader.line_num} has not one value a column")
-        for value in filter(None, row.values()):
-            float(value)
-        yield row
 
 
 def _csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:

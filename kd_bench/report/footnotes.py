@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kd_bench.report.conclusion import conclusions
+from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
 from kd_bench.report.summary import CONFIDENCE, PairTable
 
@@ -38,13 +40,17 @@ def footnotes(
         return
     trials = Counter(frame.drop_duplicates("trial_id")["status"])
     if trials["done"] < trials.total():
-        lacking = ", ".join(f"{trials[s]} {s}" for s in ("failed", "unreadable", "missing") if trials[s])
+        names = {"failed": "failed", "damaged": "damaged", "missing": "missing", OTHER_IMAGES: "of other images"}
+        lacking = ", ".join(f"{trials[status]} {name}" for status, name in names.items() if trials[status])
         yield f"Incomplete: {trials['done']} of {count(trials.total(), 'planned trial')} done ({lacking})."
     left_out = sum(row.other for pair in pairs for row in pair.rows)
     if left_out:
         yield f"Left out of every mean: {count(left_out, 'trial')} of another protocol than the line's others."
-    yield _TOP1
+    yield from image_notes(frame)
     labels = list(dict.fromkeys(frame["label"]))
+    if baseline in labels:
+        yield from conclusions(pairs, baseline)
+    yield _TOP1
     if baseline in labels:
         yield from _differences(pairs, baseline)
     else:
@@ -94,7 +100,7 @@ def _ranks(dataset: str, ranking: Ranking) -> str:
 
 
 def _dataset(dataset: str, trials: pd.DataFrame, pairs: Sequence[PairTable]) -> str:
-    """The numbers of epochs of the trials and teachers on a dataset."""
+    """The numbers of epochs of the trials and teachers on a dataset, and the digest of its images if it is known."""
     facts = [f"Dataset: {dataset}"]
     epochs = most_frequent(trials.loc[trials["status"] == "done", "epochs"])
     if epochs:
@@ -103,11 +109,13 @@ def _dataset(dataset: str, trials: pd.DataFrame, pairs: Sequence[PairTable]) -> 
     lengths = sorted({epochs for row in teachers for epochs in row.epochs})
     if lengths:
         facts.append(f"teachers {' or '.join(str(epochs) if epochs else 'given' for epochs in lengths)}")
+    if images := usual_images(trials):
+        facts.append(f"images {' or '.join(map(short, images.values()))}")
     return f"{', '.join(facts)}."
 
 
 def problems(frame: pd.DataFrame) -> list[str]:
-    """Returns a sentence for each trial, and each teacher's own trial, that failed or cannot be read."""
+    """Returns a sentence for each trial, and each teacher's own trial, that failed or is damaged."""
     sentences: dict[str, str] = {}
     texts = ["label", "teacher", "student", "trial_id", "teacher_id", "status", "reason", "teacher_status",
              "teacher_reason"]  # fmt: skip
@@ -116,7 +124,7 @@ def problems(frame: pd.DataFrame) -> list[str]:
         teacher = f"teacher {row['teacher']} ({row['teacher_id']})"
         for key, name, prefix in (("trial_id", trial, ""), ("teacher_id", teacher, "teacher_")):
             status, reason = row[f"{prefix}status"], row[f"{prefix}reason"]
-            if status in ("failed", "unreadable"):
+            if status in ("failed", "damaged"):
                 sentences[row[key]] = f"{name} {status}: {reason if len(reason) <= 200 else f'{reason[:197]}...'}"
     return list(sentences.values())
 

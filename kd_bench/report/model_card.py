@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ import yaml
 
 from kd_bench.config.trial import Trial
 from kd_bench.report.attack_table import CLEAN, Evaluation, read_evaluations
-from kd_bench.report.results_frame import read_result
 from kd_bench.report.statistics import MeanAndStd, estimate
+from kd_bench.trials.reader import read_trial
 
 
 @dataclass(frozen=True)
@@ -128,14 +127,14 @@ def _measured(subject: CardSubject) -> Iterator[tuple[str, str]]:
 
 def _all_seeds(subject: CardSubject) -> MeanAndStd | None:
     """Accuracy over all finished trials of the folder with the same settings except the seed; None if there is one."""
-    settings = subject.trial.model_copy(update={"seed": 0})
+    settings = subject.trial.settings() | {"seed": 0}
     top1 = []
     for file in sorted(subject.folder.parent.glob("*/trial.json")):
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            trial = Trial.model_validate_json(file.read_bytes())
-            result = read_result(file.parent)
-            if trial.model_copy(update={"seed": 0}) == settings and result["status"] == "done":
-                top1.append(float(result["top1_last"]))
+        record = read_trial(file.parent)
+        if record.verdict != "done" or record.settings is None or record.result is None:
+            continue
+        if record.settings | {"seed": 0} == settings:
+            top1.append(float(record.result["top1_last"]))
     return estimate(top1) if len(top1) > 1 else None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from kd_bench.report import plots, svg
+from kd_bench.report import class_plots, page_classes, palette, plots
 from kd_bench.report.attack_table import summarise_attacks, trial_evaluations
 from kd_bench.report.footnotes import count
+from kd_bench.report.palette import Look
 from kd_bench.report.paper_layout import paper_tables, short_names
 from kd_bench.report.published_robustness import published_cells
 from kd_bench.report.render import DASH
@@ -37,10 +39,15 @@ def page(results: Sequence[FolderResults]) -> str:
     )
     templates.filters |= {"spread": lambda value: str(value or DASH), "p": format_p, "signed": signed}
     code, style = (loader.get_source(templates, name)[0] for name in ("report.js", "report.css"))
-    builder = _PageBuilder()
+    # without white space at the ends, which the Nu validator leaves out of its hashes
+    code, style = code.strip(), f"{palette.style()}{style}".strip()
+    builder = _PageBuilder(
+        palette.looks(row.label for part in results for row in part.summary.rows if row.kind == "method")
+    )
     sections = [builder.section(folder_results) for folder_results in results]
     statuses = {row["trial_id"]: row["status"] for part in results for row in part.frame.to_dict("records")}
     done = sum(status == "done" for status in statuses.values())
+    data = script({"cells": builder.cells, **builder.trials.data()})
     text = templates.get_template("report.html").render(
         sections=sections,
         attributes=builder.attributes,
@@ -50,15 +57,18 @@ def page(results: Sequence[FolderResults]) -> str:
         pairs=builder.pairs,
         methods=builder.methods,
         families=sorted({family for _, family in builder.methods.values() if family}),
-        series=svg.series,
+        looks=builder.looks,
+        shades=class_plots.SHADES,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=metadata.version("kd-bench"),
         counts=f"{done} of {count(len(statuses), 'trial')} done",
         code=Markup(code),
         style=Markup(style),
+        unique=_Names().unique,
         code_hash=_hash(code),
+        data_hash=_hash(data),  # browsers do not ask for it, but the Nu validator does
         style_hash=_hash(style),
-        data=Markup(script({"cells": builder.cells, **builder.trials.data()})),
+        data=Markup(data),
     )
     return text.encode("utf-8", "replace").decode()
 
@@ -66,6 +76,18 @@ def page(results: Sequence[FolderResults]) -> str:
 def _hash(text: str) -> str:
     """The hash by which a content security policy allows an inline script or style."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+class _Names:
+    """Makes the names of the page's regions unique."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def unique(self, name: str) -> str:
+        """Returns a name with a number behind it if the page has it already."""
+        self._counts[name] += 1
+        return name if self._counts[name] == 1 else f"{name} ({self._counts[name]})"
 
 
 def signed(value: float) -> str:
@@ -76,24 +98,31 @@ def signed(value: float) -> str:
 class _PageBuilder:
     """Builds sections, and numbers the pairs, methods and cells of the whole page.
 
+    Args:
+        looks: The looks of the methods by label.
+
     Attributes:
+        looks: The same.
         trials: The trials behind all numbers.
         pairs: Number of each pair by its title.
         methods: Number and family of each method by its label.
         cells: Title, sentences and trials behind each row of a table.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, looks: Mapping[str, Look]) -> None:
+        self.looks = looks
         self.trials = PageTrials()
         self.pairs: dict[str, int] = {}
         self.methods: dict[str, tuple[int, str]] = {}
         self.cells: list[dict[str, Any]] = []
         self._numbers: dict[int, int] = {}  # by id() of the row
+        self._trials_behind: dict[int, list[str]] = {}  # keys of the trials behind a row's means, by id() of the row
 
     def section(self, results: FolderResults) -> dict[str, Any]:
         """Returns the plots and robustness tables of one recipe or folder, as the template needs them."""
         figures: dict[str, list[dict[str, Any]]] = {}
         forests: list[dict[str, Any]] = []
+        classes: list[dict[str, Any]] = []
         frames = dict(iter(results.frame.groupby(["dataset", "teacher", "student"], sort=False)))
         for pair in results.summary.pairs:
             for row in pair.rows:
@@ -101,7 +130,9 @@ class _PageBuilder:
             for kind, figure in self._figures(results, pair):
                 figures.setdefault(kind, []).append({**self.attributes(pair), **figure})
             forests += self._forests(pair)
-        return {"results": results, "plots": figures, "forests": forests, "attacks": list(self._attacks(results))}
+            classes += self._classes(pair)
+        attacks = list(self._attacks(results))
+        return {"results": results, "plots": figures, "forests": forests, "classes": classes, "attacks": attacks}
 
     def attributes(self, pair: PairTable, row: SummaryRow | None = None) -> dict[str, Any]:
         """Returns title and number of a pair, and number and family of a row's method, for the page's filters."""
@@ -123,7 +154,8 @@ class _PageBuilder:
     def _mark(self, pair: PairTable, row: SummaryRow) -> plots.Mark:
         attributes = self.attributes(pair, row)
         del attributes["title"]
-        return plots.Mark(row.label, int(attributes["method"]), attributes)
+        look = self.looks[row.label] if row.kind == "method" else palette.STUDENT
+        return plots.Mark(row.name, look, attributes)
 
     def _add_cell(self, results: FolderResults, pair: PairTable, row: SummaryRow, frame: pd.DataFrame) -> None:
         """Adds the cell of a row, with its statistics and trials."""
@@ -142,54 +174,61 @@ class _PageBuilder:
                 command = training_command(cell, recipe, results.methods) if recipe else None
                 self.trials.add(keys[-1], record, results.folder / cell.trial_id, cell, command)
         self._numbers[id(row)] = len(self.cells)
+        self._trials_behind[id(row)] = keys if row.kind == "teacher" else _keys(results, row)
         sentences = list(_sentences(pair, row, results.summary.baseline))
         self.cells.append({"title": f"{row.name}: {self.attributes(pair)['title']}", "trials": keys, "says": sentences})
 
     def _figures(self, results: FolderResults, pair: PairTable) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields learning curves, accuracy against cost and memory, and changes by class, each with its kind."""
         title = self.attributes(pair)["title"]
-        rows = [row for row in pair.rows if row.kind == "method"]
-        curves, costs, memory = [], [], []
+        rows = [row for row in pair.rows if row.kind != "teacher"]
+        top1, loss, costs, memory = [], [], [], []
         for row in rows:
             mark = self._mark(pair, row)
             if row.comparable:
-                keys = _keys(results, row)
-                curves.append((mark, [self.trials.details[key].curves.get("top1", ()) for key in keys]))
+                curves = [self.trials.details[key].curves for key in _keys(results, row)]
+                top1.append((mark, [curve.get("top1", ()) for curve in curves]))
+                loss.append((mark, [curve.get("train_loss", ()) for curve in curves]))
             if row.top1 is None:
                 continue
-            shape = {"hollow": not row.ranked, "square": row.family == "logits"}
+            hollow = not (row.complete and row.comparable)
+            shape = {"hollow": hollow, "square": row.family == "logits"}
             if row.seconds:
                 costs.append(plots.Point(mark, row.seconds, row.top1, **shape))
             if row.memory:
                 memory.append(plots.Point(mark, row.memory / 2**20, row.top1, **shape))
-        top1 = "top-1 on the test set, %"
+        teacher = pair.first("teacher")
         drawn = {
-            "curves": plots.curves(title, curves),
-            "costs": plots.scatter(f"Accuracy against cost: {title}", costs, "seconds an epoch", top1, True),
-            "memory": plots.scatter(f"Accuracy against memory: {title}", memory, "MiB at most", top1, True),
+            "curves": plots.curves(title, top1, teacher.top1.mean if teacher and teacher.top1 else None),
+            "costs": plots.scatter(f"Accuracy against cost: {title}", costs, "seconds an epoch"),
+            "memory": plots.scatter(f"Accuracy against memory: {title}", memory, "MiB at most"),
         }
         for kind, plot in drawn.items():
             if plot is not None:
-                yield kind, {"svg": plot}
-        yield from (("classes", figure) for figure in self._classes(results, pair, rows))
+                yield kind, {"svg": plot, "more": plots.losses(title, loss) if kind == "curves" else None}
+        yield from (("classes", figure) for figure in self._changes(results, pair))
 
-    def _classes(self, results: FolderResults, pair: PairTable, rows: Sequence[SummaryRow]) -> Iterator[dict[str, Any]]:
-        """Changes by class against the baseline, over the seeds of which both have accuracies by class."""
-        by_label: dict[str, dict[int | None, tuple[float, ...]]] = {}
-        for row in rows:
-            trials = {self.trials.seed(key): self.trials.details[key].classes for key in _keys(results, row)}
-            by_label[row.label] = {seed: classes for seed, classes in trials.items() if classes and row.comparable}
-        compared = by_label.pop(results.summary.baseline or "", {})
-        for row in rows:
-            accuracies = by_label.get(row.label, {})
-            seeds = [seed for seed in accuracies if len(accuracies[seed]) == len(compared.get(seed, ()))]
-            if seeds:
-                changes = [
-                    sum(accuracies[seed][at] - compared[seed][at] for seed in seeds) / len(seeds)
-                    for at in range(len(accuracies[seeds[0]]))
-                ]
-                plot = plots.classes(row.label, self._mark(pair, row), changes)
-                yield {**self.attributes(pair, row), "svg": plot, "caption": row.label}
+    def _changes(self, results: FolderResults, pair: PairTable) -> Iterator[dict[str, Any]]:
+        """Yields the plots of the changes by class."""
+        trials = {
+            row.label: {self.trials.seed(key): self.trials.details[key] for key in _keys(results, row)}
+            for row in pair.rows
+            if row.kind == "method"
+        }
+        for row, points, names in page_classes.changes(pair, results.summary.baseline, trials):
+            plot = class_plots.changes(row.label, self._mark(pair, row), points, names)
+            yield {**self.attributes(pair, row), "svg": plot, "caption": row.label, "more": None}
+
+    def _classes(self, pair: PairTable) -> Iterator[dict[str, Any]]:
+        """Yields accuracies by class and confusion matrices, if there are any."""
+        title = self.attributes(pair)["title"]
+        rows = [(row, [self.trials.details[key] for key in self._trials_behind[id(row)]]) for row in pair.rows]
+        table = page_classes.class_table([(row, trials) for row, trials in rows if row.comparable])
+        if table is not None:
+            confusions = [
+                (confusion, self.attributes(pair, confusion.row)) for confusion in page_classes.confusions(title, rows)
+            ]
+            yield {"pair": pair, "table": table, "confusions": confusions}
 
     def _forests(self, pair: PairTable) -> Iterator[dict[str, Any]]:
         """Yields the differences to the baseline with their intervals, if there are any."""
@@ -215,7 +254,7 @@ class _PageBuilder:
                     if row and row.kind == "method":
                         points.append(plots.Point(self._mark(pair, row), line.values["clean"].mean, line.values[last]))
                 title, y_title = f"Clean against robust: {table.title}", f"{table.columns[last]}, %"
-                plot = plots.scatter(title, points, "clean, %", y_title)
+                plot = plots.scatter(title, points, "clean, %", y_title, cost=False)
                 published, notes = published_cells(results.recipe, table)
                 notes = [*table.notes, *notes]
                 yield {"pair": pair, "table": table, "rows": lines, "published": published, "notes": notes, "svg": plot}

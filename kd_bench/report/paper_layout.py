@@ -160,7 +160,7 @@ def _published_cell(value: Published | None) -> Tex:
 def _cell(row: SummaryRow | None) -> Tex:
     if row is None:
         return Tex("")
-    incomplete = "" if row.complete else f"{row.done}/{row.planned}"
+    incomplete = "" if row.complete else row.counts
     marks = " ".join(filter(None, (incomplete, "" if row.comparable else "{*}")))
     value = "--" if row.top1 is None else _spread(row.top1)
     return Tex(rf"{value}\,{{\scriptsize ({marks})}}" if marks else value)

@@ -11,20 +11,20 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kd_bench.config.base import Settings
-from kd_bench.config.load import parse, read_mapping
+from kd_bench.config.load import find_published
 from kd_bench.config.numbers import NonNegative, Positive
 from kd_bench.config.trial import PretrainedTeacher, Trial
+from kd_bench.config.validate import parse
+from kd_bench.config.yaml_reader import read_mapping
 from kd_bench.report.protocol import IDENTITY, differences, first_few
 from kd_bench.report.published_files import read_rows
 from kd_bench.report.results_frame import teacher_name
 from kd_bench.report.statistics import MeanAndStd, mean_interval
 from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Published, Summary, SummaryRow
 from kd_bench.utils.errors import UserError, unknown
-from kd_bench.utils.paths import package_path
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -114,10 +114,7 @@ def read(name: str, context: str) -> PublishedNumbers:
     Raises:
         UserError: If there is no such file, or the file or its table is damaged.
     """
-    path = Path(name) if Path(name).is_file() else package_path("results", "published", f"{name}.yaml")
-    if not path.is_file():
-        names = (file.stem for file in package_path("results", "published").glob("*.yaml"))
-        raise unknown("file of published numbers", name, names, context)
+    path = find_published(name, context)
     file = parse(PublishedFile, read_mapping(path, "file of published numbers"), str(path))
     order = list(file.sources)
     cells: dict[PublishedCell, dict[str, PublishedNumber]] = {}

@@ -1,6 +1,7 @@
-"""Prints tables: for a terminal, as plain text, Markdown, LaTeX or CSV. Every command's tables come from here.
+"""Prints tables: for a terminal, as plain text, Markdown, HTML, LaTeX or CSV. All tables come from here.
 
-A table is built as data (``Table``), and ``render`` turns tables into text. No other file knows the formats.
+A table is built as data (``Table``), and ``render`` turns tables into text. Only ``html_table`` beside this file knows
+one of the formats, too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TextIO
 
+from kd_bench.report.html_table import html_tables
 from kd_bench.utils.errors import unknown
 
 #: Values of every command's ``--format``. A table with a single LaTeX layout is the same in both LaTeX formats.
-FORMATS = ("terminal", "markdown", "plain", "latex", "latex-long", "csv")
+FORMATS = ("terminal", "markdown", "plain", "latex", "latex-long", "csv", "html")
 
 #: Shown for a value that does not exist.
 DASH = "–"
@@ -142,6 +144,8 @@ def render(
         raise unknown("format", format, FORMATS)
     if format == "csv":
         text = _csv(tables)
+    elif format == "html":
+        text = html_tables(tables, notes)
     elif format.startswith("latex") and floating:
         text = _latex(tables, notes, merged=format == "latex-long")
     elif format == "terminal" and width is not None:
@@ -273,6 +277,7 @@ def _terminal(
         file=out,
         width=max(width, sum(widths) + frame),
         force_terminal=colour,
+        force_jupyter=False,  # in a notebook rich would show the table instead of writing it
         color_system="standard" if colour else None,
         legacy_windows=False,
         markup=False,

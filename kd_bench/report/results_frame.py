@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kd_bench.report.protocol import protocol
+from kd_bench.trials.reader import TrialRecord, read_trial
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -30,8 +30,12 @@ _TEACHER_COLUMNS = {
     "teacher_top1_best": "top1_best",
     "teacher_epochs": "epochs",
     "teacher_seconds_per_epoch": "seconds_per_epoch",
+    "teacher_images": "images",
+    "teacher_images_kind": "images_kind",
 }
-_LARGEST = 2**62  # fits the frame's integers
+
+#: Columns about the images of a trial.
+IMAGES = ("images", "images_kind")
 
 
 def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path | None = None) -> pd.DataFrame:
@@ -47,11 +51,13 @@ def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path |
 
     Returns:
         ``dataset``, ``teacher`` (empty for a pair without one), ``student``, ``label``, ``method``, ``seed``,
-        ``trial_id`` and ``teacher_id`` of the cell; ``status`` (done, failed, missing or unreadable) and ``reason``
+        ``trial_id`` and ``teacher_id`` of the cell; ``status`` (done, failed, missing or damaged) and ``reason``
         (text, absent for done); ``protocol`` (JSON, equal for trials that were trained alike); the fields of
         ``result.json`` (accuracies in percent, times in seconds, NA if a trial has none); and for the teacher
         ``teacher_status``, ``teacher_reason``, ``teacher_top1`` (last epoch of its own trial, otherwise the value that
-        the student's trial measured), ``teacher_top1_best``, ``teacher_epochs``, ``teacher_seconds_per_epoch``.
+        the student's trial measured; NA if its own trial is damaged), ``teacher_top1_best``, ``teacher_epochs``,
+        ``teacher_seconds_per_epoch``. ``images`` and ``images_kind`` (and the same of the teacher) are the digest of
+        the images and what was digested; absent for results of earlier versions.
     """
     read = cache(read_result)
     rows = []
@@ -60,7 +66,7 @@ def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path |
         row |= {"teacher": teacher_name(cell), **read(folder / cell.trial_id)}
         teacher = read((teachers or folder.parent / "teachers") / cell.teacher_id) if cell.teacher_id else {}
         for column, field in _TEACHER_COLUMNS.items():
-            row[column] = teacher.get(field, row.get(column))
+            row[column] = teacher.get(field, None if teacher.get("status") == "damaged" else row.get(column))
         epochs = row.get("epochs") if row["status"] == "done" else None
         row["protocol"] = protocol(getattr(cell, "trial", None), epochs)
         rows.append(row)
@@ -73,48 +79,29 @@ def teacher_name(cell: PlannedTrial) -> str:
 
 
 def read_result(trial: Path) -> dict[str, Any]:
-    """Reads the known fields of a trial folder's ``result.json``, with ``status`` and ``reason``.
+    """Reads the known fields of a trial's ``result.json``, with ``status`` and ``reason``.
 
-    A file that cannot be read or has impossible values has the status "unreadable" and the reason.
+    A trial whose files are damaged, disagree or were changed by hand has the status "damaged" and the reason.
     """
-    try:
-        return _checked(json.loads((trial / "result.json").read_bytes()))
-    except FileNotFoundError:
+    return result_fields(read_trial(trial))
+
+
+def result_fields(record: TrialRecord) -> dict[str, Any]:
+    """Returns what ``read_result`` returns, for a trial that was read already."""
+    if record.is_damaged:
+        return {"status": "damaged", "reason": _one_line(str(record.faults[0]))}
+    result = record.result
+    if result is None:
         return {"status": "missing", "reason": "there is no result.json yet"}
-    except OSError as error:
-        problem = f"cannot be opened: {error.strerror}"
-    except json.JSONDecodeError as error:
-        problem = f"is no JSON (line {error.lineno}, column {error.colno}: {error.msg})"
-    except (ValueError, RecursionError) as error:
-        problem = str(error)
-    return {"status": "unreadable", "reason": _one_line(f"result.json {problem}")}
-
-
-def _checked(result: Any) -> dict[str, Any]:
-    """Returns the known fields of a parsed ``result.json``. Raises a ValueError if a value is impossible."""
-    if not isinstance(result, dict):
-        raise ValueError("holds no mapping")
-    status = result.get("status")
-    if status not in ("done", "failed"):
-        raise ValueError(f"has the status {status!r}, which is neither 'done' nor 'failed'")
-    fields: dict[str, Any] = {"status": status}
-    if status == "failed":
-        fields["reason"] = _one_line(str(result.get("reason") or "no reason was recorded"))
-    for key in (*PERCENTAGES, *NUMBERS, *COUNTS):
-        value = result.get(key)
-        if value is None:
-            if status == "done" and key in ("top1_last", "top1_best"):
-                raise ValueError(f"says done and has no {key}")
-            continue
-        valid = isinstance(value, int if key in COUNTS else int | float) and not isinstance(value, bool)
-        # NaN fails both comparisons
-        if not (valid and 0 <= value <= (100 if key in PERCENTAGES else _LARGEST)):
-            kind = "percentage" if key in PERCENTAGES else "count" if key in COUNTS else "positive number"
-            raise ValueError(f"has {key} = {str(value)[:40]}, which is no {kind}")
-        fields[key] = value
-    finished = result.get("finished")
-    if finished is not None:
-        fields["finished"] = _one_line(str(finished))
+    keys = (*PERCENTAGES, *NUMBERS, *COUNTS)
+    fields: dict[str, Any] = {key: result[key] for key in keys if result.get(key) is not None}
+    fields["status"] = result["status"]
+    if result["status"] == "failed":
+        fields["reason"] = _one_line(result.get("reason") or "no reason was recorded")
+    if images := result.get("images"):
+        fields |= {"images": images["digest"], "images_kind": _one_line(images["kind"])}
+    if result.get("finished") is not None:
+        fields["finished"] = _one_line(result["finished"])
     return fields
 
 
@@ -131,6 +118,7 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
         **dict.fromkeys(("trial_id", "teacher_id", "status", "reason", "protocol", "finished"), "string"),
         **dict.fromkeys((*PERCENTAGES, *NUMBERS), "float64"),
         **dict.fromkeys(COUNTS, "Int64"),
+        **dict.fromkeys((*IMAGES, "teacher_images", "teacher_images_kind"), "string"),
         **dict.fromkeys(("teacher_status", "teacher_reason"), "string"),
         **dict.fromkeys(("teacher_top1_best", "teacher_seconds_per_epoch"), "float64"),
         "teacher_epochs": "Int64",

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.report.footnotes import count, footnotes, most_frequent, problems
+from kd_bench.report.image_sets import OTHER_IMAGES, leave_out_other_images
 from kd_bench.report.protocol import comparable, explain
 from kd_bench.report.ranks import Ranking, ranking
 from kd_bench.report.statistics import estimate, paired_difference
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
     """Returns the statistics over seeds of each pair.
 
-    Trials that failed, are missing or cannot be read are counted and never enter a mean. The same is true of trials of
-    another protocol (any setting but the seed) than the row's others. A row whose epochs, augmentation or evaluated
-    weights are not its pair's is shown, marked, and compared with nothing.
+    Trials that failed, are missing or are damaged are counted and never enter a mean. The same is true of trials of
+    other images than most on the dataset, and of another protocol (any setting but the seed) than the row's others. A
+    row whose epochs, augmentation or evaluated weights are not its pair's is shown, marked, and compared with nothing.
 
     Args:
         frame: From ``read_results``.
@@ -31,6 +32,7 @@ def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
     Raises:
         UserError: If two different trials of a pair have the same label and seed.
     """
+    frame = leave_out_other_images(frame)
     epochs = {str(dataset): most_frequent(_done(trials)["epochs"]) for dataset, trials in frame.groupby("dataset")}
     pairs = tuple(
         _pair_table(str(dataset), str(teacher), str(student), trials, baseline, epochs[str(dataset)])
@@ -188,7 +190,8 @@ def _epochs(values: pd.Series[int]) -> tuple[int, ...]:
 def _counts(statuses: Iterable[str], notes: Sequence[str]) -> dict[str, Any]:
     """The numbers of a row's trials, and its note, which begins with the trials that are not done."""
     counts = Counter(statuses)
-    names = {"failed": "failed", "unreadable": "unreadable", "missing": "missing", "other": "of another protocol"}
+    names = {"failed": "failed", "damaged": "damaged", "missing": "missing", "other": "of another protocol",
+             OTHER_IMAGES: "of other images"}  # fmt: skip
     lacking = [f"{counts[status]} {name}" for status, name in names.items() if counts[status]]
     if lacking:
         notes = [f"{counts['done']} of {counts.total()} ({', '.join(lacking)})", *notes]

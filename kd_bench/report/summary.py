@@ -64,12 +64,13 @@ class SummaryRow:
         difference: ``top1`` minus the baseline's; None for the teacher, the baseline, and rows without a common seed.
         seconds: Mean seconds that training alone takes for an epoch.
         epochs: The different numbers of epochs of the finished trials.
-        planned, done, failed, unreadable, missing: Numbers of trials.
+        planned, done, failed, damaged, missing: Numbers of trials.
         note: Remark that a reader must know before quoting the row; empty for none.
         published: The value published for it under the same protocol; None if there is none.
         method: The method's name; empty for a teacher.
         family: What the method distils, "features" or "logits"; empty if that is not known.
         other: Number of finished trials that are left out, because they had another protocol than the row's others.
+        other_images: Number of finished trials that are left out, because they saw other images than most of the table.
         comparable: Whether data, augmentation, epochs and evaluated weights are those of the pair, so that the row may
             be compared with others.
         differences: The differences of ``difference`` by ascending seed; empty if there is none.
@@ -87,13 +88,14 @@ class SummaryRow:
     planned: int = 0
     done: int = 0
     failed: int = 0
-    unreadable: int = 0
+    damaged: int = 0
     missing: int = 0
     note: str = ""
     published: Published | None = None
     method: str = ""
     family: str = ""
     other: int = 0
+    other_images: int = 0
     comparable: bool = True
     differences: tuple[float, ...] = ()
     trials: tuple[str, ...] = ()
@@ -115,6 +117,13 @@ class SummaryRow:
     def complete(self) -> bool:
         """Whether all planned trials are done."""
         return self.done == self.planned
+
+    @property
+    def counts(self) -> str:
+        """Number of finished trials, with that of planned and of damaged trials if they differ: ``2/3, 1 damaged``."""
+        if self.complete:
+            return str(self.done)
+        return f"{self.done}/{self.planned}" + (f", {self.damaged} damaged" if self.damaged else "")
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ class Summary:
         pairs: Tables of the pairs, in the recipe's order.
         baseline: Label that differences are taken to; None if no pair plans it.
         footnotes: Sentences that define the columns and name what is incomplete.
-        problems: A sentence for each trial that failed or cannot be read.
+        problems: A sentence for each trial that failed or is damaged.
         rankings: Ranks of the methods over the pairs of a dataset, by dataset, if at least two pairs are complete.
     """
 
@@ -194,6 +203,7 @@ class FolderResults:
         folder: Folder of the trials. The teachers' trials are in ``teachers`` beside it.
         recipe: Name or file of the recipe, for ``kd-bench run``; empty for none.
         methods: Rows that ``--method`` adds to the recipe.
+        left_out: A sentence for each folder that is in no row, because its settings are damaged.
     """
 
     name: str
@@ -204,3 +214,4 @@ class FolderResults:
     folder: Path
     recipe: str = ""
     methods: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()

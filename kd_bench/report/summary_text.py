@@ -84,7 +84,7 @@ def _spread(value: MeanAndStd | None) -> str:
 
 
 def _with_count(row: SummaryRow) -> str:
-    return f"{_spread(row.top1)} ({row.done if row.complete else f'{row.done}/{row.planned}'})"
+    return f"{_spread(row.top1)} ({row.counts})"
 
 
 def _interval(value: Difference | None) -> str:
@@ -144,9 +144,10 @@ def _record(pair: PairTable, row: SummaryRow, baseline: str | None) -> dict[str,
         "student": pair.student,
         **{
             key: getattr(row, key)
-            for key in ("kind", "label", "family", "planned", "done", "failed", "unreadable", "missing")
+            for key in ("kind", "label", "family", "planned", "done", "failed", "damaged", "missing")
         },
         "other_protocol": row.other,
+        "other_images": row.other_images,
         "comparable": row.comparable,
         **_fields(row.top1, top1_last_mean="mean", top1_last_std="std"),
         **_fields(row.best, top1_best_mean="mean", top1_best_std="std"),

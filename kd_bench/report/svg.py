@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-#: Number of colours in the style sheet. Further series repeat the colours with dashes.
-COLOURS = 12
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -40,16 +37,18 @@ class Scale:
         return [index * step for index in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
-    """Returns the ends of an axis that contains the values with space around them. The ends are never equal."""
+def padded(values: Sequence[float], share: float = 0.08, least: float = 0.0) -> tuple[float, float]:
+    """Returns the ends of an axis that contains the values with space around them. The ends are never equal.
+
+    Args:
+        values: The values.
+        share: Space at each end, as a share of the values' range.
+        least: Smallest range of the axis, so that differences that mean nothing do not fill it.
+    """
     low, high = min(values), max(values)
     space = (high - low) * share or max(abs(high) * 0.05, 0.5)
+    space = max(space, (least - (high - low)) / 2)
     return low - space, high + space
-
-
-def series(index: int) -> str:
-    """Returns the CSS classes of a series: its colour, and dashes for repeated colours."""
-    return f"s{index % COLOURS}" + " dashed" * (index >= COLOURS)
 
 
 def short(value: float) -> str:
@@ -77,13 +76,14 @@ def y_grid(x: Scale, y: Scale, wanted: int = 5) -> Markup:
     )  # fmt: skip
 
 
-def axes(x: Scale, y: Scale, x_title: str, y_title: str) -> Markup:
-    """Returns grid lines, labels and titles of both axes."""
+def axes(x: Scale, y: Scale, x_title: str, y_title: str, whole: bool = False) -> Markup:
+    """Returns grid lines, labels and titles of both axes. ``whole``: x has labels at whole numbers only."""
     x_grid = Markup("").join(
         Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="tick" x="{}" y="{}" '
                'text-anchor="middle">{}</text>').format(
             px(x(value)), px(x(value)), px(y.start), px(y.end), px(x(value)), px(y.start + 16), short(value))
         for value in x.ticks()
+        if not whole or value == round(value)
     )  # fmt: skip
     middle = px((y.start + y.end) / 2)
     titles = Markup(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.trial import canonical
-from kd_bench.report.trial_files import CURVES, TrialDetails, read_details, read_mapping
+from kd_bench.report.trial_files import CURVES, TrialDetails, read_details
+from kd_bench.trials.reader import read_trial
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -49,7 +50,7 @@ class PageTrials:
 
     def add_teacher(self, key: str, row: Mapping[Any, Any], folder: Path) -> None:
         """Adds a teacher's own trial, if its key is new. ``row`` is from ``read_result``."""
-        settings = read_mapping(folder / "trial.json", [])
+        settings = read_trial(folder).settings or {}
         name = f"teacher {settings.get('model', '')}".strip()
         self._add(key, row, folder, settings, name=name, seed=settings.get("seed"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from pydantic import ValidationError
 
 from kd_bench.config.trial import PlannedTrial, Trial, canonical
 from kd_bench.report.footnotes import count
@@ -18,6 +17,8 @@ from kd_bench.report.protocol import explain, format_value, protocol
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import ALONE, FolderResults
+from kd_bench.trials.reader import read_trial, trial_settings
+from kd_bench.utils.errors import UserError
 
 _ID = re.compile("[0-9a-f]{16}")
 
@@ -37,11 +38,16 @@ class _Group(NamedTuple):
 
 
 def trial_ids(folder: Path) -> set[str]:
-    """Returns the ids of the trials in a folder of results, including unfinished trials."""
+    """Returns the ids of the trials in a folder of results, including unfinished and damaged trials."""
     try:
-        return {path.name for path in folder.iterdir() if _ID.fullmatch(path.name) and (path / "trial.json").is_file()}
+        return {path.name for path in folder.iterdir() if _ID.fullmatch(path.name) and _is_trial(path)}
     except OSError:
         return set()
+
+
+def _is_trial(path: Path) -> bool:
+    """Whether settings or a result are in a folder; True also for a file or a link in the place of the folder."""
+    return not path.is_dir() or any(os.path.lexists(path / name) for name in ("trial.json", "result.json"))
 
 
 def summarise_unplanned(folder: Path, ids: Collection[str]) -> FolderResults:
@@ -50,12 +56,12 @@ def summarise_unplanned(folder: Path, ids: Collection[str]) -> FolderResults:
     A trial without a teacher has a cell in each pair with its student. If the folder has several protocols, they are in
     the names of the datasets.
 
-    Trials whose settings cannot be read, or are not those of their folder's name, are left out and counted. Trials of
+    Trials whose settings cannot be read, or are not those of their folder's name, are left out and named. Trials of
     different protocols, or of one seed and different teachers of one name, have different headings, because they can
     neither be averaged nor compared.
     """
-    readable = list(_read(folder, sorted(ids)))
-    damaged = sorted(set(ids) - {trial.id for trial in readable})
+    left_out: dict[str, str] = {}
+    readable = list(_read(folder, sorted(ids), left_out))
     cells: list[PlannedTrial] = []
     headings: list[str] = []
     used = set()
@@ -73,18 +79,29 @@ def summarise_unplanned(folder: Path, ids: Collection[str]) -> FolderResults:
     frame = read_results(folder, cells)
     frame["dataset"] = pd.Series(headings, dtype="string")
     about = "No recipe plans these trials, so none of them is called missing."
-    if damaged:
-        about += f" Left out: {count(len(damaged), 'folder')} whose trial.json is damaged ({', '.join(damaged[:5])})."
-    return FolderResults(folder.name, about, summarise(frame), frame, tuple(cells), folder)
+    if left_out:
+        names = ", ".join(list(left_out)[:5])
+        about += f" Left out: {count(len(left_out), 'folder')} whose trial.json is damaged ({names})."
+    sentences = tuple(left_out.values())
+    return FolderResults(folder.name, about, summarise(frame), frame, tuple(cells), folder, left_out=sentences)
 
 
-def _read(folder: Path, ids: Iterable[str]) -> Iterator[Trial]:
-    """Yields the trials that are not damaged."""
+def _read(folder: Path, ids: Iterable[str], left_out: dict[str, str]) -> Iterator[Trial]:
+    """Yields the trials whose settings are not damaged. Adds a sentence for each other id to ``left_out``."""
     for name in ids:
-        with contextlib.suppress(OSError, ValidationError, RecursionError):
-            trial = Trial.model_validate_json((folder / name / "trial.json").read_bytes())
-            if trial.id == name:
-                yield trial
+        record = read_trial(folder / name)
+        if record.settings is None:
+            left_out[name] = record.advice if record.faults else f"{record.path / 'trial.json'}: is missing"
+            continue
+        try:
+            settings = trial_settings(record)
+        except UserError as error:
+            left_out[name] = str(error)
+            continue
+        if isinstance(settings, Trial):
+            yield settings
+        else:
+            left_out[name] = f"{record.path / 'trial.json'}: is that of a given teacher, and not of a student"
 
 
 def _groups(trials: Iterable[Trial]) -> Iterator[tuple[_Group, list[str], list[Trial]]]:

@@ -30,8 +30,6 @@ def describe_environment(device: str, threads: int) -> dict[str, Any]:
     """Returns versions, machine, device and number of threads. Results are bitwise equal if all of these are equal."""
     import torch
 
-    gpu = torch.device(device) if torch.device(device).type == "cuda" else None
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return {
         "started": utc_timestamp(),
         "host": socket.gethostname(),
@@ -41,10 +39,7 @@ def describe_environment(device: str, threads: int) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": device,
-        "device_name": torch.cuda.get_device_name(gpu) if gpu else _processor(),
-        "cuda": torch.version.cuda if gpu else None,
-        "cudnn": cudnn.version() if gpu else None,
-        "tf32": {"matmul": matmul.allow_tf32, "convolution": cudnn.allow_tf32} if gpu else None,
+        **_device_properties(torch.device(device)),
         "threads": threads,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "command": os.environ.get("KD_BENCH_COMMAND", " ".join(sys.argv)),
@@ -55,13 +50,41 @@ def numerics_fingerprint(device: Any, threads: int) -> dict[str, Any]:
     """Returns the properties of a machine that the last bits of a network's outputs depend on."""
     import torch
 
-    return {
+    fingerprint = {
         "device": torch.device(device).type,
         "processor": _processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "packages": {name: _version(name) for name in ("kd-bench", "torch", "timm")},
     }
+    if torch.device(device).type == "cuda":
+        fingerprint |= _device_properties(torch.device(device))
+    return fingerprint
+
+
+def _device_properties(device: Any) -> dict[str, Any]:
+    import torch
+
+    gpu = device if device.type == "cuda" else None
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return {
+        "device_name": torch.cuda.get_device_name(gpu) if gpu else _processor(),
+        "cuda": torch.version.cuda if gpu else None,
+        "cudnn": cudnn.version() if gpu else None,
+        "tf32": {"matmul": matmul.allow_tf32, "convolution": cudnn.allow_tf32} if gpu else None,
+    }
+
+
+def reset_peak_memory(device: Any) -> None:
+    """Makes ``peak_memory`` count from now on. On a CPU without Linux it counts from the start of the process."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory(device: Any) -> int:

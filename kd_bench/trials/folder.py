@@ -12,9 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial, identity
+from kd_bench.config.trial import PretrainedTeacher, Trial
+from kd_bench.trials.reader import WEIGHTS, TrialRecord, read_environment, read_trial
 from kd_bench.utils.errors import UserError
-from kd_bench.utils.files import json_text, read_json, write_atomic, write_json, write_new
+from kd_bench.utils.files import json_text, write_atomic, write_json, write_new
+from kd_bench.utils.regular_files import BadFile, read_json_object, read_regular
 
 Status = Literal["done", "failed", "missing"]
 
@@ -32,7 +34,7 @@ class TrialFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.weights = path / "student.safetensors"
+        self.weights = path / WEIGHTS
 
     @property
     def id(self) -> str:
@@ -40,28 +42,29 @@ class TrialFolder:
         return self.path.name
 
     def check_settings(self) -> None:
-        """Checks that the hash of the settings in the folder is the folder's name.
+        """Checks that the folder is not damaged, and that the hash of its settings is its name.
 
         Raises:
-            UserError: If ``trial.json`` was changed by hand or is damaged.
+            UserError: If a file is damaged, or ``trial.json`` was changed by hand.
         """
-        file = self.path / "trial.json"
-        try:
-            settings = read_json(file)
-        except ValueError:
-            raise UserError(f"{file}: is damaged; remove the folder {self.path} to train this trial again") from None
-        if settings is None:
-            return
-        trial_id = identity(settings) if isinstance(settings, dict) else "nothing"
-        if trial_id != self.id:
-            raise UserError(
-                f"{file}: was changed by hand: its settings are those of trial {trial_id}, its folder is {self.id}; "
-                f"restore it, or remove the folder to train this trial again"
-            )
+        self._read()
+
+    def _read(self) -> TrialRecord:
+        record = read_trial(self.path)
+        if record.is_damaged:
+            raise UserError(record.advice)
+        return record
 
     def create(self, trial: Trial | PretrainedTeacher) -> None:
-        """Creates the folder and writes the settings, if they do not exist yet."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Creates the folder and writes the settings, if they do not exist yet.
+
+        Raises:
+            UserError: If the folder cannot be created.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be created: {error.strerror}") from None
         if not (self.path / "trial.json").exists():
             write_json(self.path / "trial.json", trial.settings())
 
@@ -69,37 +72,36 @@ class TrialFolder:
         """Returns the content of ``result.json``, or None if the trial is not finished.
 
         Raises:
-            UserError: If the file is damaged.
+            UserError: If the trial is damaged, or was changed by hand.
         """
-        try:
-            result = read_json(self.path / "result.json")
-        except ValueError:
-            result = {}
-        if result is not None and (not isinstance(result, dict) or result.get("status") not in {"done", "failed"}):
-            raise UserError(f"{self.path / 'result.json'}: is damaged; remove it to finish this trial again")
-        return result
+        return self._read().result
 
     def status(self) -> Status:
-        """Returns the status. A trial that is done but has lost its weights is missing."""
-        result = self.result()
-        if result is None:
-            return "missing"
-        status: Status = result["status"]
-        return "missing" if status == "done" and not self.weights.exists() else status
+        """Returns the status. A trial that is done but has lost its weights is missing.
+
+        Raises:
+            UserError: If the trial is damaged, or was changed by hand.
+        """
+        record = self._read()
+        if record.verdict == "failed":
+            return "failed"
+        return "done" if record.verdict == "done" and record.has_weights else "missing"
 
     def read(self, name: str) -> dict[str, Any] | None:
         """Returns the content of one of the folder's JSON files, or None if it cannot be read or is damaged."""
-        with suppress(OSError, ValueError):
-            content = read_json(self.path / name)
-            return content if isinstance(content, dict) else None
+        with suppress(BadFile):
+            return read_json_object(self.path / name)
         return None
 
     def write_environment(self, environment: Mapping[str, Any]) -> dict[str, Any] | None:
         """Writes ``environment.json``. Keeps the environments from before a resume, and returns the last of these."""
-        previous = self.read("environment.json")
-        earlier = [*previous.pop("earlier", []), previous] if previous else []
-        write_json(self.path / "environment.json", {**environment, "earlier": earlier})
-        return previous
+        previous = read_environment(self.path)
+        earlier = [*(previous.pop("earlier", None) or []), previous] if previous else []
+        try:
+            write_json(self.path / "environment.json", {**environment, "earlier": earlier})
+        except ValueError:  # the earlier ones were changed by hand and have infinite numbers
+            write_json(self.path / "environment.json", {**environment, "earlier": []})
+        return previous or None
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes ``metrics.csv``, one row per epoch. Rewrites the whole file, so a kill leaves no duplicate rows."""
@@ -134,18 +136,25 @@ class TrialFolder:
         write_atomic(path, content)
         return path
 
-    def read_mid_epoch(self, epoch: int) -> Iterable[bytes]:
-        """Yields the undamaged states within this epoch (from 0), the last first."""
-        for path in sorted((self.path / "checkpoint").glob(f"within-{epoch:06d}-*.pt"), reverse=True):
-            content = path.read_bytes()
-            if path.name.endswith(f"-{_digest(content)}.pt"):
-                yield content
+    def read_mid_epoch(self, epoch: int) -> Iterable[tuple[int, bytes]]:
+        """Yields epoch and content of the undamaged states within this epoch (from 0) and later ones, the last first.
+
+        A training with short epochs does not write a checkpoint at the end of each. Therefore its last state may be
+        within a later epoch than the one after its last checkpoint.
+        """
+        for path in sorted((self.path / "checkpoint").glob("within-*-*-*.pt"), reverse=True):
+            of_epoch, content = int(path.name.split("-")[1]), _read_state(path)
+            if of_epoch >= epoch and content is not None:
+                yield of_epoch, content
 
     def read_checkpoints(self) -> Iterable[tuple[int, Path, bytes | None]]:
         """Yields epoch, file and content of each checkpoint, the last first. The content is None if it is damaged."""
         for epoch, path in self._checkpoints():
-            content = path.read_bytes()
-            yield epoch, path, content if path.name.endswith(f"-{_digest(content)}.pt") else None
+            yield epoch, path, _read_state(path)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state that a training may continue from."""
+        return any((self.path / "checkpoint").glob("*-*.pt"))
 
     def epochs_done(self) -> int:
         """Returns the number of epochs of the last checkpoint; 0 without a checkpoint."""
@@ -168,8 +177,10 @@ class TrialFolder:
             write_json(self.path / "failure.json", {"reason": reason})
 
     def remove_failure(self) -> None:
-        """Removes ``failure.json``, before another attempt."""
+        """Removes ``failure.json``, and a result that has lost its weights, before another attempt."""
         (self.path / "failure.json").unlink(missing_ok=True)
+        if not self.weights.exists():
+            self.remove_result()
 
     def remove_result(self) -> None:
         """Removes ``result.json``, so that a failed trial is trained again."""
@@ -180,16 +191,13 @@ class TrialFolder:
         return [(int(match[1]), path) for path in paths if (match := _CHECKPOINT.fullmatch(path.name))]
 
 
-def check_settings_of(planned: Iterable[PlannedTrial], folder: Path) -> None:
-    """Checks the settings of all planned trials under ``OUT/<recipe>``, and of their teachers.
-
-    Raises:
-        UserError: As ``TrialFolder.check_settings``.
-    """
-    paths = {folder / cell.trial_id for cell in planned}
-    paths |= {folder.parent / TEACHERS / cell.teacher_id for cell in planned if cell.teacher_id}
-    for path in sorted(paths):
-        TrialFolder(path).check_settings()
+def _read_state(path: Path) -> bytes | None:
+    """Returns the content of a checkpoint; None if it does not match the hash in the file's name."""
+    with suppress(BadFile):
+        content = read_regular(path, largest=None)
+        if content is not None and path.name.endswith(f"-{_digest(content)}.pt"):
+            return content
+    return None
 
 
 def _digest(content: bytes) -> str:

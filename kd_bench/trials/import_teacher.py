@@ -9,9 +9,11 @@ import torch
 
 from kd_bench.config.trial import PretrainedTeacher
 from kd_bench.data import registry as datasets
+from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.models import weights
 from kd_bench.training.build import load_network
 from kd_bench.training.evaluate import evaluate_accuracy
+from kd_bench.trials.accuracy_cache import accuracy_key, cached_accuracy
 from kd_bench.trials.environment import describe_environment, utc_timestamp
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Lease
@@ -30,6 +32,9 @@ def import_teacher(
     send_event: Callable[..., None],
 ) -> None:
     """Loads the weights strictly, evaluates them on the test set, and writes weights and result to the folder.
+
+    The accuracy is that of the network with folded batch norms, which is the one that teaches. It is cached for images
+    in memory, which have a hash; files could have changed without a trace.
 
     Args:
         teacher: The teacher.
@@ -50,8 +55,15 @@ def import_teacher(
     def progress(step: int, steps: int) -> None:
         send_event("progress", epoch=0, step=step, steps=steps, rate=None)
 
-    measured = evaluate_accuracy(network, view, splits, torch.device(device), progress)
-    folder.write_environment(describe_environment(device, threads))
+    def measure() -> tuple[float, float]:
+        measured = evaluate_accuracy(network, view, splits, torch.device(device), progress, folded=True)
+        return measured.top1, measured.top5
+
+    if isinstance(splits, ArrayDataset):
+        top1, top5 = cached_accuracy(accuracy_key(teacher, splits, device, threads), measure)
+    else:
+        top1, top5 = measure()
+    folder.write_environment({**describe_environment(device, threads), "images": splits.record})
     if not lease.is_held():
         return
     digest = weights.write(folder.weights, network.state_dict(), {"model": teacher.model, "trial": folder.id})
@@ -59,15 +71,16 @@ def import_teacher(
         {
             "status": "done",
             "reason": None,
-            "top1_last": measured.top1,
-            "top1_best": measured.top1,
-            "top5_last": measured.top5,
+            "top1_last": top1,
+            "top1_best": top1,
+            "top5_last": top5,
             "epochs": 0,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "finished": utc_timestamp(),
             "weights_file": file.name,
             "weights_sha256": digest,
+            "images": splits.record,
         }
     )
     lease.release(finished=True)
-    send_event("finished", trial=folder.id, status="done", reason=None, top1=measured.top1)
+    send_event("finished", trial=folder.id, status="done", reason=None, top1=top1)

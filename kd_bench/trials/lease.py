@@ -17,15 +17,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from kd_bench.utils.files import write_atomic, write_new
+from kd_bench.utils.regular_files import BadFile, read_json_object
 
 #: Seconds between two heartbeats of a holder, and seconds without a heartbeat after which a holder counts as dead.
 #: Only other machines depend on heartbeats: on the same machine a holder is dead if its process is.
 HEARTBEAT = 15.0
 EXPIRY = 90.0
+
+#: Seconds since 1970 until the year 9000, before the last that dates can show.
+_END_OF_TIME = 221_845_392_000.0
 
 _HOLDER_KEYS = ("host", "here", "pid", "born", "token", "released")
 _GLOB = "lease.[0-9][0-9][0-9][0-9][0-9][0-9]"
@@ -154,16 +159,28 @@ def latest_holder(folder: Path) -> LeaseHolder | None:
     """Returns the holder of the highest lease of a folder, dead or alive; None if there is no lease."""
     for path in sorted(folder.glob(_GLOB), reverse=True):
         try:
-            content = json.loads(path.read_text())
-            host, namespace, pid, started, token, released = (content[key] for key in _HOLDER_KEYS)
-            heartbeat, acquired = path.stat().st_mtime, float(content.get("since", 0.0))
-            return LeaseHolder(path, host, namespace, pid, started, token, released, heartbeat, acquired)
+            content = read_json_object(path)
+            if content is None:
+                continue
+            return _holder(path, content)
         except FileNotFoundError:
             continue
-        except (ValueError, KeyError, TypeError):
+        except (BadFile, OSError, ValueError, KeyError, TypeError):
             # kd-bench never writes such a file, but a disk error may. Its number counts, but no process holds it.
             return LeaseHolder(path)
     return None
+
+
+def _holder(path: Path, content: dict[str, Any]) -> LeaseHolder:
+    """Returns the holder of a lease. Raises a KeyError, TypeError or ValueError if kd-bench did not write the lease."""
+    host, namespace, pid, started, token, released = (content[key] for key in _HOLDER_KEYS)
+    texts, times = (host, namespace, token), (started, content.get("since", 0.0))
+    if not (all(isinstance(text, str) for text in texts) and type(pid) is int and isinstance(released, bool)):
+        raise TypeError
+    started, acquired = map(float, times)
+    if not (0 <= pid < 2**31 and 0 <= started < _END_OF_TIME and 0 <= acquired < _END_OF_TIME):
+        raise ValueError
+    return LeaseHolder(path, host, namespace, pid, started, token, released, path.stat().st_mtime, acquired)
 
 
 def _is_running(pid: int, started: float) -> bool:

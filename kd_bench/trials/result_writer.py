@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from kd_bench.models import weights
 from kd_bench.training.student import ResultWriter, StudentModule, serialize_state
+from kd_bench.trials.confusion import format_rows
 from kd_bench.trials.environment import peak_memory, utc_timestamp
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Lease
@@ -39,6 +40,8 @@ class TrialResultWriter(ResultWriter):
         teacher_top1: The teacher's accuracy in percent.
         train_images: Number of images per epoch.
         loggers: Names of the loggers to use in addition to the folder.
+        class_names: Names of the classes in the order of the labels; empty if they are not known.
+        images: What images the trial sees; None if that is not known.
     """
 
     def __init__(
@@ -49,9 +52,12 @@ class TrialResultWriter(ResultWriter):
         teacher_top1: float | None,
         train_images: int,
         loggers: Sequence[str] = (),
+        class_names: Sequence[str] = (),
+        images: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self._lease, self._send_event = folder, lease, send_event
-        self._teacher_top1, self._train_images = teacher_top1, train_images
+        self._teacher_top1, self._train_images, self._class_names = teacher_top1, train_images, class_names
+        self._images = images
         self._loggers = Loggers(loggers, folder, lambda text: send_event("note", text=text))
 
     def resume(self, member: StudentModule) -> None:
@@ -77,13 +83,17 @@ class TrialResultWriter(ResultWriter):
         self._check_lease()
         self.folder.write_mid_epoch(member.epochs_done, step, serialize_state({"step": step, "states": states}))
 
-    def read_mid_epoch(self, epoch: int, world_size: int) -> tuple[int, list[bytes]] | None:
-        """Returns step and states of the last good checkpoint within this epoch (from 0), one state per process."""
-        for content in self.folder.read_mid_epoch(epoch):
+    def read_mid_epoch(self, epoch: int, world_size: int) -> tuple[int, int, list[bytes]] | None:
+        """Returns the last good checkpoint within this epoch (from 0) or a later one.
+
+        Returns:
+            Epoch (from 0), step, and states, one per process; None if there is no such checkpoint.
+        """
+        for of_epoch, content in self.folder.read_mid_epoch(epoch):
             with suppress(*_LOAD_ERRORS):
                 checkpoint = torch.load(io.BytesIO(content), weights_only=True)
                 if len(checkpoint["states"]) == world_size:
-                    return int(checkpoint["step"]), checkpoint["states"]
+                    return of_epoch, int(checkpoint["step"]), checkpoint["states"]
         return None
 
     def write_epoch(self, member: StudentModule) -> None:
@@ -91,12 +101,17 @@ class TrialResultWriter(ResultWriter):
         self._check_lease()
         if member.epochs_done < member.trial.epochs:
             self.folder.write_checkpoint(member.epochs_done, serialize_state(member.state()))
+        self.write_row(member)
+        if member.epochs_done == member.trial.epochs:
+            self._finish(member)
+
+    def write_row(self, member: StudentModule) -> None:
+        """Writes the metrics without a checkpoint. After a kill, training continues from the last checkpoint."""
+        self._check_lease()
         self.folder.write_metrics(member.history)
         row = member.history[-1]
         self._loggers.row(row)
         self._send_event("epoch", trial=self.folder.id, epoch=member.epochs_done, top1=row["top1"])
-        if member.epochs_done == member.trial.epochs:
-            self._finish(member)
 
     def write_divergence(self, member: StudentModule, reason: str) -> None:
         """Writes a failed result, because the trial would diverge again."""
@@ -108,6 +123,11 @@ class TrialResultWriter(ResultWriter):
     def report_crash(self, member: StudentModule, reason: str) -> None:
         """Reports that the method raised an error. The trial stays unfinished, because an error is no result."""
         self._send_event("crashed", trial=self.folder.id, reason=reason)
+
+    def report_note(self, member: StudentModule, text: str) -> None:
+        """Shows a note with the trial's networks, method and seed."""
+        trial = member.trial
+        self._send_event("note", text=f"{trial.model}, {trial.method.name}, seed {trial.seed}: {text}")
 
     def _finish(self, member: StudentModule) -> None:
         metadata = {"model": member.trial.model, "trial": self.folder.id}
@@ -121,12 +141,24 @@ class TrialResultWriter(ResultWriter):
             "top1_best": best["top1"],
             "best_epoch": best["epoch"],
             "top5_last": history[-1]["top5"],
-            "class_top1_last": member.class_top1,
+            **self._classes(member),
             **({} if member.evaluated_weights is None else {"evaluated": member.evaluated_weights}),
             **self._costs(member),
             "weights_sha256": digest,
         }
         self._write_result(result, None)
+
+    def _classes(self, member: StudentModule) -> dict[str, Any]:
+        """Returns what is known about each class, of the last epoch."""
+        # names of folders need not be text that JSON has
+        names = [name.encode("utf-8", "replace").decode() for name in self._class_names]
+        classes = {"class_top1_last": member.class_top1, **({"class_names": names} if names else {})}
+        if member.confusion is None:
+            return classes
+        true, predicted = member.confusion.nonzero(as_tuple=True)
+        counts = member.confusion[true, predicted]
+        cells = zip(true.tolist(), predicted.tolist(), counts.tolist(), strict=True)
+        return classes | {"confusion_last": format_rows(cells, len(member.confusion))}
 
     def _costs(self, member: StudentModule) -> dict[str, Any]:
         seconds = sum(row["seconds"] for row in member.history)
@@ -147,6 +179,8 @@ class TrialResultWriter(ResultWriter):
 
     def _write_result(self, result: dict[str, Any], reason: str | None) -> None:
         self._check_lease()
+        if self._images is not None:
+            result = {**result, "images": self._images}
         if not self.folder.finish(result):
             raise LostLease(f"trial {self.folder.id} was finished by another process")
         self._lease.release(finished=True)

@@ -15,9 +15,9 @@ from typing import Literal
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.trials.lease import EXPIRY, LeaseMonitor, latest_holder
-from kd_bench.utils.errors import UserError
+from kd_bench.trials.reader import read_trial
 
-State = Literal["done", "running", "waiting", "failed"]
+State = Literal["done", "running", "waiting", "failed", "damaged", "changed"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class TrialStatus:
     Attributes:
         trial: Its id.
         name: Pair, label and seed.
-        state: ``done``; ``running`` in a live process; ``waiting`` to be trained; or ``failed``, in which case the
-            next run tries again unless the loss diverged.
-        detail: The accuracy, the process and its epoch, or the reason of the failure.
+        state: ``done``; ``running`` in a live process; ``waiting`` to be trained; ``failed``, in which case the next
+            run tries again unless the loss diverged; or ``damaged``, or ``changed`` by hand, which no run touches.
+        detail: The accuracy, the process and its epoch, or the reason of the failure or damage.
     """
 
     trial: str
@@ -56,23 +56,26 @@ def trial_statuses(planned: Sequence[PlannedTrial], out: Path, recipe: str) -> l
 def summary(statuses: Iterable[TrialStatus]) -> str:
     """Returns one line with the number of trials in each state."""
     counts = Counter(status.state for status in statuses)
-    parts = [f"{counts[state]} {state}" for state in ("done", "running", "waiting", "failed") if counts[state]]
+    names: dict[State, str] = {"done": "done", "running": "running", "waiting": "waiting", "failed": "failed",
+                               "damaged": "damaged", "changed": "changed by hand"}  # fmt: skip
+    parts = [f"{counts[state]} {name}" for state, name in names.items() if counts[state]]
     return f"{counts.total()} trainings: {', '.join(parts)}"
 
 
 def _state(path: Path, trial: Trial | PretrainedTeacher, monitor: LeaseMonitor, now: float) -> tuple[State, str]:
     """Returns state and detail of the trial in a folder."""
+    record = read_trial(path)
+    match record.verdict:
+        case "damaged" | "changed" as verdict:
+            return verdict, record.advice
+        case "failed":
+            return "failed", str((record.result or {}).get("reason"))
+        case "done":
+            top1 = f"{(record.result or {})['top1_last']:.2f} %"
+            if record.has_weights:
+                return "done", top1
+            return "waiting", f"{top1}, but its weights are gone, so the next run trains it again"
     folder = TrialFolder(path)
-    if not path.is_dir():
-        return "waiting", ""
-    try:
-        status, result = folder.status(), folder.result() or {}
-    except UserError as error:
-        return "failed", str(error)
-    if status == "done":
-        return "done", f"{result['top1_last']:.2f} %"
-    if status == "failed":
-        return "failed", str(result.get("reason"))
     epoch = folder.epochs_done()
     progress = f"epoch {epoch} of {trial.epochs} done" if epoch else "no epoch done yet"
     holder = latest_holder(path)
@@ -85,6 +88,29 @@ def _state(path: Path, trial: Trial | PretrainedTeacher, monitor: LeaseMonitor, 
     if reason := (folder.read("failure.json") or {}).get("reason"):
         return "failed", f"{reason}; the next run tries again"
     return "waiting", progress if epoch else ""
+
+
+def split_damaged(planned: Iterable[PlannedTrial], out: Path, recipe: str) -> tuple[list[PlannedTrial], dict[str, str]]:
+    """Splits off the trials that no run may touch.
+
+    Returns:
+        The trials that are finished or can be trained; and what is wrong and what to do by the id of each trial that is
+        damaged or whose teacher is, and of each such teacher.
+    """
+    sound, reasons = [], {}
+    for cell in planned:
+        record, teacher = read_trial(out / recipe / cell.trial_id), cell.trial.teacher
+        if record.is_damaged:
+            reasons[cell.trial_id] = record.advice
+            continue
+        if record.result is None and teacher is not None:
+            teacher_record = read_trial(out / TEACHERS / teacher.id)
+            if teacher_record.is_damaged:
+                reasons[teacher.id] = teacher_record.advice
+                reasons[cell.trial_id] = f"{record.path}: its teacher {teacher.model} ({teacher.id}) is damaged"
+                continue
+        sound.append(cell)
+    return sound, reasons
 
 
 def _file_system_time(folder: Path) -> float:

@@ -17,6 +17,11 @@ CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 
+#: Where ``.ci/run`` puts axe-core and the Nu validator.
+_MODULES = Path(__file__).parents[2] / "build" / "page" / "node_modules"
+AXE = _MODULES / "axe-core" / "axe.min.js"
+VNU = _MODULES / "vnu-jar" / "build" / "dist" / "vnu.jar"
+
 #: Chromium is slow to start on a machine that does other things.
 _PATIENCE = 60.0
 
@@ -63,6 +68,11 @@ class Page:
         """Chooses a value of a ``select`` element."""
         element = f"document.getElementById({select!r})"
         self.run(f"{element}.value = {value!r}; {element}.dispatchEvent(new Event('change'))")
+
+    def click(self, x: float, y: float) -> None:
+        """Clicks at a point of the window, which is scrolled as it is."""
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """Presses and lets go of a key."""

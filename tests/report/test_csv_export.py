@@ -18,7 +18,7 @@ from tests.report.table6 import RECIPE, make
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("results"), epochs=4)
+    return make(tmp_path_factory.mktemp("results"))
 
 
 def test_every_trial_has_one_line(made, tmp_path):
@@ -42,17 +42,51 @@ def test_every_epoch_has_one_line_and_damage_is_told(made, tmp_path):
     folder = tmp_path / "table6"
     cells = [one for one in made.planned if one.trial_id in made.done][:5]
     for cell, text in zip(
-        cells, ("epoch,top1\n1,=HYPERLINK()\n", "epoch,top1\n1,20\n2", "epoch\n1,2\n", ""), strict=False
+        cells, ("epoch,top1\n1,=HYPERLINK()\n", "epoch,top1\n1,20\n2", "epoch\n1,2\n", "", None), strict=True
     ):
-        (folder / cell.trial_id).mkdir(parents=True)
-        (folder / cell.trial_id / "metrics.csv").write_text(text)
-    shutil.copytree(made.out / "table6" / cells[4].trial_id, folder / cells[4].trial_id)
+        shutil.copytree(made.out / "table6" / cell.trial_id, folder / cell.trial_id)
+        if text is not None:
+            (folder / cell.trial_id / "metrics.csv").write_text(text)
     table = csv_export.epochs([("table6", folder, [*cells, *made.planned])])
     found = list(csv.DictReader(io.StringIO(table.text)))
-    assert [one["trial_id"] for one in found] == [cells[4].trial_id] * table.lines == [cells[4].trial_id] * 4
-    assert [int(one["epoch"]) for one in found] == [1, 2, 3, 4]
+    assert [one["trial_id"] for one in found] == [cells[4].trial_id] * table.lines == [cells[4].trial_id] * 240
+    assert [int(one["epoch"]) for one in found] == list(range(1, 241))
     assert float(found[-1]["top1"]) == made.done[cells[4].trial_id]
-    assert [cell.trial_id in told for cell, told in zip(cells, table.problems, strict=False)] == [True] * 4
+    whole = (folder / cells[4].trial_id / "metrics.csv").read_text().splitlines()
+    assert [",".join(list(one.values())[len(csv_export.KEYS) :]) for one in found] == whole[1:]
+    assert len(table.problems) == 4
+    for cell, problem in zip(cells, table.problems, strict=False):
+        assert problem.startswith(f"{folder / cell.trial_id / 'metrics.csv'}: is damaged: ")
+        assert problem.endswith("; left out")
+
+
+def test_unfinished_trials_are_exported_unless_their_metrics_are_damaged(made, tmp_path):
+    folder = tmp_path / "table6"
+    first, second, third = [one for one in made.planned if one.trial_id in made.done][:3]
+    for cell in (first, second, third):
+        shutil.copytree(made.out / "table6" / cell.trial_id, folder / cell.trial_id)
+        (folder / cell.trial_id / "result.json").unlink()
+    (folder / first.trial_id / "metrics.csv").write_text("epoch,top1\n1,20.5\n")
+    (folder / second.trial_id / "metrics.csv").write_text("epoch,top1\n1,NaN\n")
+    (folder / third.trial_id / "metrics.csv").write_text("epoch,top1,=cmd()\n1,20.5,3\n")
+    table = csv_export.epochs([("table6", folder, [first, second, third])])
+    (row,) = csv.DictReader(io.StringIO(table.text))
+    assert (row["trial_id"], row["epoch"], row["top1"]) == (first.trial_id, "1", "20.5")
+    assert [second.trial_id in table.problems[0], third.trial_id in table.problems[1]] == [True, True]
+    assert "is none of ours" in table.problems[1]
+
+
+def test_a_damaged_trial_has_a_line_without_numbers(made, tmp_path, capsys):
+    app(["export", "csv", "--recipe", RECIPE, "--out", str(made.out), "--output", str(tmp_path / "all.csv")],
+        standalone_mode=False)  # fmt: skip
+    told = capsys.readouterr().err.splitlines()
+    by_id = pd.read_csv(tmp_path / "all.csv", keep_default_na=False).set_index("trial_id")
+    assert len(told) == len(made.damaged) == 4
+    for name in made.damaged:
+        assert by_id.loc[name, ["status", "top1_last", "top1_best", "seconds"]].tolist() == ["damaged", "", "", ""]
+        assert by_id.loc[name, "reason"] == "result.json is damaged: it says 120 epochs, but trial.json says 240"
+        (sentence,) = (line for line in told if name in line)
+        assert "restore it, or remove" in sentence and sentence.endswith("its line has no numbers")
 
 
 def test_where_nothing_is_there(tmp_path):

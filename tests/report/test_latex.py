@@ -137,7 +137,7 @@ def test_short_names_never_make_two_networks_one() -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex here")
 def test_it_compiles(tmp_path: Path) -> None:
-    made = make(tmp_path / "out", epochs=2)
+    made = make(tmp_path / "out")
     summary = summarise(read_results(tmp_path / "out" / "table6", made.planned))
     summary = summary.with_families(FAMILIES | dict.fromkeys(("fitnet", "rkd", "crd", "ofd", "reviewkd"), "features"))
     odd = plan(tmp_path, {r"a\b_{c}^~$%#&[*<|>": [62.0, 63.0], "kd": [62.0, 62.5]}, dataset="~ 100 %")

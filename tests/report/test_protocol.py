@@ -12,7 +12,7 @@ from kd_bench.report.results_frame import read_results
 from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import PairTable, SummaryRow
-from tests.report.trials import put
+from tests.report.trials import put, write_trial
 
 RECIPE: dict[str, Any] = {
     "name": "r",
@@ -37,7 +37,8 @@ def otherwise(cell: PlannedTrial, **settings: Any) -> PlannedTrial:
 def pair_table(folder: Path, planned: list[PlannedTrial], **accuracies: list[float]) -> PairTable:
     for cell in planned:
         top1 = accuracies[cell.label][cell.seed]
-        put(folder / "r" / cell.trial_id, top1_last=top1, top1_best=top1 + 1, epochs=cell.trial.epochs)
+        write_trial(folder / "r" / cell.trial_id, cell.trial)
+        put(folder / "r" / cell.trial_id, top1_last=top1, top1_best=top1 + 1)
     return summarise(read_results(folder / "r", planned)).pairs[0]
 
 

@@ -23,7 +23,7 @@ from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import Summary, SummaryRow
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
-from tests.report.trials import put, render_summary
+from tests.report.trials import put, render_summary, write_trial
 
 NUMBERS = published_numbers.read("cifar100_pairs", "test")
 PAIR = ("cifar_resnet50", "cifar_mobilenet_v2")
@@ -50,8 +50,12 @@ def measured(out: Path, planned: list[PlannedTrial], **accuracies: list[float]) 
     """A table of these accuracies, one a seed, with a teacher of 79.00 %."""
     for cell in planned:
         if cell.label in accuracies and cell.seed < len(accuracies[cell.label]):
-            put(out / "r" / cell.trial_id, top1_last=accuracies[cell.label][cell.seed], top1_best=99.0, epochs=240)
-        put(out / "teachers" / str(cell.teacher_id), top1_last=79.0, top1_best=99.0, epochs=240)
+            folder = out / "r" / cell.trial_id
+            write_trial(folder, cell.trial)
+            put(folder, top1_last=accuracies[cell.label][cell.seed], top1_best=99.0)
+        if cell.taught_by is not None:
+            write_trial(out / "teachers" / str(cell.teacher_id), cell.taught_by)
+            put(out / "teachers" / str(cell.teacher_id), top1_last=79.0, top1_best=99.0)
     return summarise(read_results(out / "r", planned))
 
 
@@ -245,7 +249,8 @@ def test_a_given_teacher_must_be_as_good_as_the_published_one(tmp_path: Path, to
         given = PretrainedTeacher(dataset=cell.taught_by.dataset, model=cell.taught_by.model, weights="0" * 64)
         trial = cell.trial.model_copy(update={"teacher": given}) if cell.trial.teacher else cell.trial
         planned.append(PlannedTrial(trial, cell.label, given))
-        put(tmp_path / "teachers" / given.id, top1_last=top1, top1_best=top1, epochs=0)
+        write_trial(tmp_path / "teachers" / given.id, given)
+        put(tmp_path / "teachers" / given.id, top1_last=top1, top1_best=top1)
     found = published_numbers.compare(summarise(read_results(tmp_path / "r", planned)), planned, NUMBERS)
     assert (rows(found)["kd"].published is not None) == compared
     assert rows(found)["teacher"].published is not None

@@ -16,8 +16,8 @@ from kd_bench.plan import plan
 from kd_bench.report import published_robustness
 from kd_bench.report.render import render
 from kd_bench.utils.errors import UserError
-from tests.report.table6 import write_trial
 from tests.report.trials import put as put_result
+from tests.report.trials import write_trial
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "published"
 
@@ -100,7 +100,10 @@ def put(folder: Path, name: str, content: dict) -> None:
 
 def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp_path) -> None:
     (part,) = [one for one in robustness_parts() if one.name == "robustness/table12"]
-    trial = next(cell.trial_id for cell in part.planned if cell.label == "ikl_at")
+    cell = next(cell for cell in part.planned if cell.label == "ikl_at")
+    trial = cell.trial_id
+    write_trial(tmp_path / trial, cell.trial)
+    put_result(tmp_path / trial)
     put(tmp_path / trial, "a", evaluation(8 / 255))
     put(tmp_path / trial, "b", evaluation(8 / 255, images=50, robust=77.0))
     put(tmp_path / trial, "c", evaluation(2 / 255, complete=False, robust=50.0))
@@ -155,7 +158,7 @@ def test_the_page_has_published_beside_measured(tmp_path) -> None:
     cell = next(one for one in plan(read_recipe("robustness/table9"), "x") if one.label == "alpha_12")
     folder = tmp_path / "out" / "robustness" / cell.trial_id
     write_trial(folder, cell.trial)
-    put_result(folder, top1_last=60.5, top1_best=60.5, epochs=200)
+    put_result(folder, top1_last=60.5, top1_best=60.5)
     put(folder, "whole", evaluation(8 / 255))
     put(folder, "part", evaluation(2 / 255, complete=False))
     file = tmp_path / "page.html"

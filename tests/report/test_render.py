@@ -11,7 +11,7 @@ from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import Summary
 from kd_bench.report.summary_text import write_summary
 from kd_bench.utils.errors import UserError
-from tests.report.trials import fail, plan, put, render_summary
+from tests.report.trials import fail, plan, put, render_summary, trial_id
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -84,7 +84,7 @@ def test_colour_changes_nothing_but_colour(summary: Summary) -> None:
 def test_ascii(summary: Summary, format: str) -> None:
     text = render_summary(summary, format, ascii_only=True)
     assert text.isascii() and "?" not in text and not re.search(r"\\[ux][0-9a-f]", text)
-    assert ("+-" in text) == (format in ("terminal", "markdown", "plain"))
+    assert ("+-" in text) == (format in ("terminal", "markdown", "plain", "html"))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -146,7 +146,7 @@ def test_markdown_is_one_table_a_pair(summary: Summary) -> None:
         assert re.fullmatch(r"[|:-]+", lines[1])
     cells = [cell.strip() for cell in tables[1].splitlines()[-1].split("|")]
     assert cells == ["", "dkd", "– (0/2)", "–", "–", "–", "–", "–", "0 of 2 (1 failed, 1 missing)", ""]
-    assert "(wrn_16_2dkd0) failed: the loss is not finite & 100 % wrong" in text
+    assert f"({trial_id('wrn_16_2dkd0')}) failed: the loss is not finite & 100 % wrong" in text
 
 
 def test_markdown_of_names_with_its_own_signs(tmp_path: Path) -> None:

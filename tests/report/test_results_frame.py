@@ -1,4 +1,3 @@
-import json
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -64,54 +63,70 @@ def test_the_teachers_folder_can_be_elsewhere(tmp_path: Path) -> None:
     assert read_results(tmp_path / "demo", cells, tmp_path / "shared")["teacher_top1"].tolist() == [88.0]
 
 
-BROKEN = {
+#: What stands in ``result.json``, or a pair of what it takes the place of and what stands there.
+BROKEN: dict[str, str | bytes | tuple[str, str]] = {
     "cut off": '{"status": "do',
     "empty": "",
     "no text": b"\xff\xfe\x00",
     "a list": "[]",
+    "null": "null",
     "no status": "{}",
-    "unknown status": '{"status": "fine", "top1_last": 1, "top1_best": 1}',
-    "status of a wrong type": '{"status": ["done"]}',
+    "unknown status": ('"done"', '"fine"'),
+    "status of a wrong type": ('"done"', '["done"]'),
     "done without a number": '{"status": "done"}',
-    "null": '{"status": "done", "top1_last": null, "top1_best": 1}',
-    "text": '{"status": "done", "top1_last": "63.1", "top1_best": 1}',
-    "truth": '{"status": "done", "top1_last": true, "top1_best": 1}',
-    "NaN": '{"status": "done", "top1_last": NaN, "top1_best": 1}',
-    "infinite": '{"status": "done", "top1_last": 1e999, "top1_best": 1}',
-    "over 100 %": '{"status": "done", "top1_last": 6310, "top1_best": 1}',
-    "negative": '{"status": "done", "top1_last": -1, "top1_best": 1}',
-    "half an epoch": '{"status": "done", "top1_last": 1, "top1_best": 1, "epochs": 2.5}',
-    "huge": '{"status": "done", "top1_last": 1, "top1_best": 1, "epochs": ' + "9" * 30 + "}",
-    "too long to read": '{"status": "done", "top1_last": ' + "9" * 5000 + "}",
+    "no best epoch's number": ('"top1_best": 61.0, ', ""),
+    "no number": ("60.0", "null"),
+    "text": ("60.0", '"60.0"'),
+    "truth": ("60.0", "true"),
+    "NaN": ("60.0", "NaN"),
+    "infinite": ("60.0", "1e999"),
+    "over 100 %": ("60.0", "150"),
+    "negative": ("60.0", "-1"),
+    "another number": ("60.0", "60.5"),
+    "another best number": ("61.0", "61.5"),
+    "another best epoch": ('"best_epoch": 27', '"best_epoch": 26'),
+    "half an epoch": ('"epochs": 30', '"epochs": 30.5'),
+    "another number of epochs": ('"epochs": 30', '"epochs": 31'),
+    "huge": ("78042", "9" * 30),
+    "too long to read": ("78042", "9" * 5000),
+    "half a character": ('"finished": "', '"finished": "\\ud800'),
+    "no checksum": ('"weights_sha256": "', '"weights_sha256": "x'),
     "deep": "[" * 100_000,
 }
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_a_broken_result_is_a_status_with_a_reason(tmp_path: Path, content: str | bytes) -> None:
-    trial = tmp_path / "kd0"
-    trial.mkdir()
-    (trial / "result.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    (row,) = read_results(tmp_path, [Cell("kd", 0, "kd0")]).to_dict("records")
-    assert row["status"] == "unreadable"
-    assert row["reason"].startswith("result.json ") and "\n" not in row["reason"] and len(row["reason"]) < 200
-    assert pd.isna(row["top1_last"])
+def test_a_broken_result_is_a_status_with_a_reason(tmp_path: Path, content: str | bytes | tuple[str, str]) -> None:
+    file = put(tmp_path / "kd0") / "result.json"
+    if isinstance(content, tuple):
+        assert content[0] in file.read_text()
+        content = file.read_text().replace(content[0], content[1], 1)
+    cells = [Cell("kd", 0, "kd0")]
+    assert read_results(tmp_path, cells)["status"].tolist() == ["done"]
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (row,) = read_results(tmp_path, cells).to_dict("records")
+    assert row["status"] == "damaged"
+    assert row["reason"].startswith(("result.json is damaged: ", "metrics.csv is damaged: it ends with"))
+    assert "\n" not in row["reason"] and len(row["reason"]) < 200
+    assert pd.isna(row["top1_last"]) and pd.isna(row["seconds_per_epoch"])
 
 
 @pytest.mark.parametrize(
-    "spoil", [lambda trial: (trial / "result.json").mkdir(parents=True), lambda trial: trial.write_text("")]
+    ("spoil", "reason"),
+    [
+        (lambda trial: (trial / "result.json").mkdir(parents=True), "result.json is a folder, not a regular file"),
+        (lambda trial: trial.write_text(""), "the folder is a file, not a folder"),
+        (lambda trial: trial.symlink_to(trial), "the folder is a link that leads to no folder"),
+    ],
 )
-def test_what_is_no_file_is_unreadable(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+def test_what_is_no_file_is_damaged(tmp_path: Path, spoil: Callable[[Path], object], reason: str) -> None:
     spoil(tmp_path / "kd0")
-    assert read_result(tmp_path / "kd0")["status"] == "unreadable"
+    assert read_result(tmp_path / "kd0") == {"status": "damaged", "reason": reason}
 
 
 def test_reasons_are_one_printable_line(tmp_path: Path) -> None:
-    (tmp_path / "kd0").mkdir()
-    (tmp_path / "kd0" / "result.json").write_text(json.dumps({"status": "failed", "reason": "a\n\x1b[31mb\ud800 c"}))
-    assert read_result(tmp_path / "kd0")["reason"] == "a [31mb c"
-    fail(tmp_path / "kd1", reason=None)
-    assert read_result(tmp_path / "kd1")["reason"] == "no reason was recorded"
+    assert read_result(fail(tmp_path / "kd0", "a\n\x1b[31mb\u2028 c"))["reason"] == "a [31mb c"
+    assert read_result(fail(tmp_path / "kd1", reason=None))["reason"] == "no reason was recorded"
 
 
 def test_time_of_a_thousand_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

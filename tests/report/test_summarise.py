@@ -8,7 +8,7 @@ from kd_bench.report.statistics import Difference, MeanAndStd
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import Summary, SummaryRow
 from kd_bench.utils.errors import UserError
-from tests.report.trials import Cell, fail, plan, put
+from tests.report.trials import Cell, begin, fail, plan, put, trial_id
 
 T_2 = 4.302652729911275  # 0.975-quantile of Student's t with 2 degrees of freedom, from a printed table: 4.303
 
@@ -61,8 +61,7 @@ def test_incomplete_cells_are_marked_and_never_averaged_as_complete(tmp_path: Pa
     )
     fail(folder / "dkd1", "diverged in epoch 2")
     fail(folder / "ikl_kd0")
-    (folder / "ikl_kd1").mkdir()
-    (folder / "ikl_kd1" / "result.json").write_text("{")
+    (begin(folder / "ikl_kd1") / "result.json").write_text("{")
     put(folder / "at0", top1_last=60.0)
     summary = summarise(read_results(folder, cells))
     found = rows(summary)
@@ -73,13 +72,16 @@ def test_incomplete_cells_are_marked_and_never_averaged_as_complete(tmp_path: Pa
     assert found["dkd"].note == "2 of 3 (1 failed); difference over 1 seed"
     nothing = found["ikl_kd"]
     assert (nothing.top1, nothing.best, nothing.difference, nothing.seconds) == (None, None, None, None)
-    assert (nothing.planned, nothing.done, nothing.failed, nothing.unreadable, nothing.missing) == (3, 0, 1, 1, 1)
-    assert nothing.note == "0 of 3 (1 failed, 1 unreadable, 1 missing)"
+    assert (nothing.planned, nothing.done, nothing.failed, nothing.damaged, nothing.missing) == (3, 0, 1, 1, 1)
+    assert nothing.note == "0 of 3 (1 failed, 1 damaged, 1 missing)"
     # complete, though the baseline is not
     assert found["at"].complete and found["at"].note == "difference over 2 seeds"
-    assert summary.footnotes[0] == "Incomplete: 7 of 12 planned trials done (2 failed, 1 unreadable, 2 missing)."
+    assert summary.footnotes[0] == "Incomplete: 7 of 12 planned trials done (2 failed, 1 damaged, 2 missing)."
     assert len(summary.problems) == 3
-    assert summary.problems[0] == "dkd, student resnet8, seed 1 (dkd1) failed: diverged in epoch 2"
+    assert summary.problems[0] == f"dkd, student resnet8, seed 1 ({trial_id('dkd1')}) failed: diverged in epoch 2"
+    (damaged,) = (problem for problem in summary.problems if " damaged: " in problem)
+    trial = f"ikl_kd, student resnet8, seed 1 ({trial_id('ikl_kd1')})"
+    assert damaged.startswith(f"{trial} damaged: result.json is damaged: it is no JSON")
 
 
 def test_no_common_seed(tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_a_teacher_a_seed(tmp_path: Path) -> None:
     teacher = summary.pairs[0].rows[0]
     assert teacher.top1 == MeanAndStd(97.5, math.sqrt(0.5), 2)
     assert teacher.note == "2 of 3 (1 failed)"
-    assert summary.problems == ("teacher resnet20 (t2) failed: no memory",)
+    assert summary.problems == (f"teacher resnet20 ({trial_id('t2')}) failed: no memory",)
 
 
 def test_a_teacher_without_a_trial_of_its_own(tmp_path: Path) -> None:
@@ -165,9 +167,7 @@ def test_a_baseline_in_one_pair_only(tmp_path: Path) -> None:
 
 
 def test_trials_of_another_length_are_marked(tmp_path: Path) -> None:
-    cells = plan(tmp_path, {"kd": [60.0, 61.0], "dkd": [62.0, 63.0], "long": [70.0, 71.0]})
-    for seed in (0, 1):
-        put(tmp_path / f"long{seed}", top1_last=70.0, epochs=60)
+    cells = plan(tmp_path, {"kd": [60.0, 61.0], "dkd": [62.0, 63.0], "long": [70.0, 70.0]}, epochs={"long": 60})
     summary = summarise(read_results(tmp_path, cells))
     assert {label: row.note for label, row in rows(summary).items() if row.kind == "method"} == {
         "kd": "",

@@ -7,15 +7,14 @@ from typing import Any
 from kd_bench.config.trial import PlannedTrial, Trial
 from kd_bench.report.summary import FolderResults
 from kd_bench.report.unplanned_trials import summarise_unplanned, trial_ids
-from tests.report.table6 import write_trial
 from tests.report.test_protocol import cells, otherwise
-from tests.report.trials import put
+from tests.report.trials import put, write_trial
 
 
 def written(folder: Path, planned: list[PlannedTrial], top1: float = 60.0) -> FolderResults:
     for cell in planned:
         write_trial(folder / cell.trial_id, cell.trial)
-        put(folder / cell.trial_id, top1_last=top1 + cell.seed, top1_best=99.0, epochs=cell.trial.epochs)
+        put(folder / cell.trial_id, top1_last=top1 + cell.seed, top1_best=99.0)
     return summarise_unplanned(folder, trial_ids(folder))
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from kd_bench.config.trial import PlannedTrial
-from kd_bench.trials.folder import TrialFolder, check_settings_of
+from kd_bench.trials.folder import TrialFolder
 from kd_bench.utils.errors import UserError
 from tests.training.parts import trial
+from tests.trials.folders import finish
 
 
 @pytest.fixture
@@ -26,14 +26,10 @@ def test_settings_edited_by_hand_are_noticed(folder):
     file.write_text(json.dumps(settings))
     with pytest.raises(UserError, match="was changed by hand"):
         folder.check_settings()
-    with pytest.raises(UserError, match="was changed by hand"):
-        check_settings_of([PlannedTrial(trial("kd"), "kd", None)], folder.path.parent)
-    file.write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
-        folder.check_settings()
-    file.write_text("[1]")
-    with pytest.raises(UserError, match="was changed by hand"):
-        folder.check_settings()
+    for content in ("{", "[1]", "null"):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"trial.json: is damaged: .* remove .* to train this trial again"):
+            folder.check_settings()
 
 
 def test_reformatting_is_no_change(folder):
@@ -65,14 +61,21 @@ def test_other_files_are_no_checkpoints(folder):
 
 
 def test_finishing(folder):
+    finish(folder.path, trial("kd"))
+    result = folder.result()
+    folder.remove_result()
     folder.write_checkpoint(1, b"one")
     assert folder.status() == "missing"
-    folder.weights.write_bytes(b"weights")
-    folder.finish({"status": "done"})
+    folder.finish(result)
     assert folder.status() == "done"
     assert not (folder.path / "checkpoint").exists()
+    folder.remove_failure()
+    assert folder.status() == "done"
     folder.weights.unlink()
     assert folder.status() == "missing"
+    assert folder.result() == result
+    folder.remove_failure()  # a new attempt begins
+    assert folder.result() is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"status": "fine"}'])

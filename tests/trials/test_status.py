@@ -17,8 +17,8 @@ from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.integrity import check_trial
 from kd_bench.trials.lease import LeaseMonitor, acquire_lease
 from kd_bench.trials.status import summary, trial_statuses
-from kd_bench.utils.files import sha256
 from tests.launch.test_end_to_end import run
+from tests.trials.folders import finish
 
 RECIPE = {
     "name": "small",
@@ -36,19 +36,10 @@ def planned(content: dict = RECIPE):
     return plan(read_recipe(content), "small")
 
 
-def finish(folder: TrialFolder, trial, top1: float = 50.0) -> None:
-    """Writes the files of a finished trial."""
-    folder.create(trial)
-    folder.weights.write_bytes(b"weights")
-    rows = [{"epoch": epoch, "top1": top1} for epoch in range(1, trial.epochs + 1)]
-    folder.write_metrics(rows)
-    folder.finish({"status": "done", "reason": None, "top1_last": top1, "weights_sha256": sha256(folder.weights)})
-
-
 def test_every_state(tmp_path: Path) -> None:
     cells = planned()
     folders = [TrialFolder(tmp_path / "small" / cell.trial_id) for cell in cells]
-    finish(folders[0], cells[0].trial)
+    finish(folders[0].path, cells[0].trial)
     folders[1].create(cells[1].trial)
     folders[1].finish({"status": "failed", "reason": "the loss was no longer finite in epoch 1, step 3"})
     folders[2].create(cells[2].trial)
@@ -98,9 +89,9 @@ def test_the_commands(tmp_path: Path) -> None:
     (cell, *_) = cells = planned()
     for planned_trial in cells:
         trial = planned_trial.trial
-        finish(TrialFolder(tmp_path / "small" / trial.id), trial)
+        finish(tmp_path / "small" / trial.id, trial)
         if trial.teacher:
-            finish(TrialFolder(tmp_path / "teachers" / trial.teacher.id), trial.teacher)
+            finish(tmp_path / "teachers" / trial.teacher.id, trial.teacher)
     done = run("status", str(path), "--out", str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "small: 5 trainings: 5 done\n")
     whole = run("verify", str(tmp_path))
@@ -119,7 +110,7 @@ def test_the_commands(tmp_path: Path) -> None:
 def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
     cells = planned(RECIPE | {"methods": {"none": {}}})
     for cell, machine in zip(cells, ("one", "other"), strict=True):
-        finish(TrialFolder(tmp_path / machine / "small" / cell.trial_id), cell.trial)
+        finish(tmp_path / machine / "small" / cell.trial_id, cell.trial)
     shutil.copytree(tmp_path / "other", tmp_path / "one", dirs_exist_ok=True)
     assert [status.state for status in trial_statuses(cells, tmp_path / "one", "small")] == ["done", "done"]
     assert all(check_trial(tmp_path / "one" / "small" / cell.trial_id).faults == () for cell in cells)
@@ -128,18 +119,20 @@ def test_results_of_two_machines_are_merged_by_copying(tmp_path: Path) -> None:
 def test_faults(tmp_path: Path) -> None:
     (cell, *_) = planned()
     folder = TrialFolder(tmp_path / cell.trial_id)
-    finish(folder, cell.trial)
+    finish(folder.path, cell.trial)
     assert check_trial(folder.path).faults == ()
     folder.write_metrics([{"epoch": 1, "top1": 50.0}])
     assert "does not have one row for each of 2 epochs" in check_trial(folder.path).faults[0]
     folder.write_metrics([{"epoch": 1, "top1": 50.0}, {"epoch": 2, "top1": 51.0}])
     assert "ends with 51.0 %, but result.json says 50.0 %" in check_trial(folder.path).faults[0]
+    finish(folder.path, cell.trial)
     folder.weights.unlink()
     assert "is missing" in check_trial(folder.path).faults[0]
+    assert check_trial(folder.path, needs_weights=False).faults == ()
     (folder.path / "trial.json").write_text(
         (folder.path / "trial.json").read_text().replace('"epochs": 2', '"epochs": 3')
     )
-    assert check_trial(folder.path).status == "damaged"
+    assert check_trial(folder.path).status == "changed by hand"
 
 
 def test_accuracy_measured_again(tmp_path: Path) -> None:
@@ -153,7 +146,7 @@ def test_accuracy_measured_again(tmp_path: Path) -> None:
     result = json.loads(file.read_text())
     (metrics,) = (tmp_path / "out").glob("small/*/metrics.csv")
     metrics.write_text(metrics.read_text().replace(str(result["top1_last"]), "99.5"))
-    file.write_text(json.dumps(result | {"top1_last": 99.5}))
+    file.write_text(json.dumps(result | {"top1_last": 99.5, "top1_best": 99.5}))
     wrong = run("verify", str(tmp_path / "out"), "--accuracy")
     assert wrong.returncode == 1
     assert "but result.json says 99.50 %" in wrong.stdout

@@ -53,8 +53,8 @@
   function value(row, column, kind) {
     const cell = row.cells[column];
     if (kind === "text") return cell.textContent.trim().toLowerCase();
-    const text = cell.dataset.value;
-    return text === undefined || text === "" ? null : Number(text);
+    const text = cell.dataset.value ?? cell.textContent.trim();
+    return text === "" || Number.isNaN(Number(text)) ? null : Number(text);
   }
 
   function sort(button) {
@@ -102,10 +102,17 @@
     return node;
   }
 
+  function short(number) {
+    return String(Number(number.toPrecision(4)));
+  }
+
   function curve(name, values) {
     const known = values.filter((value) => value !== null);
     if (known.length < 2) return null;
-    const low = Math.min(...known), high = Math.max(...known), span = high - low || 1;
+    const lowest = Math.min(...known), highest = Math.max(...known);
+    // a range that is never so small that differences without meaning fill it
+    const least = name.endsWith("top1") ? 1 : 0.1 * Math.abs(highest) || 1;
+    const span = Math.max(highest - lowest, least), low = (lowest + highest - span) / 2, high = low + span;
     const x = (index) => 56 + (index / (values.length - 1)) * 490, y = (value) => 128 - ((value - low) / span) * 114;
     let path = "", command = "M";
     values.forEach((value, index) => {
@@ -115,7 +122,7 @@
     const label = (height, text) => svgElement("text", { x: 50, y: height, "text-anchor": "end" }, text);
     const grid = (height) => svgElement("line", { class: "grid", x1: 56, x2: 546, y1: height, y2: height });
     const plot = svgElement("svg", { viewBox: "0 0 560 140", role: "img", "aria-label": `${name} by epoch`, class: "s0" },
-      grid(128), grid(14), label(18, String(high)), label(132, String(low)), svgElement("path", { class: "line", d: path }));
+      grid(128), grid(14), label(18, short(high)), label(132, short(low)), svgElement("path", { class: "line", d: path }));
     return element("figure", null, element("figcaption", `${name} by epoch; last ${values[values.length - 1] ?? "none"}`), plot);
   }
 

@@ -1,0 +1,66 @@
+"""The sentence below a table says what its differences show, and no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from kd_bench.report.conclusion import conclusions
+from kd_bench.report.summary import PairTable, RowKind, SummaryRow
+
+
+def row(label: str, *differences: float, kind: RowKind = "method", comparable: bool = True) -> SummaryRow:
+    return SummaryRow(kind, label, None, None, None, None, (), differences=differences, comparable=comparable)
+
+
+def pair(*rows: SummaryRow, student: str = "small") -> PairTable:
+    return PairTable("digits", "large", student, rows)
+
+
+ABOVE, BELOW, UNCLEAR = (3.0, 3.1, 2.9, 3.0, 3.2), (-3.0, -3.1, -2.9, -3.0, -3.2), (3.0, -2.0, 1.0, -1.0, 0.5)
+
+
+def test_methods_are_above_below_or_cannot_be_told() -> None:
+    rows = (row("kd"), row("up", *ABOVE), row("high", *ABOVE), row("down", *BELOW), row("maybe", *UNCLEAR))
+    (sentence,) = conclusions([pair(*rows)], "kd")
+    assert sentence.startswith(
+        "What this shows: up and high are above kd; down is below kd; maybe cannot be told from kd (paired t test "
+        "over 5 seeds, 5 % after Holm's correction for 4 methods)."
+    )
+
+
+def test_the_correction_counts_all_methods() -> None:
+    close = (1.0, 2.0, 0.2, 1.5, 0.4)  # p = 0.03 alone
+    (alone,) = conclusions([pair(row("close", *close))], "kd")
+    (of_three,) = conclusions([pair(row("close", *close), row("maybe", *UNCLEAR), row("other", *UNCLEAR))], "kd")
+    assert "close is above kd (" in alone
+    assert "for 1 method)" in alone
+    assert "close, maybe and other cannot be told from kd" in of_three
+
+
+def test_one_seed_shows_nothing() -> None:
+    (sentence,) = conclusions([pair(row("up", 5.0))], "kd")
+    assert sentence == (
+        "What this shows: nothing about differences to kd, because one seed has no spread to compare them with."
+    )
+
+
+def test_rows_of_another_protocol_and_other_kinds_do_not_count() -> None:
+    rows = (row("alone", *BELOW, kind="student"), row("other", *ABOVE, comparable=False))
+    assert list(conclusions([pair(*rows)], "kd")) == []
+    assert list(conclusions([], "kd")) == []
+
+
+def test_pairs_have_a_sentence_each_and_many_pairs_one_together() -> None:
+    two = [pair(row("up", *ABOVE), student=name) for name in ("a", "b")]
+    first, second = conclusions(two, "kd")
+    assert first.startswith("What large → a on digits shows: up is above kd")
+    assert second.startswith("What large → b on digits shows: up is above kd")
+    many = [*two, pair(row("up", *BELOW)), pair(row("up", *UNCLEAR), row("new", *ABOVE))]
+    (sentence,) = conclusions(many, "kd")
+    assert "up above in 2, below in 1 of 4, new above in 1, below in 0 of 1." in sentence
+
+
+@pytest.mark.parametrize("differences", [(0.0, 0.0, 0.0), (2.0, 2.0, 2.0)])
+def test_differences_without_spread_cannot_be_tested(differences: tuple[float, ...]) -> None:
+    (sentence,) = conclusions([pair(row("same", *differences))], "kd")
+    assert "same cannot be told from kd" in sentence
