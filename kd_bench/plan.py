@@ -8,10 +8,11 @@ from typing import Any
 
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
-from kd_bench.config.load import merge, parse
+from kd_bench.config.load import find_published, merge
 from kd_bench.config.optimizer import Schedule, StepSchedule
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import MethodSettings, PlannedTrial, PretrainedTeacher, Training, Trial
+from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
 from kd_bench.models import cards, pretrained
@@ -19,6 +20,10 @@ from kd_bench.models import registry as models
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, unknown
 from kd_bench.utils.files import sha256
+from kd_bench.utils.paths import expand_user, is_file
+
+#: The largest number of trials of a recipe.
+MAX_PLANNED = 100_000
 
 
 def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[PlannedTrial]:
@@ -33,6 +38,8 @@ def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[Planned
         UserError: If a data set, network, method or hyper-parameter does not exist or is out of range.
     """
     datasets.check(recipe.dataset, f"{context}: dataset")
+    if recipe.published is not None:
+        find_published(recipe.published, f"{context}: published")
     if recipe.baseline not in recipe.methods and recipe.baseline != "kd":
         raise unknown("row", recipe.baseline, recipe.methods, f"{context}: baseline")
     names = (pair.teacher for pair in recipe.pairs if pair.teacher)
@@ -40,6 +47,12 @@ def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[Planned
     for name in recipe.teachers:
         if name not in teachers and name not in teachers.values():
             raise unknown("teacher of this recipe", name, teachers, f"{context}: teachers")
+    count = len(recipe.pairs) * len(recipe.methods) * len(recipe.all_seeds())
+    if count > MAX_PLANNED:
+        raise UserError(
+            f"{context}: trials: {len(recipe.pairs)} pairs, {len(recipe.methods)} methods and "
+            f"{len(recipe.all_seeds())} seeds make {count:,} trials; at most {MAX_PLANNED:,} are allowed"
+        )
     planned = [trial for index in range(len(recipe.pairs)) for trial in _plan_pair(recipe, index, teachers, context)]
     return select(planned, only)
 
@@ -93,6 +106,12 @@ def _trial(
     if info.family != "adversarial":
         content.pop("adversarial", None)
     training = parse(Training, content, context)
+    images = datasets.known_train_size(recipe.dataset)
+    if images is not None and training.batch_size > images:
+        raise UserError(
+            f"{context}: batch_size: {training.batch_size} is more than the {images} training images of "
+            f"{recipe.dataset.title}"
+        )
     update: dict[str, Any] = {
         "adversarial": _adversarial(training, info, context) if info.family == "adversarial" else None,
         "schedule": _in_epochs(training.schedule, training.epochs),
@@ -152,7 +171,7 @@ def _adversarial(training: Training, info: methods.MethodInfo, context: str) -> 
     if generated is None or generated.sha256 is not None:
         return adversarial
     file = datasets.resolve_data_dir() / generated.path
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(
             f"{context}: adversarial.generated: there is no file {file}; if it is on another machine, set "
             "adversarial.generated.sha256 to its checksum"
@@ -180,7 +199,9 @@ def plan_teacher(recipe: Recipe, name: str, context: str) -> tuple[Trial | Pretr
     """
     settings = teacher_settings(recipe, name, context)
     weights, seed = settings.pop("weights", None), settings.pop("seed", 0)
-    trial = _trial(recipe, settings, name, _method("none", {}, context), seed, f"{context}: teacher_training")
+    own = next((key for key in recipe.teachers if resolve_network(recipe, key, f"{context}: teachers") == name), None)
+    source = "teacher_training" if own is None else f"teacher_training and teachers.{own}"
+    trial = _trial(recipe, settings, name, _method("none", {}, context), seed, f"{context}: {source}")
     if weights is None:
         return trial, None
     teacher, file = plan_pretrained_teacher(trial.dataset, name, weights, f"{context}: teachers.{name}.weights")
@@ -212,9 +233,9 @@ def plan_pretrained_teacher(dataset: Dataset, name: str, weights: Any, context: 
     if weights == "published":
         file = pretrained.require_weights(card, name, dataset.name, context)
     else:
-        file = Path(weights).expanduser()
+        file = expand_user(weights)
         card = card if card and card.timm else None  # with its tag, timm's name identifies weights in any file
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(f"{context}: there is no file {file}")
     view, source = card.input if card else Input(), models.source_hash(name)
     return PretrainedTeacher(dataset=dataset, model=name, weights=sha256(file), input=view, model_source=source), file

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kd_bench.cli import completion
 from kd_bench.cli import options as opt
+from kd_bench.cli.option_types import whole_number
 from kd_bench.utils.errors import RunFailed, UserError
+from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
     from kd_bench.config.attack import Attack
@@ -24,7 +27,9 @@ _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
 
 
 def attack(
-    target: Annotated[str, typer.Argument(help="A file of weights, a trial's folder, or a recipe.")],
+    target: Annotated[
+        str, typer.Argument(help="A file of weights, a trial's folder, or a recipe.", autocompletion=completion.recipes)
+    ],
     model: Annotated[str | None, typer.Option("--model", help="For a file of weights: the network.")] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", help="For a file of weights: the data set.")] = None,
     eps: Annotated[str, typer.Option("--eps", help="Radii of the ball, e.g. 8/255, or 2/255,4/255.")] = "8/255",
@@ -34,8 +39,8 @@ def attack(
         str | None, typer.Option("--screen", help="Only pgd-20 or apgd-ce: a cheap upper bound of the accuracy.")
     ] = None,
     images: opt.AttackImages = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per batch.")] = 200,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of all random draws.")] = 0,
+    batch_size: Annotated[int, whole_number("--batch-size", "Images per batch.", 1, 2**20)] = 200,
+    seed: Annotated[int, whole_number("--seed", "Seed of all random draws.", 0, 2**31 - 1)] = 0,
     normalise: Annotated[
         str | None, typer.Option("--normalise", help="For a file of weights: none, dataset or network.")
     ] = None,
@@ -55,22 +60,27 @@ def attack(
 
     A stopped evaluation continues.
     """
+    from kd_bench.config.attack import SCREENS, read_eps, title
+
+    opt.check_format(format_)
+    opt.check_choice("norm", norm, ("Linf", "L2"), "--norm")
+    read_eps(eps, "--eps")
+
+    # These import torch, so what the user typed is checked first.
     from kd_bench import api
-    from kd_bench.config.attack import SCREENS, title
     from kd_bench.config.load import packaged_recipes
     from kd_bench.evaluation.attack_settings import parse_attacks
     from kd_bench.evaluation.attack_target import checkpoint_target, finished_trial_targets, trial_target
     from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
     from kd_bench.launch.devices import find_devices
+    from kd_bench.trials.recipe_file import find_recipe_in
 
-    opt.check_format(format_)
-    opt.check_choice("norm", norm, ("Linf", "L2"), "--norm")
     if screen is not None:
         if attacks_ is not None:
             raise UserError("--screen runs one attack alone, so --attacks must be left out")
         opt.check_choice("screen", screen, SCREENS, "--screen")
     settings = parse_attacks(eps, screen or attacks_, norm=norm, images=images, batch_size=batch_size, seed=seed)
-    path = Path(target).expanduser()
+    path = expand_user(target)
     recipe = None
     if path.is_dir() and ((path / "trial.json").is_file() or target not in packaged_recipes()):
         _refuse("a trial", model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials)
@@ -89,7 +99,7 @@ def attack(
         targets = [checkpoint_target(path, model, settings_of_images, key, normalise, out)]  # type: ignore[arg-type]
     else:
         _refuse("a recipe", model=model, dataset=dataset, key=key, normalise=normalise)
-        recipe = api.plan(target, only=only, trials=trials, overrides=set_)
+        recipe = api.plan(find_recipe_in(target, out), only=only, trials=trials, overrides=set_)
         results = out / recipe.recipe.name
         folders = dict.fromkeys(results / trial.trial_id for trial in recipe.planned)
         targets = finished_trial_targets(folders, _log)

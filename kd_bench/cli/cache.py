@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.options import check_choice
 
 cache_app = typer.Typer(
     help="Show and clear caches: decoded images and logits of teachers.",
+    cls=CommandGroup,
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -50,6 +52,7 @@ def clear(kind: Annotated[str, typer.Argument(help="logits, images or all.")] = 
     """Remove caches that no process uses."""
     from kd_bench.data import decoded_cache
     from kd_bench.training import logit_cache
+    from kd_bench.trials.accuracy_cache import accuracies_folder
     from kd_bench.utils.paths import cache_folder
 
     check_choice("kind of cache", kind, ("logits", "images", "all"))
@@ -65,6 +68,9 @@ def clear(kind: Annotated[str, typer.Argument(help="logits, images or all.")] = 
             freed += split.size
             split.remove()
             typer.echo(f"removed the decoded images {split.name}")
+    if kind == "all":  # some bytes for each teacher with given weights
+        for accuracy in accuracies_folder().glob("*.json"):
+            accuracy.unlink(missing_ok=True)
     typer.echo(f"freed {_size(freed)}")
 
 

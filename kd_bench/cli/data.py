@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.options import Data
 
-data_app = typer.Typer(help="Fetch data sets.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Fetch data sets.", cls=CommandGroup, rich_markup_mode=None)
 
 
 @data_app.command("fetch")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kd_bench.cli import options as opt
+from kd_bench.cli.option_types import decimal_number, whole_number
 from kd_bench.launch.options import RunOptions
 from kd_bench.utils.errors import UserError, unknown
 
@@ -18,6 +19,7 @@ GPUS = "h100,a100-80gb,rtx-4090"
 
 
 @opt.with_run_options("out", "data", "jobs", "threads", "device", "cohort_size", "workers")
+@opt.with_settings()
 def estimate(
     recipe: opt.RecipeName,
     options: RunOptions,
@@ -30,13 +32,13 @@ def estimate(
         str | None, typer.Option("--price", help="EUR an hour: 2.50, or by card: h100=2.50,a100-80gb=1.60.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=0, help="Steps to time here; 0: none; default: a minute's worth.")
+        int | None, whole_number("--steps", "Steps to time here; 0: none; default: a minute's worth.", 0, 100_000)
     ] = None,
     of_peak: Annotated[
-        float | None, typer.Option("--of-peak", help="Fraction of a card's peak that arithmetic reaches.")
+        float | None, decimal_number("--of-peak", "Fraction of a card's peak that arithmetic reaches.", 0, 1)
     ] = None,
     of_bandwidth: Annotated[
-        float | None, typer.Option("--of-bandwidth", help="Fraction of a card's bandwidth that is reached.")
+        float | None, decimal_number("--of-bandwidth", "Fraction of a card's bandwidth that is reached.", 0, 1)
     ] = None,
     format_: opt.Format = "terminal",
 ) -> None:
@@ -48,11 +50,13 @@ def estimate(
     from kd_bench import api
     from kd_bench.config.load import find_recipe, read_recipe
     from kd_bench.estimate.gpus import select_gpus
+    from kd_bench.trials.recipe_file import find_recipe_in
 
     opt.check_format(format_)
     gpus = select_gpus(cards, "--cards")
     prices = _parse_prices(price, gpus)
     assumed = _assumptions(of_peak, of_bandwidth)
+    recipe = find_recipe_in(recipe, options.out)
     content = read_recipe(recipe, api.with_rows(recipe, method, set_), trials)
 
     # These import torch, so what the user typed is checked first.
@@ -75,8 +79,8 @@ def _assumptions(of_peak: float | None, of_bandwidth: float | None) -> Assumptio
     from kd_bench.estimate.gpus import Assumptions
 
     for option, value in (("--of-peak", of_peak), ("--of-bandwidth", of_bandwidth)):
-        if value is not None and not 0 < value <= 1:
-            raise UserError(f"{option}: should be a fraction above 0 and at most 1 (it is {value})")
+        if value == 0:
+            raise UserError(f"{option}: should be a fraction above 0 (it is {value})")
     values = {"compute": of_peak, "training": of_bandwidth, "forward": of_bandwidth}
     return Assumptions(**{name: value for name, value in values.items() if value is not None})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kd_bench.cli import options as opt
+from kd_bench.cli.command_group import CommandGroup
+from kd_bench.cli.option_types import path_option
 from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
     from kd_bench.trials.folder import TrialFolder
 
 export_app = typer.Typer(
-    help="Write results as CSV, or a student with its model card.", no_args_is_help=True, rich_markup_mode=None
+    help="Write results as CSV, or a student with its model card.", cls=CommandGroup, rich_markup_mode=None
 )
 
 
@@ -25,56 +28,57 @@ def export_csv(
     method: opt.Method = None,
     epochs: Annotated[bool, typer.Option("--epochs", help="Write a line for each epoch of each trial.")] = False,
     out: opt.Out = opt.OUT,
-    output: Annotated[Path | None, typer.Option("--output", help="File to write. By default, print.")] = None,
+    output: Annotated[Path | None, path_option("--output", "File to write. By default, print.")] = None,
 ) -> None:
     """Write all results as CSV, one line per trial: its settings, its accuracies in percent, its cost."""
     from kd_bench import api
     from kd_bench.report import csv_export
-    from kd_bench.utils.files import write_atomic
+    from kd_bench.utils.files import write_output
 
-    parts = [(part.folder.name, part.folder, part.cells) for part in api.report_parts(recipe, method, out)]
+    results = api.report_parts(recipe, method, out)
+    parts = [(part.folder.name, part.folder, part.cells) for part in results]
     table = csv_export.epochs(parts) if epochs else csv_export.trials(parts)
-    for problem in table.problems:
+    left_out = (f"{sentence}; left out" for part in results for sentence in part.left_out)
+    for problem in (*table.problems, *left_out):
         typer.echo(f"export: {problem}", err=True)
     if output is None:
         sys.stdout.write(table.text)
         return
-    try:
-        write_atomic(output, table.text)
-    except OSError as error:
-        raise UserError(f"--output: {output} cannot be written: {error.strerror}") from None
+    write_output(output, table.text, "--output")
     typer.echo(f"export: {table.lines} {'epochs' if epochs else 'trials'}: {output}")
 
 
 @export_app.command("card")
 def export_card(
     trial: Annotated[str, typer.Argument(help="A finished trial: its folder or its identity (see export csv).")],
-    output: Annotated[Path, typer.Option("--output", help="Folder to write into.")],
+    output: Annotated[Path, path_option("--output", "Folder to write into.")],
     recipe: opt.Recipes = None,
     method: opt.Method = None,
     out: opt.Out = opt.OUT,
     data: opt.Data = None,
 ) -> None:
     """Write a student as a folder that timm and the Hugging Face hub read: weights, configuration and model card."""
-    from pydantic import ValidationError
-
     from kd_bench.config.trial import Trial
     from kd_bench.data import registry as datasets
     from kd_bench.methods import _registry as methods
     from kd_bench.report.model_card import CardSubject, model_card
     from kd_bench.trials.hub_export import export_student
-    from kd_bench.utils.files import read_json, write_atomic
+    from kd_bench.trials.integrity import check_trial
+    from kd_bench.trials.reader import read_trial, trial_settings
+    from kd_bench.utils.files import write_atomic
 
     folder = _find_trial(trial, out)
-    folder.check_settings()
-    try:
-        settings = Trial.model_validate_json((folder.path / "trial.json").read_bytes())
-    except ValidationError:
-        raise UserError(f"{folder.path}: is no student that was trained here") from None
-    result = folder.result()
-    if result is None or result["status"] != "done" or not folder.weights.is_file():
+    record = read_trial(folder.path)
+    if record.is_damaged:
+        raise UserError(record.advice)
+    if record.verdict != "done" or record.result is None or not record.has_weights:
         raise UserError(f"{folder.path}: has no finished student; see: kd-bench status RECIPE")
-    environment = read_json(folder.path / "environment.json") or {}
+    settings = trial_settings(record)
+    if not isinstance(settings, Trial):
+        raise UserError(f"{folder.path}: is no student that was trained here")
+    if faults := check_trial(folder.path).faults:
+        raise UserError(faults[0])
+    result, environment = record.result, record.environment
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,7 +95,7 @@ def export_card(
         hub=spec.hub,
         input_description=exported.input_description,
         loading_code=exported.loading_code,
-        training_command=_training_command(folder, recipe, method) or str(environment.get("command", "")),
+        training_command=_training_command(folder, recipe, method) or environment.get("command") or "",
     )
     write_atomic(output / "README.md", model_card(subject))
     typer.echo(f"export: {', '.join((*exported.files, 'README.md'))}: {output}")
@@ -101,10 +105,13 @@ def export_card(
 def _find_trial(trial: str, out: Path) -> TrialFolder:
     """Returns the folder of a trial that is named by its folder or its identity."""
     from kd_bench.trials.folder import TrialFolder
+    from kd_bench.trials.integrity import is_trial_id
 
     path = Path(trial).expanduser()
-    if not (path / "trial.json").is_file():
-        path = next((file.parent for file in sorted(out.glob("*/*/trial.json")) if file.parent.name == trial), Path())
+    if not os.path.lexists(path / "trial.json") and not (is_trial_id(path.name) and os.path.lexists(path)):
+        # Not by a glob of the name, which would not see a link that leads nowhere.
+        places = (parent / trial for parent in sorted(out.glob("*")) if is_trial_id(trial))
+        path = next(filter(os.path.lexists, places), Path())
     if not path.name:
         raise UserError(f"{trial}: is neither the folder of a trial nor the identity of one in {out}")
     return TrialFolder(path.absolute())

@@ -6,13 +6,19 @@ from typing import Annotated
 
 import typer
 
-from kd_bench.cli.options import check_choice
+from kd_bench.cli import completion
+from kd_bench.cli.options import OUT, Out, check_choice
 
 KINDS = ("methods", "networks", "teachers", "students", "datasets", "recipes")
 
 
 def list_(
-    kind: Annotated[str, typer.Argument(help="methods, networks, teachers, students, datasets or recipes.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="methods, networks, teachers, students, datasets or recipes.", autocompletion=completion.lists
+        ),
+    ],
 ) -> None:
     """List the names of a kind, with a line about each."""
     check_choice("list", kind, KINDS)
@@ -22,11 +28,23 @@ def list_(
         typer.echo(f"{name:{width}}  {line}".rstrip())
 
 
-def show(name: Annotated[str, typer.Argument(help="A method, network, teacher, student, data set or recipe.")]) -> None:
-    """Show the facts about a method, network, teacher, student, data set or recipe."""
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="A method, network, teacher, student, data set or recipe.", autocompletion=completion.subjects
+        ),
+    ],
+    raw: Annotated[bool, typer.Option("--raw", help="Print the file of a recipe as it is.")] = False,
+    out: Out = OUT,
+) -> None:
+    """Show the facts about a method, network, teacher, student, data set or recipe.
+
+    Of a recipe: every setting, and the file that it comes from.
+    """
     from kd_bench.cli.show import describe
 
-    typer.echo(describe(name))
+    typer.echo(describe(name, out, raw))
 
 
 def _lines(kind: str) -> dict[str, str]:

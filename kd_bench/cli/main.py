@@ -1,52 +1,43 @@
-"""The command ``kd-bench``: its commands, and how errors end it.
+"""The command ``kd-bench``, and how errors end it.
 
-Commands import torch and other heavy packages themselves, so that ``kd-bench --help`` starts quickly.
+The commands are imported inside ``main``, so that Ctrl-C ends their import, too, with a sentence.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-import typer
+from kd_bench.utils.errors import RunFailed, Terminated, UserError, one_line
 
-from kd_bench.cli.attack import attack
-from kd_bench.cli.cache import cache_app
-from kd_bench.cli.data import data_app
-from kd_bench.cli.doctor import doctor
-from kd_bench.cli.estimate import estimate
-from kd_bench.cli.export import export_app
-from kd_bench.cli.list import list_, show
-from kd_bench.cli.new import new
-from kd_bench.cli.report import report
-from kd_bench.cli.reproduce import reproduce_app
-from kd_bench.cli.run import compare, run
-from kd_bench.cli.status import status, verify
-from kd_bench.cli.table import table
-from kd_bench.cli.teacher import teacher_app
-from kd_bench.utils.errors import RunFailed, Terminated, UserError
+if TYPE_CHECKING:
+    import typer
 
-app = typer.Typer(
-    name="kd-bench",
-    help="The benchmark suite for knowledge distillation.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-for command in (attack, estimate, run, compare, table, report, status, new, verify, list_, show, doctor):
-    app.command(command.__name__.rstrip("_"))(command)
-app.add_typer(teacher_app, name="teacher")
-app.add_typer(reproduce_app, name="reproduce")
-app.add_typer(cache_app, name="cache")
-app.add_typer(export_app, name="export")
-app.add_typer(data_app, name="data")
+    app: typer.Typer
+
+#: The exit code that a shell reports for a program that wrote to a closed pipe.
+_CLOSED_PIPE = 141
+
+
+def __getattr__(name: str) -> Any:
+    """Imports ``app``, the commands, on first use."""
+    if name == "app":
+        from kd_bench.cli.app import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main() -> None:
     """Runs a command. An error that a user can cause is printed as one line on standard error."""
+    _open_streams()
     try:
-        app(standalone_mode=False)
+        with redirect_stdout(cast(TextIO, _Output(sys.stdout))):
+            code = _run(sys.argv[1:])
+            sys.stdout.flush()
     except (UserError, RunFailed) as error:
         _exit(str(error), 2 if isinstance(error, UserError) else 1)
     except Terminated:
@@ -54,21 +45,103 @@ def main() -> None:
     except KeyboardInterrupt:
         _exit("stopped; the same command goes on from here", 130)
     except BrokenPipeError:
-        sys.exit(1)
+        _discard_output()
+        code = _CLOSED_PIPE
+    except OSError as error:
+        _exit(_describe(error), 1)
+    except MemoryError:
+        _exit("out of memory", 1)
     except Exception as error:
         # Typer's errors about the command line have this method. Any other error is a bug and keeps its traceback.
         if not hasattr(error, "format_message"):
             raise
-        _exit(f"{error.format_message()}{_value_of(error)}", getattr(error, "exit_code", 2))
+        _exit(error.format_message(), getattr(error, "exit_code", 2))
+    if code:
+        sys.exit(code)
 
 
-def _value_of(error: Any) -> str:
-    """Returns the value of the option that an error is about, because typer leaves it out."""
-    options = getattr(getattr(error, "param", None), "opts", ())
-    values = [value for option, value in zip(sys.argv, sys.argv[1:], strict=False) if option in options]
-    return f" (it is {values[-1]!r})" if values else ""
+def _run(arguments: list[str]) -> int:
+    """Runs a command and returns the exit code. Errors and Ctrl-C are raised, which ``app`` itself would handle."""
+    import typer
+
+    from kd_bench.cli.app import app
+
+    if "_KD_BENCH_COMPLETE" in os.environ:  # a shell asks for completions
+        app(prog_name="kd-bench")
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("kd-bench", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort:  # a question was not answered
+        return 1
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    return 0
+
+
+class _Output:
+    """Standard output, whose errors have its name."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text."""
+        with _named_errors():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        with _named_errors():
+            self._stream.flush()
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = "standard output"
+        raise
+
+
+def _open_streams() -> None:
+    """Replaces closed streams, and makes characters harmless that a terminal's encoding does not have."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        with suppress(AttributeError):  # not the stream that Python opened
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _describe(error: OSError) -> str:
+    """Returns a sentence about an error of the system, which names the file if it is known."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
+
+
+def _discard_output() -> None:
+    """Makes what is still to be written to standard output vanish, because Python would try, and fail, at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit(message: str, code: int) -> None:
-    typer.echo(f"kd-bench: {' '.join(message.split())}", err=True)
+    with suppress(OSError):
+        sys.stderr.write(f"kd-bench: {one_line(message)}\n")
+        sys.stderr.flush()
+    # What a command has printed so far is still to be written. If that fails too, Python must not complain at its end.
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

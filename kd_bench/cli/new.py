@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from kd_bench.cli.option_types import path_option
 from kd_bench.cli.options import check_choice
 from kd_bench.utils.errors import UserError
 
@@ -40,7 +41,7 @@ _NEXT = {
 def new(
     kind: Annotated[str, typer.Argument(help="method, model, dataset or augmentation.")],
     name: Annotated[str, typer.Argument(help="Name in snake case, e.g. my_loss.")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to write to.")] = Path(),
+    to: Annotated[Path, path_option("--to", "Folder to write to.")] = Path(),
 ) -> None:
     """Write a documented example of a plug-in to change, with tests that pass, and show the commands to run next."""
     from kd_bench.utils.files import write_new

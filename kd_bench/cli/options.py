@@ -4,69 +4,126 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from kd_bench.cli import completion
+from kd_bench.cli.option_types import decimal_number, path_option, whole_number
+from kd_bench.config.limits import MAX_TRIALS
+from kd_bench.config.yaml_reader import YamlError, parse_yaml
 from kd_bench.launch.options import RunOptions
-from kd_bench.utils.errors import unknown
+from kd_bench.utils.errors import UserError, unknown
+from kd_bench.utils.paths import logit_cache_limit
 
 OUT = Path("runs")
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe's file, or the name of a packaged recipe.")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's file, the name of a packaged recipe, or the name of a comparison in the results folder.",
+        autocompletion=completion.recipes,
+    ),
+]
 Recipes = Annotated[
-    list[str] | None, typer.Option("--recipe", help="A recipe's file or name; repeatable. By default, all results.")
+    list[str] | None,
+    typer.Option(
+        "--recipe",
+        help="A recipe's file or name, or the name of a comparison; repeatable. By default, all results.",
+        autocompletion=completion.recipes,
+    ),
 ]
 Method = Annotated[
     list[str] | None,
-    typer.Option("--method", help="Another row: a method, FILE.py:CLASS or LABEL=FILE.py:CLASS; repeatable."),
+    typer.Option(
+        "--method",
+        help="Another row: a method, FILE.py:CLASS or LABEL=FILE.py:CLASS; repeatable.",
+        autocompletion=completion.methods,
+    ),
+]
+DatasetName = Annotated[
+    str,
+    typer.Option("--dataset", help="The data set; see: kd-bench list datasets.", autocompletion=completion.datasets),
 ]
 Only = Annotated[list[str] | None, typer.Option("--only", help="KEY=VALUE[,VALUE]: method, student, teacher or seed.")]
-Trials = Annotated[int | None, typer.Option("--trials", min=1, help="Number of seeds, instead of the recipe's.")]
+Trials = Annotated[int | None, whole_number("--trials", "Number of seeds, instead of the recipe's.", 1, MAX_TRIALS)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE changes a setting, e.g. epochs=2; repeatable.")]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="The teacher's weights: a file, or: published (see teacher fetch).")
 ]
-Out = Annotated[Path, typer.Option("--out", envvar="KD_BENCH_OUT", help="Results folder.")]
-Data = Annotated[Path | None, typer.Option("--data", envvar="KD_BENCH_DATA", help="Folder of the data sets.")]
+Out = Annotated[Path, path_option("--out", "Results folder.", "KD_BENCH_OUT")]
+Data = Annotated[Path | None, path_option("--data", "Folder of the data sets.", "KD_BENCH_DATA")]
 Threads = Annotated[
-    int, typer.Option("--threads", min=1, help="CPU threads per cohort; results with 1 are bitwise reproducible.")
+    int, whole_number("--threads", "CPU threads per cohort; results with 1 are bitwise reproducible.", 1, 1024)
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Format = Annotated[str, typer.Option("--format", help="terminal, markdown, plain, latex, latex-long or csv.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="terminal, markdown, plain, latex, latex-long, csv or html.",
+        autocompletion=completion.formats,
+    ),
+]
 Key = Annotated[str | None, typer.Option("--key", help="Key of the weights in the file, with dots, e.g. ema.model.")]
 Attacks = Annotated[
     str | None, typer.Option("--attacks", help="Attacks in their order. By default, apgd-ce,apgd-t,fab-t,square.")
 ]
 AttackImages = Annotated[
-    int | None, typer.Option("--images", min=1, help="Number of test images to attack, evenly over the classes.")
+    int | None, whole_number("--images", "Number of test images to attack, evenly over the classes.", 1, 10**9)
 ]
 
 
-def _option(kind: Any, name: str, help: str, **limits: Any) -> Any:
-    return Annotated[kind, typer.Option(name, help=help, **limits)]
+def _option(kind: Any, name: str, help: str) -> Any:
+    return Annotated[kind, typer.Option(name, help=help)]
+
+
+def _whole(kind: Any, name: str, help: str, least: int, most: int) -> Any:
+    return Annotated[kind, whole_number(name, help, least, most)]
 
 
 #: Command-line options for the fields of ``RunOptions``: type and default by the parameter's name.
 RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
     "out": (Out, OUT),
     "data": (Data, None),
-    "jobs": (_option(int | None, "--jobs", "Cohorts at a time. By default, as many as fit.", min=1), None),
+    "jobs": (_whole(int | None, "--jobs", "Cohorts at a time. By default, as many as fit.", 1, 10_000), None),
     "threads": (Threads, 1),
     "device": (Device, "auto"),
-    "cohort_size": (_option(int, "--cohort-size", "Largest number of students per process.", min=1), 8),
+    "cohort_size": (_whole(int, "--cohort-size", "Largest number of students per process.", 1, 1000), 8),
     "retry_failed": (_option(bool, "--retry-failed", "Train failed trials again."), False),
     "tensorboard": (_option(bool, "--tensorboard", "Also write TensorBoard events."), False),
     "wandb": (_option(bool, "--wandb", "Also log to Weights & Biases (locally with WANDB_MODE=offline)."), False),
-    "workers": (_option(int, "--workers", "Processes that decode images not held in memory.", min=0), 2),
-    "devices": (_option(int | None, "--devices", "Devices per machine that share a cohort's batches.", min=1), None),
-    "nodes": (_option(int | None, "--nodes", "Machines that share a cohort's batches (torchrun, srun).", min=1), None),
-    "retries": (_option(int, "--retries", "Restarts of a cohort whose worker died.", min=0), 2),
-    "checkpoint_minutes": (_option(float, "--checkpoint-minutes", "Minutes between checkpoints.", min=0), 10.0),
+    "workers": (_whole(int, "--workers", "Processes that decode images not held in memory.", 0, 1000), 2),
+    "devices": (_whole(int | None, "--devices", "Devices per machine that share a cohort's batches.", 1, 1000), None),
+    "nodes": (
+        _whole(int | None, "--nodes", "Machines that share a cohort's batches (torchrun, srun).", 1, 10_000),
+        None,
+    ),
+    "retries": (_whole(int, "--retries", "Restarts of a cohort whose worker died.", 0, 1000), 2),
+    "checkpoint_minutes": (
+        Annotated[float, decimal_number("--checkpoint-minutes", "Minutes between checkpoints.", 0, 1e6)],
+        10.0,
+    ),
+    "eager": (_option(bool, "--eager", "On a GPU, run steps operation by operation; same results."), False),
     "executor": (_option(str, "--executor", "Where cohorts run: local, ray or slurm."), "local"),
     "executor_option": (_option(list[str] | None, "--executor-option", "KEY=VALUE, e.g. partition=gpu."), None),
+}
+
+
+#: Options that are short for ``--set``, and the settings that they change: type and key by the parameter's name.
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "epochs": (_whole(int | None, "--epochs", "Epochs; short for --set epochs=N.", 1, 100_000), "epochs"),
+    "batch_size": (
+        _whole(int | None, "--batch-size", "Images per step; short for --set batch_size=N.", 2, 2**20),
+        "batch_size",
+    ),
+    "lr": (
+        Annotated[float | None, decimal_number("--lr", "Learning rate; short for --set optimizer.lr=X.", 0, 10**9)],
+        "optimizer.lr",
+    ),
 }
 
 
@@ -75,27 +132,71 @@ def with_run_options(*names: str) -> Callable[[Callable[..., None]], Callable[..
     chosen = names or tuple(RUN_OPTIONS)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters: list[inspect.Parameter] = []
-        for parameter in inspect.signature(command, eval_str=True).parameters.values():
-            if parameter.name != "options":
-                parameters.append(parameter)
-                continue
-            for name in chosen:
-                annotation, default = RUN_OPTIONS[name]
-                parameters.append(parameter.replace(name=name, annotation=annotation, default=default))
-
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
+            logit_cache_limit()  # an error in KD_BENCH_LOGITS_GB must come before hours of training
             given = {name: values.pop(name) for name in chosen}
             loggers = tuple(name for name in ("tensorboard", "wandb") if given.pop(name, False))
             executor_options = tuple(given.pop("executor_option", None) or ())
             command(options=RunOptions(**given, loggers=loggers, executor_options=executor_options), **values)
 
-        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return wrapper
+        return _with_parameters(wrapper, command, "options", {name: RUN_OPTIONS[name] for name in chosen})
 
     return decorate
+
+
+def with_settings(*prefixes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns a decorator that adds ``SETTINGS`` to a command whose parameter ``set_`` is the settings to change.
+
+    Args:
+        *prefixes: What the keys of ``SETTINGS`` begin with, e.g. "teacher_training."; by default nothing.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> None:
+            given = {name: values.pop(name) for name in SETTINGS}
+            overrides = list(values["set_"] or ())
+            for name, value in given.items():
+                if value is not None:
+                    key = SETTINGS[name][1]
+                    _check_conflict(f"--{name.replace('_', '-')}", value, key, values["set_"] or ())
+                    overrides += [f"{prefix}{key}={value}" for prefix in prefixes or ("",)]
+            command(**values | {"set_": overrides or None})
+
+        added = {name: (annotation, None) for name, (annotation, _) in SETTINGS.items()}
+        return _with_parameters(wrapper, command, "set_", {"set_": (Set, None), **added})
+
+    return decorate
+
+
+def _with_parameters(
+    wrapper: Callable[..., None], command: Callable[..., None], name: str, new: Mapping[str, tuple[Any, Any]]
+) -> Callable[..., None]:
+    """Returns ``wrapper`` with the signature of ``command``, in which ``new`` stands for the parameter ``name``."""
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name != name:
+            parameters.append(parameter)
+            continue
+        for new_name, (annotation, default) in new.items():
+            parameters.append(parameter.replace(name=new_name, annotation=annotation, default=default))
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _check_conflict(option: str, value: Any, key: str, overrides: Iterable[str]) -> None:
+    """Raises a UserError if one of the overrides sets a key that an option sets, too."""
+    for text in overrides:
+        name, _, raw = text.partition("=")
+        parent, _, last = key.rpartition(".")
+        mapping: Any = None
+        if parent and name.strip() == parent:
+            with suppress(YamlError):  # an error in the text is reported when it is used
+                mapping = parse_yaml(raw)
+        if name.strip() == key or (isinstance(mapping, dict) and last in mapping):
+            raise UserError(f"{option} {value}: --set {text} sets {key}, too; leave one of them out")
 
 
 def check_choice(kind: str, value: str, choices: Iterable[str], option: str = "") -> None:

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from kd_bench.cli import options as opt
+from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.table import print_summary
 from kd_bench.launch.options import RunOptions
 from kd_bench.utils.errors import UserError
 
-reproduce_app = typer.Typer(help="Reproduce the paper's tables.", no_args_is_help=True, rich_markup_mode=None)
+reproduce_app = typer.Typer(help="Reproduce the paper's tables.", cls=CommandGroup, rich_markup_mode=None)
 
 Budget = Annotated[str, typer.Option("--budget", help="full, or smoke: all parts for a few batches, in minutes.")]
 

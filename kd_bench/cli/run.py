@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kd_bench.cli import completion
 from kd_bench.cli import options as opt
 from kd_bench.cli.table import print_summary
 from kd_bench.launch.options import RunOptions
+from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
     from kd_bench.launch.run_recipe import PlannedRecipe
 
 
 @opt.with_run_options()
+@opt.with_settings()
 def run(
     recipe: opt.RecipeName,
     method: opt.Method = None,
@@ -27,19 +32,41 @@ def run(
 ) -> None:
     """Train the missing trials of a recipe and print its table."""
     from kd_bench import api
+    from kd_bench.trials.recipe_file import find_recipe_in
 
-    planned = api.plan(recipe, methods=method, only=only, trials=trials, overrides=set_)
+    source = find_recipe_in(recipe, options.out)
+    planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
     train_and_print(planned, options, format_)
 
 
 @opt.with_run_options()
+@opt.with_settings()
 def compare(
-    dataset: Annotated[str, typer.Option("--dataset", help="The data set; see: kd-bench list datasets.")],
-    teacher: Annotated[str, typer.Option("--teacher", help="Network of the teacher, or FILE.py:NAME.")],
-    student: Annotated[str, typer.Option("--student", help="Network of the student, or FILE.py:NAME.")],
+    dataset: opt.DatasetName,
+    teacher: Annotated[
+        str,
+        typer.Option("--teacher", help="Network of the teacher, or FILE.py:NAME.", autocompletion=completion.networks),
+    ],
+    student: Annotated[
+        str,
+        typer.Option("--student", help="Network of the student, or FILE.py:NAME.", autocompletion=completion.networks),
+    ],
     methods: Annotated[
-        str, typer.Option("--methods", help="Methods or [LABEL=]FILE.py:CLASS, with commas between them.")
+        str,
+        typer.Option(
+            "--methods",
+            help="Methods or [LABEL=]FILE.py:CLASS, with commas between them.",
+            autocompletion=completion.listed_methods,
+        ),
     ] = "kd,dkd,ikl_kd",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline",
+            help="Row that the others are compared with, e.g. none; by default kd.",
+            autocompletion=completion.methods,
+        ),
+    ] = None,
     weights: opt.Weights = None,
     trials: opt.Trials = 3,
     set_: opt.Set = None,
@@ -51,8 +78,20 @@ def compare(
     from kd_bench import api
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    planned = api.plan_comparison(dataset, teacher, student, names, weights=weights, trials=trials, overrides=set_)
+    if not names:
+        raise UserError(f"--methods: should name at least one method, e.g. kd,ikl_kd (it is {methods!r})")
+    overrides = list(set_ or ())
+    if baseline is not None:
+        opt.check_choice("row", baseline, ["none", *api.method_rows(names, "--methods")], "--baseline")
+        for text in overrides:
+            if text.partition("=")[0].strip() == "baseline":
+                raise UserError(f"--baseline {baseline}: --set {text} sets it, too; leave one of them out")
+        overrides.append(f"baseline={json.dumps(baseline)}")
+    planned = api.plan_comparison(dataset, teacher, student, names, weights=weights, trials=trials, overrides=overrides)
     train_and_print(planned, options, format_)
+    if format_ == "terminal":
+        name, out = planned.recipe.name, "" if options.out == opt.OUT else f" --out {shlex.quote(str(options.out))}"
+        typer.echo(f"\nnext:\n  kd-bench table {name}{out}\n  kd-bench report --recipe {name}{out}", err=True)
 
 
 def train_and_print(planned: PlannedRecipe, options: RunOptions, format_: str) -> None:

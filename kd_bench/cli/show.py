@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
+from kd_bench.cli.show_recipe import describe_recipe
 from kd_bench.config.load import find_recipe, packaged_recipes
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
 from kd_bench.models import cards
 from kd_bench.models import registry as models
+from kd_bench.trials.recipe_file import find_recipe_in
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, unknown
 
 ROLES: tuple[cards.Role, ...] = ("teachers", "students")
 
 
-def describe(name: str) -> str:
+def describe(name: str, out: Path = Path("runs"), raw: bool = False) -> str:
     """Returns a text about a method, network, teacher, student, data set, recipe or plug-in.
+
+    Args:
+        name: The name.
+        out: The results folder, where comparisons keep their recipes.
+        raw: Whether to return a recipe's file as it is.
 
     Raises:
         UserError: If there is none of this name.
     """
+    if raw:
+        path = find_recipe(find_recipe_in(name, out))
+        return f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}"
     if plugins.is_file_name(name):
         return _describe_plugin(name)
     if name in methods.names():
@@ -32,12 +43,12 @@ def describe(name: str) -> str:
     if text := _describe_network(name):
         return text
     try:
-        path = find_recipe(name)
+        recipe = find_recipe_in(name, out)
     except UserError:
         card_names = [card.name for role in ROLES for card in cards.load_all(role)]
         names = [*methods.names(), *datasets.names(), *models.own_models(), *card_names, *packaged_recipes()]
         raise unknown("method, network, data set or recipe", name, dict.fromkeys(names)) from None
-    return f"# {path}\n{path.read_text(encoding='utf-8').rstrip()}"
+    return describe_recipe(find_recipe(recipe))
 
 
 def _describe_network(name: str) -> str:

@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from kd_bench.cli import options as opt
-from kd_bench.utils.errors import RunFailed
+from kd_bench.cli.option_types import path_argument
+from kd_bench.utils.errors import RunFailed, UserError
 
 
+@opt.with_settings()
 def status(
     recipe: opt.RecipeName,
     method: opt.Method = None,
@@ -22,11 +24,13 @@ def status(
     out: opt.Out = opt.OUT,
     everything: Annotated[bool, typer.Option("--all", help="Also list trials that are done.")] = False,
 ) -> None:
-    """Show which trials of a recipe are done, running, waiting or failed. The exit code is 1 unless all are done."""
+    """Show which trials of a recipe are done, running, waiting, failed or damaged. Exit code 1 unless all are done."""
     from kd_bench import api
+    from kd_bench.trials.recipe_file import find_recipe_in
     from kd_bench.trials.status import summary, trial_statuses
 
-    planned = api.plan(recipe, methods=method, only=only, trials=trials, overrides=set_)
+    source = find_recipe_in(recipe, out)
+    planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
     statuses = trial_statuses(planned.planned, out, planned.recipe.name)
     listed = [status for status in statuses if everything or status.state != "done"]
     width = max((len(status.name) for status in listed), default=0)
@@ -39,19 +43,28 @@ def status(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A results folder, or the folder of a recipe in it.")] = opt.OUT,
+    folder: Annotated[Path, path_argument("folder", "A results folder, or the folder of a recipe in it.")] = opt.OUT,
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Also measure every network again.")] = False,
+    without_weights: Annotated[
+        bool, typer.Option("--without-weights", help="Accept results whose weights were not kept.")
+    ] = False,
     data: opt.Data = None,
     device: opt.Device = "cpu",
 ) -> None:
     """Verify finished trials: their settings, metrics and checksums of weights, and their accuracies if asked."""
+    from kd_bench.launch.devices import find_devices
     from kd_bench.trials import integrity
+    from kd_bench.trials.images import differing_images
 
-    checked = [integrity.check_trial(path) for path in integrity.trial_folders(folder)]
+    if accuracy and without_weights:
+        raise UserError("--accuracy measures the weights, so --without-weights must be left out")
+    checked = [integrity.check_trial(path, not without_weights) for path in integrity.trial_folders(folder)]
     faults = [fault for trial in checked for fault in trial.faults]
+    faults += differing_images(trial.path for trial in checked)
     if accuracy:
         sound = [trial.path for trial in checked if trial.status == "done" and not trial.faults]
-        faults += filter(None, (integrity.check_accuracy(path, data, device) for path in sound))
+        chosen = find_devices(device)[0]
+        faults += filter(None, (integrity.check_accuracy(path, data, chosen) for path in sound))
     for fault in faults:
         typer.echo(fault)
     counts = Counter(trial.status for trial in checked)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kd_bench.cli import completion
 from kd_bench.cli import options as opt
 from kd_bench.utils.errors import UserError
 
@@ -14,8 +15,15 @@ if TYPE_CHECKING:
     from kd_bench.report.summary import Summary
 
 
+@opt.with_settings()
 def table(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's file, or the name of a packaged recipe.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            help="A recipe's file, the name of a packaged recipe, or the name of a comparison in the results folder.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Without a recipe: print the paper's Tables 6 to 12.")
     ] = False,
@@ -39,10 +47,17 @@ def table(
         sys.stdout.write(reprint(format_))
         return
     from kd_bench import api
-    from kd_bench.trials.folder import check_settings_of
+    from kd_bench.trials.recipe_file import find_recipe_in
 
-    planned = api.plan(recipe, methods=method, only=only, trials=trials, overrides=set_)
-    check_settings_of(planned.planned, out / planned.recipe.name)
+    try:
+        source = find_recipe_in(recipe, out)
+    except UserError:
+        part = None if method or only or trials or set_ else api.folder_part(recipe, out)
+        if part is None:
+            raise
+        print_summary(part.summary, format_)
+        return
+    planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
     print_summary(api.table([planned], out), format_)
 
 

@@ -7,23 +7,29 @@ from typing import Annotated
 
 import typer
 
+from kd_bench.cli import completion
 from kd_bench.cli import options as opt
+from kd_bench.cli.command_group import CommandGroup
+from kd_bench.cli.option_types import path_argument
 from kd_bench.cli.run import train_and_print
 from kd_bench.launch.options import RunOptions
 from kd_bench.utils.errors import UserError
 
-teacher_app = typer.Typer(help="Teachers: train, fetch, verify, convert.", no_args_is_help=True, rich_markup_mode=None)
-
-DatasetName = Annotated[str, typer.Option("--dataset", help="The data set; see: kd-bench list datasets.")]
+teacher_app = typer.Typer(help="Teachers: train, fetch, verify, convert.", cls=CommandGroup, rich_markup_mode=None)
 
 
 @teacher_app.command("train")
 @opt.with_run_options("out", "data", "jobs", "threads", "device", "retry_failed")
+@opt.with_settings("", "teacher_training.")
 def teacher_train(
     name: Annotated[
-        str | None, typer.Argument(help="The network. By default, all teachers of the data set that have a card.")
+        str | None,
+        typer.Argument(
+            help="The network. By default, all teachers of the data set that have a card.",
+            autocompletion=completion.networks,
+        ),
     ] = None,
-    dataset: DatasetName = "cifar100",
+    dataset: opt.DatasetName = "cifar100",
     trials: opt.Trials = None,
     set_: opt.Set = None,
     *,
@@ -56,7 +62,8 @@ def teacher_train(
 
 @teacher_app.command("fetch")
 def teacher_fetch(
-    name: Annotated[str, typer.Argument(help="Name of the teacher's card.")], dataset: DatasetName = "cifar100"
+    name: Annotated[str, typer.Argument(help="Name of the teacher's card.", autocompletion=completion.teachers)],
+    dataset: opt.DatasetName = "cifar100",
 ) -> None:
     """Download a teacher's published weights and verify their checksum. All runs use them."""
     from kd_bench import api
@@ -72,8 +79,8 @@ def teacher_fetch(
 
 @teacher_app.command("verify")
 def teacher_verify(
-    name: Annotated[str, typer.Argument(help="The network.")],
-    dataset: DatasetName = "cifar100",
+    name: Annotated[str, typer.Argument(help="The network.", autocompletion=completion.networks)],
+    dataset: opt.DatasetName = "cifar100",
     weights: opt.Weights = None,
     set_: opt.Set = None,
     out: opt.Out = opt.OUT,
@@ -84,18 +91,19 @@ def teacher_verify(
     from kd_bench import api
     from kd_bench.data import registry as datasets
     from kd_bench.evaluation.verify_teacher import verify_teacher
+    from kd_bench.launch.devices import find_devices
     from kd_bench.plan import plan_teacher
 
     recipe, model, context = api.teacher_recipe(name, dataset, weights=weights, overrides=set_)
     teacher, file = plan_teacher(recipe, model, context)
     datasets.locate(teacher.dataset, data)
-    typer.echo(verify_teacher(teacher, file, out, data, device))
+    typer.echo(verify_teacher(teacher, file, out, data, find_devices(device)[0]))
 
 
 @teacher_app.command("convert")
 def teacher_convert(
-    source: Annotated[Path, typer.Argument(help="A file of weights, in any layout.")],
-    target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    source: Annotated[Path, path_argument("source", "A file of weights, in any layout.")],
+    target: Annotated[Path, path_argument("target", "The safetensors file to write.")],
     model: Annotated[
         str | None, typer.Option("--model", help="The network, to check that the weights fit it exactly.")
     ] = None,

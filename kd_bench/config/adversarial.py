@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 
 from kd_bench.config.base import NonEmpty, PerTrial, Settings, Sha256, Shared
-from kd_bench.config.numbers import NonNegative, OpenFraction, Positive, PositiveCount
+from kd_bench.config.limits import AttackSteps, Epochs, NonNegative, Positive, PositivePixels
+from kd_bench.config.numbers import OpenFraction
 
 #: Steps of the inner maximisation in each quarter of the training, and their length divided by epsilon.
 QUARTERS = ((2, 1.0), (3, 2 / 3), (4, 1 / 2), (5, 1 / 2))
@@ -39,7 +40,7 @@ class WeightPerturbation(Settings):
     """
 
     gamma: Positive = 0.005
-    from_epoch: PositiveCount = 10
+    from_epoch: Epochs = 10
 
 
 class EpochAverage(Settings):
@@ -51,7 +52,7 @@ class EpochAverage(Settings):
     """
 
     decay: OpenFraction = 0.9
-    from_epoch: PositiveCount = 1
+    from_epoch: Epochs = 1
 
 
 class SecondView(Settings):
@@ -68,7 +69,7 @@ class SecondView(Settings):
 
     weight: NonNegative = 1.0
     autoaugment: bool = True
-    cutout: PositiveCount | None = None
+    cutout: PositivePixels | None = None
 
 
 class Generated(Settings):
@@ -114,7 +115,7 @@ class Adversarial(Settings):
 
     eps: PerTrial[Length]
     norm: PerTrial[Literal["Linf", "L2"]] = "Linf"
-    steps: PerTrial[PositiveCount | None] = None
+    steps: PerTrial[AttackSteps | None] = None
     step_size: PerTrial[Length | None] = None
     schedule: PerTrial[Literal["released", "intended"] | None] = None
     ramp: PerTrial[bool] = False

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from kd_bench.config.numbers import Positive, PositiveCount
+from kd_bench.config.limits import Images, Positive
 from kd_bench.config.trial import IdentifiedSettings, Seed
 from kd_bench.utils.errors import UserError, unknown
 
@@ -32,6 +32,12 @@ TITLES = {
 #: Cheap attacks whose robust accuracy is an upper bound of the whole evaluation's.
 SCREENS = ("pgd-20", "apgd-ce")
 
+#: The largest radius; the longest distance between two images of 224 pixels is 388, in L2.
+MAX_EPS = 10_000
+
+#: A number in a radius.
+_NUMBER = re.compile(r"-?[0-9]{1,15}(\.[0-9]{0,30})?([eE][-+]?[0-9]{1,2})?|\.[0-9]{1,30}")
+
 _PGD = re.compile(r"pgd-[1-9]\d{0,3}")
 
 
@@ -52,8 +58,8 @@ class Attack(IdentifiedSettings):
     norm: Literal["Linf", "L2"] = "Linf"
     eps: Positive
     attacks: Annotated[tuple[str, ...], Field(min_length=1)] = STANDARD
-    images: PositiveCount | None = None
-    batch_size: PositiveCount = 200
+    images: Images | None = None
+    batch_size: Images = 200
     seed: Seed = 0
     library: str | None = None
 
@@ -127,11 +133,16 @@ def read_eps(text: str, context: str) -> tuple[float, ...]:
     for part in text.split(","):
         try:
             numerator, _, denominator = part.partition("/")
+            if not all(map(_NUMBER.fullmatch, (numerator.strip(), denominator.strip() or "1"))):
+                raise ValueError  # the fraction 1e999999999 would take hours
             radius = float(Fraction(numerator.strip()) / Fraction(denominator.strip() or "1"))
         except (ValueError, ZeroDivisionError):
             raise UserError(f"{context}: {part.strip()!r} is not a number; write 8/255 or 0.03") from None
-        if radius <= 0:
-            raise UserError(f"{context}: {part.strip()} must be above 0; pixels go from 0 to 1, so 8/255 is usual")
+        if not 0 < radius <= MAX_EPS:
+            raise UserError(
+                f"{context}: {part.strip()} must be above 0 and at most {MAX_EPS:,}; pixels go from 0 to 1, so 8/255 "
+                "is usual"
+            )
         radii.append(radius)
     if len(set(radii)) != len(radii):
         raise UserError(f"{context}: the same radius is there twice (it is {text!r})")

@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from annotated_types import Interval
 from pydantic import AfterValidator, model_validator
 
 from kd_bench.config.base import NonEmpty, Settings, added_field
-from kd_bench.config.numbers import (
-    AtLeastTwo,
-    Count,
-    Fraction,
-    FractionBelowOne,
+from kd_bench.config.limits import (
+    AtLeastTwoImages,
+    Bins,
+    Images,
+    ImageSize,
+    Magnitude,
+    Pixels,
     Positive,
-    PositiveCount,
-    PositiveFraction,
+    PositivePixels,
+    Repeats,
 )
-
-ImageSize = Annotated[int, Interval(ge=8)]
+from kd_bench.config.numbers import Fraction, FractionBelowOne, PositiveFraction
 
 
 class Dataset(Settings):
@@ -42,11 +42,11 @@ class Dataset(Settings):
 
     name: str
     labels: str | None = None
-    classes: AtLeastTwo | None = None
+    classes: AtLeastTwoImages | None = None
     path: str | None = added_field()
     size: ImageSize | None = added_field()
-    train_images: AtLeastTwo | None = added_field()
-    test_images: PositiveCount | None = added_field()
+    train_images: AtLeastTwoImages | None = added_field()
+    test_images: Images | None = added_field()
     source: str | None = added_field()
 
     @property
@@ -72,9 +72,9 @@ class RandAugment(Settings):
         bins: Number of strengths.
     """
 
-    operations: PositiveCount = 2
-    magnitude: Count = 9
-    bins: AtLeastTwo = 31
+    operations: Repeats = 2
+    magnitude: Magnitude = 9
+    bins: Bins = 31
 
     @model_validator(mode="after")
     def _magnitude_is_a_bin(self) -> RandAugment:
@@ -104,11 +104,11 @@ class Augment(Settings):
         own_source: SHA-256 of its file; None in a recipe for that of the present file.
     """
 
-    crop: Count | None = None
+    crop: Pixels | None = None
     flip: bool | None = None
     autoaugment: bool = added_field(False)
     randaugment: RandAugment | None = added_field()
-    cutout: PositiveCount | None = added_field()
+    cutout: PositivePixels | None = added_field()
     erase: PositiveFraction | None = added_field()
     mixup: Positive | None = added_field()
     cutmix: Positive | None = added_field()
@@ -194,7 +194,7 @@ class Pipeline(Settings):
     color_jitter: Positive | None = None
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
     erase: PositiveFraction | None = None
-    repeats: PositiveCount = 1
+    repeats: Repeats = 1
     mixup: Positive | None = None
     cutmix: Positive | None = None
     mixup_prob: PositiveFraction = 1.0
@@ -229,5 +229,5 @@ class Input(Settings):
             network.
     """
 
-    size: PositiveCount | None = None
+    size: PositivePixels | None = None
     normalise: Literal["dataset", "network"] = "dataset"

@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
-from kd_bench.config.base import nested_models
-from kd_bench.config.optimizer import SGD, StepSchedule
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import Training
-from kd_bench.utils.errors import UserError, nearest, unknown
-from kd_bench.utils.paths import package_path
+from kd_bench.config.validate import DEFAULT_NAMES, parse, question, shortened
+from kd_bench.config.yaml_reader import MAX_DEPTH, YamlError, parse_yaml, read_mapping
+from kd_bench.utils.errors import UserError, unknown
+from kd_bench.utils.paths import is_file, is_folder, package_path
 
-Model = TypeVar("Model", bound=BaseModel)
-
-#: Keys whose mapping is one of several kinds, selected by its ``name``, and the kind without a name.
-_DEFAULT_NAMES = {"optimizer": SGD().name, "schedule": StepSchedule().name}
+#: The largest number of recipes that extend one another in a row.
+_MAX_PARENTS = 20
 
 #: Keys of a row that are not hyper-parameters.
 _ROW_KEYS = ("method", "training")
 
 _TEACHER_KEYS = {*Training.model_fields, "seed", "weights"}
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does, and refuses duplicate keys."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if not isinstance(key, (str, int, float, bool, type(None))):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", node.start_mark)
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
 
 
 def read_recipe(
@@ -72,7 +46,7 @@ def read_recipe(
         content = merge(_with_names(content), _override(override, content))
     if trials is not None:
         content["trials"] = trials
-        if content.get("seeds"):
+        if isinstance(content.get("seeds"), (list, tuple)):
             content["seeds"] = content["seeds"][:trials]
     if isinstance(content.get("methods"), dict):
         content["methods"] = {
@@ -87,10 +61,30 @@ def find_recipe(name: str) -> Path:
     stripped = name.removeprefix("recipes/")
     packaged = (package_path("recipes", file) for file in (name, f"{name}.yaml", stripped))
     for path in (Path(name), *packaged):
-        if path.is_file():
+        if is_file(path):
             return path
-    question = _question(stripped.removesuffix(".yaml"), packaged_recipes())
-    raise UserError(f"{name}: there is no such recipe{question}")
+    if name and is_folder(Path(name)):
+        raise UserError(f"{name}: is a folder; name a recipe's file, or a packaged recipe (see: kd-bench list recipes)")
+    hint = question(stripped.removesuffix(".yaml"), packaged_recipes())
+    raise UserError(f"{name or repr(name)}: there is no such recipe{hint}")
+
+
+def recipe_files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Returns the file of a recipe and those that it extends, in this order, each with its own content in long form.
+
+    Raises:
+        UserError: If one of the files is missing or not YAML, or extends itself.
+    """
+    _read_file(path, ())
+    files = []
+    parent: Path | None = path
+    while parent is not None:
+        content = read_mapping(parent, "recipe")
+        base = content.pop("extends", None)
+        _normalise(content, str(parent))
+        files.append((parent, content))
+        parent = None if base is None else _find_parent(base, parent.parent, str(parent))
+    return files
 
 
 def packaged_recipes() -> list[str]:
@@ -98,6 +92,19 @@ def packaged_recipes() -> list[str]:
     root = package_path("recipes")
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
     return sorted(name for name in names if not name.endswith("base"))
+
+
+def find_published(name: str, context: str) -> Path:
+    """Returns the file of published numbers that a recipe names: a path, or a name in ``results/published/``.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    path = Path(name) if is_file(Path(name)) else package_path("results", "published", f"{name}.yaml")
+    if not is_file(path):
+        names = (file.stem for file in package_path("results", "published").glob("*.yaml"))
+        raise unknown("file of published numbers", name, names, context)
+    return path
 
 
 def recipe_description(name: str) -> str:
@@ -125,88 +132,11 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def parse(model: type[Model], content: Any, context: str) -> Model:
-    """Validates ``content`` as a ``model``.
-
-    Raises:
-        UserError: If it is invalid; one sentence names file, key and value of the first error.
-    """
-    try:
-        # As JSON, because strict validation of Python values refuses a list for a tuple.
-        return model.model_validate_json(json.dumps(content, default=str))
-    except ValidationError as error:
-        raise UserError(f"{context}: {_sentence(model, error)}") from None
-
-
-def _sentence(model: type[BaseModel], error: ValidationError) -> str:
-    # Every branch of a union reports an error. The one with the longest location is the branch that was meant.
-    errors = error.errors(include_url=False)
-    details = max(errors, key=lambda details: (details["type"] == "extra_forbidden", len(details["loc"])))
-    kind, value = details["type"], details["input"]
-    location = [str(part) for part in details["loc"] if not str(part).startswith(("constrained-", "function-"))]
-    # pydantic also names the branch of a union (optimizer.sgd.lr), which is not in the file.
-    keys = [part for parent, part in zip(["", *location], location, strict=False) if parent not in _DEFAULT_NAMES]
-    key = ".".join(keys) or "the whole"
-    if kind == "extra_forbidden":
-        fields = _fields_at(model, location[:-1])
-        return f"{key}: no such key{_question(location[-1], fields) or '; there are: ' + ', '.join(fields)}"
-    if kind == "missing":
-        return f"{key}: this key is missing"
-    if kind in {"union_tag_invalid", "literal_error"}:
-        expected = str(details["ctx"].get("expected_tags") or details["ctx"].get("expected"))
-        value = details["ctx"].get("tag", value)
-        question = _question(str(value), re.findall(r"'([^']+)'", expected))
-        return f"{key}: {value!r} is none of {expected}{question}"
-    message = details["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("an object", "a mapping")
-    return f"{key}: {message} (it is {_shortened(value)})"
-
-
-def _question(value: str, choices: Iterable[str]) -> str:
-    hint = nearest(value, choices)
-    return f"; did you mean {hint!r}?" if hint else ""
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
-    """Returns the keys that the mapping at ``location`` may have."""
-    models: list[type[BaseModel]] = [model]
-    for part in location:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        nested = [model for field in fields for model in nested_models(field.annotation)]
-        named = (model for model in models if "name" in model.model_fields)
-        tagged = [model for model in named if part in get_args(model.model_fields["name"].annotation)]
-        models = nested or tagged or models
-    return sorted({field.alias or name for model in models for name, field in model.model_fields.items()})
-
-
-def read_mapping(path: Path, kind: str) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping. ``kind`` is what the file should be, for errors: "recipe".
-
-    Raises:
-        UserError: If the file cannot be read, is not YAML, or holds no mapping with text as keys.
-    """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        position = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}: is not valid YAML{position}: {getattr(error, 'problem', None) or error}") from None
-    except RecursionError:
-        raise UserError(f"{path}: is nested too deeply to be a {kind}") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path}: is not a {kind}: it should be a mapping of keys to values")
-    return content
-
-
 def _read_file(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in children:
         raise UserError(f"{path}: extends itself, by way of {' and '.join(map(str, children))}")
+    if len(children) == _MAX_PARENTS:
+        raise UserError(f"{children[0]}: extends: this recipe is below more than {_MAX_PARENTS} others")
     content = read_mapping(path, "recipe")
     return _extended(content, path.parent, str(path), (*children, path.resolve()))
 
@@ -217,21 +147,25 @@ def _extended(content: dict[str, Any], folder: Path, context: str, children: tup
     _normalise(content, context)
     if base is None:
         return content
-    if not isinstance(base, str):
-        raise UserError(f"{context}: extends: should be the path or the name of a recipe (it is {_shortened(base)})")
-    parent = folder / base
-    try:
-        parent = parent if parent.is_file() else find_recipe(base)
-    except UserError as error:
-        raise UserError(f"{context}: extends: {error}") from None
-    inherited = _read_file(parent, children)
+    inherited = _read_file(_find_parent(base, folder, context), children)
     inherited.pop("name", None)
     return merge(inherited, content)
 
 
+def _find_parent(base: Any, folder: Path, context: str) -> Path:
+    """Returns the file that a recipe in ``folder`` extends."""
+    if not isinstance(base, str):
+        raise UserError(f"{context}: extends: should be the path or the name of a recipe (it is {shortened(base)})")
+    parent = folder / base
+    try:
+        return parent if is_file(parent) else find_recipe(base)
+    except UserError as error:
+        raise UserError(f"{context}: extends: {error}") from None
+
+
 def _with_names(content: Mapping[str, Any]) -> dict[str, Any]:
     """Adds the name of the default optimiser and schedule to settings without a name."""
-    defaults = _DEFAULT_NAMES.items()
+    defaults = DEFAULT_NAMES.items()
     named = {key: {"name": name} | content[key] for key, name in defaults if isinstance(content.get(key), dict)}
     return {**content, **named}
 
@@ -244,6 +178,11 @@ def _normalise(content: dict[str, Any], context: str) -> None:
     if isinstance(methods, list):
         if not all(isinstance(name, str) for name in methods):
             raise UserError(f"{context}: methods: should be names, or a mapping of labels to hyper-parameters")
+        for name in methods:
+            if methods.count(name) > 1:
+                raise UserError(
+                    f"{context}: methods: {name!r} is named twice; give one of them a label: LABEL: {{method: {name}}}"
+                )
         methods = {name: {} for name in methods}
     if isinstance(methods, dict):
         content["methods"] = {label: _normalised_row(settings) for label, settings in methods.items()}
@@ -261,14 +200,20 @@ def _override(text: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the changes that an override makes to the content of a recipe."""
     key, equals, raw = text.partition("=")
     path = key.strip().split(".")
-    context = f"--set {text}"
+    context = f"--set {text if len(text) <= 100 else f'{text[:97]}...'}"
     if not equals or not all(path):
         raise UserError(f"{context}: should be KEY=VALUE, e.g. epochs=2 or optimizer.lr=0.1")
+    if not raw.strip():
+        raise UserError(f"{context}: the value is missing; write null to go back to the default")
     try:
-        value = yaml.load(raw, _Loader)
-    except yaml.YAMLError:
-        raise UserError(f"{context}: the value {raw!r} is not valid YAML") from None
-    if path[0] not in Recipe.model_fields and path[0] != "extends":
+        value = parse_yaml(raw)
+    except YamlError as error:
+        raise UserError(f"{context}: the value {shortened(raw)} {error}") from None
+    if path[0] == "extends":
+        raise UserError(f"{context}: extends belongs in the recipe's file; name that recipe instead, or set its keys")
+    if len(path) > MAX_DEPTH:
+        raise UserError(f"{context}: the key has {len(path)} parts; no key of a recipe has as many")
+    if path[0] not in Recipe.model_fields:
         raise unknown("key of a recipe", path[0], Recipe.model_fields, context)
     if path[0] == "methods" and len(path) > 2 and path[2] not in {*_ROW_KEYS, "hyperparameters"}:
         path.insert(2, "hyperparameters")
@@ -289,7 +234,7 @@ def _changes_at(path: list[str], value: Any, node: Any, context: str) -> Any:
     key, rest = path[0], path[1:]
     if not isinstance(node, (list, tuple)):
         return {key: _changes_at(rest, value, node.get(key) if isinstance(node, Mapping) else None, context)}
-    if not key.isdigit() or int(key) >= len(node):
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(node):
         raise UserError(f"{context}: {key!r} is not an index of a list of {len(node)}")
     entries, index = list(node), int(key)
     old, new = entries[index], _changes_at(rest, value, entries[index], context)

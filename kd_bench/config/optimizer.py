@@ -7,15 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from kd_bench.config.base import Settings, added_field
-from kd_bench.config.numbers import (
-    Count,
-    FractionBelowOne,
-    NonNegative,
-    OpenFraction,
-    Positive,
-    PositiveCount,
-    PositiveFraction,
-)
+from kd_bench.config.limits import Epochs, NonNegative, Positive, WarmupEpochs
+from kd_bench.config.numbers import FractionBelowOne, OpenFraction, PositiveFraction
 
 
 class SGD(Settings):
@@ -71,9 +64,9 @@ class StepSchedule(Settings):
     """
 
     name: Literal["step"] = "step"
-    milestones: tuple[PositiveCount | OpenFraction, ...] = (0.625, 0.75, 0.875)
+    milestones: tuple[Epochs | OpenFraction, ...] = (0.625, 0.75, 0.875)
     gamma: PositiveFraction = 0.1
-    warmup_epochs: Count = 0
+    warmup_epochs: WarmupEpochs = 0
 
 
 class CosineSchedule(Settings):
@@ -91,7 +84,7 @@ class CosineSchedule(Settings):
 
     name: Literal["cosine"]
     final: FractionBelowOne = 0.0
-    warmup_epochs: Count = 0
+    warmup_epochs: WarmupEpochs = 0
     warmup_lr: NonNegative | None = added_field()
     whole: bool = added_field(False)
     inside: bool = added_field(False)
@@ -101,7 +94,7 @@ class ConstantSchedule(Settings):
     """A constant learning rate."""
 
     name: Literal["constant"]
-    warmup_epochs: Count = 0
+    warmup_epochs: WarmupEpochs = 0
 
 
 Schedule = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kd_bench.config.base import NonEmpty, Settings, added_field
 from kd_bench.config.data import Dataset
-from kd_bench.config.numbers import PositiveCount
+from kd_bench.config.limits import MAX_TRIALS, Label, RecipeName, Trials
 from kd_bench.config.trial import Seed, Training
 
 
@@ -65,17 +65,33 @@ class Recipe(Training):
             file in ``results/published/``, or the path of such a file; None for none.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: RecipeName
     description: str = ""
     dataset: Dataset
     pairs: Annotated[tuple[PairEntry, ...], Field(min_length=1)]
-    methods: Annotated[dict[str, MethodEntry], Field(min_length=1)]
-    trials: PositiveCount = 3
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    methods: Annotated[dict[Label, MethodEntry], Field(min_length=1)]
+    trials: Trials = 3
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_TRIALS)] | None = None
     baseline: str = "kd"
     teacher_training: dict[str, Any] = {}
     teachers: dict[str, dict[str, Any]] = {}
     published: NonEmpty | None = None
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Recipe:
+        if self.name.casefold() == "teachers" and any(row.method != "none" for row in self.methods.values()):
+            raise ValueError(
+                f"name: {self.name!r} is the folder of the trained teachers, where students do not belong; choose "
+                "another name (it is the name of the recipe's file unless the recipe has a name)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_seeds(self) -> Recipe:
+        for index, seed in enumerate(self.seeds or ()):
+            if seed in (self.seeds or ())[:index]:
+                raise ValueError(f"seeds: {seed} is there twice")
+        return self
 
     def shared_training(self) -> dict[str, Any]:
         """Returns the settings that pairs and teachers may override, as plain JSON values."""
@@ -83,4 +99,4 @@ class Recipe(Training):
 
     def all_seeds(self) -> tuple[int, ...]:
         """Returns the seeds, one per trial."""
-        return tuple(dict.fromkeys(self.seeds)) if self.seeds else tuple(range(self.trials))
+        return self.seeds or tuple(range(self.trials))

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Interval
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.base import PerTrial, Settings, Sha256, Shared, added_field, shared_fields
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
-from kd_bench.config.numbers import AtLeastTwo, FractionBelowOne, OpenFraction, Positive, PositiveCount
+from kd_bench.config.limits import BatchSize, Epochs, Positive
+from kd_bench.config.numbers import FractionBelowOne, OpenFraction
 from kd_bench.config.optimizer import SGD, Optimizer, Schedule, StepSchedule
 
 #: Incremented whenever the same settings give other numbers, so that old and new results are never mixed.
@@ -25,11 +26,6 @@ Seed = Annotated[int, Interval(ge=0, lt=2**31)]
 
 #: Loss between logits and labels, the "ce" term of the methods.
 LabelLoss = Literal["cross_entropy", "binary_cross_entropy"]
-
-
-def _switch(value: Any) -> Any:
-    """Undoes that YAML reads a bare ``on`` and ``off`` as true and false."""
-    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class Training(Settings):
@@ -54,8 +50,9 @@ class Training(Settings):
             the losses still see one micro-batch.
         channels_last: Whether networks use the channels-last memory format, which changes the last bits.
         compile: Networks that ``torch.compile`` is applied to, which changes the last bits, and the draws of networks
-            with dropout or stochastic depth: "on" all networks; "graphs" all networks, as CUDA graphs, on a GPU; "auto"
-            the teacher, if its passes are long enough and there is a compiler; "off" none.
+            with dropout or stochastic depth: "on" all networks; "auto" the teacher, if its passes are long enough and
+            there is a compiler; "off" none. "graphs" is another name of "on", from the time before steps on a GPU were
+            recorded as CUDA graphs anyway.
         teacher_precision: Precision of the teacher's forward pass; None for ``precision``. Its outputs are converted to
             ``precision``.
         augment: Augmentation of training images in memory.
@@ -65,19 +62,19 @@ class Training(Settings):
         adversarial: How images are perturbed, for the methods of adversarial training only.
     """
 
-    epochs: Shared[PositiveCount] = 240
-    batch_size: Shared[AtLeastTwo] = 64
+    epochs: Shared[Epochs] = 240
+    batch_size: Shared[BatchSize] = 64
     optimizer: PerTrial[Optimizer] = SGD()
     schedule: PerTrial[Schedule] = StepSchedule()
     clip_norm: PerTrial[Positive | None] = None
     label_loss: PerTrial[LabelLoss] = added_field("cross_entropy")
     precision: Shared[Literal["float32", "bfloat16"]] = added_field("float32")
-    micro_batch: Shared[AtLeastTwo | None] = added_field()
+    micro_batch: Shared[BatchSize | None] = added_field()
     drop_path: PerTrial[FractionBelowOne] = added_field(0.0)
     ema: PerTrial[OpenFraction | None] = added_field()
     sync_batch_norm: PerTrial[bool] = added_field(False)
     channels_last: Shared[bool] = added_field(False)
-    compile: Shared[Annotated[Literal["off", "auto", "on", "graphs"], BeforeValidator(_switch)]] = added_field("auto")
+    compile: Shared[Literal["off", "auto", "on", "graphs"]] = added_field("auto")
     teacher_precision: Shared[Literal["float32", "bfloat16"] | None] = added_field()
     augment: Shared[Augment] = Augment()
     pipeline: Shared[Pipeline | None] = added_field()
@@ -180,6 +177,13 @@ class Trial(Training, IdentifiedSettings):
     def cohort_key(self) -> str:
         """Key that groups trials into cohorts: trials may be trained together if their shared settings are equal."""
         return canonical(self.model_dump(mode="json", include=shared_fields(Trial)))
+
+    @property
+    def stream_key(self) -> str:
+        """Key of the stream of batches: a trial without a teacher may join a cohort if their keys are equal."""
+        include = shared_fields(Trial)
+        del include["teacher"], include["teacher_precision"]  # neither changes a trial without a teacher
+        return canonical(self.model_dump(mode="json", include=include))
 
 
 def canonical(value: Any) -> str:

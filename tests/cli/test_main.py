@@ -44,7 +44,7 @@ def recipe(tmp_path) -> str:
     ("arguments", "expected"),
     [
         (["--set", "epoch=1"], "did you mean 'epochs'?"),
-        (["--set", "epochs=-1"], "epochs: should be greater than or equal to 1 (it is -1)"),
+        (["--set", "epochs=-1"], "epochs: should be at least 1 (it is -1)"),
         (["--set", "methods=[kdd]"], "no method is called 'kdd'; did you mean 'kd'?"),
         (["--set", "methods.kd.temprature=1"], "did you mean 'temperature'?"),
         (["--set", "methods.kd.temperature=-1"], "temperature = -1"),
@@ -94,10 +94,18 @@ def test_a_trial_edited_by_hand_is_noticed(recipe, tmp_path):
     folder.create(trial)
     file = folder.path / "trial.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"epochs": 77}))
-    for command in ("run", "table"):
-        message = refused(command, recipe, "--out", str(tmp_path / "out"))
-        assert str(file) in message
-        assert "was changed by hand" in message
+    out = ("--out", str(tmp_path / "out"))
+    done = run("run", recipe, *out, "--only", "method=none")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"r: left out: {file}: was changed by hand")
+    assert f"kd-bench: {recipe}: 1 trainings have no result: {trial.id}: {file}: was changed by hand" in done.stderr
+    assert f"restore it, or remove {folder.path} to train this trial again" in done.stderr
+    assert "0/1, 1 damaged" in done.stdout
+    table = run("table", recipe, *out)
+    assert table.returncode == 0
+    assert "(0/1, 1 damaged)" in table.stdout
+    shown = " ".join(table.stdout.split())
+    assert f"({trial.id}) damaged: trial.json was changed by hand: its settings are those of trial" in shown
 
 
 def test_unknown_names_are_refused():
@@ -143,11 +151,12 @@ def test_lists(kind, expected):
         ("ikl_kd", "temperature"),
         ("digits", "200"),
         ("resnet20", "cifar_resnet20"),
-        ("demo", "extends: digits/base.yaml"),
+        ("demo", "which extends digits/base.yaml"),
+        ("demo --raw", "extends: digits/base.yaml"),
     ],
 )
 def test_show(name, expected):
-    done = run("show", name)
+    done = run("show", *name.split())
     assert done.returncode == 0
     assert expected in done.stdout
 
@@ -159,19 +168,74 @@ def test_doctor_looks_at_everything(tmp_path):
         assert word in done.stdout
 
 
-def test_help_lists_and_tables_import_nothing_heavy(recipe, tmp_path):
-    code = (
-        "import sys; sys.argv = ['kd-bench', *{arguments!r}]\n"
+def heavy_imports(*arguments: str, code: int = 0) -> list[str]:
+    """Runs a command and returns the heavy packages that it has imported."""
+    script = (
+        f"import sys; sys.argv = ['kd-bench', *{arguments!r}]\n"
         "from kd_bench.cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "heavy = {{'torch', 'timm', 'torchvision', 'pytorch_lightning', 'sklearn'}}\n"
-        "print(sorted(set(sys.modules) & heavy), file=sys.stderr)"
+        "try:\n    main()\n    code = 0\nexcept SystemExit as end:\n    code = end.code or 0\n"
+        f"assert code == {code}, code\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'pytorch_lightning', 'sklearn'}\n"
+        "print(' '.join(sorted(set(sys.modules) & heavy)), file=sys.stderr)"
     )
-    for arguments in (["--help"], ["list", "methods"], ["list", "students"], ["table", recipe, "--out", str(tmp_path)]):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(arguments=arguments)], capture_output=True, text=True, check=False
-        )
-        assert done.stderr.splitlines()[-1] == "[]", (arguments, done.stderr)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()[-1].split()
+
+
+def test_help_lists_and_tables_import_nothing_heavy(recipe, tmp_path):
+    commands: list[list[str]] = [["--help"], [], ["list", "methods"], ["list", "students"], ["show", "demo"]]
+    for arguments in [*commands, ["table", recipe, "--out", str(tmp_path)]]:
+        assert heavy_imports(*arguments) == [], arguments
+
+
+def test_the_names_of_timms_networks_are_read_from_timm_once(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("KD_BENCH_CACHE", str(tmp_path / "cache"))
+    table = ("table", recipe, "--out", str(tmp_path), "--set")
+    assert "timm" in heavy_imports(*table, "pairs.0.student=resnet10t")
+    assert heavy_imports(*table, "pairs.0.student=resnet10t") == []
+    assert heavy_imports(*table, "pairs.0.student=resnet21", code=2) == []
+    assert heavy_imports(*table, "pairs.0.student=resnet34.a1_in1k") == []
+    (file,) = (tmp_path / "cache" / "timm").iterdir()
+    for damaged in ("{", '{"models": []}', '{"models": [[]], "pretrained": 3, "earlier": []}'):
+        file.write_text(damaged)
+        assert "timm" in heavy_imports(*table, "pairs.0.student=resnet10t")
+        assert heavy_imports(*table, "pairs.0.student=resnet10t") == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("sho", {"show"}),
+        ("show ikl_kd", {"ikl_kd"}),
+        ("run cifar100/table6", {"cifar100/table6"}),
+        ("table compare-", {"compare-x"}),
+        ("compare --teacher resnet32x", {"resnet32x4"}),
+        ("compare --methods kd,ikl_k", {"kd,ikl_kd"}),
+        ("teacher fetch wrn_40", {"wrn_40_2"}),
+        ("list meth", {"methods"}),
+        ("table demo --format mark", {"markdown"}),
+        ("compare --dataset tiny", {"tiny_imagenet"}),
+        ("run demo --ep", {"--epochs"}),
+    ],
+)
+def test_a_shell_completes_names(tmp_path, monkeypatch, typed, expected):
+    kept = tmp_path / "runs" / "compare-x" / "recipe.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("")
+    monkeypatch.chdir(tmp_path)
+    words = f"kd-bench {typed}"
+    number = str(len(words.split()) - 1)
+    done = run(_KD_BENCH_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=number)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == expected
+
+
+def test_the_script_for_a_shell_is_shown_and_installed(tmp_path):
+    shown = run("--show-completion", "bash")
+    assert "_KD_BENCH_COMPLETE=complete_bash" in shown.stdout
+    done = run("--install-completion", "bash", HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "_KD_BENCH_COMPLETE" in (tmp_path / ".bash_completions" / "kd-bench.sh").read_text()
 
 
 def test_every_packaged_recipe_can_be_planned(tmp_path, monkeypatch):

@@ -100,6 +100,14 @@ def test_trials_with_another_shared_setting_are_apart(change: dict[str, Any]) ->
     assert TRIAL.model_copy(update=change).cohort_key != TRIAL.cohort_key
 
 
+def test_a_trial_without_a_teacher_may_join_those_that_see_the_same_batches() -> None:
+    teachers = [{"teacher": TRIAL}, {"teacher": TRIAL, "teacher_precision": "bfloat16"}]
+    assert {TRIAL.model_copy(update=change).stream_key for change in teachers} == {TRIAL.stream_key}
+    others: list[dict[str, Any]] = [{"seed": 1}, {"batch_size": 32}, {"epochs": 3}, {"precision": "bfloat16"}]
+    for change in [*others, {"augment": Augment(crop=2)}, {"adversarial": None}]:
+        assert TRIAL.model_copy(update=change).stream_key != TRIAL.stream_key
+
+
 def test_trials_with_other_settings_are_trained_together() -> None:
     changes: list[dict[str, Any]] = [
         {"model": "resnet14", "model_source": "0" * 64, "method": MethodSettings(name="dkd")},

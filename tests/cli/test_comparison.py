@@ -1,0 +1,127 @@
+"""The name of a comparison, wherever commands take a recipe; and the options that are short for ``--set``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kd_bench.config.load import packaged_recipes, read_recipe
+from kd_bench.trials.recipe_file import find_recipe_in, kept_recipes, recipe_file, write_recipe
+from kd_bench.utils.errors import UserError
+from tests.cli.test_main import refused, run
+
+PAIR = ("--dataset", "digits", "--teacher", "resnet14", "--student", "resnet8")
+NAME = "compare-digits-resnet14-resnet8"
+
+
+def test_every_recipe_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    for name in packaged_recipes():
+        recipe = read_recipe(name)
+        write_recipe(recipe, tmp_path)
+        file = recipe_file(recipe.name, tmp_path)
+        assert file is not None
+        assert read_recipe(file) == recipe, name
+
+
+def test_texts_that_look_like_numbers_are_read_back(tmp_path: Path) -> None:
+    rows = {"1e5": {"method": "kd"}, "0o17": {"method": "none"}, "null": {"method": "kd"}}
+    pair = {"teacher": "resnet14", "student": "resnet8"}
+    content = {"name": "demo", "description": "1e5", "dataset": "digits", "pairs": [pair], "methods": rows}
+    recipe = read_recipe(content | {"baseline": "1e5"})
+    write_recipe(recipe, tmp_path)
+    assert read_recipe(tmp_path / "demo" / "recipe.yaml") == recipe
+
+
+def test_names_are_found_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path("runs")
+    for name in ("demo", "compare-a"):
+        write_recipe(read_recipe("demo").model_copy(update={"name": name}), out)
+    assert find_recipe_in("demo", out) == "demo"  # the packaged one
+    assert find_recipe_in("compare-a", out) == "runs/compare-a/recipe.yaml"
+    assert kept_recipes(out) == ["compare-a", "demo"]
+    Path("compare-a").write_text("")
+    assert find_recipe_in("compare-a", out) == "compare-a"  # a file of the user's
+    assert recipe_file("../runs/demo", out) is None
+    with pytest.raises(UserError, match="compare-b: there is no such recipe; did you mean 'compare-a'"):
+        find_recipe_in("compare-b", out)
+    with pytest.raises(UserError, match="cifar100/tabel6: there is no such recipe; did you mean 'cifar100/table6'"):
+        find_recipe_in("cifar100/tabel6", out)
+
+
+def test_a_comparison_is_found_by_its_name(tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "out"))
+    size = ("--set", "dataset.train_images=100", "--set", "dataset.test_images=40")
+    rows = ("--methods", "kd,dkd", "--baseline", "none", "--trials", "1", "--epochs", "1", "--batch-size", "50")
+    done = run("compare", *PAIR, *rows, *size, "--set", "teacher_training.epochs=1", *out)
+    assert done.returncode == 0, done.stderr
+    assert "difference to none" in done.stdout
+    assert done.stderr.splitlines()[-3:] == [
+        "next:",
+        f"  kd-bench table {NAME} --out {out[1]}",
+        f"  kd-bench report --recipe {NAME} --out {out[1]}",
+    ]
+    table = run("table", NAME, *out)
+    assert (table.returncode, table.stdout) == (0, done.stdout)
+    status = run("status", NAME, *out)
+    assert status.returncode == 0
+    assert f"{NAME}: 4 trainings: 4 done" in status.stdout
+    again = run("run", NAME, *out)
+    assert again.returncode == 0
+    assert "all is done (3 trials); nothing to train" in again.stderr
+    page = run("report", "--recipe", NAME, *out, "--output", str(tmp_path / "r.html"))
+    assert page.stdout.startswith("report: 3 trials")
+    assert (tmp_path / "out" / NAME / "recipe.yaml").read_text().startswith("# Written by kd-bench")
+    assert "did you mean 'compare-digits-resnet14-resnet8'" in refused("table", f"{NAME[:-1]}9", *out)
+
+    # Results of earlier versions have no recipe. Their settings are in their own files.
+    (tmp_path / "out" / NAME / "recipe.yaml").unlink()
+    table = run("table", NAME, *out)
+    assert table.returncode == 0, table.stderr
+    for row in ("student alone", "kd", "dkd"):
+        assert f"\n {row}" in table.stdout
+    assert "there is no such recipe" in refused("table", NAME, "--trials", "1", *out)
+    assert run("report", "--recipe", NAME, *out, "--output", str(tmp_path / "r.html")).stdout.startswith("report: 3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--epochs", "2", "--set", "epochs=3"], "--epochs 2: --set epochs=3 sets epochs, too; leave one of them out"),
+        (["--lr", "0.1", "--set", "optimizer.lr=1"], "--lr 0.1: --set optimizer.lr=1 sets optimizer.lr, too; leave"),
+        (
+            ["--lr", "0.1", "--set", "optimizer={name: adamw, lr: 1}"],
+            "--lr 0.1: --set optimizer={name: adamw, lr: 1} sets optimizer.lr, too; leave one of them out",
+        ),
+        (["--batch-size", "1"], "--batch-size: should be a whole number from 2 to 1,048,576 (it is '1')"),
+        (["--batch-size", "300"], "batch_size: 300 is more than the 200 training images of digits"),
+        (["--epochs", "1e3"], "--epochs: should be a whole number from 1 to 100,000 (it is '1e3')"),
+        (["--lr", "0"], "optimizer.lr: should be above 0"),
+        (["--lr", "nan"], "--lr: should be a number from 0 to"),
+    ],
+)
+def test_short_options_that_are_refused(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    for command in (("compare", *PAIR), ("run", "demo"), ("table", "demo")):
+        assert expected in refused(*command, "--out", str(tmp_path), *arguments)
+
+
+def test_short_options_are_the_settings_of_the_same_name(tmp_path: Path) -> None:
+    short = ("--epochs", "3", "--batch-size", "20", "--lr", "1e-5")
+    long = ("--set", "epochs=3", "--set", "batch_size=20", "--set", "optimizer.lr=1e-5")
+    shown = [run("status", "demo", *options, "--out", str(tmp_path)).stdout for options in (short, long, ())]
+    assert shown[0] == shown[1] != shown[2]
+    mixed = ("--lr", "1e-5", "--set", "optimizer={momentum: 0.5}")
+    assert run("status", "demo", *mixed, "--out", str(tmp_path)).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--baseline", "kdd"], "--baseline: no row is called 'kdd'; did you mean 'kd'?"),
+        (["--baseline", "kd", "--methods", "dkd"], "--baseline: no row is called 'kd'; did you mean 'dkd'?"),
+        (["--baseline", "kd", "--set", "baseline=dkd"], "--baseline kd: --set baseline=dkd sets it, too; leave one"),
+    ],
+)
+def test_baselines_that_are_refused(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    assert expected in refused("compare", *PAIR, "--out", str(tmp_path), *arguments)

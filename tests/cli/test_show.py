@@ -1,0 +1,113 @@
+"""``kd-bench show RECIPE``: every setting, and the file that it comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kd_bench.cli.show import describe
+from kd_bench.config.load import packaged_recipes, read_recipe
+from kd_bench.trials.recipe_file import write_recipe
+from kd_bench.utils.errors import UserError
+
+BASE = {
+    "dataset": {"name": "digits", "train_images": 100},
+    "epochs": 7,
+    "optimizer": {"name": "sgd", "lr": 0.5, "momentum": 0.8},
+    "schedule": {"name": "step", "milestones": [3], "gamma": 0.2},
+    "methods": {"kd": {"temperature": 2}, "dkd": {}, "none": {}},
+    "pairs": [{"teacher": "resnet14", "student": "resnet8", "training": {"optimizer": {"lr": 0.25}}}],
+    "teacher_training": {"epochs": 9},
+}
+RECIPE = {
+    "extends": "base.yaml",
+    "description": "Two files.",
+    "seeds": [4, 2],
+    "epochs": 8,
+    "optimizer": {"name": "adamw", "weight_decay": 0.1},
+    "methods": {"dkd": None, "kd": {"kd_weight": 0.5}, "soft": {"method": "kd", "training": {"epochs": 3}}},
+    "teachers": {"resnet14": {"batch_size": 32}},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(yaml.safe_dump(BASE))
+    Path("own.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    return "own.yaml"
+
+
+def lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_each_setting_has_its_source(recipe: str) -> None:
+    text = describe(recipe, Path("runs"))
+    assert text.splitlines()[:2] == ["own: Two files.", "own.yaml, which extends base.yaml"]
+    shown = lines(text)
+    for line in (
+        ["dataset.name", "digits", "base.yaml"],
+        ["dataset.train_images", "100", "base.yaml"],
+        ["seeds", "4,", "2", "own.yaml"],
+        ["baseline", "kd", "default"],
+        ["resnet14", "->", "resnet8", "base.yaml"],
+        ["training.optimizer.lr", "0.25", "base.yaml"],
+        ["epochs", "8", "own.yaml"],
+        ["batch_size", "64", "default"],
+        ["schedule.milestones", "[3]", "base.yaml"],
+        ["augment.crop", "2", "the", "data", "set"],
+        ["teachers"],
+        ["resnet14.batch_size", "32", "own.yaml"],
+        ["soft", "kd", "own.yaml"],
+        ["training.epochs", "3", "own.yaml"],
+    ):
+        assert line in shown, line
+    # Another optimiser takes nothing over from the one that it replaces.
+    assert ["optimizer.name", "adamw", "own.yaml"] in shown
+    assert ["optimizer.lr", "0.001", "default"] in shown
+    assert ["optimizer.weight_decay", "0.1", "own.yaml"] in shown
+    assert not any(line and line[0] == "optimizer.momentum" for line in shown)
+    assert "dkd" not in text
+    assert "These are 6 trials." in text
+
+
+def test_hyper_parameters_are_shown_with_their_defaults(recipe: str) -> None:
+    shown = lines(describe(recipe, Path("runs")))
+    start = shown.index(["kd"])
+    assert shown[start + 1 : start + 4] == [
+        ["ce_weight", "0.1", "default"],
+        ["kd_weight", "0.5", "own.yaml"],
+        ["temperature", "2.0", "base.yaml"],
+    ]
+
+
+def test_a_recipe_that_is_raw_is_its_file(recipe: str) -> None:
+    assert describe(recipe, Path("runs"), raw=True) == f"# own.yaml\n{Path(recipe).read_text().rstrip()}"
+    with pytest.raises(UserError, match="kd: there is no such recipe"):
+        describe("kd", Path("runs"), raw=True)
+
+
+def test_every_packaged_recipe_can_be_shown() -> None:
+    for name in packaged_recipes():
+        text = describe(name, Path("runs"))
+        assert "\nmethods\n" in text and "optimizer.lr" in text, name
+
+
+def test_an_invalid_recipe_is_a_sentence(recipe: str) -> None:
+    Path("bad.yaml").write_text("extends: own.yaml\nepoch: 3\n")
+    with pytest.raises(UserError, match=r"bad\.yaml: epoch: no such key; did you mean 'epochs'"):
+        describe("bad.yaml", Path("runs"))
+    Path("bad.yaml").write_text("extends: own.yaml\nmethods: {kd: {temprature: 3}}\n")
+    with pytest.raises(UserError, match="did you mean 'temperature'"):
+        describe("bad.yaml", Path("runs"))
+    Path("bad.yaml").write_text("extends: bad.yaml\n")
+    with pytest.raises(UserError, match="extends itself"):
+        describe("bad.yaml", Path("runs"))
+
+
+def test_the_recipe_of_a_comparison_is_found_by_its_name(recipe: str) -> None:
+    write_recipe(read_recipe(recipe).model_copy(update={"name": "compare-x"}), Path("runs"))
+    assert describe("compare-x", Path("runs")).startswith("compare-x: Two files.\nruns/compare-x/recipe.yaml\n")
