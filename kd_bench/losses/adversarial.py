@@ -6,6 +6,7 @@ Both are outputs of the network that is trained, so both sides have a gradient. 
 import torch
 from torch import Tensor
 
+from kd_bench.losses.arguments import check_positive
 from kd_bench.losses.ikl import ikl
 from kd_bench.losses.kl import kd
 from kd_bench.losses.precision import at_least_float32
@@ -66,4 +67,5 @@ def class_weights(logits: Tensor, tau: float) -> Tensor:
     >>> class_weights(torch.zeros(1, 4), tau=4.0)
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
+    check_positive(tau=tau)
     return (at_least_float32(logits) / tau).softmax(-1)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kd_bench.losses.arguments import check_positive, check_shapes
 from kd_bench.losses.precision import at_least_float32
 
 #: The published code's constant that avoids log(0).
@@ -52,6 +53,11 @@ def contrast(anchors: Tensor, bank: Tensor, index: Tensor, log_z: Tensor, temper
     >>> bool(good < bad)
     True
     """
+    check_shapes(anchors=(anchors, "B D"), bank=(bank, "N D"), index=(index, "B K"))
+    if index.shape[1] < 2:
+        columns = "one for the positive and one for each negative"
+        raise ValueError(f"index should have at least 2 columns, {columns}, not {index.shape[1]}")
+    check_positive(temperature=temperature)
     loss: Tensor = _Contrast.apply(anchors, bank, index, log_z, temperature)
     return loss
 
@@ -66,6 +72,8 @@ def log_normaliser(anchors: Tensor, bank: Tensor, index: Tensor, temperature: fl
     >>> log_normaliser(torch.zeros(2, 3), torch.eye(3), torch.tensor([[0, 1], [1, 2]]), 0.07).exp().item()
     3.0
     """
+    check_shapes(anchors=(anchors, "B D"), bank=(bank, "N D"), index=(index, "B K"))
+    check_positive(temperature=temperature)
     with torch.no_grad(), torch.autocast(anchors.device.type, enabled=False):
         scores = _scores(at_least_float32(anchors), at_least_float32(bank), index) / temperature
         return scores.flatten().logsumexp(0) - math.log(scores.numel()) + math.log(len(bank))

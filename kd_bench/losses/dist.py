@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kd_bench.losses.arguments import check_logits, check_positive
 from kd_bench.losses.precision import tempered
 
 
@@ -23,6 +24,8 @@ def dist_terms(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     >>> bool(inter.abs() < 1e-6), bool(intra.abs() < 1e-6)
     (True, True)
     """
+    check_logits(student_logits, teacher_logits)
+    check_positive(temperature=temperature)
     student = tempered(student_logits, temperature).softmax(-1)
     teacher = tempered(teacher_logits, temperature).softmax(-1)
     return 1 - _correlations(student, teacher, -1).mean(), 1 - _correlations(student, teacher, 0).mean()

@@ -1,14 +1,24 @@
 """Decoupled knowledge distillation: the divergence split at the target class."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kd_bench.losses.precision import at_least_float32
+from kd_bench.losses.arguments import (
+    check_classes,
+    check_logits,
+    check_non_negative,
+    check_positive,
+    check_sample_weights,
+)
+from kd_bench.losses.masked import binary_divergence, is_class, split_logits
+from kd_bench.losses.precision import batch_mean
 
 
 def dkd_terms(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float,
+    sample_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """TCKD and NCKD, each times T^2, mean over the batch.
 
@@ -26,6 +36,7 @@ def dkd_terms(
         teacher_logits: (B, C).
         labels: (B,) int64, y.
         temperature: T.
+        sample_weights: (B,), factors of the samples' terms before the mean; None for 1.
 
     >>> import torch
     >>> from kd_bench.losses import dkd_terms, kd
@@ -35,22 +46,32 @@ def dkd_terms(
     >>> bool((tckd - divergence).abs() < 1e-6), nckd.item()
     (True, 0.0)
     """
-    target = labels[:, None] == torch.arange(student_logits.shape[-1], device=labels.device)
-    student, _, student_total = _split(student_logits, target, temperature)
-    teacher, teacher_others, teacher_total = _split(teacher_logits, target, temperature)
+    check_logits(student_logits, teacher_logits, least=2)
+    check_classes(student_logits, labels)
+    check_sample_weights(student_logits, sample_weights)
+    check_positive(temperature=temperature)
+    target = is_class(student_logits, labels)
+    student, _, student_total = split_logits(student_logits, target, temperature)
+    teacher, teacher_others, teacher_total = split_logits(teacher_logits, target, temperature)
 
     student_odds = student.gather(-1, labels[:, None]) - student_total
     teacher_odds = teacher.gather(-1, labels[:, None]) - teacher_total
-    tckd = _divergence_at(teacher_odds, student_odds) + _divergence_at(-teacher_odds, -student_odds)
+    tckd = binary_divergence(teacher_odds, student_odds).squeeze(-1)
 
     # At the target the weight is exactly 0 and the difference is finite: no contribution to value or gradient.
     difference = (teacher - teacher_total) - (student - student_total)
     nckd = (teacher_others.softmax(-1) * difference).sum(-1)
-    return tckd.mean() * temperature**2, nckd.mean() * temperature**2
+    return batch_mean(tckd, sample_weights) * temperature**2, batch_mean(nckd, sample_weights) * temperature**2
 
 
 def dkd(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     """``alpha`` * TCKD + ``beta`` * NCKD. Shapes as for ``dkd_terms``.
 
@@ -62,23 +83,6 @@ def dkd(
     >>> dkd(logits, logits, torch.tensor([0, 1, 4]), alpha=1.0, beta=8.0, temperature=4.0).item()
     0.0
     """
-    tckd, nckd = dkd_terms(student_logits, teacher_logits, labels, temperature)
+    check_non_negative(alpha=alpha, beta=beta)
+    tckd, nckd = dkd_terms(student_logits, teacher_logits, labels, temperature, sample_weights)
     return alpha * tckd + beta * nckd
-
-
-def _split(logits: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns logits / T, the same with -inf at the target, and the logsumexp of the latter, up to a constant per row.
-
-    The constant moves the largest of the other logits to 0, so that a shift of all logits or a large target logit does
-    not reduce their precision.
-    """
-    logits = at_least_float32(logits)
-    top = logits.detach().masked_fill(target, -float("inf")).amax(-1, keepdim=True)
-    logits = (logits - top) / temperature
-    others = logits.masked_fill(target, -float("inf"))
-    return logits, others, others.logsumexp(-1, keepdim=True)
-
-
-def _divergence_at(teacher_odds: Tensor, student_odds: Tensor) -> Tensor:
-    """Returns p * log(p / q) from the log-odds of p and q."""
-    return teacher_odds.sigmoid() * (F.logsigmoid(teacher_odds) - F.logsigmoid(student_odds))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_bench.losses.arguments import check_shapes
 from kd_bench.losses.precision import at_least_float32
 
 #: Edges in pixels of the grids that ReviewKD's loss pools to, finest first.
@@ -30,6 +31,7 @@ def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     >>> partial_l2(student[..., None, None], teacher[..., None, None], torch.full((3,), -1.0)).item()  # 0 + 2^2 + 1^2
     5.0
     """
+    check_shapes(student=(student, "B C H W"), teacher=(teacher, "B C H W"))
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     target = torch.maximum(teacher, at_least_float32(margin).view(1, -1, 1, 1))
     # Elements without loss have themselves as target, which is one pass over memory; masking the squares is several.
@@ -53,6 +55,7 @@ def ofd_margin(scale: Tensor, shift: Tensor) -> Tensor:
     >>> ofd_margin(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 9.0]))
     tensor([-0.7979, -3.0000])
     """
+    check_shapes(scale=(scale, "C"), shift=(shift, "C"))
     s, m = scale.double().abs(), shift.double()
     constant = s == 0
     ratio = m / torch.where(constant, torch.ones_like(s), s)
@@ -78,6 +81,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     >>> round(hierarchical_context(torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)).item(), 6)
     1.0
     """
+    check_shapes(student=(student, "B C H W"), teacher=(teacher, "B C H W"))
     student, teacher = at_least_float32(student), at_least_float32(teacher)
     edges = student.shape[2:]
     # If the cells of the finest grid are equal, each grid can be pooled from the one before.

@@ -1,6 +1,6 @@
-"""The decoupled (DKL) and the improved (IKL) Kullback-Leibler divergence, in closed form.
+"""The decoupled (DKL), improved (IKL) and generalised (GKL) Kullback-Leibler divergence, in closed form.
 
-Both are a quadratic term on differences of logits with weight ``alpha``, plus a soft cross-entropy with weight
+All are a quadratic term on differences of logits with weight ``alpha``, plus a soft cross-entropy with weight
 ``beta``, as in the paper (Cui et al., "Decoupled Kullback-Leibler Divergence Loss", appendix eq. 12 to 15). The
 authors' released code exchanges the two letters.
 """
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kd_bench.losses.arguments import check_class_weights, check_logits, check_non_negative
 from kd_bench.losses.kl import soft_cross_entropy
 from kd_bench.losses.precision import at_least_float32
 
@@ -32,9 +33,31 @@ def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor
     >>> pairwise_mse(student, teacher, torch.full((3,), 1 / 3)).item()  # half the variance, which is 6
     3.0
     """
+    check_logits(student_logits, teacher_logits)
+    check_class_weights(student_logits, weights)
     difference, weights = at_least_float32(teacher_logits) - at_least_float32(student_logits), at_least_float32(weights)
     loss: Tensor = _PairwiseMSE.apply(difference, weights)
     return loss
+
+
+def batch_pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Tensor:
+    """1/4 sum_bjk w_bj w_bk ((t_bj - t_bk) - (s_bj - s_bk))^2 / sum_bjk w_bj w_bk, in O(B C) time and memory.
+
+    The pairwise term of GKL (Cui et al., 2025, as released): ``pairwise_mse`` with one normalisation for the whole
+    batch, so it does not depend on the scale of the weights, and images with larger weights count more. All three
+    arguments have a gradient, but no second one.
+
+    Args:
+        student_logits, teacher_logits: (B, C), s and t.
+        weights: (B, C) or (C,), w >= 0 with a positive sum in each row. They need not sum to one.
+
+    >>> import torch
+    >>> from kd_bench.losses import batch_pairwise_mse
+    >>> student, teacher = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 6.0]])
+    >>> batch_pairwise_mse(student, teacher, torch.full((3,), 5.0)).item()  # half the variance, which is 6
+    3.0
+    """
+    return pairwise_mse(student_logits, teacher_logits, weights) / at_least_float32(weights).sum(-1).square().mean()
 
 
 def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
@@ -57,6 +80,7 @@ def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta
     >>> [bool(torch.allclose(a, b, atol=1e-6)) for a, b in zip(ours, theirs)]
     [True, True]
     """
+    check_non_negative(alpha=alpha, beta=beta)
     weights = at_least_float32(teacher_logits).detach().softmax(-1)
     return alpha * pairwise_mse(student_logits.detach(), teacher_logits, weights) + beta * soft_cross_entropy(
         student_logits, teacher_logits.detach()
@@ -86,7 +110,37 @@ def ikl(
     >>> round(ikl(student, teacher, torch.full((4,), 0.25), alpha=8.0, beta=1.0).item(), 4)  # 8 * 1/2 * 1 + log 4
     5.3863
     """
+    check_non_negative(alpha=alpha, beta=beta)
     return alpha * pairwise_mse(student_logits, teacher_logits, weights) + beta * soft_cross_entropy(
+        student_logits, teacher_logits.detach(), temperature
+    )
+
+
+def gkl(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, alpha: float, beta: float, temperature: float = 1.0
+) -> Tensor:
+    """GKL: alpha * batch_pairwise_mse(s, t, w) + beta * soft_cross_entropy(s, stop(t), T).
+
+    Cui et al., "Generalized Kullback-Leibler Divergence Loss" (2025), the successor of IKL by its authors, as released
+    (DKLv2). The weights are powers of IKL's: the class-wise mean
+    probabilities, or softmax(t / tau) of the sample, to the power gamma. The pairwise term uses the logits themselves;
+    T applies to the soft cross-entropy only, without a factor T^2.
+
+    Args:
+        student_logits, teacher_logits: (B, C), s and t.
+        weights: (B, C) or (C,), w, detached.
+        alpha: Weight of the pairwise term (``beta`` in the released code).
+        beta: Weight of the soft cross-entropy (``alpha`` in the released code).
+        temperature: T.
+
+    >>> import torch
+    >>> from kd_bench.losses import gkl
+    >>> student, teacher = torch.zeros(1, 4), torch.tensor([[2.0, 0.0, 0.0, 2.0]])
+    >>> round(gkl(student, teacher, torch.ones(4), alpha=8.0, beta=1.0).item(), 4)  # 8 * 1/2 * 1 + log 4
+    5.3863
+    """
+    check_non_negative(alpha=alpha, beta=beta)
+    return alpha * batch_pairwise_mse(student_logits, teacher_logits, weights) + beta * soft_cross_entropy(
         student_logits, teacher_logits.detach(), temperature
     )
 

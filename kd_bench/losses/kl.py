@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_bench.losses.precision import at_least_float32, tempered
+from kd_bench.losses.arguments import check_labels, check_logits, check_positive, check_sample_weights
+from kd_bench.losses.precision import at_least_float32, batch_mean, tempered
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -18,6 +19,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     >>> round(cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # log 4
     1.3863
     """
+    check_labels(logits, labels)
     logits = at_least_float32(logits)
     return F.cross_entropy(logits, labels.to(logits.dtype) if labels.ndim == 2 else labels)
 
@@ -36,12 +38,18 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     >>> round(binary_cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3])).item(), 4)  # log 2
     0.6931
     """
+    check_labels(logits, labels)
     logits = at_least_float32(logits)
     targets = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[-1])
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
 
 
-def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float | Tensor,
+    sample_weights: Tensor | None = None,
+) -> Tensor:
     """T^2 * KL(softmax(t / T) || softmax(s / T)), summed over the classes, mean over the batch.
 
     Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; T^2 keeps the size of
@@ -49,16 +57,25 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 
     Args:
         student_logits, teacher_logits: (B, C), s and t.
-        temperature: T.
+        temperature: T; a tensor without dimensions has a gradient, also through T^2.
+        sample_weights: (B,), factors of the samples' divergences before the mean; None for 1.
 
     >>> import torch
     >>> from kd_bench.losses import kd
     >>> kd(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 5.0]]), temperature=4.0).item()
     0.0
     """
+    check_logits(student_logits, teacher_logits)
+    check_sample_weights(student_logits, sample_weights)
+    check_positive(temperature=temperature)
+    if isinstance(temperature, Tensor):
+        temperature = at_least_float32(temperature)
     student = F.log_softmax(tempered(student_logits, temperature), dim=-1)
     teacher = F.log_softmax(tempered(teacher_logits, temperature), dim=-1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    if sample_weights is None:
+        return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    divergences = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return batch_mean(divergences, sample_weights) * temperature**2
 
 
 def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -75,6 +92,8 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
     >>> round(soft_cross_entropy(torch.zeros(1, 4), torch.randn(1, 4)).item(), 4)  # log 4 for any teacher
     1.3863
     """
+    check_logits(student_logits, teacher_logits)
+    check_positive(temperature=temperature)
     student = F.log_softmax(tempered(student_logits, temperature), dim=-1)
     teacher = F.softmax(tempered(teacher_logits, temperature), dim=-1)
     return -(teacher * student).sum(-1).mean()

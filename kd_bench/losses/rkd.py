@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_bench.losses.arguments import check_positive, check_shapes
 from kd_bench.losses.precision import at_least_float32
 
 
@@ -29,6 +30,8 @@ def rkd_distance(student: Tensor, teacher: Tensor, squared: bool = False, eps: f
     >>> round(rkd_distance(5 * line, line + 7).item(), 12)  # neither scale nor shift matters
     0.0
     """
+    check_shapes(student=(student, "B ..."), teacher=(teacher, "B ..."))
+    check_positive(eps=eps)
     distances = _relative_distances(_squared_distances(student)[0], squared, eps)
     with torch.no_grad():
         targets = _relative_distances(_squared_distances(teacher)[0], squared, eps)
@@ -52,6 +55,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     >>> round(rkd_angle(rotated, square).item(), 12)
     0.0
     """
+    check_shapes(student=(student, "B ..."), teacher=(teacher, "B ..."))
     cosines = _cosines(student)
     with torch.no_grad():
         targets = _cosines(teacher)

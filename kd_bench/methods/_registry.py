@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent
 _NOT_METHODS = {"adversarial", "base", "parameters"}
 
+#: Base classes without hyper-parameters. A class with other bases has an ``__init__`` of its own.
+_BASES = {"Method", "AdversarialMethod", "ClassPrior"}
+
 
 @dataclass(frozen=True)
 class MethodInfo:
@@ -146,12 +149,17 @@ def build(name: str, pair: Pair, hyperparameters: Mapping[str, Any]) -> Method:
     """Builds a method for a pair. ``hyperparameters`` are as for ``check``.
 
     Raises:
-        UserError: As ``load`` and ``check``; also if the method needs a teacher and the pair has none.
+        UserError: As ``load`` and ``check``; also if the method needs a teacher and the pair has none, or if a plug-in
+            raises any error.
     """
     resolved, method = check(name, hyperparameters), load(name)
     if method.needs_teacher and pair.teacher is None:
         raise UserError(f"method {name!r} needs a teacher, and {pair.student_name} has none")
-    return method(pair, **resolved)
+    plugin = _plugin(name)
+    if plugin is None:
+        return method(pair, **resolved)
+    with plugins.one_sentence(f"method {name!r}: {plugin.attribute} in {plugin.path} failed", UserError):
+        return method(pair, **resolved)
 
 
 def source_hash(name: str) -> str | None:
@@ -174,9 +182,12 @@ def _problem(source: Definition) -> str | None:
     """Returns how the source of a class breaks the rules of ``Method``; None if it does not."""
     if not source.bases:
         return f"{source.name} is not a kd_bench.methods.base.Method"
-    if not source.has_init:
-        return f"{source.name} has no __init__ of its own, whose keyword-only arguments are the hyper-parameters"
-    if source.positional != ("pair",):
+    if not source.has_init and not set(source.bases) <= _BASES:
+        return (
+            f"{source.name} has no __init__ of its own, and {source.bases[0]} may have hyper-parameters; write an "
+            "__init__ whose keyword-only arguments are the hyper-parameters"
+        )
+    if source.has_init and source.positional != ("pair",):
         return f"__init__ should take 'self, pair, *' and then its hyper-parameters, not {', '.join(source.positional)}"
     for parameter in source.parameters:
         if isinstance(parameter.default, NotLiteral):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench.methods.base import Method
-from kd_bench.types import NOTHING, Batch, Needs, Outputs, Pair
+from kd_bench.types import NOTHING, Batch, Needs, Outputs
 
 
 class Alone(Method):
@@ -14,9 +14,6 @@ class Alone(Method):
     family = "baseline"
     needs_teacher = False
     needs = Needs(teacher=NOTHING)
-
-    def __init__(self, pair: Pair) -> None:
-        super().__init__(pair)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the term "ce"."""

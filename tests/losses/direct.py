@@ -39,6 +39,18 @@ def ikl(
     return alpha * squares - beta * (p * log_q).sum(1).mean()
 
 
+def gkl(
+    student: Tensor, teacher: Tensor, weights: Tensor, alpha: float, beta: float, temperature: float = 1.0
+) -> Tensor:
+    """As ``ikl``, with the squares divided by the sum of the weights of all pairs."""
+    teacher_pairs = teacher[:, :, None] - teacher[:, None, :]
+    student_pairs = student[:, :, None] - student[:, None, :]
+    pairs = weights[:, :, None] * weights[:, None, :]
+    squares = (F.mse_loss(student_pairs, teacher_pairs, reduction="none") * pairs).sum() / pairs.sum() / 4
+    p, log_q = (teacher.detach() / temperature).softmax(1), (student / temperature).log_softmax(1)
+    return alpha * squares - beta * (p * log_q).sum(1).mean()
+
+
 def dist_terms(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Published code forms nothing large here, nor do we."""
     q, p = (student / temperature).softmax(1), (teacher / temperature).softmax(1)

@@ -7,7 +7,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOSSES = ("KD", "DKD", "DIST", "IKL", "RKD distance", "RKD angle", "CRD", "drawing", "OFD partial L2", "ReviewKD HCL")
+LOSSES = (
+    "KD",
+    "DKD",
+    "DIST",
+    "IKL",
+    "GKL",
+    "RKD distance",
+    "RKD angle",
+    "PKT",
+    "CC",
+    "ITRD correlation",
+    "ITRD mutual",
+    "CRD",
+    "drawing",
+    "OFD partial L2",
+    "ReviewKD HCL",
+    "NST",
+    "AT",
+    "VID",
+    "SP",
+    "KDSVD",
+)
 
 
 @pytest.fixture(scope="module")

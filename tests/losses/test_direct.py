@@ -50,6 +50,18 @@ def test_ikl(seed: int, b: int, c: int, scale: float, temperature: float) -> Non
     )
 
 
+@given(seeds, batches, classes, scales, temperatures)
+def test_gkl(seed: int, b: int, c: int, scale: float, temperature: float) -> None:
+    student, teacher = draw(seed, 2, b, c, scale=scale)
+    assert_same(
+        lambda s, t, w: losses.gkl(s, t, w, 8.0, 3.0, temperature),
+        lambda s, t, w: direct.gkl(s, t, w, 8.0, 3.0, temperature),
+        student,
+        teacher,
+        draw(seed + 1, b, c).softmax(-1),
+    )
+
+
 @pytest.mark.parametrize("term", [0, 1], ids=["inter", "intra"])
 @given(seed=seeds, b=several, c=classes, scale=st.floats(0.1, 3), temperature=st.floats(0.5, 4))
 def test_dist(term: int, seed: int, b: int, c: int, scale: float, temperature: float) -> None:

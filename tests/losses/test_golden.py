@@ -1,19 +1,16 @@
 """Values and gradients that the published implementations gave, in float64."""
 
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kd_bench import losses
+from tests.losses.golden import Loss, assert_equals_published, name_and_seed, read_cases
 
-CASES = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_bytes())
+CASES = read_cases("losses.json")
 
 
 def _kd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tensor:
@@ -74,7 +71,7 @@ def _crd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tens
     ).sum()
 
 
-OURS: dict[str, Callable[[dict[str, Any], list[Tensor], Tensor | None], Tensor]] = {
+OURS: dict[str, Loss] = {
     "kd": _kd,
     "dkd": _dkd,
     "ikl_kd sample-wise weights": _ikl_sample,
@@ -89,27 +86,9 @@ OURS: dict[str, Callable[[dict[str, Any], list[Tensor], Tensor | None], Tensor]]
 }
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case["name"] in OURS], ids=lambda case: f"{case['name']} {case['seed']}"
-)
+@pytest.mark.parametrize("case", [case for case in CASES if case["name"] in OURS], ids=name_and_seed)
 def test_equals_the_published_implementation(case: dict[str, Any]) -> None:
-    rng = np.random.default_rng(case["seed"])
-    inputs = [
-        torch.from_numpy(rng.standard_normal(shape) * scale).requires_grad_()
-        for shape, scale in zip(case["shapes"], case["scales"], strict=True)
-    ]
-    labels = None
-    if case["labels"]:
-        batch, classes = case["labels"]
-        labels = torch.from_numpy(rng.integers(0, classes, batch))
-    loss = OURS[case["name"]](case["params"], inputs, labels)
-    loss.backward()
-    assert loss.item() == pytest.approx(case["loss"], rel=1e-9)
-    for index, expected in case["grads"].items():
-        gradient = inputs[int(index)].grad
-        assert gradient is not None
-        assert gradient.norm().item() == pytest.approx(expected["norm"], rel=1e-9)
-        assert gradient.flatten()[:5].tolist() == pytest.approx(expected["first5"], rel=1e-9)
+    assert_equals_published(case, OURS[case["name"]])
 
 
 def test_every_loss_has_its_case() -> None:

@@ -27,6 +27,23 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "dkl": losses.dkl,
     "ikl": lambda s, t: losses.ikl(s, t, _weights(t), 8.0, 1.0, 3.0),
     "cross_entropy": lambda s, t: losses.cross_entropy(s, LABELS) + 0 * t.float().sum(),
+    "kd of samples with weights": lambda s, t: losses.kd(s, t, 3.0, losses.entropy_weights(s, t)),
+    "kd with a learned temperature": lambda s, t: losses.kd(s, t, torch.tensor(3.0)),
+    "kd of standardised logits": lambda s, t: losses.kd(losses.logit_standardise(s), losses.logit_standardise(t), 3.0),
+    "ttm": lambda s, t: losses.ttm(s, t, 0.1),
+    "wttm": lambda s, t: losses.wttm(s, t, 0.2),
+    "nkd target": lambda s, t: losses.nkd_terms(s, t, LABELS, 3.0)[0],
+    "nkd others": lambda s, t: losses.nkd_terms(s, t, LABELS, 3.0)[1],
+    "rld scd": lambda s, t: losses.rld_terms(s, t, LABELS, 3.0, 1.0)[0],
+    "rld mcd": lambda s, t: losses.rld_terms(s, t, LABELS, 3.0, 1.0)[1],
+    "gkl": lambda s, t: losses.gkl(s, t, _weights(t).sqrt(), 8.0, 1.0, 3.0),
+    "alpha_beta": lambda s, t: losses.alpha_beta_divergence(s, t, 0.8, 0.3, 3.0),
+    "alpha_beta kl": lambda s, t: losses.alpha_beta_divergence(s, t, 1.0, 0.0, 3.0),
+    "alpha_beta reverse kl": lambda s, t: losses.alpha_beta_divergence(s, t, 0.0, 1.0, 3.0),
+    "alpha_beta squares": lambda s, t: losses.alpha_beta_divergence(s, t, 0.0, 0.0, 3.0),
+    "batch_gram": lambda s, t: losses.batch_gram(s, t, 3.0),
+    "class_gram": lambda s, t: losses.class_gram(s, t, 3.0),
+    "mlkd": lambda s, t: torch.stack(losses.mlkd_terms(s, t)).sum(),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 

@@ -199,9 +199,9 @@ def test_a_plain_trial_is_the_one_of_recipes_without_perturbations() -> None:
         (["adversarial.norm=L3"], "'L3' is none of"),
         (["adversarial.schedule=released"], "schedule sets steps and step_size"),
         (["epochs=1"], "weight_perturbation.from_epoch must not be above epochs"),
-        (["methods.trades.training.adversarial.steps=0"], "greater than or equal to 1"),
+        (["methods.trades.training.adversarial.steps=0"], "at least 1"),
         (["adversarial.generated.path=nowhere.npz"], "there is no file"),
-        (["adversarial.generated.path=nowhere.npz", "adversarial.generated.sha256=abc"], "pattern"),
+        (["adversarial.generated.path=nowhere.npz", "adversarial.generated.sha256=abc"], "should be a SHA-256 checksum"),
     ],
 )
 def test_recipes_that_are_refused(overrides: list[str], message: str) -> None:

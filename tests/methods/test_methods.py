@@ -23,7 +23,7 @@ from tests.training.parts import splits, train, trial
 
 #: Those that distil, and the baseline; tests/methods/test_adversarial.py has the methods of adversarial training.
 DISTIL = [name for name in methods.names() if methods.describe(name).family != "adversarial"]
-EVERY = [*DISTIL, "ikl_kd class"]
+EVERY = [*DISTIL, "ikl_kd class", "gkl_kd sample"]
 
 #: Terms that have no gradient to the student, and are meant to have none.
 UNTRAINED = {("dkl_kd", "pairwise")}

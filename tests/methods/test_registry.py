@@ -136,7 +136,7 @@ def test_equal_settings_have_one_form() -> None:
         (
             "zzz",
             {},
-            "r.yaml: no method is called 'zzz'; there are: crd, dist, dkd, dkl_kd, fitnet, ikl_at, ikl_kd, ",
+            f"r.yaml: no method is called 'zzz'; there are: {', '.join(methods.names()[:12])}, ",
         ),
         ("ikl_kd", {"alfa": 1}, "r.yaml: ikl_kd has no hyper-parameter 'alfa'; did you mean 'alpha'?"),
         ("kd", {"zzz": 1}, "kd has no hyper-parameter 'zzz'; there are: ce_weight, kd_weight, temperature"),
@@ -189,7 +189,7 @@ def test_plug_in_by_relative_path(plugin: Path, monkeypatch: pytest.MonkeyPatch)
     ("change", "message"),
     [
         (("class Mine(Method)", "class Mine"), "Mine is not a kd_bench.methods.base.Method"),
-        (("def __init__", "def make"), "Mine has no __init__ of its own"),
+        (("def __init__", "def make"), "has no hyper-parameter 'power'; it has none"),
         (("pair, *,", "pair, x=1, *,"), "should take 'self, pair, *' and then its hyper-parameters, not pair, x"),
         (("power: int", "**rest"), "not pair, **rest"),
         (("power: int", "power: list"), "the type of hyper-parameter 'power', list, should be one of float, int"),
@@ -204,6 +204,33 @@ def test_plug_in_by_relative_path(plugin: Path, monkeypatch: pytest.MonkeyPatch)
 def test_sources_that_break_the_rules(plugin: Path, change: tuple[str, str], message: str) -> None:
     plugin.write_text(PLUGIN.replace(*change))
     assert message in refusal(methods.check, f"{plugin}:Mine", {"power": 1}, "r.yaml")
+
+
+WITHOUT_INIT = '''
+from kd_bench.methods.base import Method
+
+class Mine(Method):
+    """The squared distance of the logits."""
+
+    def forward(self, student, teacher, batch):
+        return {"distance": (student.logits - teacher.logits).square().mean()}
+'''
+
+
+def test_a_method_without_hyper_parameters_needs_no_init(plugin: Path) -> None:
+    plugin.write_text(WITHOUT_INIT)
+    name = f"{plugin}:Mine"
+    assert (methods.describe(name).parameters, methods.check(name, {})) == ((), {})
+    terms = methods.build(name, PAIR, {})(outputs(1), outputs(2), batch())
+    torch.testing.assert_close(terms["distance"], (outputs(1).logits - outputs(2).logits).square().mean())
+    assert "has no hyper-parameter 'scale'; it has none" in refusal(methods.check, name, {"scale": 1}, "r.yaml")
+
+
+def test_what_a_base_class_with_hyper_parameters_asks_for(plugin: Path) -> None:
+    plugin.write_text(WITHOUT_INIT.replace("base import Method", "kd import KD").replace("(Method)", "(KD)"))
+    assert "Mine has no __init__ of its own, and KD may have hyper-parameters; write an __init__ whose" in refusal(
+        methods.check, f"{plugin}:Mine", {}, "r.yaml"
+    )
 
 
 @pytest.mark.parametrize(

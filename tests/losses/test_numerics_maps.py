@@ -1,0 +1,153 @@
+"""Losses of feature maps and relations: few bits, large values, zeros, and sizes of what is computed."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_bench import losses
+from tests.losses.cases import LargestTensor, draw, value_and_gradients
+
+
+def _of_maps(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """The 48 numbers of an embedding as a feature map of 3 channels; the teacher's is averaged to it from another."""
+    return lambda s, t: loss(s.view(-1, 3, 4, 4), t.view(-1, 12, 2, 2))
+
+
+def _vid(student: Tensor, teacher: Tensor) -> Tensor:
+    return losses.vid(student.view(-1, 3, 4, 4), teacher.view(-1, 3, 4, 4), torch.tensor([0.1, 1.0, 10.0]))
+
+
+def _fsp(student: Tensor, teacher: Tensor) -> Tensor:
+    first, second = ((x[:, :16].view(-1, 1, 4, 4), x[:, 16:].view(-1, 2, 4, 4)) for x in (student, teacher))
+    return losses.fsp(first, second)
+
+
+def _kdsvd(student: Tensor, teacher: Tensor) -> Tensor:
+    first, second = ([x.view(-1, 3, 4, 4), x[:, :27].reshape(-1, 3, 3, 3)] for x in (student, teacher))
+    return losses.kdsvd(first, second) + losses.kdsvd(first, second, 2, "channels")
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "at": _of_maps(losses.at),
+    "ft": _of_maps(losses.ft),
+    "nst": _of_maps(losses.nst),
+    "nst of few channels": lambda s, t: losses.nst(s.view(-1, 1, 6, 8), t.view(-1, 1, 6, 8)),
+    "sp": losses.sp,
+    "pkt": losses.pkt,
+    "cc": losses.cc,
+    "cc gaussian": losses.cc_kernel,
+    "cc bilinear, root": lambda s, t: losses.cc_kernel(s, t, "bilinear", squared=False),
+    "vid": _vid,
+    "itrd correlation": losses.itrd_correlation,
+    "itrd mutual": losses.itrd_mutual,
+    "kdsvd": _kdsvd,
+    "ab": lambda s, t: losses.ab(s.view(-1, 3, 4, 4), t.view(-1, 3, 4, 4)),
+    "fsp": _fsp,
+}
+every_loss = pytest.mark.parametrize("name", LOSSES)
+
+
+def _assert_finite(name: str, student: Tensor, teacher: Tensor) -> None:
+    for value in value_and_gradients(LOSSES[name], student, teacher):
+        assert torch.isfinite(value).all()
+
+
+@every_loss
+def test_single_precision_is_close_to_double(name: str) -> None:
+    student, teacher = draw(1, 2, 8, 48).float()
+    single = value_and_gradients(LOSSES[name], student, teacher)
+    double = value_and_gradients(LOSSES[name], student.double(), teacher.double())
+    for actual, reference in zip(single, double, strict=True):
+        torch.testing.assert_close(actual.double(), reference, rtol=1e-4, atol=2e-6 * reference.abs().max().item())
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_finite_for_values_of_ten_thousand(name: str, dtype: torch.dtype) -> None:
+    _assert_finite(name, *(draw(2, 2, 8, 48).sign() * 1e4).to(dtype))
+    _assert_finite(name, *(draw(2, 2, 8, 48) * 1e4).to(dtype))
+    _assert_finite(name, *(draw(2, 2, 8, 48) * 1e4).relu().to(dtype))
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1e-3, 1e-12, 1e-30])
+def test_finite_for_tiny_values(name: str, dtype: torch.dtype, scale: float) -> None:
+    _assert_finite(name, *(draw(2, 2, 8, 48) * scale).to(dtype))
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("duplicated", ["some", "all", "all of the student", "zeros", "zeros of the student"])
+def test_finite_where_embeddings_coincide(name: str, dtype: torch.dtype, duplicated: str) -> None:
+    student, teacher = draw(3, 2, 8, 48)
+    if duplicated == "some":
+        student[4:], teacher[4:] = student[:4], teacher[:4]
+    elif duplicated.startswith("zeros"):
+        student = torch.zeros_like(student)
+        teacher = torch.zeros_like(teacher) if duplicated == "zeros" else teacher
+    else:
+        student = student[:1].repeat(8, 1)
+        teacher = teacher[:1].repeat(8, 1) if duplicated == "all" else teacher
+    _assert_finite(name, student.to(dtype), teacher.to(dtype))
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_batch_of_one(name: str, dtype: torch.dtype) -> None:
+    _assert_finite(name, *draw(10, 2, 1, 48).to(dtype))
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
+    student, teacher = draw(11, 2, 8, 48).to(dtype)
+    value, *gradients = value_and_gradients(LOSSES[name], student, teacher)
+    assert value.dtype == torch.float32
+    assert value == LOSSES[name](student.float(), teacher.float())
+    assert {gradient.dtype for gradient in gradients} == {dtype}
+
+
+@every_loss
+def test_autocast_changes_nothing(name: str) -> None:
+    student, teacher = draw(12, 2, 8, 48).float()
+    expected = value_and_gradients(LOSSES[name], student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = value_and_gradients(LOSSES[name], student, teacher)
+    for actual, reference in zip(values, expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, reference)
+
+
+@every_loss
+def test_double_precision_stays(name: str) -> None:
+    results = value_and_gradients(LOSSES[name], *draw(13, 2, 8, 48))
+    assert {result.dtype for result in results} == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    "name", ["at", "ft", "sp", "pkt", "cc", "cc gaussian", "itrd correlation", "itrd mutual", "nst", "ab"]
+)
+def test_nothing_is_larger_than_the_maps(name: str) -> None:
+    """Kernels of all pairs of 256 channels would have 4096 times as many numbers."""
+    student, teacher = draw(18, 2, 8, 256, 4, 4).float()
+    relations = {"cc gaussian": losses.cc_kernel, "itrd correlation": losses.itrd_correlation} | {
+        "itrd mutual": losses.itrd_mutual
+    }
+    loss = relations.get(name) or getattr(losses, name)
+    if name in {"pkt", "cc", *relations}:
+        student, teacher = student.flatten(1), teacher.flatten(1)
+    with LargestTensor() as largest:
+        value_and_gradients(loss, student, teacher)
+    assert largest.elements == 8 * 256 * 16
+
+
+def test_maps_of_other_sizes_are_averaged_by_the_smaller_edges() -> None:
+    student, teacher = draw(19, 2, 3, 6, 4), draw(20, 2, 5, 4, 8)
+    ours, theirs = losses.equal_sizes(student, teacher)
+    assert torch.equal(ours, torch.nn.functional.adaptive_avg_pool2d(student, (4, 4)))
+    torch.testing.assert_close(theirs, torch.nn.functional.adaptive_avg_pool2d(teacher, (4, 4)))
+    same = losses.equal_sizes(student, student)
+    assert same[0] is same[1] is student
