@@ -22,6 +22,8 @@ from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from kd_bench.config.recipe import Recipe
     from kd_bench.launch.options import RunOptions
     from kd_bench.models.cards import Card
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    recipe: str,
+    recipe: str | Mapping[str, Any],
     *,
     methods: Sequence[str] | None = None,
     only: Iterable[str] | None = None,
@@ -40,7 +42,7 @@ def plan(
     """Reads a recipe and plans its trials.
 
     Args:
-        recipe: A file, or the name of a packaged recipe.
+        recipe: A file, the name of a packaged recipe, or the content of a recipe.
         methods: Additional rows, as for ``method_rows``.
         only: Conditions that trials must match, each ``key=value[,value...]``.
         trials: Number of seeds; None for the recipe's.
@@ -50,11 +52,14 @@ def plan(
         UserError: If the recipe or one of the other arguments is invalid.
     """
     content = read_recipe(recipe, with_rows(recipe, methods, overrides), trials)
-    context = str(find_recipe(recipe))
-    return PlannedRecipe(content, context, planning.plan(content, context, only or ()))
+    in_file = not isinstance(recipe, Mapping)
+    context = content.name if isinstance(recipe, Mapping) else str(find_recipe(recipe))
+    return PlannedRecipe(content, context, planning.plan(content, context, only or ()), in_file=in_file)
 
 
-def with_rows(recipe: str, methods: Sequence[str] | None, overrides: Iterable[str] | None) -> list[str]:
+def with_rows(
+    recipe: str | Mapping[str, Any], methods: Sequence[str] | None, overrides: Iterable[str] | None
+) -> list[str]:
     """Returns overrides that add rows to a recipe, followed by ``overrides``, which may change the new rows."""
     rows = method_rows(methods, "--method", read_recipe(recipe).methods) if methods else {}
     return [*(f"methods.{label}.method={json.dumps(name)}" for label, name in rows.items()), *(overrides or ())]
@@ -133,13 +138,24 @@ def folder_name(*parts: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 
-def plan_comparison(dataset: str, teacher: str, student: str, methods: Iterable[str], **settings: Any) -> PlannedRecipe:
-    """Plans a comparison of methods, as for ``method_rows``, on one pair; ``settings`` are those of ``pair_recipe``."""
-    rows = {"none": "none"} | method_rows(methods, "--methods")
+def plan_comparison(
+    dataset: str, teacher: str, student: str, methods: Iterable[str] | Mapping[str, Any], **settings: Any
+) -> PlannedRecipe:
+    """Plans a comparison of methods on one pair.
+
+    Args:
+        dataset, teacher, student: As for ``pair_recipe``.
+        methods: As for ``method_rows``, or hyper-parameters by the label of the row, as in a recipe.
+        **settings: As for ``pair_recipe``.
+    """
     name = folder_name("compare", dataset, teacher, student)
-    entries = {label: {"method": method} for label, method in rows.items()}
+    if isinstance(methods, Mapping):
+        entries = {"none": {}, **methods}
+    else:
+        rows = {"none": "none"} | method_rows(methods, "--methods")
+        entries = {label: {"method": method} for label, method in rows.items()}
     recipe = pair_recipe(name, dataset, teacher, student, entries, **settings)
-    return PlannedRecipe(recipe, "compare", planning.plan(recipe, "compare"))
+    return PlannedRecipe(recipe, "compare", planning.plan(recipe, "compare"), in_file=False)
 
 
 def teacher_recipe(name: str, dataset: str, **settings: Any) -> tuple[Recipe, str, str]:
@@ -170,14 +186,16 @@ def fetch_weights(card: Card) -> DownloadedFile:
         return pretrained.fetch(card, progress)
 
 
-def run(recipe: PlannedRecipe, options: RunOptions) -> tuple[Summary, dict[str, str]]:
+def run(recipe: PlannedRecipe, options: RunOptions, console: Console | None = None) -> tuple[Summary, dict[str, str]]:
     """Trains the missing trials. Returns the table, and why trials have no result, by the trial's identity.
+
+    The progress is shown on ``console``, by default on standard error.
 
     Raises:
         UserError: If the images are missing or an option is invalid.
     """
     datasets.locate(recipe.recipe.dataset, options.data)
-    failed = run_recipe.train(recipe, options)
+    failed = run_recipe.train(recipe, options, console=console)
     return table([recipe], options.out), failed
 
 
@@ -192,6 +210,8 @@ def report_parts(recipes: Iterable[str] | None, methods: Sequence[str] | None, o
     Raises:
         UserError: If there are no results.
     """
+    from kd_bench.report.image_sets import note_differences
+
     if not out.is_dir():
         raise UserError(f"--out: there is no folder {out}; kd-bench run makes one")
     if methods and not recipes:
@@ -199,42 +219,81 @@ def report_parts(recipes: Iterable[str] | None, methods: Sequence[str] | None, o
     parts = [recipe_part(name, out, methods) for name in recipes] if recipes else list(_folder_parts(out))
     if not parts:
         raise UserError(f"--out: there are no trials in {out}; kd-bench run puts some there")
-    return parts
+    return note_differences(parts)
 
 
 def recipe_part(name: str, out: Path, methods: Sequence[str] | None = None) -> FolderResults:
-    """Returns the results of a recipe so far."""
+    """Returns the results of a recipe so far.
+
+    Args:
+        name: A file, the name of a packaged recipe, or the name of a folder in ``out``, e.g. of a comparison.
+        out: The results folder.
+        methods: Additional rows, as for ``method_rows``.
+
+    Raises:
+        UserError: If there is no such recipe or folder.
+    """
+    from kd_bench.trials.recipe_file import find_recipe_in
+
+    try:
+        recipe = find_recipe_in(name, out)
+    except UserError:
+        part = None if methods else folder_part(name, out)
+        if part is None:
+            raise
+        return part
+    return replace(planned_part(plan(recipe, methods=methods), out), recipe=recipe, methods=tuple(methods or ()))
+
+
+def folder_part(name: str, out: Path) -> FolderResults | None:
+    """Returns the results in the folder ``name`` of ``out``, whose recipe is not known; None if there are none."""
+    from kd_bench.report.unplanned_trials import trial_ids
+
+    ids = trial_ids(out / name) if name and Path(name).name == name else set()
+    return _unplanned_part(out / name, ids) if ids else None
+
+
+def _unplanned_part(folder: Path, ids: set[str]) -> FolderResults:
+    """Returns the results of trials that no recipe plans."""
+    from kd_bench.report.unplanned_trials import summarise_unplanned
+
+    part = summarise_unplanned(folder, ids)
+    families = run_recipe.method_families(cell.method for cell in part.cells)
+    return replace(part, summary=part.summary.with_families(families))
+
+
+def planned_part(part: PlannedRecipe, out: Path) -> FolderResults:
+    """Returns the results of planned trials so far."""
     from kd_bench.report.results_frame import read_results
     from kd_bench.report.summary import FolderResults
-    from kd_bench.trials.folder import check_settings_of
 
-    part = plan(name, methods=methods)
     folder, planned = out / part.recipe.name, tuple(part.planned)
-    check_settings_of(planned, folder)
     summary, frame = table([part], out), read_results(folder, planned)
-    return FolderResults(
-        part.recipe.name, part.recipe.description, summary, frame, planned, folder, name, tuple(methods or ())
-    )
+    return FolderResults(part.recipe.name, part.recipe.description, summary, frame, planned, folder)
 
 
 def _folder_parts(out: Path) -> Iterator[FolderResults]:
-    """Yields the results of each folder: those of the packaged recipe that plans some of them, then the others."""
-    from kd_bench.report.unplanned_trials import summarise_unplanned, trial_ids
+    """Yields the results of each folder: those of the recipe that plans some of them, then the others.
+
+    The recipe is a packaged one, or the one that is kept in the folder.
+    """
+    from kd_bench.report.unplanned_trials import trial_ids
     from kd_bench.trials.folder import TEACHERS
+    from kd_bench.trials.recipe_file import recipe_file
 
     recipes = recipes_by_folder()
     for folder in sorted(path for path in out.iterdir() if path.is_dir() and path.name != TEACHERS):
-        ids = trial_ids(folder)
-        name = next((name for name in recipes.get(folder.name, ()) if _planned_ids(name) & ids), None)
+        ids, kept = trial_ids(folder), recipe_file(folder.name, out)
+        names = [*recipes.get(folder.name, ()), *([str(kept)] if kept else [])]
+        name = next((name for name in names if _planned_ids(name) & ids), None)
         if name is not None:
             part = recipe_part(name, out)
             ids -= {cell.trial_id for cell in part.cells}
             yield part
-        others = summarise_unplanned(folder, ids)
-        if others.cells:
-            summary = others.summary.with_families(run_recipe.method_families(cell.method for cell in others.cells))
+        others = _unplanned_part(folder, ids)
+        if others.cells or others.left_out:
             title = f"{folder.name}: trials that the recipe, as it is now, does not plan" if name else folder.name
-            yield replace(others, name=title, summary=summary)
+            yield replace(others, name=title)
 
 
 def recipes_by_folder() -> dict[str, list[str]]:

@@ -163,7 +163,7 @@ def test_cohorts_share_batches_and_teacher(tmp_path):
         (["pairs.0.methods.dk.beta=1"], {}, "no row is called 'dk'"),
         (["baseline=kdd"], {}, "no row is called 'kdd'"),
         (["teachers.resnet20.epochs=1"], {}, "no teacher of this recipe is called 'resnet20'"),
-        (["teacher_training.epochs=none"], {}, "teacher_training: epochs: should be a valid integer"),
+        (["teacher_training.epochs=none"], {}, "teacher_training: epochs: should be a whole number"),
         (["augment.crop=5"], {}, "augment.crop: 5 is more than cifar100 allows, 4"),
         (["augment.flip=true", "augment.crop=1"], {"dataset": "digits"}, "a mirrored image of digits"),
     ],

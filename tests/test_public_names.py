@@ -26,6 +26,9 @@ def test_public_names() -> None:
         assert name in dir(kd_bench)
         assert getattr(kd_bench, name) is not None
     assert {"Method", "Batch", "Outputs", "Pair", "Needs", "losses"} <= set(kd_bench.__all__)
+    assert {"compare", "run", "load", "distiller", "UserError", "RunFailed"} <= set(kd_bench.__all__)
+    for name in ("compare", "run", "load", "distiller"):  # a module of the same name would take its place
+        assert isinstance(getattr(kd_bench, name), types.FunctionType)
 
 
 def test_a_name_that_does_not_exist() -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kd_bench.config.base import Settings
-from kd_bench.config.load import parse, read_mapping
 from kd_bench.config.numbers import Positive
+from kd_bench.config.validate import parse
+from kd_bench.config.yaml_reader import read_mapping
 from kd_bench.utils.errors import UserError, unknown
 from kd_bench.utils.paths import package_path
 

@@ -14,6 +14,7 @@ import tempfile
 from kd_bench.estimate.timing_job import Timing, TimingJob
 from kd_bench.launch.local_process import worker_environment
 from kd_bench.utils.errors import RunFailed, UserError
+from kd_bench.utils.python_process import module_command
 
 
 class TimingProcess:
@@ -23,7 +24,7 @@ class TimingProcess:
         self._title = title
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "kd_bench.estimate.timing_process"],
+            module_command("kd_bench.estimate.timing_process"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 from kd_bench.config.base import Settings
 from kd_bench.config.data import Dataset, Pipeline
-from kd_bench.config.load import find_recipe, parse, read_mapping, read_recipe
+from kd_bench.config.load import find_recipe, read_recipe
 from kd_bench.config.trial import PlannedTrial
+from kd_bench.config.validate import parse
+from kd_bench.config.yaml_reader import read_mapping
 from kd_bench.data import registry as datasets
 from kd_bench.evaluation.attack_settings import parse_attacks
 from kd_bench.launch import run_recipe
@@ -299,7 +301,7 @@ def _image_folder(data: Path, generated: Path) -> tuple[tuple[str, ...], str]:
     folders = [data, *(sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else ())]
     for dataset in (Dataset(name="imagenet"), *(Dataset(name="folder", path=str(path.resolve())) for path in folders)):
         try:
-            datasets.list_files(dataset, Pipeline(), data)  # another kind of data set may have the same folders
+            datasets.open_dataset(dataset, Pipeline(), data)  # another kind of data set may have the same folders
             path = (f"dataset.path={dataset.path}",) if dataset.path else ()
             return (f"dataset={dataset.name}", *path), datasets.locate(dataset, data)
         except UserError:

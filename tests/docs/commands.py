@@ -19,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 #: Programs of others, of which nothing is known here.
 PROGRAMS = {"git", "cd", "cat", "ls", "cp", "mkdir", "rsync", "ray", "tensorboard", "wandb", "pytest"}
 
+#: A recipe of the reader's.
+READERS_FILE = re.compile(r"[A-Z]+|[a-z_]+\.yaml")
+
+#: The name that ``kd-bench compare`` gives a comparison.
+COMPARISON = re.compile(r"compare-(?P<dataset>\w+)-(?P<teacher>\w+)-(?P<student>\w+)")
+
 
 def taken_apart(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     """The command's name and its parameters, as the command line takes it apart without running anything.
@@ -123,7 +129,8 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
     if "format_" in of:
         assert of.format_ in FORMATS, of.format_
     if command == "show":
-        describe(of.name)
+        if not READERS_FILE.fullmatch(of.name):
+            describe(of.name)
     elif command == "list":
         assert of.kind in KINDS
     elif command == "compare":
@@ -139,7 +146,11 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
         models.resolve(of.model)
     recipes = (of.recipe,) if isinstance(of.recipe, str) else of.recipe
     for recipe in (*recipes, *([of.target] if command == "attack" and "model" not in of else [])):
-        if not re.fullmatch(r"[A-Z]+|[a-z_]+\.yaml", recipe):  # a file of the reader's
+        pair = COMPARISON.fullmatch(recipe)
+        if pair is not None:
+            datasets.spec(pair["dataset"])
+            assert models.resolve(pair["teacher"]) and models.resolve(pair["student"])
+        elif not READERS_FILE.fullmatch(recipe):
             planned(recipe.removeprefix("recipes/").removesuffix(".yaml"), of.set_, of.only, of.trials)
 
 

@@ -324,4 +324,5 @@ def test_pages_are_built_without_warnings_and_fetch_nothing(tmp_path):
 
 def test_the_readme_leads_to_every_page():
     linked = re.findall(r"\]\(((?:docs)/[^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert sorted(linked) == sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb")]
+    assert sorted(linked) == sorted(f"docs/{page.name}" for page in pages)

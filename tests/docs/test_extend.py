@@ -69,7 +69,7 @@ def test_all_of_it_is_planned_as_it_says(tmp_path, monkeypatch, capsys):
                 assert Path(line.split()[1]).is_file()
                 continue
 
-            def train(recipe, options, line=line):
+            def train(recipe, options, console=None, line=line):
                 asked[line] = [cell.trial for cell in recipe.planned]
                 return {}
 

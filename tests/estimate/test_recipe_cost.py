@@ -30,6 +30,7 @@ from kd_bench.plan import plan
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import UserError
 from tests.launch.test_end_to_end import run
+from tests.trials.folders import finish
 
 RECIPE = {
     "dataset": {"name": "digits", "test_images": 40},
@@ -120,8 +121,8 @@ def test_seeds_are_one_group_and_what_is_finished_is_left_out(recipe: Path, tmp_
     ]
     assert (finished, read) == (0, 0)
     for cell in cells[:1]:
-        finish(tmp_path / "out" / "few" / cell.trial_id)
-    finish(tmp_path / "out" / TEACHERS / cells[0].teacher_id)
+        finish(tmp_path / "out" / "few" / cell.trial_id, cell.trial)
+    finish(tmp_path / "out" / TEACHERS / cells[0].teacher_id, cells[0].taught_by)
     groups, finished, _ = group_missing_trials(cells, options, "few")
     assert [(group.labels, group.epochs) for group in groups] == [(("none",), [1]), (("kd", "dkd"), [1, 1])]
     assert finished == 1
@@ -276,12 +277,6 @@ def test_a_damaged_estimate_is_ignored(recipe: Path, tmp_path: Path) -> None:
 )
 def test_durations_have_a_few_digits(seconds: float, text: str) -> None:
     assert history.format_duration(seconds) == text
-
-
-def finish(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps({"status": "done", "reason": None}))
-    (folder / "student.safetensors").write_bytes(b"")
 
 
 def metrics(folder: Path, rows: list[tuple[float, float, int]]) -> None:

@@ -1,0 +1,239 @@
+"""Comparisons from Python train, and refuse, what the command line does."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kd_bench
+from kd_bench import RunFailed, UserError, api, experiment
+from kd_bench.cli.options import RUN_OPTIONS
+from kd_bench.experiment import Options
+from kd_bench.launch.options import RunOptions
+from kd_bench.report.results_frame import read_results
+from kd_bench.utils.command_line import command_line
+from kd_bench.utils.notebook import in_notebook
+
+#: Trains a teacher and two students in seconds.
+SMALL: dict[str, Any] = {
+    "trials": 1,
+    "epochs": 1,
+    "batch_size": 16,
+    "teacher_training": {"epochs": 1},
+    "dataset.train_images": 96,
+    "dataset.test_images": 48,
+    "jobs": 1,
+}
+PAIR = ("digits", "resnet14", "resnet8")
+
+
+def refusal(function: Any, *arguments: Any, **settings: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def results(out: Path) -> Any:
+    return kd_bench.compare(*PAIR, methods=["kd"], out=out, **SMALL)
+
+
+def test_a_comparison(results: Any, out: Path) -> None:
+    frame = results.frame()
+    assert frame["status"].tolist() == ["done", "done"] and frame["label"].tolist() == ["none", "kd"]
+    assert results.failed == {} and len(results.pairs) == 1
+    (folder,) = out.glob("compare-*")
+    assert frame["trial_id"].tolist() == [
+        name for name in frame["trial_id"] if (folder / name / "student.safetensors").is_file()
+    ]
+    curves = results.plot_curves()
+    assert [line.get_label() for line in curves.get_lines()] == ["student alone", "kd", "teacher"]
+
+
+def test_trials_are_those_of_the_command_line(results: Any) -> None:
+    overrides = [f"{key}={json.dumps(value)}" for key, value in SMALL.items() if key not in ("trials", "jobs")]
+    planned = api.plan_comparison(*PAIR, ["kd"], trials=1, overrides=overrides).planned
+    assert [cell.trial_id for cell in planned] == results.frame()["trial_id"].tolist()
+
+
+def test_the_call_is_recorded_as_the_command(results: Any, out: Path) -> None:
+    (environment, *_) = out.glob("compare-*/*/environment.json")
+    command = json.loads(environment.read_text())["command"]
+    assert command.startswith(
+        "kd_bench.compare(dataset='digits', teacher='resnet14', student='resnet8', methods=['kd']"
+    )
+    assert "epochs=1" in command and "weights" not in command
+    assert command_line().startswith("kd-bench")
+
+
+def test_the_same_call_trains_nothing(results: Any, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    again = kd_bench.compare(*PAIR, methods="kd,", out=str(out), **SMALL)
+    assert again.frame().equals(results.frame())
+    assert "all is done (2 trials); nothing to train" in capfd.readouterr().err
+
+
+def test_in_a_thread(results: Any, out: Path) -> None:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(kd_bench.compare(*PAIR, methods=["kd"], out=out, **SMALL)))
+    thread.start()
+    thread.join()
+    assert found[0].frame().equals(results.frame())
+
+
+def test_signals_keep_their_handlers(results: Any, out: Path) -> None:
+    def own(*_: Any) -> None:
+        pass
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        kd_bench.compare(*PAIR, methods=["kd"], out=out, **SMALL)
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_recipe_as_a_mapping_and_as_a_file(out: Path, tmp_path: Path) -> None:
+    content = {
+        "name": "small",
+        "extends": "digits/base.yaml",
+        "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
+        "methods": {"none": {}, "kd": {}, "dkd": {}},
+    }
+    settings = {key: value for key, value in SMALL.items() if key != "trials"}
+    results = kd_bench.run(content, only={"method": ["none", "dkd"], "seed": 2}, trials=3, out=out, **settings)
+    assert results.frame()[["label", "seed", "status"]].to_numpy().tolist() == [["none", 2, "done"], ["dkd", 2, "done"]]
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(content))
+    same = kd_bench.run(path, only={"method": "none,dkd", "seed": [2]}, trials=3, out=out, **settings)
+    assert same.frame().equals(results.frame())
+    assert read_results(out / "small", results.parts[0].cells)["status"].tolist() == ["done", "done"]
+
+
+BROKEN = """
+from kd_bench import Method
+
+
+class Broken(Method):
+    def forward(self, student, teacher, batch):
+        raise RuntimeError("no such luck")
+"""
+
+
+def test_trials_that_fail_are_warned_of_and_are_in_the_table(results: Any, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    row = f"broken={tmp_path}/broken.py:Broken"
+    with pytest.warns(RuntimeWarning, match="compare: 1 trainings have no result: .*no such luck"):
+        some = kd_bench.compare(*PAIR, methods=["kd", row], out=out, **SMALL)
+    assert some.frame()["status"].tolist() == ["done", "done", "missing"]
+    (reason,) = some.failed.values()
+    assert "no such luck" in reason and "(0/1)" in str(some.table())
+    content = {"name": "bad", "dataset": "digits", "pairs": [{"teacher": "resnet14", "student": "resnet8"}]}
+    content["methods"] = {"broken": {"method": row.removeprefix("broken=")}}
+    with pytest.raises(RunFailed, match="no such luck"):
+        kd_bench.run(content, out=out, **SMALL)
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
+    """As interrupting a notebook's kernel: the first SIGINT saves a checkpoint, and the same call resumes."""
+    settings = SMALL | {"epochs": 500, "dataset.train_images": 200}
+    code = (
+        f"import kd_bench\ntry:\n    kd_bench.compare(*{PAIR!r}, methods=['kd'], **{settings!r})\n"
+        "except KeyboardInterrupt:\n    print('interrupted', flush=True)\n    import os; os._exit(5)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        metrics = tmp_path / "runs"
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not list(metrics.glob("compare-*/*/metrics.csv")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, output) == (5, "interrupted\n"), errors
+    assert errors.rstrip().endswith("stopped; the same call goes on from here")
+    assert list(metrics.glob("compare-*/*/checkpoint*"))
+    assert not list(metrics.glob("compare-*/*/result.json"))
+
+
+def test_refusals(tmp_path: Path) -> None:
+    compare, run = kd_bench.compare, kd_bench.run
+    assert refusal(compare, *PAIR, epoch=3) == "compare: no setting is called 'epoch'; did you mean 'epochs'?"
+    assert refusal(compare, *PAIR, job=3) == "compare: no setting is called 'job'; did you mean 'jobs'?"
+    assert refusal(compare, *PAIR, jobs=0) == "compare: jobs: should be at least 1 (it is 0)"
+    assert refusal(compare, *PAIR, threads="2") == "compare: threads: should be a whole number (it is '2')"
+    assert refusal(compare, *PAIR, trials=0) == "compare: trials: should be a whole number, at least 1 (it is 0)"
+    assert refusal(compare, *PAIR, epochs=0).endswith("epochs: should be at least 1 (it is 0)")
+    assert refusal(compare, *PAIR, epochs=object()) == (
+        "compare: epochs: should be made of mappings, lists, text, numbers, true, false and null"
+    )
+    assert refusal(compare, *PAIR, out="") == "compare: out: is empty; write . for the working folder"
+    assert refusal(compare, *PAIR, methods=["kd", "ikl_dk"]).endswith(
+        "no method is called 'ikl_dk'; did you mean 'ikl_kd'?"
+    )
+    assert refusal(compare, *PAIR, methods=[]) == "compare: methods: should name at least one method, e.g. 'kd'"
+    assert refusal(compare, *PAIR, methods=[3]) == "compare: methods: should be names of methods (one is 3)"
+    assert refusal(compare, *PAIR, methods=[kd_bench.Method]) == (
+        "compare: methods: Method is trained in another process, which reads it from a file; write the class to a file "
+        "and name it as FILE.py:Method"
+    )
+    assert "no dataset is called 'digit'; did you mean 'digits'?" in refusal(compare, "digit", "resnet14", "resnet8")
+    assert "did you mean 'resnet14'?" in refusal(compare, "digits", "resnt14", "resnet8")
+    assert refusal(run, "dmo").endswith("there is no such recipe; did you mean 'demo'?")
+    assert refusal(run, tmp_path / "no.yaml").endswith("no.yaml: there is no such recipe")
+    assert "metod" in refusal(run, "demo", only={"metod": "kd"})
+    assert refusal(run, {"name": "x"}).startswith("x: ")
+    assert refusal(run, "demo", device="tpu", out=tmp_path).startswith(
+        "device tpu: there is no such device; there are: "
+    )
+    assert refusal(compare, *PAIR, methods=["a b=kd"]).startswith("methods a b=kd: should be a method's name")
+    assert refusal(compare, *PAIR, **{"methods.kd.temprature": 2}).endswith("did you mean 'temperature'?")
+
+
+def test_options_are_those_of_the_command_line() -> None:
+    """The same names, defaults and meaning; ``out`` is an argument of its own."""
+    options = Options().model_dump()
+    names = {"executor_option": "executor_options"}
+    assert set(options) == {names.get(name, name) for name in RUN_OPTIONS} - {"out"}
+    for name, (_, default) in RUN_OPTIONS.items():
+        if name not in ("out", "executor_option"):
+            assert options[name] == default
+    given = Options(tensorboard=True, executor="slurm", executor_options={"minutes": 5}, data="~")
+    expected = RunOptions(
+        out=Path("x"), loggers=("tensorboard",), executor="slurm", executor_options=("minutes=5",), data=Path.home(),
+        workers=2,
+    )  # fmt: skip
+    assert given.run_options(Path("x")) == expected
+    fields = {field.name for field in dataclasses.fields(RunOptions)}
+    assert fields == set(options) - {"tensorboard", "wandb"} | {"out", "loggers"}
+
+
+def test_both_functions_are_documented_with_all_their_arguments() -> None:
+    for function in (kd_bench.compare, kd_bench.run, kd_bench.load, kd_bench.distiller):
+        doc = inspect.getdoc(function) or ""
+        for name in inspect.signature(function).parameters:
+            assert f"{name}" in doc.partition("Args:")[2], (function, name)
+
+
+def test_nothing_of_a_notebook_is_loaded_outside_of_one() -> None:
+    assert not in_notebook() and experiment._notebook_console() is None
