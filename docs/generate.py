@@ -1,12 +1,14 @@
 """Writes docs/methods.md from the docstrings and signatures of the methods.
 
-``make docs`` runs it. With ``--costs`` it counts the table of costs again, which takes half a minute.
+``make docs`` runs it. With ``--costs`` it counts the table of costs again, which takes half a minute. With
+``--notebook`` it runs docs/notebook.ipynb again and stores the outputs, which takes some minutes.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from kd_bench.methods.parameters import allowed, resolve
 from kd_bench.utils.signatures import REQUIRED, Parameter
 
 PAGE = Path(__file__).parent / "methods.md"
+NOTEBOOK = Path(__file__).parent / "notebook.ipynb"
 
 #: Markers around the table of costs, so that the rest of the page can be written without counting.
 BEGIN, END = "<!-- costs -->\n", "<!-- end of costs -->\n"
@@ -184,8 +187,33 @@ def count_costs() -> str:
     return _table(head, rows)
 
 
+def run_notebook(folder: Path) -> Any:
+    """Runs the notebook in a folder and returns it with its outputs, without what differs from run to run."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    return notebook
+
+
+def write_notebook() -> None:
+    """Runs the notebook and stores its outputs."""
+    import nbformat
+
+    with tempfile.TemporaryDirectory() as folder:
+        nbformat.write(run_notebook(Path(folder)), NOTEBOOK)
+    print(f"docs: wrote {NOTEBOOK}")
+
+
 def main() -> None:
     """Writes the page if it has changed."""
+    if "--notebook" in sys.argv[1:]:
+        write_notebook()
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     costs = count_costs() if "--costs" in sys.argv[1:] or not costs_of(before) else costs_of(before)
     after = page(costs)
