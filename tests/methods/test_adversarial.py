@@ -201,7 +201,10 @@ def test_a_plain_trial_is_the_one_of_recipes_without_perturbations() -> None:
         (["epochs=1"], "weight_perturbation.from_epoch must not be above epochs"),
         (["methods.trades.training.adversarial.steps=0"], "at least 1"),
         (["adversarial.generated.path=nowhere.npz"], "there is no file"),
-        (["adversarial.generated.path=nowhere.npz", "adversarial.generated.sha256=abc"], "should be a SHA-256 checksum"),
+        (
+            ["adversarial.generated.path=nowhere.npz", "adversarial.generated.sha256=abc"],
+            "should be a SHA-256 checksum",
+        ),
     ],
 )
 def test_recipes_that_are_refused(overrides: list[str], message: str) -> None:
