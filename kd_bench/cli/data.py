@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from kd_bench.cli import completion
 from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.options import Data
 
@@ -14,7 +15,10 @@ data_app = typer.Typer(help="Fetch data sets.", cls=CommandGroup, rich_markup_mo
 
 @data_app.command("fetch")
 def data_fetch(
-    name: Annotated[str, typer.Argument(help="The data set; see: kd-bench list datasets.")], data: Data = None
+    name: Annotated[
+        str, typer.Argument(help="The data set; see: kd-bench list datasets.", autocompletion=completion.datasets)
+    ],
+    data: Data = None,
 ) -> None:
     """Download a data set into the data folder and verify its checksum."""
     from kd_bench.config.data import Dataset

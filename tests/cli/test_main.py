@@ -115,9 +115,9 @@ def test_unknown_names_are_refused():
         "compare", "--dataset", "digit", "--teacher", "resnet14", "--student", "resnet8"
     )
     assert "no model is called" in refused("teacher", "train", "resnet14x", "--dataset", "digits")
-    assert "has not been trained" in refused(
-        "teacher", "verify", "resnet14", "--dataset", "digits", "--out", "/nowhere"
-    )
+    verify = ("teacher", "verify", "resnet14", "--dataset", "digits", "--out", "/nowhere", "--device")
+    assert "has not been trained" in refused(*verify, "auto")
+    assert "--device gpu: there is no such device" in refused(*verify, "gpu")
 
 
 def test_table_of_a_recipe_that_never_ran(recipe, tmp_path):
