@@ -79,8 +79,8 @@ def _assumptions(of_peak: float | None, of_bandwidth: float | None) -> Assumptio
     from kd_bench.estimate.gpus import Assumptions
 
     for option, value in (("--of-peak", of_peak), ("--of-bandwidth", of_bandwidth)):
-        if value == 0:
-            raise UserError(f"{option}: should be a fraction above 0 (it is {value})")
+        if value is not None and not 0 < value <= 1:
+            raise UserError(f"{option}: should be a fraction above 0 and at most 1 (it is {value})")
     values = {"compute": of_peak, "training": of_bandwidth, "forward": of_bandwidth}
     return Assumptions(**{name: value for name, value in values.items() if value is not None})
 

@@ -155,12 +155,13 @@ def with_settings(*prefixes: str) -> Callable[[Callable[..., None]], Callable[..
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
-            given = {name: values.pop(name) for name in SETTINGS}
-            overrides = list(values["set_"] or ())
+            given = {name: values.pop(name, None) for name in SETTINGS}
+            texts = values.get("set_") or ()
+            overrides = list(texts)
             for name, value in given.items():
                 if value is not None:
                     key = SETTINGS[name][1]
-                    _check_conflict(f"--{name.replace('_', '-')}", value, key, values["set_"] or ())
+                    _check_conflict(f"--{name.replace('_', '-')}", value, key, texts)
                     overrides += [f"{prefix}{key}={value}" for prefix in prefixes or ("",)]
             command(**values | {"set_": overrides or None})
 

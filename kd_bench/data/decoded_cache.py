@@ -96,12 +96,14 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
         images = folder / f".{stem}-images.npy.{secrets.token_hex(6)}.tmp"
         try:
             decoded = decode(lambda shape: _allocate(images, shape))
+            if decoded.digests is None:  # computed here, because the file is mapped a second time when it is read
+                decoded = replace(decoded, digests=digest_each(decoded.images))
             if isinstance(decoded.images, np.memmap):
                 _write(folder, stem, images, decoded)
         finally:
             with contextlib.suppress(OSError):
                 images.unlink(missing_ok=True)
-    return _with_digests(folder, stem, _read(folder, stem) or decoded)
+    return _read(folder, stem) or decoded
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,8 @@ def _write(folder: Path, stem: str, images: Path, decoded: Decoded) -> None:
         labels = _save(_part(folder, stem, "labels"), decoded.labels)
         os.replace(images, _part(folder, stem, "images"))
         checksums = {"images": _checksum(_part(folder, stem, "images")), "labels": labels}
+        if decoded.digests is not None:
+            checksums["digests"] = _save(_part(folder, stem, "digests"), decoded.digests)
         write_json(folder / f"{stem}.json", {"checksums": checksums, "class_names": decoded.class_names})
 
 
