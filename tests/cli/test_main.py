@@ -188,6 +188,7 @@ def test_help_lists_and_tables_import_nothing_heavy(recipe, tmp_path):
         assert heavy_imports(*arguments) == [], arguments
 
 
+@pytest.mark.slow
 def test_the_names_of_timms_networks_are_read_from_timm_once(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("KD_BENCH_CACHE", str(tmp_path / "cache"))
     table = ("table", recipe, "--out", str(tmp_path), "--set")

@@ -51,9 +51,11 @@ def test_other_networks(tmp_path: Path) -> None:
     "code",
     [
         "import kd_bench.models, timm",
-        "import timm, kd_bench.models",
-        "import kd_bench.models; from timm.models import create_model; import timm",
-        "import kd_bench; kd_bench.create_model('resnet8', 3); import timm",
+        pytest.param("import timm, kd_bench.models", marks=pytest.mark.slow),
+        pytest.param(
+            "import kd_bench.models; from timm.models import create_model; import timm", marks=pytest.mark.slow
+        ),
+        pytest.param("import kd_bench; kd_bench.create_model('resnet8', 3); import timm", marks=pytest.mark.slow),
     ],
 )
 def test_timm_knows_the_networks_once_both_are_imported(code: str) -> None:
@@ -61,6 +63,7 @@ def test_timm_knows_the_networks_once_both_are_imported(code: str) -> None:
     assert run(f"{code}; {ending}") == f"3 {len(own_models())}"
 
 
+@pytest.mark.slow
 def test_a_file_of_ours_may_import_timm_first() -> None:
     code = "import kd_bench.models.swish_wide_resnet, timm; print(timm.is_model('cifar_wrn_28_10_swish'))"
     assert run(code) == "True"
