@@ -98,7 +98,7 @@ class SmallRun:
     def check_gradients(self) -> None:
         """Checks that gradients are finite, that some are not zero, and that the method does not change its inputs."""
         member, batch, student, teacher = self.first_step()
-        inputs = _tensors(student) + (_tensors(teacher) if teacher else [])
+        inputs = student.tensors() + (teacher.tensors() if teacher else [])
         before = [tensor.clone() for tensor in inputs]
         terms = member.method(student, teacher, batch)
         for name, term in terms.items():
@@ -185,11 +185,6 @@ class _StateWriter(ResultWriter):
 
     def report_crash(self, member: StudentModule, reason: str) -> None:
         raise AssertionError(f"training fails: {reason}")
-
-
-def _tensors(outputs: Outputs) -> list[Tensor]:
-    pooled = [] if outputs.pooled is None else [outputs.pooled]
-    return [outputs.logits, *outputs.stages, *outputs.preacts, *pooled]
 
 
 def first_difference(state: Any, other: Any, path: str = "state") -> str:

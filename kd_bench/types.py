@@ -76,6 +76,10 @@ class Outputs:
             function(self.logits), tuple(map(function, self.stages)), tuple(map(function, self.preacts)), pooled
         )
 
+    def tensors(self) -> list[Tensor]:
+        """Returns all tensors: logits, stages, pre-activations, pooled embedding."""
+        return [self.logits, *self.stages, *self.preacts, *([] if self.pooled is None else [self.pooled])]
+
 
 @dataclass(frozen=True)
 class Needs:

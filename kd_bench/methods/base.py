@@ -128,3 +128,8 @@ def warmup_factor(epoch: int, warmup_epochs: int) -> float:
         warmup_epochs: First epoch with full weight, counted from 1; 0 for full weight at once.
     """
     return min((epoch + 1) / warmup_epochs, 1.0) if warmup_epochs else 1.0
+
+
+def warmup_of(batch: Batch, warmup_epochs: int) -> float:
+    """Returns the ``warmup_factor`` of a batch's epoch, by ``batch.epoch_value``."""
+    return batch.epoch_value(lambda epoch: warmup_factor(epoch, warmup_epochs))

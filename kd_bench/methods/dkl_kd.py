@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, require_teacher, warmup_factor
+from kd_bench.methods.base import Method, require_teacher, warmup_of
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -50,7 +50,7 @@ class DKLKD(Method):
         # T^2 cancels the two temperatures of the squared logit differences.
         pairwise = losses.pairwise_mse(student.logits.detach(), logits, weights)
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature) * self.temperature**2
-        factor = batch.epoch_value(lambda epoch: warmup_factor(epoch, self.warmup_epochs))
+        factor = warmup_of(batch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "pairwise": factor * self.alpha * pairwise,

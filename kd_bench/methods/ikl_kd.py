@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods._class_prior import ClassPrior
-from kd_bench.methods.base import require_teacher, warmup_factor
+from kd_bench.methods.base import require_teacher, warmup_of
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -64,7 +64,7 @@ class IKLKD(ClassPrior):
         pairwise = losses.pairwise_mse(student.logits, logits, self.weights_of(logits, batch))
         self.accumulate(logits, batch)
         soft = losses.soft_cross_entropy(student.logits, logits, self.temperature)
-        factor = batch.epoch_value(lambda epoch: warmup_factor(epoch, self.warmup_epochs))
+        factor = warmup_of(batch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "pairwise": factor * self.alpha * pairwise,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_bench import losses
-from kd_bench.methods.base import Method, hard_labels, require_teacher, warmup_factor
+from kd_bench.methods.base import Method, hard_labels, require_teacher, warmup_of
 from kd_bench.methods.parameters import Count, NonNegative, Positive
 from kd_bench.types import Batch, Outputs, Pair
 
@@ -53,7 +53,7 @@ class RLD(Method):
         scd, mcd = losses.rld_terms(
             student.logits, logits, hard_labels(batch), self.temperature, self.confidence_temperature
         )
-        factor = batch.epoch_value(lambda epoch: warmup_factor(epoch, self.warmup_epochs))
+        factor = warmup_of(batch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "scd": factor * self.alpha * scd,

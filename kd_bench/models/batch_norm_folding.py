@@ -124,9 +124,7 @@ def _foldable_pairs(
 
 def _readers(outputs: Outputs) -> Counter[Node]:
     """Returns how often each node of the graph is read, by another node or as an output."""
-    tensors = [outputs.logits, *outputs.stages, *outputs.preacts]
-    tensors += [] if outputs.pooled is None else [outputs.pooled]
-    ends = {id(tensor): tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
+    ends = {id(tensor): tensor.grad_fn for tensor in outputs.tensors() if tensor.grad_fn is not None}
     readers = Counter(ends.values())
     stack = list(readers)
     while stack:

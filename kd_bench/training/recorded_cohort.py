@@ -229,8 +229,8 @@ class _StepTimer:
             self._before = [stopwatch.read() for stopwatch in stopwatches]
         self._recorder.synchronize()
         # The time since the last step is that of the loader, unless an evaluation was between them.
-        same_epoch = self._last_end is not None and self._last_end[0] == epoch
-        self._begin = self._last_end[1] if self._last_end is not None and same_epoch else time.perf_counter()
+        last = self._last_end
+        self._begin = last[1] if last is not None and last[0] == epoch else time.perf_counter()
 
     def end(self, epoch: int, teacher: Stopwatch | None) -> bool:
         """Ends a step. Returns whether it was the last one."""
@@ -252,7 +252,4 @@ class _StepTimer:
 
 
 def _tensors(outputs: TeacherOutputs) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    for of_mode in outputs.values():
-        of_mode.map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return tensors
+    return [tensor for of_mode in outputs.values() for tensor in of_mode.tensors()]
