@@ -24,6 +24,8 @@ widths = st.integers(1, 9)
 @given(seed=seeds, b=batches, c=channels, d=channels, edge=edges, other=edges, scale=scales)
 def test_attention_maps(name: str, seed: int, b: int, c: int, d: int, edge: int, other: int, scale: float) -> None:
     student, teacher = draw(seed, b, c, edge, edge, scale=scale), draw(seed + 1, b, d, other, other)
+    # The gradient is a difference of terms as large as 1 / (norm of the maps): near zero float64 keeps no digit of it.
+    assume(min(maps.flatten(1).norm(dim=1).min() for maps in (student, teacher)) > 1e-4)
     assert_same(getattr(losses, name), getattr(direct_maps, name), student, teacher, rtol=1e-7)
 
 
