@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kd_bench import losses
-    from kd_bench.experiment import compare, run
     from kd_bench.methods.base import Method
     from kd_bench.models.factory import create_model
-    from kd_bench.own_loop import distiller
-    from kd_bench.results import load
+    from kd_bench.python_api.compare import compare, run
+    from kd_bench.python_api.distiller import distiller
+    from kd_bench.python_api.results import load
     from kd_bench.types import Batch, Needs, Outputs, Pair
     from kd_bench.utils.errors import RunFailed, UserError
 
@@ -44,11 +44,11 @@ _MODULES = {
     "Method": "kd_bench.methods.base",
     "RunFailed": "kd_bench.utils.errors",
     "UserError": "kd_bench.utils.errors",
-    "compare": "kd_bench.experiment",
+    "compare": "kd_bench.python_api.compare",
     "create_model": "kd_bench.models.factory",
-    "distiller": "kd_bench.own_loop",
-    "load": "kd_bench.results",
-    "run": "kd_bench.experiment",
+    "distiller": "kd_bench.python_api.distiller",
+    "load": "kd_bench.python_api.results",
+    "run": "kd_bench.python_api.compare",
 }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import nbformat
 import pytest
 
-from kd_bench import experiment, load
+from kd_bench import load
 from kd_bench.launch.run_recipe import PlannedRecipe
+from kd_bench.python_api import compare
 from tests.docs.commands import ROOT
 from tests.docs.test_docs import _generator, blocks
 
@@ -87,7 +88,7 @@ def test_calls_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         planned.append(recipe)
         return results
 
-    monkeypatch.setattr(experiment, "_train", train)
+    monkeypatch.setattr(compare, "_train", train)
     training = [block for block in blocks(PAGE) if block.language == "python" and block.marker != "run"]
     for block in training:
         exec(compile(block.body, str(PAGE), "exec"), {})

@@ -8,7 +8,7 @@ import IPython
 import IPython.display
 import pytest
 
-from kd_bench.experiment import _notebook_console
+from kd_bench.python_api.compare import _notebook_console
 from kd_bench.utils.notebook import in_notebook
 
 

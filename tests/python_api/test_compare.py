@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import kd_bench
-from kd_bench import RunFailed, UserError, api, experiment
+from kd_bench import RunFailed, UserError, api
 from kd_bench.cli.options import RUN_OPTIONS
-from kd_bench.experiment import Options
 from kd_bench.launch.options import RunOptions
+from kd_bench.python_api.compare import Options, _notebook_console
 from kd_bench.report.results_frame import read_results
 from kd_bench.utils.command_line import command_line
 from kd_bench.utils.notebook import in_notebook
@@ -236,4 +236,4 @@ def test_both_functions_are_documented_with_all_their_arguments() -> None:
 
 
 def test_nothing_of_a_notebook_is_loaded_outside_of_one() -> None:
-    assert not in_notebook() and experiment._notebook_console() is None
+    assert not in_notebook() and _notebook_console() is None

@@ -21,7 +21,7 @@ from kd_bench.config.recipe import Recipe
 from kd_bench.config.validate import parse
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.run_recipe import PlannedRecipe, training_failure
-from kd_bench.results import Results
+from kd_bench.python_api.results import Results
 from kd_bench.utils.command_line import python_call
 from kd_bench.utils.errors import Terminated, UserError, unknown
 from kd_bench.utils.notebook import LastLines, in_notebook

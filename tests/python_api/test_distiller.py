@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import kd_bench
-from kd_bench import UserError, distiller, losses, own_loop
+from kd_bench import UserError, distiller, losses
 from kd_bench.methods import _registry as methods
 from kd_bench.models import registry as models
 from kd_bench.models.outputs import observe
+from kd_bench.python_api import distiller as distiller_module
 from kd_bench.types import Batch
 
 CLASSES = 7
@@ -159,7 +160,7 @@ def test_a_method_is_told_of_the_end_of_each_epoch_once() -> None:
     assert (module.method.epochs, module.epoch) == (3, 3)
 
 
-def _crd(seed: int = 1) -> own_loop.Distiller:
+def _crd(seed: int = 1) -> distiller_module.Distiller:
     student, teacher = network(seed=seed), network("cifar_resnet14", 2)
     torch.manual_seed(seed)
     return distiller("crd", student=student, teacher=teacher, images=IMAGES, train_labels=ALL_LABELS, negatives=20)
@@ -276,5 +277,5 @@ def test_an_index_that_is_missing() -> None:
 
 
 def test_the_example() -> None:
-    result = doctest.testmod(own_loop)
+    result = doctest.testmod(distiller_module)
     assert result.attempted > 5 and result.failed == 0

@@ -16,11 +16,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from kd_bench import UserError, load
+from kd_bench.python_api.results import Results
 from kd_bench.report.palette import COLOURS
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import FolderResults
-from kd_bench.results import Results
 from tests.report.trials import plan, render_summary
 
 mpl.use("agg")
@@ -154,7 +154,7 @@ def test_load(tmp_path: Path) -> None:
         load(tmp_path / "nothing")
     with pytest.raises(UserError, match="there are no trials in"):
         load(tmp_path)
-    measured = Path(__file__).parents[1] / "results" / "measured"
+    measured = Path(__file__).parents[2] / "results" / "measured"
     assert str(load(measured, recipes=["demo"]).differences()["label"].tolist()) == (
         "['none', 'dkd', 'ikl_kd', 'ikl_kd_class']"
     )
@@ -173,6 +173,6 @@ def test_a_table_is_read_without_torch_and_matplotlib() -> None:
         "results._repr_html_(); results.differences(); "
         "print([name for name in ('torch', 'timm', 'matplotlib', 'IPython') if name in sys.modules])"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
