@@ -15,13 +15,14 @@ BENCH_FLAGS ?=
 # full, or smoke.
 BUDGET ?= full
 
-.PHONY: help setup demo test test-all lint format bench gpu-check reproduce-cifar reproduce-imagenet reproduce-robustness report docs clean
+.PHONY: help setup demo test test-all lint format bench gpu-check reproduce-cifar reproduce-methods reproduce-imagenet reproduce-robustness report docs clean
 
 help:  ## what one can make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1|/' | column -t -s '|'
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "setup: installing kd-bench and what it needs into $(VENV) (torch is large; this takes some minutes once)"
+	@echo "setup: installing kd-bench and what it needs into $(VENV)"
+	@echo "setup: torch is large; this takes some minutes, once"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "setup: kd-bench needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.12 setup"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,7 +33,8 @@ setup: $(STAMP)  ## install into .venv
 	@echo "setup: ready; try: make demo, or $(KD) --help"
 
 demo: $(STAMP)  ## train a teacher and four methods on a small set of real images, and print the table
-	@echo "demo: recipes/demo.yaml, five trials of each method on scikit-learn's digits; results go to $(OUT)/demo"
+	@echo "demo: recipes/demo.yaml, five trials of each method on scikit-learn's digits"
+	@echo "demo: results go to $(OUT)/demo"
 	@$(KD) run recipes/demo.yaml --out $(OUT) $(RUN_FLAGS)
 
 test: $(STAMP)  ## run the tests
@@ -55,7 +57,7 @@ format: $(STAMP)  ## format the code
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP)  ## measure speed and memory, in about 12 minutes on two cores; writes results/benchmarks.md
+bench: $(STAMP)  ## measure speed and memory, in about 14 minutes on two cores; writes results/benchmarks.md
 	@echo "bench: a column of Table 6 against a published loop, its steps, its growth, losses, loader: see benchmarks/README.md"
 	@echo "bench: ratios within a run are what counts; the page is results/benchmarks.md"
 	@$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
@@ -67,6 +69,10 @@ gpu-check: $(STAMP)  ## check and measure kd-bench on a GPU, in 4 minutes on a l
 reproduce-cifar: $(STAMP)  ## reproduce the paper's Table 6; BUDGET=smoke runs all of it on a few images, in minutes
 	@echo "reproduce-cifar: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"
 	@$(KD) reproduce cifar --budget $(BUDGET) --out $(OUT) $(RUN_FLAGS)
+
+reproduce-methods: $(STAMP)  ## all methods on the pairs of Table 6; BUDGET=smoke runs all of it on a few images, in minutes
+	@echo "reproduce-methods: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke)"
+	@$(KD) reproduce methods --budget $(BUDGET) --out $(OUT) $(RUN_FLAGS)
 
 reproduce-imagenet: $(STAMP)  ## reproduce the paper's Table 8; BUDGET=smoke runs all of it for a few steps, in minutes
 	@echo "reproduce-imagenet: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"

@@ -25,7 +25,7 @@ from kd_bench.methods.ikl_at import IKLAT
 from kd_bench.training.build import build_student
 from kd_bench.training.loaders import loaders
 from kd_bench.training.micro_batch import MicroBatch
-from kd_bench.training.student import ResultWriter
+from kd_bench.training.result_writer import ResultWriter
 from kd_bench.types import Batch, Outputs
 from tests.losses import naive
 

@@ -24,7 +24,8 @@ from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
 from kd_bench.training.recorder import Lane, Recorder, Replay
-from kd_bench.training.student import ResultWriter, StudentModule, serialize_state
+from kd_bench.training.result_writer import ResultWriter, serialize_state
+from kd_bench.training.student import StudentModule
 
 #: What the training of a method in a cohort is compared with, by the name of the result.
 COMPARED = {"again": "twice the same", "eager": "not recorded", "alone": "alone", "resumed": "stopped and resumed"}
@@ -95,7 +96,7 @@ class _Trainer:
         self._images: ArrayDataset = context.images.subset(train, test)
 
     def train(
-        self, trials: Sequence[Trial], *, eager: bool = False, stop: bool = False, states: Sequence[bytes] = ()
+        self, trials: Sequence[Trial], *, eager: bool = False, stop: bool = False, states: Sequence[bytes | None] = ()
     ) -> list[StateWriter]:
         """Trains a cohort.
 
@@ -103,7 +104,8 @@ class _Trainer:
             trials: The members.
             eager: Whether nothing is recorded.
             stop: Whether to stop after the first block of steps.
-            states: States within an epoch to continue from, one for each member; may be empty.
+            states: States within an epoch to continue from, one for each member, None for one that has not begun; may
+                be empty.
         """
         device = self._context.device
         recorder = self._context.make_recorder(device, trials[0])
@@ -116,7 +118,8 @@ class _Trainer:
             build_student(trial, self._images, teacher, writer) for trial, writer in zip(trials, writers, strict=True)
         ]
         for member, state in zip(members, states, strict=False):
-            member.restore_mid_epoch(torch.load(io.BytesIO(state), weights_only=True))
+            if state is not None:
+                member.restore_mid_epoch(torch.load(io.BytesIO(state), weights_only=True))
         cohort = CohortModule(members, teacher, recorder=recorder)
         callbacks = [MidEpochCheckpoint(float("inf"), lambda: stop)]
         with collected_messages() if eager else nullcontext():
@@ -146,12 +149,13 @@ def compare_bits(context: Context, trials: Sequence[Trial]) -> dict[str, Any]:
     with collected_messages() as messages:
         together = trainer.train(trials)
     stopped = trainer.train(trials, stop=True)
-    states = [writer.mid_epoch for writer in stopped if writer.mid_epoch is not None]
+    states = [writer.mid_epoch for writer in stopped]
+    is_stopped = any(states) and not any(writer.failure for writer in stopped)
     ways = {
         "again": trainer.train(trials),
         "eager": trainer.train(trials, eager=True),
         "alone": [writer for trial in trials for writer in trainer.train([trial])],
-        "resumed": trainer.train(trials, states=states) if len(states) == len(trials) else stopped,
+        "resumed": trainer.train(trials, states=states) if is_stopped else stopped,
     }
     recorded = context.make_recorder(context.device, trials[0]) is not None
     results: dict[str, Any] = {}

@@ -125,7 +125,16 @@ class Context:
             "batch_size": self.sizes.bits[2],
             "trials": 1,
         }
-        return [planned.trial for planned in plan(read_recipe(recipe), "bits")]
+        trials = [planned.trial for planned in plan(read_recipe(recipe), "bits")]
+        return [_with_short_preparation(trial) for trial in trials]
+
+
+def _with_short_preparation(trial: Trial) -> Trial:
+    """Returns the trial with one epoch before the student's own, if it has any."""
+    if not trial.preparation_epochs:
+        return trial
+    hyperparameters = {**trial.method.hyperparameters, "preparation_epochs": 1}
+    return trial.model_copy(update={"method": trial.method.model_copy(update={"hyperparameters": hyperparameters})})
 
 
 def with_settings(trial: Trial, **changes: Any) -> Trial:

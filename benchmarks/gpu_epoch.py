@@ -21,7 +21,7 @@ from kd_bench.training.callbacks import MidEpochCheckpoint, ProgressReporter
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import CHECKPOINT_SECONDS, RECORDED_BLOCK, fit
 from kd_bench.training.loaders import loaders
-from kd_bench.training.student import ResultWriter
+from kd_bench.training.result_writer import ResultWriter
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import LeaseMonitor, acquire_lease
 from kd_bench.trials.result_writer import TrialResultWriter

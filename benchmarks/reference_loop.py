@@ -11,7 +11,7 @@ both compute the same loss.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -124,6 +124,10 @@ class ReferenceLoop:
 def direct_forms() -> Iterator[None]:
     """Inside, the methods compute their losses as published code does."""
 
+    def unweighted(form: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a form without sample weights, which the methods give as None."""
+        return lambda *arguments: form(*(argument for argument in arguments if argument is not None))
+
     def dkd_terms(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, ...]:
         first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
         return direct.dkd(student, teacher, labels, first, second, temperature).unbind()  # type: ignore[arg-type]
@@ -138,9 +142,9 @@ def direct_forms() -> Iterator[None]:
         return direct.partial_l2(student, teacher, margin.flatten())
 
     forms = {
-        "kd": direct.kd,
-        "dkd_terms": dkd_terms,
-        "pairwise_mse": naive.pairwise_mse,
+        "kd": unweighted(direct.kd),
+        "dkd_terms": unweighted(dkd_terms),
+        "pairwise_mse": unweighted(naive.pairwise_mse),
         "dist_terms": direct.dist_terms,
         "rkd_distance": direct.rkd_distance,
         "rkd_angle": direct.rkd_angle,

@@ -20,7 +20,19 @@ from typing import Any
 
 import torch
 
-from benchmarks import adversarial, column, column_tables, growth, loader, losses, memory, overhead, pairs, peak
+from benchmarks import (
+    adversarial,
+    column,
+    column_tables,
+    growth,
+    loader,
+    losses,
+    memory,
+    methods,
+    overhead,
+    pairs,
+    peak,
+)
 from benchmarks.markdown import Section, Table, argument_parser
 from benchmarks.measure import total_cpu_seconds
 from kd_bench.config.data import Dataset
@@ -31,7 +43,7 @@ from kd_bench.utils.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Seconds of one core that all but the pairs take together, roughly.
-OTHER_SECONDS = 300
+OTHER_SECONDS = 450
 #: Fraction of the minutes that is planned for, because cores seldom end at the same time.
 PLANNED_FRACTION = 0.9
 
@@ -60,6 +72,7 @@ def plan_jobs(seconds: float, quick: bool) -> list[Job]:
     ]
     others = [
         Job("losses", losses.benchmark, (2, 0.0, True) if quick else (9, 2.5, False, False)),
+        Job("methods", methods.benchmark, (0.0, True) if quick else (90.0,)),
         Job("growth", growth.benchmark, (0.0, True) if quick else (25.0,)),
         Job("loader", loader.benchmark, (256, 64, 1, 0) if quick else (3_000, 64, 3, 2)),
         Job("adversarial", adversarial.benchmark, ("cifar_resnet8", *((4, 1, 0.0, True) if quick else (64, 9, 25.0)))),
@@ -122,6 +135,8 @@ def make_sections(results: Mapping[str, Any]) -> list[Section]:
     sections: list[Section] = []
     if columns:
         sections += [column_tables.section(columns), column_tables.steps_section(columns), peak.section(columns)]
+    if "methods" in results:
+        sections.append(methods.section(results["methods"]))
     if "growth" in results:
         sections.append(growth.section(results["growth"]))
     if "overhead" in results:
@@ -158,7 +173,7 @@ def make_page(sections: list[Section], errors: Mapping[str, str], command: str, 
 
 def main() -> int:
     parser = argument_parser(__doc__)
-    parser.add_argument("--minutes", type=float, default=12.0, help="that it may take, on two cores")
+    parser.add_argument("--minutes", type=float, default=13.5, help="that it may take, on two cores")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="at once; 0: all in this process")
     parser.add_argument("--only", action="append", default=[], help="benchmarks whose name begins so, e.g. column")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "benchmarks.md", help="the page")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from kd_bench.config.recipe import Recipe
     from kd_bench.launch.options import RunOptions
+    from kd_bench.launch.replay import Replay
     from kd_bench.models.cards import Card
     from kd_bench.report.summary import FolderResults, Summary
+    from kd_bench.tuning.tuner import TunedRow, TuningSettings
     from kd_bench.utils.download import DownloadedFile
 
 
@@ -155,6 +157,8 @@ def plan_comparison(
         rows = {"none": "none"} | method_rows(methods, "--methods")
         entries = {label: {"method": method} for label, method in rows.items()}
     recipe = pair_recipe(name, dataset, teacher, student, entries, **settings)
+    for option, network in (("--teacher", teacher), ("--student", student)):
+        planning.resolve_network(recipe, network, option)
     return PlannedRecipe(recipe, "compare", planning.plan(recipe, "compare"), in_file=False)
 
 
@@ -199,18 +203,76 @@ def run(recipe: PlannedRecipe, options: RunOptions, console: Console | None = No
     return table([recipe], options.out), failed
 
 
-def report_parts(recipes: Iterable[str] | None, methods: Sequence[str] | None, out: Path) -> list[FolderResults]:
+def replay(trial: Path, options: RunOptions, weights: Path | None = None) -> Replay:
+    """Trains a kept trial again and compares the two trainings, see ``kd_bench.launch.replay``.
+
+    Args:
+        trial: Folder of a finished trial.
+        options: How to train it, and where.
+        weights: File of the teacher's weights, if the teacher was not trained by kd-bench.
+
+    Raises:
+        UserError: If there is nothing to train again, or images or weights are missing.
+        RunFailed: If the training fails.
+    """
+    from kd_bench.launch import replay as replaying
+
+    return replaying.replay(trial, options, weights)
+
+
+def tune(
+    recipe: PlannedRecipe,
+    settings: TuningSettings,
+    options: RunOptions,
+    log: Callable[[str], None],
+    seeds: int | None = None,
+) -> tuple[list[TunedRow], PlannedRecipe]:
+    """Tunes rows of a recipe, pair by pair, on held-out images, and plans the comparison with the published settings.
+
+    Args:
+        recipe: The recipe. Pairs without a selected trial are left out.
+        settings: What to tune, and the budget.
+        options: How to train the tries.
+        log: Receives a line for each try.
+        seeds: Number of seeds of the comparison; None for the recipe's.
+
+    Returns:
+        The tries, and the comparison, which is still to be trained.
+
+    Raises:
+        UserError: If a setting is invalid or images are missing.
+        RunFailed: If a training fails for another reason than its loss.
+    """
+    from kd_bench.tuning import tuner
+
+    content = tuner.holdout_recipe(recipe.recipe, settings, recipe.context)
+    datasets.locate(content.dataset, options.data)
+    pairs = tuner.selected_pairs(recipe.recipe, recipe.planned)
+    tuned = [
+        tuner.tune_row(content, pair, label, settings, options, log) for pair in pairs for label in settings.labels
+    ]
+    comparison = tuner.tuned_recipe(recipe.recipe, tuned, seeds)
+    return tuned, PlannedRecipe(comparison, comparison.name, planning.plan(comparison, comparison.name), in_file=False)
+
+
+def report_parts(
+    recipes: Iterable[str] | None, methods: Sequence[str] | None, out: Path, columns: Sequence[str] = ()
+) -> list[FolderResults]:
     """Returns the results in a folder, one part for each recipe.
 
     Args:
         recipes: Files or names; None for all results in the folder.
         methods: Additional rows of the recipes, as for ``method_rows``.
         out: The results folder.
+        columns: Names of the columns, see ``kd_bench.report.columns``; none for the usual ones.
 
     Raises:
-        UserError: If there are no results.
+        UserError: If there are no results, or no such column.
     """
+    from kd_bench.report.columns import check_columns
     from kd_bench.report.image_sets import note_differences
+
+    check_columns(columns)
 
     if not out.is_dir():
         raise UserError(f"--out: there is no folder {out}; kd-bench run makes one")
@@ -219,7 +281,15 @@ def report_parts(recipes: Iterable[str] | None, methods: Sequence[str] | None, o
     parts = [recipe_part(name, out, methods) for name in recipes] if recipes else list(_folder_parts(out))
     if not parts:
         raise UserError(f"--out: there are no trials in {out}; kd-bench run puts some there")
-    return note_differences(parts)
+    return note_differences([with_columns(part, columns) for part in parts])
+
+
+def with_columns(part: FolderResults, columns: Sequence[str]) -> FolderResults:
+    """Returns results with the values of these columns, and of those that the page plots."""
+    from kd_bench.report import column_cells
+
+    cells = [(part.folder, part.cells)]
+    return replace(part, summary=column_cells.with_columns(part.summary, cells, columns, others=["latency"]))
 
 
 def recipe_part(name: str, out: Path, methods: Sequence[str] | None = None) -> FolderResults:

@@ -9,8 +9,8 @@ from typing import Any
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
 from kd_bench.config.load import find_published, merge
-from kd_bench.config.optimizer import Schedule, StepSchedule
-from kd_bench.config.recipe import Recipe
+from kd_bench.config.optimizer import DOT, Schedule, StepSchedule
+from kd_bench.config.recipe import Recipe, RowOfPair
 from kd_bench.config.trial import MethodSettings, PlannedTrial, PretrainedTeacher, Training, Trial
 from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
@@ -38,8 +38,8 @@ def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[Planned
         UserError: If a data set, network, method or hyper-parameter does not exist or is out of range.
     """
     datasets.check(recipe.dataset, f"{context}: dataset")
-    if recipe.published is not None:
-        find_published(recipe.published, f"{context}: published")
+    for name in recipe.published_names():
+        find_published(name, f"{context}: published")
     if recipe.baseline not in recipe.methods and recipe.baseline != "kd":
         raise unknown("row", recipe.baseline, recipe.methods, f"{context}: baseline")
     names = (pair.teacher for pair in recipe.pairs if pair.teacher)
@@ -53,6 +53,7 @@ def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[Planned
             f"{context}: trials: {len(recipe.pairs)} pairs, {len(recipe.methods)} methods and "
             f"{len(recipe.all_seeds())} seeds make {count:,} trials; at most {MAX_PLANNED:,} are allowed"
         )
+    _check_second_views(recipe, context)
     planned = [trial for index in range(len(recipe.pairs)) for trial in _plan_pair(recipe, index, teachers, context)]
     return select(planned, only)
 
@@ -67,33 +68,63 @@ def resolve_network(recipe: Recipe, name: str, context: str) -> str:
     return models.resolve(name, context, prefix=models.PREFIX if small else "")
 
 
+def _check_second_views(recipe: Recipe, context: str) -> None:
+    """Raises UserError if the recipe, a pair or a teacher sets a second view that no method of theirs reads."""
+    settings = {"second_view": (recipe.shared_training(), recipe.methods)}
+    for index, pair in enumerate(recipe.pairs):
+        settings[f"pairs.{index}.training.second_view"] = (pair.training, recipe.rows_of(pair))
+    settings["teacher_training.second_view"] = (recipe.teacher_training, {})
+    for name, changes in recipe.teachers.items():
+        settings[f"teachers.{name}.second_view"] = (changes, {})
+    for key, (training, rows) in settings.items():
+        if training.get("second_view") is None:
+            continue
+        infos = [methods.describe(row.method, f"{context}: methods.{label}") for label, row in rows.items()]
+        if not any(info.uses_second_view for info in infos):
+            names = ", ".join(dict.fromkeys(info.name for info in infos))
+            reason = f"no method of these reads a second view: {names}" if infos else "a teacher is trained on one view"
+            raise UserError(f"{context}: {key}: {reason}")
+
+
 def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context: str) -> Iterator[PlannedTrial]:
     """Plans a trial per row and seed of a pair. ``teachers`` are full names of networks by the names in the recipe."""
     pair, pair_context = recipe.pairs[index], f"{context}: pairs.{index}"
     student = resolve_network(recipe, pair.student, pair_context)
     teacher, weights = plan_teacher(recipe, teachers[pair.teacher], pair_context) if pair.teacher else (None, None)
-    for label in pair.methods:
-        if label not in recipe.methods:
-            raise unknown("row", label, recipe.methods, f"{pair_context}.methods")
-    for label, row in recipe.methods.items():
+    for key, labels in (("methods", pair.methods), ("leave_out", pair.leave_out)):
+        for label in labels:
+            if label not in recipe.methods:
+                raise unknown("row", label, recipe.methods, f"{pair_context}.{key}")
+    rows = recipe.rows_of(pair)
+    if not rows:
+        raise UserError(f"{pair_context}.leave_out: leaves no row to the pair; remove the pair instead")
+    for label, row in rows.items():
         row_context = f"{pair_context}.methods.{label}" if label in pair.methods else f"{context}: methods.{label}"
         info = methods.describe(row.method, row_context)
         if info.needs_teacher and teacher is None:
             raise UserError(f"{row_context}: {row.method} needs a teacher, and the pair of {pair.student} has none")
-        hyperparameters = merge(row.hyperparameters, pair.methods.get(label, {}))
-        method = _method(row.method, hyperparameters, row_context)
-        changes = merge(pair.training, row.training)
+        of_pair = pair.methods.get(label, {})
+        own = parse(RowOfPair, {key: of_pair[key] for key in RowOfPair.model_fields if key in of_pair}, row_context)
+        hyperparameters = {key: value for key, value in of_pair.items() if key not in RowOfPair.model_fields}
+        method = _method(row.method, merge(row.hyperparameters, hyperparameters), row_context)
+        of_row = merge(row.training, own.training)
+        if of_row.get("second_view") is not None and not info.uses_second_view:
+            raise UserError(f"{row_context}.training.second_view: {row.method} reads one view of the images only")
+        changes = merge(pair.training, of_row)
+        untuned = row.untuned if own.untuned is None else own.untuned
         trial = _trial(recipe, changes, student, method, recipe.all_seeds()[0], f"{pair_context}.training")
         for seed in recipe.all_seeds():
             update = {"teacher": teacher if info.needs_teacher else None, "seed": seed}
-            yield PlannedTrial(trial.model_copy(update=update), label, teacher, weights)
+            yield PlannedTrial(trial.model_copy(update=update), label, teacher, weights, untuned)
 
 
-def _method(name: str, hyperparameters: Mapping[str, Any], context: str) -> MethodSettings:
+def _method(name: str, values: Mapping[str, Any], context: str) -> MethodSettings:
+    parameters, logit_settings = methods.split_row(name, values, context)
     return MethodSettings(
         name=plugins.normalise_name(name),
-        hyperparameters=methods.check(name, hyperparameters, context),
+        hyperparameters=methods.settings(name, parameters, context),
         source=methods.source_hash(name),
+        **logit_settings.logit_settings(),
     )
 
 
@@ -105,7 +136,14 @@ def _trial(
     info = methods.describe(method.name)
     if info.family != "adversarial":
         content.pop("adversarial", None)
+    if not info.uses_second_view:
+        content.pop("second_view", None)
     training = parse(Training, content, context)
+    if isinstance(training.optimizer, DOT) and (info.family == "adversarial" or not info.needs_teacher):
+        raise UserError(
+            f"{context}: optimizer.name: 'dot' needs a method that distils from a teacher, and {info.name!r} does not; "
+            "choose 'sgd' for it"
+        )
     images = datasets.known_train_size(recipe.dataset)
     if images is not None and training.batch_size > images:
         raise UserError(
@@ -117,6 +155,8 @@ def _trial(
         "schedule": _in_epochs(training.schedule, training.epochs),
         "augment": _augment(recipe, training, context),
     }
+    if training.second_view is not None:
+        update["second_view"] = _fill_augment(recipe, training.second_view, f"{context}: second_view")
     settings = training.model_copy(update=update).model_dump(mode="json") | {
         "dataset": datasets.resolve(recipe.dataset, training.pipeline).model_dump(),
         "model": model,
@@ -140,22 +180,26 @@ def _augment(recipe: Recipe, training: Training, context: str) -> Augment:
     if training.pipeline is not None:
         datasets.check(recipe.dataset, context, training.pipeline)
         return Augment(crop=0, flip=False)
-    spec, augment = datasets.resolve_spec(recipe.dataset), training.augment
+    return _fill_augment(recipe, training.augment, f"{context}: augment")
+
+
+def _fill_augment(recipe: Recipe, augment: Augment, context: str) -> Augment:
+    spec = datasets.resolve_spec(recipe.dataset)
     if augment.crop is not None and augment.crop > spec.crop:
-        raise UserError(f"{context}: augment.crop: {augment.crop} is more than {spec.name} allows, {spec.crop}")
+        raise UserError(f"{context}.crop: {augment.crop} is more than {spec.name} allows, {spec.crop}")
     if augment.flip and not spec.flip:
-        raise UserError(f"{context}: augment.flip: a mirrored image of {spec.name} no longer has its label")
+        raise UserError(f"{context}.flip: a mirrored image of {spec.name} no longer has its label")
     update: dict[str, Any] = {
         "crop": spec.crop if augment.crop is None else augment.crop,
         "flip": spec.flip if augment.flip is None else augment.flip,
     }
     if augment.own is not None:
-        plugin = plugins.find(plugins.AUGMENTATION, augment.own, (), f"{context}: augment.own")
-        plugin.check(f"{context}: augment.own")
+        plugin = plugins.find(plugins.AUGMENTATION, augment.own, (), f"{context}.own")
+        plugin.check(f"{context}.own")
         plugin.refuse_changes(augment.own_source)
         update |= {"own": plugin.name, "own_source": plugin.hash()}
     elif augment.own_source is not None:
-        raise UserError(f"{context}: augment.own_source must be left out without augment.own")
+        raise UserError(f"{context}.own_source must be left out without {context.rpartition(' ')[2]}.own")
     return augment.model_copy(update=update)
 
 
@@ -255,7 +299,8 @@ def plan_teachers(recipe: Recipe, name: str, context: str) -> list[PlannedTrial]
     return planned
 
 
-#: Keys of ``--only``, and the values by which they select a trial.
+#: Keys of ``--only``, and the values by which they select a trial. A method's name that is also the label of a row
+#: selects this row only.
 SELECTORS: dict[str, Callable[[PlannedTrial], set[str]]] = {
     "method": lambda trial: {trial.label, trial.method},
     "student": lambda trial: _names(trial.student),
@@ -275,6 +320,7 @@ def select(planned: list[PlannedTrial], only: Iterable[str]) -> list[PlannedTria
     Raises:
         UserError: If a key does not exist, or no trial has a value.
     """
+    labels = {trial.label for trial in planned}
     for condition in only:
         key, equals, values = condition.partition("=")
         if not equals or not values:
@@ -282,8 +328,28 @@ def select(planned: list[PlannedTrial], only: Iterable[str]) -> list[PlannedTria
         if key not in SELECTORS:
             raise unknown("key to select by", key, SELECTORS, f"--only {condition}")
         wanted = {value.strip() for value in values.split(",")}
-        present = {value for trial in planned for value in SELECTORS[key](trial)}
+        selectors = [(trial, _selectors(trial, key, labels)) for trial in planned]
+        present = {name for _, names in selectors for name in names}
         for value in sorted(wanted - present):
             raise unknown(f"{key} of this recipe", value, present, f"--only {condition}")
-        planned = [trial for trial in planned if SELECTORS[key](trial) & wanted]
+        planned = [trial for trial, names in selectors if names & wanted]
     return planned
+
+
+def _selectors(trial: PlannedTrial, key: str, labels: set[str]) -> set[str]:
+    """Returns the values of ``--only KEY=`` that select a trial; ``labels`` are those of all rows."""
+    values = SELECTORS[key](trial)
+    return values - (labels - {trial.label}) if key == "method" else values
+
+
+def warmup_notes(planned: Iterable[PlannedTrial]) -> list[str]:
+    """Returns a sentence for each row whose terms never reach their full weight, because training ends before."""
+    notes = {}
+    for cell in planned:
+        warmup, epochs = cell.trial.method.hyperparameters.get("warmup_epochs"), cell.trial.epochs
+        if isinstance(warmup, int) and warmup > epochs:
+            notes[cell.label] = (
+                f"{cell.label}: its warm-up takes {warmup} epochs and the training {epochs}, so its terms never reach "
+                f"their full weight; set methods.{cell.label}.warmup_epochs"
+            )
+    return list(notes.values())

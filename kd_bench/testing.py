@@ -28,8 +28,9 @@ from kd_bench.plan import plan
 from kd_bench.training.build import build_network, build_student
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
-from kd_bench.training.loaders import loaders
-from kd_bench.training.student import ResultWriter, StudentModule
+from kd_bench.training.loaders import holdout_loader, loaders
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule
 from kd_bench.types import Batch, Outputs
 
 _CPU = torch.device("cpu")
@@ -96,22 +97,29 @@ class SmallRun:
         assert losses[-1] < losses[0], f"the loss does not fall: {losses}"
 
     def check_gradients(self) -> None:
-        """Checks that gradients are finite, that some are not zero, and that the method does not change its inputs."""
-        member, batch, student, teacher = self.first_step()
-        inputs = student.tensors() + (teacher.tensors() if teacher else [])
-        before = [tensor.clone() for tensor in inputs]
-        terms = member.method(student, teacher, batch)
-        for name, term in terms.items():
-            assert isinstance(term, Tensor) and term.ndim == 0, f"the term {name!r} should be a scalar tensor"
-        assert all(map(torch.equal, inputs, before)), "the method changes its inputs in place, which other methods read"
-        torch.stack(list(terms.values())).sum().backward()
-        for module, owner in ((member.network, "the student's"), (member.method, "the method's")):
-            gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.requires_grad}
-            for name, gradient in gradients.items():
-                finite = gradient is None or torch.isfinite(gradient).all()
-                assert finite, f"the gradient of {owner} {name} is not finite"
-            used = any(gradient is not None and gradient.any() for gradient in gradients.values())
-            assert used or not gradients, f"no gradient reaches {owner} parameters"
+        """Checks that gradients are finite, that some are not zero, and that the method does not change its inputs.
+
+        If the method has a preparation, its terms are checked, too. Gradients may be those of one of both.
+        """
+        unused = {"the student's", "the method's"}
+        for preparation in (True, False) if self.trials["own"].preparation_epochs else (False,):
+            member, batch, student, teacher = self.first_step(preparation)
+            inputs = [tensor for outputs in (student, teacher) if outputs for tensor in outputs.tensors()]
+            before = [tensor.clone() for tensor in inputs]
+            terms = (member.method.prepare if preparation else member.method)(student, teacher, batch)
+            for name, term in terms.items():
+                assert isinstance(term, Tensor) and term.ndim == 0, f"the term {name!r} should be a scalar tensor"
+            unchanged = all(map(torch.equal, inputs, before))
+            assert unchanged, "the method changes its inputs in place, which other methods read"
+            torch.stack(list(terms.values())).sum().backward()
+            for module, owner in ((member.network, "the student's"), (member.method, "the method's")):
+                gradients = {name: weight.grad for name, weight in module.named_parameters() if weight.requires_grad}
+                for name, gradient in gradients.items():
+                    finite = gradient is None or torch.isfinite(gradient).all()
+                    assert finite, f"the gradient of {owner} {name} is not finite"
+                if not gradients or any(gradient is not None and gradient.any() for gradient in gradients.values()):
+                    unused.discard(owner)
+        assert not unused, f"no gradient reaches {max(unused)} parameters"
 
     def check_resuming(self) -> None:
         """Checks that a training stopped after its first epoch and resumed ends with the same bytes."""
@@ -153,22 +161,31 @@ class SmallRun:
             member.compares_inputs = compare_inputs
         for member, state in zip(members, states, strict=False):
             member.restore(copy.deepcopy(state))
-        fit(CohortModule(members, teacher), *loaders(trials[0], self.images, _CPU), _CPU)
+        holdout = holdout_loader(trials[0], self.images, _CPU)
+        fit(CohortModule(members, teacher), *loaders(trials[0], self.images, _CPU), _CPU, holdout=holdout)
         return [writer.states for writer in writers]
 
     def _teacher(self, trial: Trial) -> nn.Module | None:
         return build_network(trial.teacher, self.images)[0].eval() if isinstance(trial.teacher, Trial) else None
 
-    def first_step(self) -> tuple[StudentModule, Batch, Outputs, Outputs | None]:
-        """Returns the student, the first batch, and the outputs of student and teacher (None without one)."""
+    def first_step(self, preparation: bool = False) -> tuple[StudentModule, Batch, Outputs | None, Outputs | None]:
+        """Returns the student, the first batch, and the outputs of student and teacher that the method reads.
+
+        Args:
+            preparation: Whether the step is one of the method's preparation.
+
+        Returns:
+            Outputs are None for a network of which nothing is read.
+        """
         trial = self.trials["own"]
         teacher = self._teacher(trial)
         member = build_student(trial, self.images, teacher, ResultWriter())
         batch = next(iter(loaders(trial, self.images, _CPU)[0]))
-        needs = member.method.needs
+        needs = member.method.needs_in(preparation)
         with torch.no_grad():
-            taught = None if teacher is None else observe(teacher, batch.images, needs.teacher)
-        return member, batch, observe(member.network, member.view(batch.images), needs.student), taught
+            taught = observe(teacher, batch.images, needs.teacher) if teacher is not None and needs.teacher else None
+        student = observe(member.network, member.view(batch.images), needs.student) if needs.student else None
+        return member, batch, student, taught
 
 
 class _StateWriter(ResultWriter):

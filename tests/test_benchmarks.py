@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor
 
-from benchmarks import column, column_tables, growth, overhead, pairs, peak, run
+from benchmarks import column, column_tables, growth, methods, overhead, pairs, peak, run
 from benchmarks.column_times import ColumnTimes
 from benchmarks.markdown import Promise
 from benchmarks.reference_loop import direct_forms
@@ -91,6 +91,14 @@ def test_missed_promises_say_where_the_time_is(times: ColumnTimes, monkeypatch: 
     assert text.count("(missed)") in {1, 2}  # the floor's depends on the machine
     assert "| tiny" in column_tables.steps_section([times]).markdown()
     assert "| tiny" in peak.section([times]).markdown()
+
+
+def test_every_method_is_compared_with_the_student_alone() -> None:
+    times = methods.benchmark(0.0, quick=True)
+    assert next(iter(times.methods)) == "none" and {"kd", "crd", "reviewkd", "vid"} < set(times.methods)
+    assert set(times.extra("none")) == {0}
+    lines = methods.section(times).markdown().splitlines()
+    assert [line.split("|")[2].strip() for line in lines if line.startswith("| cifar_resnet14")] == list(times.methods)
 
 
 def test_a_line_and_its_residual() -> None:

@@ -76,7 +76,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFi
     out, tapes = tmp_path / "new" / "page.md", Tapes()
     arguments = ("--sections", "facts,bits", "--minutes", "10")
     assert check(out, *arguments, tapes=tapes) == 0
-    assert "abkd, at: done" in capsys.readouterr().out
+    assert "ab, abkd: done" in capsys.readouterr().out
     text, parts = out.read_text(), parts_of(out)
     assert "2 of 2 methods have the same bits in all cases" in text
     assert text.count("|        yes |             same |           same |    same |                  same |") == 2
@@ -123,9 +123,9 @@ def test_other_bits_are_noticed(
     out = tmp_path / "page.md"
     assert check(out, "--sections", "bits") == 1
     text = capsys.readouterr().out
-    for method in ("abkd", "at"):
+    for method in ("ab", "abkd"):
         assert f"  {method}, not recorded: state.network.conv1.weight\n" in text
-    assert "  abkd, stopped and resumed: no result: it is broken\n" in text
+    assert "  ab, stopped and resumed: no result: it is broken\n" in text
     assert "0 of 2 methods have the same bits" in out.read_text()
 
 

@@ -94,7 +94,8 @@ def test_identity_depends_on_settings_and_on_nothing_else():
 @pytest.mark.parametrize(
     "override",
     ["epochs=241", "batch_size=32", "optimizer.lr=0.04", "optimizer.nesterov=true", "schedule.gamma=0.2", "clip_norm=1",
-     "augment.flip=false", "methods.kd.temperature=5", "teacher_training.seed=8", "dataset.classes=10", "seeds=[9]"],
+     "augment.flip=false", "methods.kd.temperature=5", "methods.kd.standardise=true", "methods.kd.entropy_weights=3",
+     "teacher_training.seed=8", "dataset.classes=10", "seeds=[9]"],
 )  # fmt: skip
 def test_whatever_changes_a_result_changes_the_identity(override):
     only = ["method=kd", "teacher=resnet32x4"]
@@ -124,6 +125,29 @@ def test_an_explicit_default_changes_nothing():
     assert [cell.trial_id for cell in plain] == [cell.trial_id for cell in written]
     fractions = planned("schedule.milestones=[150, 180, 210]")
     assert fractions[0].trial_id == planned()[0].trial_id
+
+
+def test_logit_settings_of_a_row_and_of_a_pair():
+    rows = {"kd": {}, "kd_ls": {"method": "kd", "standardise": True, "temperature": 2}, "dkd": {"entropy_weights": 3}}
+    pairs = [RECIPE["pairs"][0], RECIPE["pairs"][1] | {"methods": {"kd_ls": {"standardise": False, "kd_weight": 9}}}]
+    cells = planned("seeds=[0]", methods=rows, pairs=pairs)
+    found = [cell.trial.method.logit_settings() for cell in cells]
+    assert found == [{}, {"standardise": True}, {"entropy_weights": 3.0}, {}, {}, {"entropy_weights": 3.0}]
+    weights = [cell.trial.method.hyperparameters["kd_weight"] for cell in cells if cell.method == "kd"]
+    assert weights == [0.9, 0.9, 0.9, 9.0]
+    changed = planned("methods.kd.standardise=true", "methods.kd.entropy_weights=2", only=["method=kd"])[0]
+    assert changed.trial.method.title == "kd + standardise + entropy_weights 2"
+    assert Trial.model_validate_json(changed.trial.model_dump_json()).id == changed.trial_id
+
+
+def test_logit_settings_that_are_off_change_no_identity():
+    pairs = RECIPE["pairs"][:1]
+    plain = planned(methods={"kd": {}}, pairs=pairs)
+    off = {"kd": {"standardise": False, "entropy_weights": None}}
+    assert [cell.trial_id for cell in planned(methods=off, pairs=pairs)] == [cell.trial_id for cell in plain]
+    assert "standardise" not in plain[0].trial.model_dump_json()
+    null = planned("methods.kd.standardise=null", methods={"kd": {"standardise": True}}, pairs=pairs)
+    assert [cell.trial_id for cell in null] == [cell.trial_id for cell in plain]
 
 
 def test_selection():
@@ -156,7 +180,11 @@ def test_cohorts_share_batches_and_teacher(tmp_path):
         ([], {"methods": {"kd": {"temperature": 0}}}, "temperature = 0"),
         ([], {"methods": {"kd": {"temperature": "hot"}}}, "temperature = 'hot'"),
         ([], {"methods": {"ikl_kd": {"weights": "clas"}}}, "weights = 'clas'"),
-        (["pairs.0.student=resnet8x5"], {}, "no model is called 'resnet8x5'; did you mean"),
+        (["methods.none.standardise=true"], {}, "r.yaml: methods.none: standardise: none distils nothing; standardise"),
+        (["methods.kd.standardise=maybe"], {}, "methods.kd: standardise: should be true or false (it is 'maybe')"),
+        (["methods.kd.entropy_weights=1e400"], {}, "entropy_weights: should be a finite number (it is inf)"),
+        (["pairs.0.methods.kd.entropy_weights=-1"], {}, "pairs.0.methods.kd: entropy_weights: should be above 0"),
+        (["pairs.0.student=resnet8x5"], {}, "no network is called 'resnet8x5'; did you mean"),
         (["pairs.0.teacher=null"], {"methods": ["kd"]}, "pairs.0.teacher: this key is missing"),
         ([], {"pairs": [{"teacher": None, "student": "resnet8"}]}, "kd needs a teacher"),
         (["pairs.0.training.optimizer.lrr=1"], {}, "optimizer.lrr: no such key; did you mean 'lr'?"),

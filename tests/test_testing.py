@@ -28,6 +28,23 @@ def test_one_of_each_kind_together(files):
 
 
 @pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("kd", {"standardise": True, "temperature": 2, "kd_weight": 9}),
+        ("dkd", {"entropy_weights": 3, "warmup_epochs": 2}),
+        ("ikl_kd", {"standardise": True, "entropy_weights": 2, "weights": "class", "warmup_epochs": 0}),
+    ],
+)
+def test_settings_of_a_row_beside_hyper_parameters(method, settings):
+    small = SmallRun(method, hyperparameters=settings)
+    assert small.trials["own"].method.logit_settings()
+    small.check_gradients()
+    small.check_learning()
+    small.check_resuming()
+    small.check_company()
+
+
+@pytest.mark.parametrize(
     ("line", "check", "message"),
     [
         ("return {'loss': 0 * student.logits.sum() + batch.epoch}", "check_learning", "the loss does not fall"),

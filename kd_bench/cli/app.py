@@ -13,15 +13,18 @@ from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.data import data_app
 from kd_bench.cli.doctor import doctor
 from kd_bench.cli.estimate import estimate
+from kd_bench.cli.evaluate import evaluate
 from kd_bench.cli.export import export_app
 from kd_bench.cli.list import list_, show
 from kd_bench.cli.new import new
+from kd_bench.cli.replay import replay
 from kd_bench.cli.report import report
 from kd_bench.cli.reproduce import reproduce_app
 from kd_bench.cli.run import compare, run
 from kd_bench.cli.status import status, verify
 from kd_bench.cli.table import table
 from kd_bench.cli.teacher import teacher_app
+from kd_bench.cli.tune import tune
 
 app = typer.Typer(
     name="kd-bench",
@@ -46,7 +49,23 @@ def kd_bench(
     """The benchmark suite for knowledge distillation."""
 
 
-for command in (attack, estimate, run, compare, table, report, status, new, verify, list_, show, doctor):
+for command in (
+    run,
+    compare,
+    table,
+    report,
+    status,
+    list_,
+    show,
+    doctor,
+    estimate,
+    new,
+    evaluate,
+    attack,
+    tune,
+    replay,
+    verify,
+):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(reproduce_app, name="reproduce")

@@ -8,30 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kd_bench.cli import completion
 from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import whole_number
+from kd_bench.cli.targets import find_targets
 from kd_bench.utils.errors import RunFailed, UserError
-from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
     from kd_bench.config.attack import Attack
-    from kd_bench.evaluation.attack_target import AttackTarget
     from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
+    from kd_bench.evaluation.target import EvaluationTarget
     from kd_bench.launch.run_recipe import PlannedRecipe
 
 #: Norm and radius of published robust accuracies.
 _PUBLISHED = ("Linf", 8 / 255)
 
-_WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
-
 
 def attack(
-    target: Annotated[
-        str, typer.Argument(help="A file of weights, a trial's folder, or a recipe.", autocompletion=completion.recipes)
-    ],
-    model: Annotated[str | None, typer.Option("--model", help="For a file of weights: the network.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="For a file of weights: the data set.")] = None,
+    target: opt.Target,
+    model: opt.Model = None,
+    dataset: opt.ModelDataset = None,
     eps: Annotated[str, typer.Option("--eps", help="Radii of the ball, e.g. 8/255, or 2/255,4/255.")] = "8/255",
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
     attacks_: opt.Attacks = None,
@@ -41,9 +36,7 @@ def attack(
     images: opt.AttackImages = None,
     batch_size: Annotated[int, whole_number("--batch-size", "Images per batch.", 1, 2**20)] = 200,
     seed: Annotated[int, whole_number("--seed", "Seed of all random draws.", 0, 2**31 - 1)] = 0,
-    normalise: Annotated[
-        str | None, typer.Option("--normalise", help="For a file of weights: none, dataset or network.")
-    ] = None,
+    normalise: opt.Normalise = None,
     key: opt.Key = None,
     save_examples: Annotated[bool, typer.Option("--save-examples", help="Keep the adversarial images.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Verify the kept adversarial images, in float64.")] = False,
@@ -67,52 +60,26 @@ def attack(
     read_eps(eps, "--eps")
 
     # These import torch, so what the user typed is checked first.
-    from kd_bench import api
-    from kd_bench.config.load import packaged_recipes
     from kd_bench.evaluation.attack_settings import parse_attacks
-    from kd_bench.evaluation.attack_target import checkpoint_target, finished_trial_targets, trial_target
     from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
     from kd_bench.launch.devices import find_devices
-    from kd_bench.trials.recipe_file import find_recipe_in
 
     if screen is not None:
         if attacks_ is not None:
             raise UserError("--screen runs one attack alone, so --attacks must be left out")
         opt.check_choice("screen", screen, SCREENS, "--screen")
     settings = parse_attacks(eps, screen or attacks_, norm=norm, images=images, batch_size=batch_size, seed=seed)
-    path = expand_user(target)
-    recipe = None
-    if path.is_dir() and ((path / "trial.json").is_file() or target not in packaged_recipes()):
-        _refuse("a trial", model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials)
-        targets = [trial_target(path)]
-    elif path.suffix in _WEIGHTS or model is not None:
-        _refuse("a file of weights", only=only, trials=trials)
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file of weights")
-        if model is None or dataset is None:
-            missing = [option for option, value in (("--model", model), ("--dataset", dataset)) if value is None]
-            raise UserError(f"{path}: a file of weights needs {' and '.join(missing)}, e.g. --model cifar_wrn_34_10 "
-                            "--dataset cifar100")  # fmt: skip
-        if normalise is not None:
-            opt.check_choice("normalisation", normalise, ("none", "dataset", "network"), "--normalise")
-        settings_of_images = api.pair_recipe("attack", dataset, model, model, overrides=set_)
-        targets = [checkpoint_target(path, model, settings_of_images, key, normalise, out)]  # type: ignore[arg-type]
-    else:
-        _refuse("a recipe", model=model, dataset=dataset, key=key, normalise=normalise)
-        recipe = api.plan(find_recipe_in(target, out), only=only, trials=trials, overrides=set_)
-        results = out / recipe.recipe.name
-        folders = dict.fromkeys(results / trial.trial_id for trial in recipe.planned)
-        targets = finished_trial_targets(folders, _log)
-        if not targets:
-            raise UserError(f"{recipe.context}: none of its {len(folders)} trials is finished in {results}; "
-                            f"train them with: kd-bench run {recipe.context} --out {out}")  # fmt: skip
+    targets, recipe = find_targets(
+        target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials,
+        overrides=set_,
+    )  # fmt: skip
     evaluator = AutoAttackEvaluator(data, find_devices(device)[0], threads)
     if check:
         _check(evaluator, targets, settings)
         return
     for network in targets:
         for attack in settings:
-            name = f"{network.name}, {network.folder.parent.name}" if recipe is not None else network.name
+            name = f"{network.name}, {network.folder.name}" if recipe is not None else network.name
             _log(f"{name}: {attack.title}, {', '.join(map(title, attack.attacks))}")
             evaluator.evaluate(network, attack, save_examples, _log_progress)
     if recipe is not None:
@@ -121,7 +88,7 @@ def attack(
         _print_network(targets[0], settings, format_)
 
 
-def _check(evaluator: AutoAttackEvaluator, targets: list[AttackTarget], settings: list[Attack]) -> None:
+def _check(evaluator: AutoAttackEvaluator, targets: list[EvaluationTarget], settings: list[Attack]) -> None:
     from kd_bench.config.attack import title
 
     wrong = 0
@@ -139,7 +106,7 @@ def _check(evaluator: AutoAttackEvaluator, targets: list[AttackTarget], settings
         raise RunFailed("the adversarial images do not agree with the evaluation")
 
 
-def _print_network(target: AttackTarget, settings: list[Attack], format_: str) -> None:
+def _print_network(target: EvaluationTarget, settings: list[Attack], format_: str) -> None:
     from kd_bench.models import cards
     from kd_bench.report import attack_table, render
 
@@ -176,13 +143,6 @@ def _log_progress(name: str, batch: int, batches: int, standing: int) -> None:
         typer.echo(f"\r\x1b[K{line}", err=True, nl=batch == batches)
     elif batch == batches:
         typer.echo(line, err=True)
-
-
-def _refuse(target: str, **options: object) -> None:
-    """Raises a UserError for an option that has no meaning for the target."""
-    for name, value in options.items():
-        if value is not None:
-            raise UserError(f"--{name} has no meaning for {target}, so it must be left out")
 
 
 def _log(line: str) -> None:

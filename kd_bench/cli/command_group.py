@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import typer
@@ -20,6 +21,13 @@ class CommandGroup(TyperGroup):
             raise typer.Exit
         return super().parse_args(ctx, args)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes the commands with the first sentence of each one's help, over as many lines as it takes."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, _first_sentence(command.help or "")) for name, command in commands if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Returns the command that the first argument names.
 
@@ -31,3 +39,7 @@ class CommandGroup(TyperGroup):
             group = ctx.command_path.removeprefix("kd-bench").strip()
             raise unknown("command", name, self.list_commands(ctx), group)
         return super().resolve_command(ctx, args)
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]

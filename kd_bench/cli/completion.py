@@ -25,8 +25,9 @@ def methods(incomplete: str) -> list[str]:
 
 def listed_methods(incomplete: str) -> list[str]:
     """Returns methods for the last name of a list with commas."""
-    before, comma, last = incomplete.rpartition(",")
-    return [f"{before}{comma}{name}" for name in methods(last)]
+    from kd_bench.methods import _registry
+
+    return _last_of_list(_registry.names(), incomplete)
 
 
 def networks(incomplete: str) -> list[str]:
@@ -64,6 +65,20 @@ def formats(incomplete: str) -> list[str]:
     return _matching(FORMATS, incomplete)
 
 
+def columns(incomplete: str) -> list[str]:
+    """Returns columns of tables for the last name of a list with commas."""
+    from kd_bench.report.columns import COLUMNS
+
+    return _last_of_list(COLUMNS, incomplete)
+
+
+def metrics(incomplete: str) -> list[str]:
+    """Returns metrics of ``kd-bench evaluate`` for the last name of a list with commas."""
+    from kd_bench.trials.evaluation_file import METRICS
+
+    return _last_of_list(METRICS, incomplete)
+
+
 def devices(incomplete: str) -> list[str]:
     """Returns kinds of devices."""
     return _matching(("auto", "cpu", "cuda"), incomplete)
@@ -86,6 +101,11 @@ def subjects(incomplete: str) -> list[str]:
         *networks(incomplete),
         *_matching(packaged_recipes(), incomplete),
     ]
+
+
+def _last_of_list(names: Iterable[str], incomplete: str) -> list[str]:
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in _matching(names, last)]
 
 
 def _matching(names: Iterable[str], incomplete: str) -> list[str]:

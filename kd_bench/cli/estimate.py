@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kd_bench.cli import options as opt
+from kd_bench.cli import terminal
 from kd_bench.cli.option_types import decimal_number, whole_number
 from kd_bench.launch.options import RunOptions
 from kd_bench.utils.errors import UserError, unknown
@@ -50,6 +51,7 @@ def estimate(
     from kd_bench import api
     from kd_bench.config.load import find_recipe, read_recipe
     from kd_bench.estimate.gpus import select_gpus
+    from kd_bench.plan import warmup_notes
     from kd_bench.trials.recipe_file import find_recipe_in
 
     opt.check_format(format_)
@@ -64,9 +66,13 @@ def estimate(
     from kd_bench.estimate.estimate_text import render_estimate
 
     planned, notes = placeholders.plan_with_placeholders(content, str(find_recipe(recipe)), only or ())
+    for note in warmup_notes(planned):
+        _log(note)
     cost = estimate_recipe.estimate_recipe(planned, options, content.name, gpus, assumed, _log, steps)
     cost.notes[:0] = notes
-    typer.echo(render_estimate(cost, gpus, prices, assumed, options.threads, format_), nl=False)
+    width = terminal.reading_columns()
+    text = render_estimate(cost, gpus, prices, assumed, options.threads, format_, width)
+    typer.echo(text, nl=False)
     if cost.groups:
         _log(f"kept in {history.save_estimate(cost, options)}")
 

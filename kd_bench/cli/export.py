@@ -96,6 +96,8 @@ def export_card(
         input_description=exported.input_description,
         loading_code=exported.loading_code,
         training_command=_training_command(folder, recipe, method) or environment.get("command") or "",
+        kept_layers=[(layer.name, layer.description, layer.parameters) for layer in exported.kept_layers],
+        loads_in_timm=exported.loads_in_timm,
     )
     write_atomic(output / "README.md", model_card(subject))
     typer.echo(f"export: {', '.join((*exported.files, 'README.md'))}: {output}")

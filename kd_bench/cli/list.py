@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kd_bench.cli import completion
+from kd_bench.cli import completion, terminal
 from kd_bench.cli.options import OUT, Out, check_choice
 
 KINDS = ("methods", "networks", "teachers", "students", "datasets", "recipes")
@@ -23,9 +23,9 @@ def list_(
     """List the names of a kind, with a line about each."""
     check_choice("list", kind, KINDS)
     lines = _lines(kind)
-    width = max(map(len, lines))
+    width, columns = max(map(len, lines)), terminal.columns()
     for name, line in lines.items():
-        typer.echo(f"{name:{width}}  {line}".rstrip())
+        typer.echo(terminal.fit(f"{name:{width}}  {line}".rstrip(), columns))
 
 
 def show(
@@ -44,7 +44,9 @@ def show(
     """
     from kd_bench.cli.show import describe
 
-    typer.echo(describe(name, out, raw))
+    width = terminal.reading_columns()
+    text = describe(name, out, raw, width)
+    typer.echo(text if raw else terminal.fit(text, width))
 
 
 def _lines(kind: str) -> dict[str, str]:

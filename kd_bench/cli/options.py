@@ -68,7 +68,21 @@ Format = Annotated[
         autocompletion=completion.formats,
     ),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        help="Columns instead of the usual ones, with commas, e.g. top1,ece,agreement,latency.",
+        autocompletion=completion.columns,
+    ),
+]
 Key = Annotated[str | None, typer.Option("--key", help="Key of the weights in the file, with dots, e.g. ema.model.")]
+Target = Annotated[
+    str, typer.Argument(help="A file of weights, a trial's folder, or a recipe.", autocompletion=completion.recipes)
+]
+Model = Annotated[str | None, typer.Option("--model", help="For a file of weights: the network.")]
+ModelDataset = Annotated[str | None, typer.Option("--dataset", help="For a file of weights: the data set.")]
+Normalise = Annotated[str | None, typer.Option("--normalise", help="For a file of weights: none, dataset or network.")]
 Attacks = Annotated[
     str | None, typer.Option("--attacks", help="Attacks in their order. By default, apgd-ce,apgd-t,fab-t,square.")
 ]
@@ -204,6 +218,15 @@ def check_choice(kind: str, value: str, choices: Iterable[str], option: str = ""
     """Raises a UserError if there is no such choice."""
     if value not in choices:
         raise unknown(kind, value, choices, option)
+
+
+def parse_columns(text: str | None) -> tuple[str, ...]:
+    """Returns the names of ``--columns``. Raises a UserError if there is no such column."""
+    if text is None:
+        return ()
+    from kd_bench.report.columns import parse_columns as parse
+
+    return parse(text)
 
 
 def check_format(format_: str) -> None:

@@ -14,6 +14,7 @@ from kd_bench.cli.option_types import path_option
 def report(
     recipe: opt.Recipes = None,
     method: opt.Method = None,
+    columns: opt.Columns = None,
     out: opt.Out = opt.OUT,
     output: Annotated[Path, path_option("--output", "The HTML file to write.")] = Path("report.html"),
 ) -> None:
@@ -23,7 +24,7 @@ def report(
     from kd_bench.utils.files import check_output, write_output
 
     check_output(output, "--output")
-    parts = api.report_parts(recipe, method, out)
+    parts = api.report_parts(recipe, method, out, opt.parse_columns(columns))
     text = page(parts)
     write_output(output, text, "--output")
     trials = len({cell.trial_id for part in parts for cell in part.cells})

@@ -37,6 +37,8 @@ def run(
     source = find_recipe_in(recipe, options.out)
     planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
     train_and_print(planned, options, format_)
+    if format_ == "terminal" and not (method or only or trials or set_):  # else these commands show other trials
+        _print_next(recipe, options)
 
 
 @opt.with_run_options()
@@ -90,8 +92,12 @@ def compare(
     planned = api.plan_comparison(dataset, teacher, student, names, weights=weights, trials=trials, overrides=overrides)
     train_and_print(planned, options, format_)
     if format_ == "terminal":
-        name, out = planned.recipe.name, "" if options.out == opt.OUT else f" --out {shlex.quote(str(options.out))}"
-        typer.echo(f"\nnext:\n  kd-bench table {name}{out}\n  kd-bench report --recipe {name}{out}", err=True)
+        _print_next(planned.recipe.name, options)
+
+
+def _print_next(recipe: str, options: RunOptions) -> None:
+    arguments = shlex.quote(recipe) + ("" if options.out == opt.OUT else f" --out {shlex.quote(str(options.out))}")
+    typer.echo(f"\nnext:\n  kd-bench table {arguments}\n  kd-bench report --recipe {arguments}", err=True)
 
 
 def train_and_print(planned: PlannedRecipe, options: RunOptions, format_: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
 from kd_bench.cli.show_recipe import describe_recipe
 from kd_bench.config.load import find_recipe, packaged_recipes
 from kd_bench.data import registry as datasets
+from kd_bench.methods import _logit_settings
 from kd_bench.methods import _registry as methods
 from kd_bench.models import cards
 from kd_bench.models import registry as models
@@ -18,13 +20,14 @@ from kd_bench.utils.errors import UserError, unknown
 ROLES: tuple[cards.Role, ...] = ("teachers", "students")
 
 
-def describe(name: str, out: Path = Path("runs"), raw: bool = False) -> str:
+def describe(name: str, out: Path = Path("runs"), raw: bool = False, width: int = 100) -> str:
     """Returns a text about a method, network, teacher, student, data set, recipe or plug-in.
 
     Args:
         name: The name.
         out: The results folder, where comparisons keep their recipes.
         raw: Whether to return a recipe's file as it is.
+        width: Columns that a recipe's settings should fit in. Paragraphs are lines of any length.
 
     Raises:
         UserError: If there is none of this name.
@@ -48,7 +51,7 @@ def describe(name: str, out: Path = Path("runs"), raw: bool = False) -> str:
         card_names = [card.name for role in ROLES for card in cards.load_all(role)]
         names = [*methods.names(), *datasets.names(), *models.own_models(), *card_names, *packaged_recipes()]
         raise unknown("method, network, data set or recipe", name, dict.fromkeys(names)) from None
-    return describe_recipe(find_recipe(recipe))
+    return describe_recipe(find_recipe(recipe), width)
 
 
 def _describe_network(name: str) -> str:
@@ -75,7 +78,13 @@ def _describe_plugin(name: str) -> str:
     if kind is plugins.METHOD:
         return _describe_method(name)
     plugin = plugins.find(kind, name)
-    return f"{plugin.name} ({kind.noun})\n\n{plugin.check().doc}".rstrip()
+    return f"{plugin.name} ({kind.noun})\n\n{_unwrapped(plugin.check().doc)}".rstrip()
+
+
+def _unwrapped(doc: str) -> str:
+    """Returns a docstring with a line for each paragraph. Lists and paragraphs with indented lines stay as they are."""
+    paragraphs = doc.split("\n\n")
+    return "\n\n".join(text if re.search(r"\n[ *-]", f"\n{text}") else text.replace("\n", " ") for text in paragraphs)
 
 
 def _describe_method(name: str) -> str:
@@ -83,11 +92,13 @@ def _describe_method(name: str) -> str:
     lines = [
         f"{name} ({info.family}{'' if info.needs_teacher else ', needs no teacher'})",
         "",
-        info.doc.partition("\nArgs:\n")[0].strip(),
+        _unwrapped(info.doc.partition("\nArgs:\n")[0].strip()),
         "",
         "Hyper-parameters:" if info.parameters else "It has no hyper-parameters.",
     ]
     for parameter in info.parameters:
         text = f"  {' '.join(parameter.text.split())}" if parameter.text else ""
         lines.append(f"  {parameter.name}: {parameter.annotation} = {parameter.default!r}{text}")
+    if keys := _logit_settings.combinable(info):
+        lines += ["", f"A row of a recipe may set {' and '.join(keys)}, too."]
     return "\n".join(lines)

@@ -16,6 +16,8 @@ from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import Training
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
+from kd_bench.plan import plan, warmup_notes
+from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 from kd_bench.utils.plugins import display_path
 
@@ -41,8 +43,12 @@ class _Line:
     source: str = ""
 
 
-def describe_recipe(path: Path) -> str:
+def describe_recipe(path: Path, width: int = 100) -> str:
     """Returns a text about the recipe in a file: pairs, rows and all settings, each with its source.
+
+    Args:
+        path: The file.
+        width: Columns that the settings should fit in, if their values have spaces.
 
     Raises:
         UserError: If the recipe is invalid.
@@ -51,11 +57,12 @@ def describe_recipe(path: Path) -> str:
     sources = _Sources(files)
     names = [_file_name(file) for file, _ in files]
     chain = f"{path}{''.join(f', which extends {name}' for name in names[1:])}"
-    trials = len(recipe.pairs) * len(recipe.methods) * len(recipe.all_seeds())
+    trials = sum(len(recipe.rows_of(pair)) for pair in recipe.pairs) * len(recipe.all_seeds())
     lines = [*_comparison(recipe, sources), *_training(recipe, sources), *_teachers(recipe, sources)]
     head = [f"{recipe.name}: {' '.join(recipe.description.split())}".rstrip(" :"), chain, ""]
+    notes = [*_switched_off(recipe, sources), *_warmups(recipe, str(path))]
     end = ["", f"These are {trials} trials. The file itself is shown by --raw."]
-    return "\n".join([*head, *_aligned(lines), *_switched_off(recipe, sources), *end])
+    return "\n".join([*head, *_aligned(lines, width), *notes, *end])
 
 
 class _Sources:
@@ -99,7 +106,7 @@ def _comparison(recipe: Recipe, sources: _Sources) -> Iterator[_Line]:
     yield _Line("seeds", shown, sources("trials" if recipe.seeds is None else "seeds"))
     for name in ("baseline", "published"):
         if (value := getattr(recipe, name)) is not None:
-            yield _Line(name, value, sources(name))
+            yield _Line(name, value if isinstance(value, str) else ", ".join(value), sources(name))
     yield _Line("pairs")
     for pair in recipe.pairs:
         title = f"{pair.teacher} -> {pair.student}" if pair.teacher else pair.student
@@ -107,11 +114,17 @@ def _comparison(recipe: Recipe, sources: _Sources) -> Iterator[_Line]:
         for name in ("training", "methods"):
             for key, value in _leaves(getattr(pair, name)):
                 yield _Line(f"    {'.'.join((name, *key))}", _text(value), sources("pairs"))
+        if pair.leave_out:
+            yield _Line("    leave_out", ", ".join(pair.leave_out), sources("pairs"))
     yield _Line("methods")
     for label, row in recipe.methods.items():
         named = row.method != label
         yield _Line(f"  {label}", row.method if named else "", sources("methods", label, "method") if named else "")
-        for name, value in methods.check(row.method, row.hyperparameters, f"methods.{label}").items():
+        if row.untuned:
+            yield _Line("    untuned", _text(row.untuned), sources("methods", label, "untuned"))
+        values, logit_settings = methods.split_row(row.method, row.hyperparameters, f"methods.{label}")
+        hyperparameters = methods.check(row.method, values, f"methods.{label}")
+        for name, value in (hyperparameters | logit_settings.logit_settings()).items():
             yield _Line(f"    {name}", _text(value), sources("methods", label, "hyperparameters", name))
         for key, value in _leaves(row.training):
             yield _Line(f"    training.{'.'.join(key)}", _text(value), sources("methods", label, "training", *key))
@@ -145,7 +158,17 @@ def _is_off(value: Any, source: str) -> bool:
 def _switched_off(recipe: Recipe, sources: _Sources) -> list[str]:
     """Returns a sentence about the settings that ``_training`` leaves out."""
     names = [".".join(key) for key, value, source in _training_values(recipe, sources) if _is_off(value, source)]
-    return ["", *textwrap.wrap(f"Off by default: {', '.join(names)}.", 80)] if names else []
+    return ["", f"Off by default: {', '.join(names)}."] if names else []
+
+
+def _warmups(recipe: Recipe, context: str) -> list[str]:
+    """Returns the notes about warm-ups that are longer than the training. Teachers may lack their weights."""
+    students = recipe.model_copy(update={"teacher_training": {}, "teachers": {}, "seeds": (0,)})
+    try:
+        notes = warmup_notes(plan(students, context))
+    except UserError:  # e.g. generated images are missing; kd-bench run says so
+        notes = []
+    return [line for note in notes for line in ("", note)]
 
 
 def _teachers(recipe: Recipe, sources: _Sources) -> Iterator[_Line]:
@@ -174,8 +197,10 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _aligned(lines: Sequence[_Line]) -> Iterator[str]:
-    keys = max(len(line.key) for line in lines)
-    values = min(40, max(len(line.value) for line in lines))
+def _aligned(lines: Sequence[_Line], width: int) -> Iterator[str]:
+    keys, sources = max(len(line.key) for line in lines), max(len(line.source) for line in lines)
+    values = max(12, min(40, width - keys - sources - 4, max(len(line.value) for line in lines)))
     for line in lines:
-        yield f"{line.key:{keys}}  {line.value:{values}}  {line.source}".rstrip()
+        first, *others = textwrap.wrap(line.value, values, break_long_words=False, break_on_hyphens=False) or [""]
+        yield f"{line.key:{keys}}  {first:{values}}  {line.source}".rstrip()
+        yield from (f"{'':{keys}}  {other}" for other in others)

@@ -51,7 +51,11 @@ def verify(
     data: opt.Data = None,
     device: opt.Device = "cpu",
 ) -> None:
-    """Verify finished trials: their settings, metrics and checksums of weights, and their accuracies if asked."""
+    """Verify finished trials: their settings, metrics and checksums of weights.
+
+    With --accuracy, also their accuracies, and calibration and fidelity of those that were evaluated.
+    """
+    from kd_bench.evaluation.verify_evaluation import verify_evaluations
     from kd_bench.launch.devices import find_devices
     from kd_bench.trials import integrity
     from kd_bench.trials.images import differing_images
@@ -65,6 +69,7 @@ def verify(
         sound = [trial.path for trial in checked if trial.status == "done" and not trial.faults]
         chosen = find_devices(device)[0]
         faults += filter(None, (integrity.check_accuracy(path, data, chosen) for path in sound))
+        faults += verify_evaluations(sound, data, chosen)
     for fault in faults:
         typer.echo(fault)
     counts = Counter(trial.status for trial in checked)

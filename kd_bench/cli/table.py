@@ -31,11 +31,13 @@ def table(
     only: opt.Only = None,
     trials: opt.Trials = None,
     set_: opt.Set = None,
+    columns: opt.Columns = None,
     out: opt.Out = opt.OUT,
     format_: opt.Format = "terminal",
 ) -> None:
     """Print the table of a recipe's results so far, or the published tables."""
     opt.check_format(format_)
+    names = opt.parse_columns(columns)
     if published or recipe is None:
         from kd_bench.paper.published_tables import reprint
 
@@ -55,10 +57,10 @@ def table(
         part = None if method or only or trials or set_ else api.folder_part(recipe, out)
         if part is None:
             raise
-        print_summary(part.summary, format_)
+        print_summary(api.with_columns(part, names).summary, format_)
         return
     planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
-    print_summary(api.table([planned], out), format_)
+    print_summary(api.table([planned], out, names), format_)
 
 
 def print_summary(summary: Summary, format_: str) -> None:

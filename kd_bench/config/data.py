@@ -36,6 +36,8 @@ class Dataset(Settings):
             the set's default.
         train_images: Number of training images to use, evenly over the classes; None for all.
         test_images: Number of test images to use, evenly over the classes; None for all.
+        holdout: Number of the training images that are held out: no network is trained on them, and students are
+            evaluated on them after each epoch. They are drawn evenly over the classes, and are the same for all seeds.
         source: SHA-256 of a plug-in's file; None in a recipe for that of the present file. None for the sets that come
             with kd-bench.
     """
@@ -47,6 +49,7 @@ class Dataset(Settings):
     size: ImageSize | None = added_field()
     train_images: AtLeastTwoImages | None = added_field()
     test_images: Images | None = added_field()
+    holdout: AtLeastTwoImages | None = added_field()
     source: str | None = added_field()
 
     @property
@@ -60,6 +63,7 @@ class Dataset(Settings):
             parts.append(f"{self.labels} labels")
         parts += [f"{self.train_images} training images"] if self.train_images is not None else []
         parts += [f"{self.test_images} test images"] if self.test_images is not None else []
+        parts += [f"{self.holdout} held out"] if self.holdout is not None else []
         return f"{name} ({', '.join(parts)})" if parts else name
 
 

@@ -40,7 +40,12 @@ Bins = Annotated[int, Interval(ge=2, le=1_000)]
 MAX_NAME = 100
 
 #: Folders of OUT that are no recipe's.
-_RESERVED = {"smoke": "smoke runs", "attacks": "attacks on files of weights", "logs": "logs"}
+_RESERVED = {
+    "smoke": "smoke runs",
+    "attacks": "attacks on files of weights",
+    "evaluations": "evaluations of files of weights",
+    "logs": "logs",
+}
 
 #: Names that Windows keeps for devices, with any suffix.
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE | re.DOTALL)

@@ -17,7 +17,7 @@ from kd_bench.utils.paths import is_file, is_folder, package_path
 _MAX_PARENTS = 20
 
 #: Keys of a row that are not hyper-parameters.
-_ROW_KEYS = ("method", "training")
+_ROW_KEYS = ("method", "training", "untuned")
 
 _TEACHER_KEYS = {*Training.model_fields, "seed", "weights"}
 
@@ -102,7 +102,8 @@ def find_published(name: str, context: str) -> Path:
     """
     path = Path(name) if is_file(Path(name)) else package_path("results", "published", f"{name}.yaml")
     if not is_file(path):
-        names = (file.stem for file in package_path("results", "published").glob("*.yaml"))
+        files = package_path("results", "published").glob("*.yaml")
+        names = [file.stem for file in files if not file.stem.endswith("base")]
         raise unknown("file of published numbers", name, names, context)
     return path
 

@@ -51,7 +51,37 @@ class Lamb(Settings):
     weight_decay: NonNegative = 0.02
 
 
-Optimizer = Annotated[SGD | AdamW | Lamb, Field(discriminator="name")]
+class DOT(Settings):
+    """SGD with a momentum for the labels' loss and one for the distillation, for methods with a teacher.
+
+    Zhao et al., "DOT: A Distillation-Oriented Trainer", ICCV 2023. A step takes two backward passes. The labels' loss
+    is the method's term "ce", and the distillation all of its other terms.
+
+    Attributes:
+        delta: The momentum of the labels' loss is ``momentum - delta``, that of the distillation ``momentum + delta``.
+            Published are 0.075 (CIFAR-100, Tiny-ImageNet) and 0.09 (ImageNet).
+        weight_decay: Of the labels' loss.
+    """
+
+    name: Literal["dot"]
+    lr: Positive = 0.05
+    momentum: OpenFraction = 0.9
+    weight_decay: NonNegative = 5e-4
+    delta: FractionBelowOne = 0.075
+
+    @model_validator(mode="after")
+    def _check_momenta(self) -> DOT:
+        if self.delta > self.momentum:
+            raise ValueError(f"delta must be at most momentum, which is {self.momentum:g}; it is {self.delta:g}")
+        if self.momentum + self.delta >= 1:
+            raise ValueError(
+                f"momentum + delta, the momentum of the distillation, must be below 1; it is "
+                f"{self.momentum:g} + {self.delta:g}"
+            )
+        return self
+
+
+Optimizer = Annotated[SGD | AdamW | Lamb | DOT, Field(discriminator="name")]
 
 
 class StepSchedule(Settings):

@@ -14,6 +14,9 @@ from kd_bench.config.data import Dataset
 from kd_bench.config.limits import MAX_TRIALS, Label, RecipeName, Trials
 from kd_bench.config.trial import Seed, Training
 
+#: A mark of hyper-parameters that nobody published for a pair: true, or what was used instead, in words.
+Untuned = bool | NonEmpty
+
 
 class MethodEntry(Settings):
     """A row of the table: a method, by default the one its label names.
@@ -22,11 +25,26 @@ class MethodEntry(Settings):
         method: The method's name.
         hyperparameters: Hyper-parameters that differ from the method's defaults.
         training: Settings of the recipe and the pair that differ for this row.
+        untuned: Whether no hyper-parameters of the row are published for the pairs; text says what was used instead,
+            e.g. "the settings of VGG13 to VGG8". The tables mark such rows. It is no part of a trial.
     """
 
     method: str
     hyperparameters: dict[str, Any] = {}
     training: dict[str, Any] = added_field({})
+    untuned: Untuned = added_field(False)
+
+
+class RowOfPair(Settings):
+    """What a pair changes in a row besides hyper-parameters.
+
+    Attributes:
+        training: Settings of the row's training that differ for this pair.
+        untuned: The row's mark for this pair; None for that of the row.
+    """
+
+    training: dict[str, Any] = {}
+    untuned: Untuned | None = None
 
 
 class PairEntry(Settings):
@@ -36,13 +54,15 @@ class PairEntry(Settings):
         teacher: Name of the teacher's network; None to compare methods that need no teacher.
         student: Name of the student's network.
         training: Settings of the recipe that differ for this pair, e.g. ``{optimizer: {lr: 0.01}}``.
-        methods: Hyper-parameters that differ for this pair, by label of the row.
+        methods: Hyper-parameters that differ for this pair, by label of the row; and the keys of ``RowOfPair``.
+        leave_out: Labels of the rows that this pair does not have, such as a method that its networks do not allow.
     """
 
     teacher: str | None
     student: str
     training: dict[str, Any] = {}
     methods: dict[str, dict[str, Any]] = {}
+    leave_out: tuple[str, ...] = added_field(())
 
 
 class Recipe(Training):
@@ -62,7 +82,7 @@ class Recipe(Training):
         teachers: The same for one teacher, by the network's name. With ``weights`` the teacher is not trained but read
             from that file, or, if ``weights`` is ``published``, from the file that its card names.
         published: Published numbers that the table shows beside results measured by the same protocol: the name of a
-            file in ``results/published/``, or the path of such a file; None for none.
+            file in ``results/published/``, or the path of such a file, or a list of them; None for none.
     """
 
     name: RecipeName
@@ -75,7 +95,7 @@ class Recipe(Training):
     baseline: str = "kd"
     teacher_training: dict[str, Any] = {}
     teachers: dict[str, dict[str, Any]] = {}
-    published: NonEmpty | None = None
+    published: NonEmpty | tuple[NonEmpty, ...] | None = None
 
     @model_validator(mode="after")
     def _check_name(self) -> Recipe:
@@ -96,6 +116,14 @@ class Recipe(Training):
     def shared_training(self) -> dict[str, Any]:
         """Returns the settings that pairs and teachers may override, as plain JSON values."""
         return self.model_dump(mode="json", include=set(Training.model_fields))
+
+    def rows_of(self, pair: PairEntry) -> dict[str, MethodEntry]:
+        """Returns the rows of a pair by label."""
+        return {label: row for label, row in self.methods.items() if label not in pair.leave_out}
+
+    def published_names(self) -> tuple[str, ...]:
+        """Returns the names of the files of published numbers."""
+        return (self.published,) if isinstance(self.published, str) else self.published or ()
 
     def all_seeds(self) -> tuple[int, ...]:
         """Returns the seeds, one per trial."""

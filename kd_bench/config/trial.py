@@ -56,6 +56,8 @@ class Training(Settings):
         teacher_precision: Precision of the teacher's forward pass; None for ``precision``. Its outputs are converted to
             ``precision``.
         augment: Augmentation of training images in memory.
+        second_view: Augmentation of a second view of the same images, which a method compares with the first; None for
+            none. Methods that read one view ignore it in a recipe, and a row or pair of theirs must not have it.
         pipeline: How image files become batches, instead of ``augment``; None for a set that is decoded once and kept
             in memory.
         input: The input of the network.
@@ -77,6 +79,7 @@ class Training(Settings):
     compile: Shared[Literal["off", "auto", "on", "graphs"]] = added_field("auto")
     teacher_precision: Shared[Literal["float32", "bfloat16"] | None] = added_field()
     augment: Shared[Augment] = Augment()
+    second_view: Shared[Augment | None] = added_field()
     pipeline: Shared[Pipeline | None] = added_field()
     input: PerTrial[Input] = added_field(Input())
     adversarial: Adversarial | None = added_field()
@@ -85,6 +88,14 @@ class Training(Settings):
     def _check_combination(self) -> Training:
         if self.adversarial is not None:
             self._check_adversarial(self.adversarial)
+        if self.second_view is not None:
+            for key in ("mixup", "cutmix"):
+                if getattr(self.second_view, key) is not None:
+                    raise ValueError(f"second_view.{key} must be left out, because both views have the same labels")
+                if getattr(self.augment, key) is not None:
+                    raise ValueError(f"augment.{key} must be left out with second_view, whose images are not mixed")
+            if self.pipeline is not None:
+                raise ValueError("second_view must be left out with a pipeline; only images in memory have two views")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch must divide batch_size, which is {self.batch_size}")
         if self.pipeline is not None and self.augment not in (Augment(), Augment(crop=0, flip=False)):
@@ -108,12 +119,42 @@ class Training(Settings):
                 raise ValueError(f"adversarial.{key}.from_epoch must not be above epochs, which is {self.epochs}")
 
 
-class MethodSettings(Settings):
+class LogitSettings(Settings):
+    """Settings of a row that can be combined with any method that compares logits.
+
+    Attributes:
+        standardise: Whether the method reads standardised logits of teacher and student (Sun et al., "Logit
+            Standardization in Knowledge Distillation", 2024). The loss with the labels reads the raw logits.
+        entropy_weights: Temperature of the entropies that weight the samples' distillation losses (Su et al., "EA-KD",
+            2025); None for equal weights.
+    """
+
+    standardise: bool = added_field(False)
+    entropy_weights: Positive | None = added_field()
+
+    def logit_settings(self) -> dict[str, Any]:
+        """Returns those of the settings above that are switched on, by name, as plain JSON values."""
+        return self.model_dump(mode="json", include=set(LogitSettings.model_fields))
+
+
+class MethodSettings(LogitSettings):
     """A method with all its hyper-parameters. ``source`` is the SHA-256 of a plug-in's file, None for our methods."""
 
     name: str
     hyperparameters: dict[str, Any] = {}
     source: str | None = None
+
+    @property
+    def preparation_epochs(self) -> int:
+        """Number of epochs before the student's own, see ``kd_bench.methods.base.Method``."""
+        epochs = self.hyperparameters.get("preparation_epochs")
+        return max(0, epochs) if isinstance(epochs, int) else 0
+
+    @property
+    def title(self) -> str:
+        """The method's name with the logit settings that are switched on, e.g. ``kd + standardise``."""
+        texts = (key if value is True else f"{key} {value:g}" for key, value in self.logit_settings().items())
+        return " + ".join((self.name, *texts))
 
 
 class IdentifiedSettings(Settings):
@@ -143,6 +184,7 @@ class PretrainedTeacher(IdentifiedSettings):
 
     teacher: ClassVar[None] = None  # a pretrained teacher has no known teacher of its own
     epochs: ClassVar[int] = 1  # the work is one pass over the test set
+    preparation_epochs: ClassVar[int] = 0
 
     dataset: Dataset
     model: str
@@ -172,6 +214,18 @@ class Trial(Training, IdentifiedSettings):
     seed: Shared[Seed]
 
     model_config = ConfigDict(validate_by_alias=True, validate_by_name=True, serialize_by_alias=True)
+
+    @property
+    def preparation_epochs(self) -> int:
+        """Number of epochs before the student's own."""
+        return self.method.preparation_epochs
+
+    def without_preparation(self) -> Trial:
+        """Returns the trial with the student's own epochs only."""
+        if not self.preparation_epochs:
+            return self
+        hyperparameters = {**self.method.hyperparameters, "preparation_epochs": 0}
+        return self.model_copy(update={"method": self.method.model_copy(update={"hyperparameters": hyperparameters})})
 
     @property
     def cohort_key(self) -> str:
@@ -204,6 +258,7 @@ class PlannedTrial:
     label: str  # of the table's row
     taught_by: Trial | PretrainedTeacher | None  # the pair's teacher, even if the trial itself has none
     weights: Path | None = None  # file of a pretrained teacher
+    untuned: bool | str = False  # the row's mark for this pair, see ``MethodEntry``
 
     @property
     def trial_id(self) -> str:

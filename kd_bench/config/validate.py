@@ -46,6 +46,9 @@ _EXPECTED = {
     "string_too_long": "text of at most {max_length} characters",
 }
 
+#: Parts of pydantic's locations that are not in the file.
+_BRANCHES = ("[key]", "bool", "tuple[constrained-str, ...]")
+
 #: What text should be, by the pattern that it does not match.
 _PATTERNS = {
     "^[0-9a-f]{64}$": "a SHA-256 checksum: 64 digits from 0 to 9 and a to f",
@@ -111,7 +114,8 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
 
 def _location(details: ErrorDetails) -> list[str]:
     parts = map(str, details["loc"])
-    return [part for part in parts if part != "[key]" and not part.startswith(("constrained-", "function-"))]
+    # pydantic also names the branches of unions
+    return [part for part in parts if part not in _BRANCHES and not part.startswith(("constrained-", "function-"))]
 
 
 def _expected(details: ErrorDetails) -> str:

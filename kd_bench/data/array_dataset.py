@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from kd_bench.utils import seeding
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,6 +45,8 @@ class ArrayDataset:
     """(N, 16) uint8: digests of the training images, if they are known; see ``image_digest.digest_each``."""
     test_digests: Tensor | None = None
     """(M, 16) uint8."""
+    holdout: ArrayDataset | None = None
+    """The images that are held out, as the test images of a data set; None if there are none."""
 
     @staticmethod
     def from_decoded(
@@ -53,9 +57,11 @@ class ArrayDataset:
 
         train_images, test_images = torch.from_numpy(train.images), torch.from_numpy(test.images)
         train_labels, test_labels = (torch.from_numpy(split.labels[:, kind].copy()) for split in (train, test))
-        digests = (None if split.digests is None else torch.from_numpy(split.digests) for split in (train, test))
+        of_train, of_test = (
+            None if split.digests is None else torch.from_numpy(split.digests) for split in (train, test)
+        )
         splits = train_images, train_labels, test_images, test_labels
-        return ArrayDataset(*splits, class_names, spec.mean, spec.std, *digests)
+        return ArrayDataset(*splits, class_names, spec.mean, spec.std, of_train, of_test)
 
     @staticmethod
     def from_arrays(
@@ -163,6 +169,21 @@ class ArrayDataset:
         train = balanced_indices(self.train_labels, train_images)
         return self._select(train, balanced_indices(self.test_labels, test_images))
 
+    def hold_out(self, count: int) -> ArrayDataset:
+        """Returns the data set without ``count`` of its training images, which become ``holdout``.
+
+        They are drawn evenly over the classes, by a draw that depends on nothing but their number and the labels.
+        """
+        held_out = drawn_indices(self.train_labels, count)
+        kept = mask_without(len(self.train_labels), held_out)
+        holdout = replace(
+            self,
+            test_images=self.train_images[held_out].contiguous(),
+            test_labels=self.train_labels[held_out],
+            test_digests=None if self.train_digests is None else self.train_digests[held_out],
+        )
+        return replace(self._select(kept, None), holdout=holdout)
+
     def _select(self, train: Tensor | None, test: Tensor | None) -> ArrayDataset:
         """Returns the images with these indices or in these masks; None keeps all."""
         fields = {}
@@ -189,6 +210,24 @@ def balanced_indices(labels: Tensor, count: int | None) -> Tensor | None:
     rank[by_class] = labels.new_tensor(range(len(labels))) - first_of_class[labels[by_class]]
     order = (rank * (int(labels.max()) + 1) + labels).argsort(stable=True)
     return order[:count].sort().values
+
+
+def drawn_indices(labels: Tensor, count: int) -> Tensor:
+    """Returns the indices of ``count`` images, drawn by name and balanced over the classes, in rising order."""
+    import torch
+
+    order = torch.randperm(len(labels), generator=seeding.generator(0, seeding.HOLDOUT))
+    rows = balanced_indices(labels[order], count)
+    return order.sort().values if rows is None else order[rows].sort().values
+
+
+def mask_without(size: int, left_out: Tensor) -> Tensor:
+    """Returns a mask, (size,) bool, that is false at the given indices."""
+    import torch
+
+    mask = torch.ones(size, dtype=torch.bool)
+    mask[left_out] = False
+    return mask
 
 
 def _images(array: ArrayLike | Tensor, name: str) -> Tensor:

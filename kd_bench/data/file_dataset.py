@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_bench.config.data import Pipeline
-from kd_bench.data.array_dataset import balanced_indices
+from kd_bench.data.array_dataset import balanced_indices, drawn_indices, mask_without
 from kd_bench.data.image_digest import ImageRecord, image_record
 from kd_bench.data.sources import _file_digests, _find_files
 
@@ -99,6 +99,8 @@ class FileDataset:
     """Of the channels, for images scaled to 0..1."""
     pipeline: Pipeline
     """How the images become batches."""
+    holdout: FileDataset | None = None
+    """The files that are held out, as the test images of a data set; None if there are none."""
 
     @property
     def train_labels(self) -> Tensor:
@@ -134,3 +136,9 @@ class FileDataset:
     def subset(self, train_images: int | None, test_images: int | None) -> FileDataset:
         """Returns the given numbers of files, as ``ArrayDataset.subset`` chooses them."""
         return replace(self, train=self.train.subset(train_images), test=self.test.subset(test_images))
+
+    def hold_out(self, count: int) -> FileDataset:
+        """Returns the data set without ``count`` training files, which become ``holdout``, as ``ArrayDataset`` does."""
+        held_out = drawn_indices(self.train.labels, count)
+        kept = self.train.select(mask_without(len(self.train), held_out).numpy())
+        return replace(self, train=kept, holdout=replace(self, test=self.train.select(held_out.numpy())))

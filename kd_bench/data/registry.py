@@ -103,6 +103,9 @@ def _check_counts(dataset: Dataset, train_size: int | None, test_size: int | Non
         wanted = getattr(dataset, key)
         if wanted is not None and size is not None and wanted > size:
             raise UserError(f"{at}{key}: {wanted} is more than {dataset.name} has, {size}")
+    chosen = train_size if dataset.train_images is None else dataset.train_images
+    if dataset.holdout is not None and chosen is not None and dataset.holdout >= chosen:
+        raise UserError(f"{at}holdout: {dataset.holdout} of {chosen} training images leave none to train on")
 
 
 def resolve(dataset: Dataset, pipeline: Pipeline | None = None) -> Dataset:
@@ -139,7 +142,7 @@ def resolve_spec(dataset: Dataset) -> DatasetSpec:
 
 
 def known_train_size(dataset: Dataset) -> int | None:
-    """Returns the number of chosen training images; None if only the files say it.
+    """Returns the number of chosen training images that are not held out; None if only the files say it.
 
     The built-in sets whose number is known have equally many images of each class.
 
@@ -150,7 +153,8 @@ def known_train_size(dataset: Dataset) -> int | None:
     size = known.train_size
     if size is not None and dataset.classes is not None and dataset.name in built_in():
         size = size * dataset.classes // (_num_classes(known, dataset.labels) or dataset.classes)
-    return min((count for count in (size, dataset.train_images) if count is not None), default=None)
+    chosen = min((count for count in (size, dataset.train_images) if count is not None), default=None)
+    return None if chosen is None else chosen - (dataset.holdout or 0)
 
 
 def resolve_data_dir(folder: Path | None = None) -> Path:
@@ -246,4 +250,5 @@ def _select(images: Images, dataset: Dataset) -> Images:
         _check_classes(dataset, images.num_classes)
         images = images.take_classes(dataset.classes)
     _check_counts(dataset, len(images.train_labels), len(images.test_labels))
-    return images.subset(dataset.train_images, dataset.test_images)
+    images = images.subset(dataset.train_images, dataset.test_images)
+    return images if dataset.holdout is None else images.hold_out(dataset.holdout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from kd_bench.data.in_memory import InMemoryLoader
 from kd_bench.types import Batch
 
 
-class TwoViews:
-    """Yields batches of 2 B images: B images, then the same images in the same order, augmented by another loader.
+class _PairedLoaders:
+    """Two loaders with the same order of the images.
 
     Args:
         first, second: Loaders with the same images, seed and batch size, and different ``view``.
@@ -22,7 +23,7 @@ class TwoViews:
         self.first, self.second = first, second
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch, from 0, of the next iteration."""
+        """Sets the epoch of the next iteration."""
         self.first.set_epoch(epoch)
         self.second.set_epoch(epoch)
 
@@ -38,6 +39,10 @@ class TwoViews:
         """Number of batches."""
         return len(self.first)
 
+
+class TwoViews(_PairedLoaders):
+    """Yields batches of 2 B images: B images, then the same images in the same order, augmented by another loader."""
+
     def __iter__(self) -> Iterator[Batch]:
         for first, second in zip(self.first, self.second, strict=True):
             yield Batch(
@@ -47,3 +52,11 @@ class TwoViews:
                 first.epoch,
                 first.step,
             )
+
+
+class SecondView(_PairedLoaders):
+    """Yields the batches of the first loader, with the images of the second one as ``second_images``."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first, second in zip(self.first, self.second, strict=True):
+            yield replace(first, second_images=second.images)

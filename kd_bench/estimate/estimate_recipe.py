@@ -54,7 +54,7 @@ def estimate_recipe(
     for number, group in enumerate(groups, 1):
         log(f"counting the operations of {group.title} ({number} of {len(groups)})")
         notes.append(_count_group(group, options, gpus, assumed))
-    if steps != 0:
+    if steps != 0 and groups:
         notes.append(_load_note())
         _time_groups(groups, options, devices, steps, log)
         notes += [group.timing.stand_in for group in groups if group.timing]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kd_bench.estimate.history import format_duration
 from kd_bench.report.render import Column, Table, TableRow, render
@@ -20,7 +20,13 @@ _GB = 1e9
 
 
 def render_estimate(
-    cost: RecipeCost, gpus: Mapping[str, Gpu], prices: Prices, assumed: Assumptions, threads: int, format: str
+    cost: RecipeCost,
+    gpus: Mapping[str, Gpu],
+    prices: Prices,
+    assumed: Assumptions,
+    threads: int,
+    format: str,
+    width: int = 100,
 ) -> str:
     """Returns an estimate as text that ends with a line break.
 
@@ -31,24 +37,31 @@ def render_estimate(
         assumed: Numbers that the GPUs' data sheets do not have.
         threads: CPU threads of a cohort.
         format: One of ``kd_bench.report.render.FORMATS``. "csv" has one row per group of cohorts and device.
+        width: Columns of the terminal, for "terminal".
     """
+    page = _Page(format, width)
     if format == "csv":
         return render([_csv_table(cost, prices)], format)
-    parts = [_summary(cost)]
+    parts = [page.wrap(_summary(cost).split("\n"))]
     if any(group.timing for group in cost.groups):
-        parts.append(_local_part(cost, prices, threads, format))
+        parts.append(_local_part(cost, prices, threads, page))
     if cost.groups and gpus:
         parts += [
-            "On one GPU, all cohorts one after the other; from counted operations, not measured:\n"
-            + _render(_gpu_table(cost, gpus, prices), format),
-            "What was counted. Students: parameters, the optimiser's state and moving averages of all of them;\n"
-            "activations: what one student's forward and backward pass, its gradients included (or the teacher's), has "
-            "in use at most.\n" + _render(_memory_table(cost.groups), format),
-            _wrap(_assumption_lines(cost, gpus, assumed), format),
+            page.wrap(["On one GPU, all cohorts one after the other; from counted operations, not measured:"])
+            + f"\n{page.table(_gpu_table(cost, gpus, prices))}",
+            page.wrap(
+                [
+                    "What was counted: GFLOP an image, and GB on a GPU. Students: parameters, the optimiser's state "
+                    "and moving averages of all of them; activations: what one student's forward and backward pass, "
+                    "its gradients included (or the teacher's), has in use at most."
+                ]
+            )
+            + f"\n{page.table(_memory_table(cost.groups))}",
+            page.wrap(_assumption_lines(cost, gpus, assumed)),
         ]
     notes = [*cost.notes, *_timing_notes(cost.groups), *(note for group in cost.groups for note in group.notes)]
     if notes:
-        parts.append(_wrap(["Notes:", *(f"- {note}" for note in notes)], format))
+        parts.append(page.wrap(["Notes:", *(f"- {note}" for note in notes)]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,14 +99,16 @@ def _summary(cost: RecipeCost) -> str:
     return f"{text}.\nA cohort is the students that one process trains side by side, with one pass of the teacher."
 
 
-def _local_part(cost: RecipeCost, prices: Prices, threads: int, format: str) -> str:
+def _local_part(cost: RecipeCost, prices: Prices, threads: int, page: _Page) -> str:
     concurrent = len(cost.devices)
     rows = []
     for group in cost.groups:
         if group.timing is None:
             continue
         timing, epoch = group.timing, group.timing.epoch
-        timed_on = f"{timing.steps} steps of {timing.images} images" if timing.steps else f"{timing.images} images"
+        timed_on = _plural(timing.images, "image")
+        if timing.steps:
+            timed_on = f"{_plural(timing.steps, 'step')} of\n{timed_on}"
         seconds = [epoch.shared, sum(epoch.own), epoch.evaluation + epoch.checkpoint, 3600 * group.hours(epoch)]
         least, most = min(group.epochs), max(group.epochs)
         epochs = str(most) if least == most else f"{least} to {most}"
@@ -101,8 +116,8 @@ def _local_part(cost: RecipeCost, prices: Prices, threads: int, format: str) -> 
             [_group_name(group), len(group.epochs), epochs, timed_on, *map(format_duration, seconds),
              f"{timing.memory / _GB:.1f} GB"]
         )  # fmt: skip
-    headers = ["cohort", "of these", "epochs", "timed on", "an epoch:\nimages, teacher", "students", "test",
-               "all epochs", "memory"]  # fmt: skip
+    headers = ["cohort", "of\nthese", "epochs", "timed on", "epoch:\nimages,\nteacher", "students", "test",
+               "all\nepochs", "memory"]  # fmt: skip
     hours, unshared, wall = cost.hours(), cost.hours(unshared=True), cost.wall_hours()
     total = f"Together {_hours(hours)}"
     if concurrent > 1:
@@ -110,11 +125,12 @@ def _local_part(cost: RecipeCost, prices: Prices, threads: int, format: str) -> 
     if None in prices:
         total += f"; {_euros(wall * prices[None])}"
     saved = 100 * (1 - hours / unshared) if unshared else 0.0
-    return (
+    title = (
         f"On this machine ({cost.device_name}; {_plural(concurrent, 'cohort')} at once, {_plural(threads, 'thread')} "
-        f"each):\n{_render(_table(headers, rows), format)}\n"
-        f"{total}. One trial at a time it would take {_hours(unshared)}: sharing saves {saved:.0f} %."
+        "each):"
     )
+    total += f". One trial at a time it would take {_hours(unshared)}: sharing saves {saved:.0f} %."
+    return "\n".join([page.wrap([title]), page.table(_table(headers, rows)), page.wrap([total])])
 
 
 def _gpu_table(cost: RecipeCost, gpus: Mapping[str, Gpu], prices: Prices) -> Table:
@@ -144,8 +160,8 @@ def _memory_table(groups: Sequence[CohortGroup]) -> Table:
         student = f"{least:.3g}" if most < 1.01 * least else f"{least:.3g} to {most:.3g}"
         memory = [cost.teacher_parameters, cost.resident, cost.transient, cost.data, cost.memory]
         rows.append([_group_name(group), teacher, student, cost.images, *(f"{size / _GB:.2f}" for size in memory)])
-    headers = ["cohort", "GFLOP an image:\nteacher", "each student", "images\nat once", "GB on a GPU:\nteacher",
-               "students", "activations", "images", "together"]  # fmt: skip
+    headers = ["cohort", "GFLOP:\nteacher", "each\nstudent", "images\nat once", "GB:\nteacher", "students",
+               "activations", "images", "all"]  # fmt: skip
     return _table(headers, rows)
 
 
@@ -186,20 +202,30 @@ def _timing_notes(groups: Sequence[CohortGroup]) -> list[str]:
     return notes
 
 
-def _wrap(lines: Sequence[str], format: str) -> str:
-    if format == "terminal":
-        wrapper = textwrap.TextWrapper(118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        lines = [wrapper.fill(line) for line in lines]
-    return "\n".join(lines)
+class _Page(NamedTuple):
+    """How the text is printed: in a format, as wide as the terminal."""
+
+    format: str
+    width: int
+
+    def wrap(self, lines: Sequence[str]) -> str:
+        """Returns sentences, each on a line of its own or, on a terminal, on several."""
+        if self.format == "terminal":
+            columns = min(self.width, 118)
+            wrapper = textwrap.TextWrapper(
+                columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+            lines = [wrapper.fill(line) for line in lines]
+        return "\n".join(lines)
+
+    def table(self, table: Table) -> str:
+        """Returns a table without a line break at its end."""
+        return render([table], self.format, width=self.width).rstrip("\n")
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     columns = tuple(Column(tuple(header.split("\n"))) for header in headers)
     return Table("", columns, (tuple(TableRow(row) for row in rows),))
-
-
-def _render(table: Table, format: str) -> str:
-    return render([table], format).rstrip("\n")
 
 
 def _group_name(group: CohortGroup) -> str:

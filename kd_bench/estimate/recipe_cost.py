@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,7 +142,9 @@ def group_missing_trials(
             if key not in groups:
                 rows = tuple("teacher" if trains_teacher else labels[trial.id] for trial in members)
                 groups[key] = CohortGroup(_title(members), rows, members, trains_teacher)
-            groups[key].epochs.append(max(trial.epochs - _epochs_done(path / trial.id) for trial in members))
+            left = max(trial.epochs - _epochs_done(path / trial.id) for trial in members)
+            # In the epochs of a preparation only the members train whose methods have one.
+            groups[key].epochs.append(left + round(sum(map(_preparation_left(path), members)) / len(members)))
     return list(groups.values()), len(trials) - len(missing), len(missing_teachers) - len(trained_teachers)
 
 
@@ -150,9 +152,13 @@ def _is_missing(folder: Path, trial: Trial | PretrainedTeacher) -> bool:
     return TrialFolder(folder / trial.id).status() == "missing"
 
 
-def _epochs_done(folder: Path) -> int:
-    file = folder / "metrics.csv"
+def _epochs_done(folder: Path, name: str = "metrics.csv") -> int:
+    file = folder / name
     return max(0, len(file.read_text(encoding="utf-8").splitlines()) - 1) if file.is_file() else 0
+
+
+def _preparation_left(folder: Path) -> Callable[[Trial], int]:
+    return lambda trial: max(0, trial.preparation_epochs - _epochs_done(folder / trial.id, "preparation.csv"))
 
 
 def _title(members: Sequence[Trial]) -> str:

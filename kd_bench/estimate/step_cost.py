@@ -1,4 +1,4 @@
-"""Counts the arithmetic and the memory of a cohort's step without computing it.
+"""Counts the arithmetic and the memory of a cohort's step, in the students' own epochs, without computing it.
 
 Networks, methods and optimisers are built of fake tensors, which have a shape and no content, and run the step of the
 training. Each operation is counted with its arithmetic, the memory it reads and writes, and the memory it leaves
@@ -29,9 +29,11 @@ from kd_bench.training.adversarial import AdversarialStudentModule
 from kd_bench.training.build import build_student
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.forward_pass import precision_context
+from kd_bench.training.gradients import all_gradients
 from kd_bench.training.loaders import Images
 from kd_bench.training.micro_batch import MicroBatch
-from kd_bench.training.student import ResultWriter, StudentModule
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils.errors import UserError, first_line
 
@@ -143,7 +145,8 @@ def count_cohort(trials: Sequence[Trial], splits: Images) -> CohortCost:
     with mode, torch.no_grad(), precision_context(first.precision, _CPU), OperationCounter() as counter:
         cohort.teacher_outputs(batch)
     teacher_parameters = _state_bytes(teacher[0]) if teacher else 0
-    data = batch.images.nbytes * first.batch_size // images
+    views = batch.images.nbytes + (0 if batch.second_images is None else batch.second_images.nbytes)
+    data = views * first.batch_size // images
     if isinstance(splits, ArrayDataset):
         data += splits.train_images.nbytes + splits.test_images.nbytes
     micro_batches = first.batch_size // images or 1
@@ -193,14 +196,14 @@ def _count_student(
     with mode, torch.no_grad(), precision_context(trial.precision, _CPU):
         taught = cohort.teacher_outputs(batch).get(member.method.teacher_batch_norm)
     step, saved, peak = _count_step(member, taught, batch, mode)
-    gradients = _total_bytes(parameter.grad for parameter in member.parameters() if parameter.grad is not None)
+    gradients = _total_bytes(all_gradients(member.optimizer))
     with mode, _silenced(), OperationCounter() as counter:
         for group in member.optimizer.param_groups:
             if "foreach" in group:
                 group["foreach"], group["fused"] = True, False  # the fused optimiser cannot be counted
         member.optimizer.step()
         if member.average is not None:
-            member.average.update_parameters(member.network)
+            member.average.update_parameters(member.deployed)
         update = counter.counts
     average = 0 if member.average is None else _state_bytes(member.average)
     member.eval()
@@ -217,7 +220,7 @@ def _count_student(
         optimizer=_total_bytes(_tensors(dict(member.optimizer.state))),
         average=average,
         saved=saved,
-        peak=peak - gradients + _total_bytes(_tensors(vars(taught) if taught else {})),
+        peak=peak - gradients + _total_bytes(taught.tensors() if taught else ()),
     )
     return cost, member
 
@@ -226,8 +229,8 @@ def _count_step(
     member: StudentModule, taught: Outputs | None, batch: Batch, mode: FakeTensorMode
 ) -> tuple[OperationCounts, int, int]:
     """Returns the operations of a forward and backward pass, the bytes saved in between, and the peak in bytes."""
-    teacher_outputs = _tensors(vars(taught) if taught else {})
-    inputs = [*member.parameters(), *member.buffers(), *teacher_outputs, batch.images]
+    teacher_outputs = taught.tensors() if taught else []
+    inputs = [*member.parameters(), *member.buffers(), *teacher_outputs, *batch.tensors()]
     input_storages = {tensor.untyped_storage()._cdata for tensor in inputs}
     storages: dict[int, Any] = {}
     saved = 0
@@ -252,7 +255,7 @@ def _count_step(
 
 def _build_member(trial: Trial, splits: Images, teacher: TeacherParts | None, mode: FakeTensorMode) -> StudentModule:
     """Builds a member of fake tensors: first of "meta" tensors, which do not support autocast, and then converted."""
-    plain = trial.model_copy(update={"compile": "off"})
+    plain = trial.without_preparation().model_copy(update={"compile": "off"})
     with _silenced(), OperationCounter(), torch.device("meta"):
         built = build_student(plain, splits, teacher[0] if teacher else None, DiscardingWriter())
         view = InputTransform(
@@ -310,10 +313,12 @@ def _batch(trial: Trial, splits: Images, size: int, mode: FakeTensorMode) -> Bat
         labels = torch.zeros(size, splits.num_classes) if mixed else index.clone()
         if _views_per_image(trial) == 2:
             images, labels, index = (torch.cat([tensor, tensor]) for tensor in (images, labels, index))
-        return Batch(images, labels, index, 0, 0)
+        second_images = None if trial.second_view is None else torch.zeros_like(images)
+        return Batch(images, labels, index, 0, 0, second_images=second_images)
 
 
 def _views_per_image(trial: Trial) -> int:
+    """Returns the number of views of an image among a batch's ``images``."""
     return 1 if trial.adversarial is None or trial.adversarial.second_view is None else 2
 
 

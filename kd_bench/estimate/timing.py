@@ -22,7 +22,8 @@ from kd_bench.training.build import build_student, load_network
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
-from kd_bench.training.student import ResultWriter, StudentModule
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule
 from kd_bench.trials.environment import peak_memory
 from kd_bench.types import Batch
 from kd_bench.utils.errors import UserError
@@ -95,7 +96,7 @@ def time_cohort(job: TimingJob, process_start: float) -> Timing:
             number is unknown.
     """
     torch.set_num_threads(job.options.threads)
-    trials = [trial.model_copy(update={"epochs": 1}) for trial in job.trials]
+    trials = [trial.without_preparation().model_copy(update={"epochs": 1}) for trial in job.trials]
     first, device = trials[0], torch.device(job.device)
     images, stand_in = placeholders.images_or_placeholders(first.dataset, first.pipeline, job.options.data)
     teacher = view = None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kd_bench.config.attack import Attack
-from kd_bench.config.trial import PretrainedTeacher, Trial
-from kd_bench.data import registry as datasets
-from kd_bench.evaluation.attack_target import AttackTarget
-from kd_bench.models import registry as models
+from kd_bench.evaluation.dataset_reader import DatasetReader
+from kd_bench.evaluation.lock import evaluation_lock
+from kd_bench.evaluation.target import EvaluationTarget
 from kd_bench.robustness.evaluation_record import EvaluationRecord
-from kd_bench.utils import plugins
-from kd_bench.utils.errors import RunFailed, UserError
+from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,11 +34,11 @@ class AutoAttackEvaluator:
     """
 
     def __init__(self, data: Path | None, device: str, threads: int) -> None:
-        self.data, self.device, self.threads = data, device, threads
-        self._dataset: tuple[Any, Images] | None = None
+        self.device, self.threads = device, threads
+        self._images = DatasetReader(data)
 
     def evaluate(
-        self, target: AttackTarget, attack: Attack, save_images: bool, report_progress: ReportProgress | None = None
+        self, target: EvaluationTarget, attack: Attack, save_images: bool, report_progress: ReportProgress | None = None
     ) -> EvaluationRecord:
         """Evaluates a target, or continues an unfinished evaluation.
 
@@ -55,7 +51,7 @@ class AutoAttackEvaluator:
             UserError: If the weights do not fit the network, or a file is damaged.
             RunFailed: If the logits are not finite, or another process is doing the same evaluation.
         """
-        with _lock(target.record_path(attack)):
+        with evaluation_lock(target.record_path(attack)):
             record, images, labels, classes = self._open(target, attack)
             resumed = record.resume()
             if resumed and record.done and (record.saves_images or not save_images):
@@ -88,7 +84,7 @@ class AutoAttackEvaluator:
                 image_files.remove_batches()
             return record
 
-    def check_images(self, target: AttackTarget, attack: Attack) -> list[ImageCheck]:
+    def check_images(self, target: EvaluationTarget, attack: Attack) -> list[ImageCheck]:
         """Checks the saved adversarial images of an evaluation.
 
         Raises:
@@ -101,7 +97,7 @@ class AutoAttackEvaluator:
             raise UserError(f"{record.path}: no finished evaluation; run the same command without --check first")
         return check_adversarial_images(self.load_network(target), images, labels, record)
 
-    def load_network(self, target: AttackTarget) -> nn.Module:
+    def load_network(self, target: EvaluationTarget) -> nn.Module:
         """Returns the network on its device. It maps pixels from 0 to 1 to logits.
 
         Raises:
@@ -109,32 +105,16 @@ class AutoAttackEvaluator:
         """
         import torch
 
-        from kd_bench.models import weights
-        from kd_bench.models.input_transform import InputTransform
-        from kd_bench.robustness.pixel_input import NormalisedNetwork
+        from kd_bench.evaluation.target_network import load_pixel_network
 
         torch.set_num_threads(self.threads)
-        trained, dataset = target.trained, self._open_dataset(target.trained)
-        image_size = dataset.image_shape[-1]
-        plugins.refuse_changes(trained.model, models.source_hash(trained.model), trained.model_source)
-        network = models.create(trained.model, dataset.num_classes, trained.input.size or image_size)
-        weights.load_into(network, weights.read(target.weights, target.key).state, target.weights, trained.model)
-        mean, std = dataset.mean, dataset.std
-        if target.normalise == "none":
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        elif target.normalise == "network":
-            cfg = getattr(network, "pretrained_cfg", {})
-            mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
-        # A trial's network expects images as in training, where they have the data set's normalisation first.
-        update = {} if target.normalise is None else {"normalise": "dataset"}
-        view = InputTransform(network, trained.input.model_copy(update=update), image_size, dataset.mean, dataset.std)
-        return NormalisedNetwork(network.eval(), mean, std, view).to(self.device)
+        return load_pixel_network(target, self._images.open(target.trained)).to(self.device)
 
-    def _open(self, target: AttackTarget, attack: Attack) -> tuple[EvaluationRecord, Tensor, Tensor, int]:
+    def _open(self, target: EvaluationTarget, attack: Attack) -> tuple[EvaluationRecord, Tensor, Tensor, int]:
         """Returns a new record, the images and labels to attack, and the number of classes."""
         from kd_bench.data.array_dataset import balanced_indices
 
-        dataset = self._open_dataset(target.trained)
+        dataset = self._images.open(target.trained)
         labels = dataset.test_labels
         if attack.images is not None and attack.images > len(labels):
             raise UserError(f"--images {attack.images} is more than {target.trained.dataset.title} has, {len(labels)}")
@@ -142,12 +122,6 @@ class AutoAttackEvaluator:
         index = list(range(len(labels))) if selected is None else selected.tolist()
         record = EvaluationRecord(target.record_path(attack), attack, target.subject(), index, len(labels))
         return record, _test_images(dataset, index), labels[index], dataset.num_classes
-
-    def _open_dataset(self, trained: Trial | PretrainedTeacher) -> Images:
-        key = (trained.dataset, trained.pipeline)
-        if self._dataset is None or self._dataset[0] != key:
-            self._dataset = key, datasets.open_dataset(*key, datasets.resolve_data_dir(self.data))
-        return self._dataset[1]
 
 
 def _test_images(dataset: Images, index: Sequence[int]) -> Tensor:
@@ -175,25 +149,3 @@ def _test_images(dataset: Images, index: Sequence[int]) -> Tensor:
         missing = len(selected) - len(images)
         raise UserError(f"{missing} of the test images cannot be decoded; choose others with --images")
     return torch.stack([images[position] for position in index])
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Inside, no other process of this machine does the same evaluation. The system unlocks it for a killed process."""
-    path = file.with_suffix(".lock")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "wb")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"{path}: results cannot be written there: {error.strerror or error}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunFailed(f"{file}: another process is evaluating this") from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):  # the folder is not empty if something was written
-                file.parent.rmdir()

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from kd_bench.config.data import Dataset
 from kd_bench.data import registry as datasets
 from kd_bench.models import cards, pretrained
-from kd_bench.utils.errors import UserError, first_line
+from kd_bench.utils.errors import UserError, first_line, install_command
 from kd_bench.utils.paths import cache_folder
 
 #: Packages whose version is listed even if it is right.
@@ -99,8 +99,8 @@ def _packages() -> Iterator[Finding]:
             yield Finding("bad", f"{text}; fix it with: {_REINSTALL}")
     for extra, (package, use) in _EXTRAS.items():
         if _version(package) is None:
-            install = f"pip install 'kd-bench[{extra}]'"
-            yield Finding("note", f"{package} is not installed, which only {use} needs; install it with: {install}")
+            text = f"{package} is not installed, which only {use} needs; install it with: {install_command(extra)}"
+            yield Finding("note", text)
 
 
 def _version(package: str) -> str | None:

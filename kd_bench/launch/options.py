@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_bench.launch.devices import find_devices
-from kd_bench.utils.errors import UserError, unknown
+from kd_bench.utils.errors import UserError, install_command, unknown
 
 #: The options of each executor and their types.
 EXECUTOR_OPTIONS: dict[str, dict[str, type]] = {
@@ -85,7 +85,7 @@ def check_options(options: RunOptions) -> None:
 def require_package(package: str, option: str, extra: str) -> None:
     """Raises a UserError if the package that an option needs is not installed. It comes with an extra of kd-bench."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{option} needs another package; install it with: pip install 'kd-bench[{extra}]'")
+        raise UserError(f"{option} needs another package; install it with: {install_command(extra)}")
 
 
 def parse_executor_options(executor: str, options: Sequence[str]) -> dict[str, Any]:

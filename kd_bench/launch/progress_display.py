@@ -53,6 +53,16 @@ class _Row:
         return self.trials[0].epochs
 
     @property
+    def preparation_epochs(self) -> int:
+        return max(trial.preparation_epochs for trial in self.trials)
+
+    @property
+    def position(self) -> tuple[float, int]:
+        """The finished epochs and their number, those of the preparation as long as that is under way."""
+        before = self.preparation_epochs
+        return (self.epochs_done + before, before) if self.epochs_done < 0 else (self.epochs_done, self.epochs)
+
+    @property
     def speed(self) -> str:
         return f"{self.rate:.0f} images/s" if self.rate else ""
 
@@ -72,7 +82,7 @@ class _Row:
         return f"{labelled} %", f"{_count(len(self.top1), 'student')} {span}", span
 
     def report(self, epochs_done: float) -> None:
-        """Takes note of the epochs that are done."""
+        """Takes note of the epochs that are done; their number is negative in a preparation."""
         self.epochs_done = epochs_done
         if self.first_report is None:
             self.first_report = time.monotonic(), epochs_done
@@ -111,25 +121,37 @@ class ProgressDisplay:
         ``labels`` is the table row of each trial of the recipe, by the trial's id. Teachers are trained or imported.
         """
         self._labels = {**labels, **{trial.id: "teacher" for trial in teachers}}
-        self._epochs_left = {trial.id: trial.epochs for trial in [*teachers, *missing]}
+        self._epochs_left = {trial.id: trial.preparation_epochs + trial.epochs for trial in [*teachers, *missing]}
         self._epochs_total = float(sum(self._epochs_left.values()))
         if not self._epochs_left:
             self.message(f"{self.name}: all is done ({_count(len(labels), 'trial')}); nothing to train")
             return
         trained = sum(isinstance(teacher, Trial) for teacher in teachers)
         imported = f", to read: {_count(len(teachers) - trained, 'teacher')}" if trained < len(teachers) else ""
-        work = f"{_count(len(missing), 'trial')} and {_count(trained, 'teacher')}"
+        counts = {"trial": len(missing), "teacher": trained}
+        work = " and ".join(_count(number, noun) for noun, number in counts.items() if number) or "nothing"
         self.message(f"{self.name}: to train: {work}{imported}")
         if self.console.is_terminal:
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
-    def cohort_started(self, trials: Sequence[AnyTrial]) -> None:
-        """Shows a worker that has started to train these trials."""
-        if trials:
-            row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic())
-            self._rows |= {trial.id: row for trial in trials}
-            self._print_plain(self._fitted(row.name, [f": {names}: started" for names in row.names]))
+    def cohort_started(self, trials: Sequence[AnyTrial], epochs: int = 0) -> None:
+        """Shows a worker that has started to train these trials, or goes on after ``epochs``, preparation included."""
+        if not trials:
+            return
+        row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic())
+        self._rows |= {trial.id: row for trial in trials}
+        verb = "started"
+        if epochs:
+            row.report(float(epochs - row.preparation_epochs))
+            verb = f"resumed after {'the preparation' if not row.epochs_done else f'epoch {row.position[0]:.0f}'}"
+            verb += " of the preparation" if row.epochs_done < 0 else ""
+        for trial in trials if epochs else ():  # what an earlier run did took no time of this one
+            left = trial.preparation_epochs + trial.epochs - epochs
+            if left < self._epochs_left.get(trial.id, 0):
+                self._epochs_total -= self._epochs_left[trial.id] - left
+                self._epochs_left[trial.id] = left
+        self._print_plain(self._fitted(row.name, [f": {names}: {verb}" for names in row.names]))
 
     def cohort_progress(self, trials: Sequence[AnyTrial], event: Mapping[str, Any]) -> None:
         """Shows the position of a cohort in its epoch, from a worker's ``progress`` event."""
@@ -138,7 +160,16 @@ class ProgressDisplay:
             row.report(event["epoch"] + event["step"] / event["steps"])
             row.rate = event["rate"]
             if time.monotonic() - row.last_printed > LONG_EPOCH_SECONDS:
-                self._print_row(row, f"{row.epochs_done:.2f}")
+                self._print_row(row, f"{row.position[0]:.2f}")
+
+    def preparation_epoch_finished(self, trial: AnyTrial, epoch: int) -> None:
+        """Shows the end of an epoch (from 1) of a trial's preparation."""
+        row = self._rows.get(trial.id)
+        if row is not None:
+            row.report(float(epoch - trial.preparation_epochs))
+            self._count_epochs(trial, trial.preparation_epochs - epoch + trial.epochs)
+            if row.epochs_done < 0 and time.monotonic() - row.last_printed > PLAIN_SECONDS:
+                self._print_row(row, str(epoch))
 
     def epoch_finished(self, trial: AnyTrial, epoch: int, top1: float) -> None:
         """Shows a trial's accuracy, in percent, after an epoch (from 1)."""
@@ -147,16 +178,18 @@ class ProgressDisplay:
             return
         row.report(float(epoch))
         row.top1[trial.id] = top1
-        if trial.id in self._epochs_left:
-            left = trial.epochs - epoch
-            self._epochs_done += self._epochs_left[trial.id] - left
-            self._epochs_left[trial.id] = left
+        self._count_epochs(trial, trial.epochs - epoch)
         complete = all(member.id in row.top1 for member in row.trials)
         # A log of days should not have thousands of lines: after an hour, there are 90 seconds between two of them.
         interval = max(PLAIN_SECONDS, min(LONG_EPOCH_SECONDS, (time.monotonic() - self._started) / 40))
         due = epoch < trial.epochs and time.monotonic() - row.last_printed > interval
         if complete and due and trial is row.trials[-1]:
             self._print_row(row, str(epoch))
+
+    def _count_epochs(self, trial: AnyTrial, left: int) -> None:
+        if trial.id in self._epochs_left:
+            self._epochs_done += self._epochs_left[trial.id] - left
+            self._epochs_left[trial.id] = left
 
     def trial_finished(self, trial: AnyTrial, top1: float | None, reason: str | None) -> None:
         """Prints a trial's accuracy, or the reason why it has failed."""
@@ -193,7 +226,10 @@ class ProgressDisplay:
     def close(self) -> None:
         """Removes the live table."""
         if self._live:
-            self._live.stop()
+            try:
+                self._live.stop()
+            finally:  # another Ctrl-C must not leave a terminal without its cursor
+                self.console.show_cursor()
             self._live = None
 
     def _title(self, trial: AnyTrial) -> str:
@@ -208,7 +244,8 @@ class ProgressDisplay:
 
     def _print_row(self, row: _Row, epoch: str) -> None:
         row.last_printed = time.monotonic()
-        start, left = f": epoch {epoch}/{row.epochs}", self._time_left()
+        stage = "preparation, " if row.epochs_done < 0 else ""
+        start, left = f": {stage}epoch {epoch}/{row.position[1]}", self._time_left()
         details = [f"{row.accuracies[0]}, {row.speed}", *row.accuracies] if row.speed else row.accuracies
         self._print_plain(self._fitted(row.name, [f"{start}{text and f', {text}'}{left}" for text in details]))
 
@@ -223,7 +260,9 @@ class ProgressDisplay:
         done = sum(left == 0 for left in self._epochs_left.values())
         rows = list({id(row): row for row in self._rows.values()}.values())
         wide = self.console.width >= _WIDE
-        epochs = [f"{int(row.epochs_done)}/{row.epochs}" for row in rows]
+        epochs = [
+            f"{'before ' if row.epochs_done < 0 else ''}{int(done)}/{of}" for row in rows for done, of in [row.position]
+        ]
         seconds = [row.seconds_left() or 0.0 for row in rows]
         times = [f"{_duration(left)} left" if left >= 1 else "" for left in seconds]
         speeds = [row.speed if wide else "" for row in rows]
@@ -238,7 +277,10 @@ class ProgressDisplay:
         room = self.console.width - taken - max(map(len, names), default=0)
         for row, name, epoch, time_left, speed in zip(rows, names, epochs, times, speeds, strict=True):
             text = next((text for text in row.accuracies if len(text) <= room), row.accuracies[-1])
-            progress = ProgressBar(total=row.epochs, completed=row.epochs_done, width=bar) if wide else ""
+            before = row.preparation_epochs
+            progress: ProgressBar | str = ""
+            if wide:
+                progress = ProgressBar(total=row.epochs + before, completed=row.epochs_done + before, width=bar)
             table.add_row(name, epoch, text, time_left, speed, progress)
         return Group(f"{self.name}: {done} of {len(self._epochs_left)} trainings done{self._time_left()}", table)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kd_bench.plan import warmup_notes
 from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -53,31 +54,56 @@ def train(
     Returns:
         Why trials have no result, by the trial's identity.
     """
+    from kd_bench.report import published_numbers
+    from kd_bench.trials.recipe_file import write_recipe
+
+    recipe = part.recipe
+    for name in recipe.published_names():  # an error in these files must come before hours of training
+        published_numbers.read(name, f"{part.context}: published")
+
+    def keep_recipe() -> None:
+        if not part.in_file:
+            write_recipe(recipe, options.out)
+
+    return train_trials(recipe.name, part.planned, options, title, console, keep_recipe)
+
+
+def train_trials(
+    name: str,
+    planned: Sequence[PlannedTrial],
+    options: RunOptions,
+    title: str | None = None,
+    console: Console | None = None,
+    before_training: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Trains the missing ones of some trials; the arguments and the result are those of ``train``.
+
+    Args:
+        name: Name of the folder in the results folder.
+        planned: The trials.
+        options, title, console: As for ``train``.
+        before_training: Called in the first process when all options are known to be valid.
+    """
     from kd_bench.estimate import history
     from kd_bench.launch.launcher import check_divisible, launcher_environment, world_size
     from kd_bench.launch.launcher_ranks import join_launcher
     from kd_bench.launch.options import check_options
     from kd_bench.launch.progress_display import ProgressDisplay
     from kd_bench.launch.scheduler import Scheduler
-    from kd_bench.report import published_numbers
-    from kd_bench.trials.recipe_file import write_recipe
     from kd_bench.trials.status import split_damaged
 
-    recipe = part.recipe
-    if recipe.published is not None:  # an error in this file must come before hours of training
-        published_numbers.read(recipe.published, f"{part.context}: published")
     environment = launcher_environment()
-    check_divisible(part.planned, world_size(options.devices, options.nodes, environment))
+    check_divisible(planned, world_size(options.devices, options.nodes, environment))
     check_options(options)
     launcher = join_launcher(environment, options.device)
-    if not part.in_file:
-        write_recipe(recipe, options.out)
-    planned, damaged = split_damaged(part.planned, options.out, recipe.name)
+    before_training()
+    for note in warmup_notes(planned):
+        print(f"{name}: {note}", file=sys.stderr)
+    sound, damaged = split_damaged(planned, options.out, name)
     for sentence in damaged.values():
-        print(f"{recipe.name}: left out: {sentence}", file=sys.stderr)
-    display = ProgressDisplay(title or recipe.name, console)
-    outcome = Scheduler(recipe.name, options, display, launcher).run(planned)
-    if comparison := history.compare_with_estimate(planned, outcome.trained, options.out, recipe.name):
+        print(f"{name}: left out: {sentence}", file=sys.stderr)
+    outcome = Scheduler(name, options, ProgressDisplay(title or name, console), launcher).run(sound)
+    if comparison := history.compare_with_estimate(sound, outcome.trained, options.out, name):
         print(comparison, file=sys.stderr)
     return damaged | outcome.failed
 
@@ -85,31 +111,43 @@ def train(
 def training_failure(context: str, failed: Mapping[str, str]) -> RunFailed:
     """Returns the error for trials without a result. It names the first three reasons."""
     reasons = "; ".join(f"{trial}: {reason}" for trial, reason in list(failed.items())[:3]) + " ..." * (len(failed) > 3)
-    return RunFailed(f"{context}: {len(failed)} trainings have no result: {reasons}")
+    count = "1 training has" if len(failed) == 1 else f"{len(failed)} trainings have"
+    return RunFailed(f"{context}: {count} no result: {reasons}")
 
 
-def summarise_recipes(parts: Sequence[PlannedRecipe], out: Path) -> Summary:
+def summarise_recipes(parts: Sequence[PlannedRecipe], out: Path, columns: Sequence[str] = ()) -> Summary:
     """Makes one table of the results so far, with published numbers beside them.
 
     Args:
         parts: The recipes. The baseline and the published numbers are those of the first one.
         out: The results folder.
+        columns: Names of the columns, see ``kd_bench.report.columns``; none for the usual ones.
+
+    Raises:
+        UserError: If there is no such column.
     """
     import pandas as pd
 
     from kd_bench.report import published_numbers
+    from kd_bench.report.column_cells import with_columns
+    from kd_bench.report.columns import check_columns
     from kd_bench.report.results_frame import read_results
     from kd_bench.report.summarise import summarise
+    from kd_bench.report.untuned import mark_untuned
 
+    check_columns(columns)
     first = parts[0]
     planned = [trial for part in parts for trial in part.planned]
     frames = [read_results(out / part.recipe.name, part.planned) for part in parts]
     summary = summarise(pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0], first.recipe.baseline)
     summary = summary.with_families(method_families(trial.method for trial in planned))
-    if first.recipe.published is None:
+    summary = mark_untuned(summary, planned)
+    names = first.recipe.published_names()
+    numbers = [published_numbers.read(name, f"{first.context}: published") for name in names]
+    summary = published_numbers.compare(summary, planned, *numbers) if numbers else summary
+    if not columns:
         return summary
-    numbers = published_numbers.read(first.recipe.published, f"{first.context}: published")
-    return published_numbers.compare(summary, planned, numbers)
+    return with_columns(summary, [(out / part.recipe.name, part.planned) for part in parts], columns)
 
 
 def method_families(names: Iterable[str]) -> dict[str, str]:

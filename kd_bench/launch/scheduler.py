@@ -122,25 +122,27 @@ class Scheduler:
         for cohort in self._waiting:
             cohort.weights = files.get(cohort.trials[0].id)
         self._waiting += group_into_cohorts(missing, self.folder, self.options.cohort_size)
-        self.display.start({cell.trial_id: cell.label for cell in planned}, teachers, missing)
         if self._waiting:
             self._executor = _make_executor(self.options, self.folder, self._launcher)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _raise_terminated)
         try:
+            self.display.start({cell.trial_id: cell.label for cell in planned}, teachers, missing)
             while self._waiting or self._running:
                 self._start_waiting()
                 self._waiting += self._collect()
                 self.display.refresh()
                 time.sleep(0.1)
         except (KeyboardInterrupt, Terminated):
+            if self._running:
+                self.display.message(f"{self.display.name}: stopping; checkpoints are being saved")
             self._stop_workers()
             raise
         finally:
+            self.display.close()  # first: another Ctrl-C during the rest would leave a terminal without its cursor
             for _, group in self._running:
                 group.kill()
             self._executor.close()
-            self.display.close()
         return self.outcome
 
     def _stop_workers(self) -> None:
@@ -324,11 +326,15 @@ class Scheduler:
         trials = {trial.id: trial for trial in cohort.trials}
         match event["event"]:
             case "claimed":
-                self.display.cohort_started([trial for trial in cohort.trials if trial.id in event["trials"]])
+                claimed = [trial for trial in cohort.trials if trial.id in event["trials"]]
+                self.display.cohort_started(claimed, event["epochs"])
             case "progress":
                 self.display.cohort_progress(cohort.trials, event)
             case "left":  # a cluster stopped the worker because its time was up
                 cohort.attempts = 0
+            case "prepared":
+                cohort.failures = 0
+                self.display.preparation_epoch_finished(trials[event["trial"]], event["epoch"])
             case "epoch":
                 cohort.failures = 0
                 self.display.epoch_finished(trials[event["trial"]], event["epoch"], event["top1"])

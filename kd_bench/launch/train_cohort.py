@@ -21,10 +21,11 @@ from kd_bench.training.build import build_student, load_network
 from kd_bench.training.callbacks import KeepSigtermHandler, MidEpochCheckpoint, ProgressReporter, StopRequested
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
-from kd_bench.training.loaders import TrainLoader, loaders
+from kd_bench.training.loaders import TrainLoader, holdout_loader, loaders
 from kd_bench.training.logit_cache import LogitCache, logits_folder, open_cache
 from kd_bench.training.recorder import choose_recorder
-from kd_bench.training.student import ResultWriter, StudentModule, serialize_state
+from kd_bench.training.result_writer import ResultWriter, serialize_state
+from kd_bench.training.student import StudentModule
 from kd_bench.training.teacher import OpenLogitCache
 from kd_bench.trials.environment import describe_environment, numerics_fingerprint
 from kd_bench.trials.folder import TrialFolder
@@ -98,6 +99,7 @@ class _CohortContext:
             self.send_event("progress", epoch=epoch, step=step, steps=steps, rate=rate)
 
         train, test = loaders(self.first, self.images, self.device, self.job.workers, self.data_dir)
+        holdout = holdout_loader(self.first, self.images, self.device, self.job.workers)
         recorder = None if self.job.eager else choose_recorder(self.device, self.first)
         cohort = CohortModule(members, self.teacher, self.view, self._logit_cache(train), recorder)
         callbacks = [
@@ -107,15 +109,16 @@ class _CohortContext:
         ]
         training.set()
         try:
-            fit(cohort, train, test, self.device, callbacks)
+            fit(cohort, train, test, self.device, callbacks, holdout)
         except StopRequested:
             self.send_event("left", trials=[member.trial.id for member in members])
         finally:
             training.clear()
-            corrupt = {str(path): reason for path, reason in {**train.corrupt, **test.corrupt}.items()}
+            opened = [loader for loader in (train, test, holdout) if loader is not None]
+            corrupt = {str(path): reason for loader in opened for path, reason in loader.corrupt.items()}
             for path, reason in sorted({**corrupt, **members[0].corrupt}.items()):
                 self.send_event("note", text=f"{path}: cannot be decoded and was skipped ({reason})")
-            for loader in (train, test):
+            for loader in opened:
                 loader.close()
             if cohort.teacher is not None:
                 cohort.teacher.close()
@@ -185,7 +188,7 @@ def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events
             continue
         writer.resume(member)
         previous = folder.write_environment(environment)
-        if member.epochs_done and previous and previous.get("threads") != job.threads:
+        if member.all_epochs_done and previous and previous.get("threads") != job.threads:
             events.send(
                 "note",
                 text=f"{folder.path}: continues with {job.threads} threads after {previous.get('threads')}, "
@@ -195,7 +198,7 @@ def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events
     mid_epoch_states = _read_mid_epoch_states(members, job.world_size)
     if job.world_size > 1:
         states = {
-            member.trial.id: serialize_state(member.state()) if member.epochs_done else None for member in members
+            member.trial.id: serialize_state(member.state()) if member.all_epochs_done else None for member in members
         }
         distributed.broadcast_object((context.images.record, states, mid_epoch_states))
     context.fit(members, mid_epoch_states)
@@ -226,17 +229,18 @@ def train_on_other_rank(job: WorkerJob) -> None:
 def _read_mid_epoch_states(members: list[StudentModule], world_size: int) -> dict[str, list[bytes]]:
     """Reads the checkpoints within an epoch after the last finished one: a state for each process, by trial.
 
-    Returns an empty dict unless all unfinished members have such a checkpoint of the same step.
+    Returns an empty dict unless they are of the same step, and all other members begin in a later epoch.
     """
     states: dict[str, list[bytes]] = {}
-    steps = set()
+    steps, next_epochs = set(), []
     for member in members:
         if member.epochs_done == member.trial.epochs:
             continue
         assert isinstance(member.writer, TrialResultWriter)
-        checkpoint = member.writer.read_mid_epoch(member.epochs_done, world_size)
+        checkpoint = member.writer.read_mid_epoch(member.all_epochs_done, world_size)
         if checkpoint is None:
-            return {}
-        epoch, step, states[member.trial.id] = checkpoint
-        steps.add((epoch, step))
-    return states if len(steps) == 1 else {}
+            next_epochs.append(member.next_epoch)
+        else:
+            epoch, step, states[member.trial.id] = checkpoint
+            steps.add((epoch - member.preparation.epochs, step))
+    return states if len(steps) == 1 and all(epoch > min(steps)[0] for epoch in next_epochs) else {}

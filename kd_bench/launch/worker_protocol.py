@@ -8,7 +8,8 @@ waits for the next job.
 ============ ================================================ =======================================================
 event        fields                                           meaning
 ============ ================================================ =======================================================
-claimed      trials                                           the worker holds the leases of these trials
+claimed      trials, epochs                                   the worker holds the leases of these trials, whose
+                                                              checkpoints have at least this number of epochs
 progress     epoch (from 0), step, steps, rate (images/s)     position in the current epoch
 epoch        trial, epoch (from 1), top1 (percent)            a trial has finished an epoch
 finished     trial, status, reason, top1                      a trial has a result; ``status`` is done or failed

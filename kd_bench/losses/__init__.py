@@ -7,6 +7,7 @@ wrong shape or out of range raises ValueError with a sentence that names it. The
 from kd_bench.losses.adversarial import class_weights, ikl_adversarial, trades
 from kd_bench.losses.alpha_beta import alpha_beta_divergence
 from kd_bench.losses.attention import at, ft
+from kd_bench.losses.cat_kd import cat_kd
 from kd_bench.losses.crd import contrast, log_normaliser
 from kd_bench.losses.ctkd import reversal_strength, reverse_gradient
 from kd_bench.losses.dist import dist_terms
@@ -39,6 +40,7 @@ __all__ = [
     "batch_gram",
     "batch_pairwise_mse",
     "binary_cross_entropy",
+    "cat_kd",
     "cc",
     "cc_kernel",
     "class_gram",

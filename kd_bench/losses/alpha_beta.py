@@ -7,15 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_bench.losses.arguments import check_finite, check_logits, check_positive
-from kd_bench.losses.precision import tempered
+from kd_bench.losses.arguments import check_finite, check_logits, check_positive, check_sample_weights
+from kd_bench.losses.precision import batch_mean, tempered
 
 #: If alpha and beta are both smaller, the divergence is computed as a power series.
 _SERIES_BELOW = 1e-3
 
 
 def alpha_beta_divergence(
-    student_logits: Tensor, teacher_logits: Tensor, alpha: float, beta: float, temperature: float = 1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    alpha: float,
+    beta: float,
+    temperature: float = 1.0,
+    sample_weights: Tensor | None = None,
 ) -> Tensor:
     """sum_c [a / (a + b) p^(a + b) + b / (a + b) q^(a + b) - p^a q^b] / (a b), mean over the batch.
 
@@ -40,6 +45,7 @@ def alpha_beta_divergence(
         student_logits, teacher_logits: (B, C), s and t.
         alpha, beta: a and b.
         temperature: T.
+        sample_weights: (B,), factors of the samples' divergences before the mean; None for 1.
 
     >>> import torch
     >>> from kd_bench.losses import alpha_beta_divergence, kd
@@ -49,12 +55,13 @@ def alpha_beta_divergence(
     True
     """
     check_logits(student_logits, teacher_logits)
+    check_sample_weights(student_logits, sample_weights)
     check_finite(alpha=alpha, beta=beta)
     check_positive(temperature=temperature)
     log_q = F.log_softmax(tempered(student_logits, temperature), dim=-1)
     log_p = F.log_softmax(tempered(teacher_logits, temperature), dim=-1)
     divergences: Tensor = _AlphaBeta.apply(log_p, log_q, alpha, beta)
-    return divergences.mean()
+    return batch_mean(divergences, sample_weights)
 
 
 class _AlphaBeta(torch.autograd.Function):

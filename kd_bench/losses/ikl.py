@@ -11,21 +11,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kd_bench.losses.arguments import check_class_weights, check_logits, check_non_negative
+from kd_bench.losses.arguments import check_class_weights, check_logits, check_non_negative, check_sample_weights
 from kd_bench.losses.kl import soft_cross_entropy
-from kd_bench.losses.precision import at_least_float32
+from kd_bench.losses.precision import at_least_float32, batch_mean
 
 
-def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Tensor:
+def pairwise_mse(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, sample_weights: Tensor | None = None
+) -> Tensor:
     """1/4 sum_jk w_j w_k ((t_j - t_k) - (s_j - s_k))^2, mean over the batch, in O(B C) time and memory.
 
     With d = t - s, S = sum w and mu = sum(w d) / S the sum over pairs equals 1/2 S sum_j w_j (d_j - mu)^2: half the
     weighted variance of d if the weights sum to one. Centring before squaring preserves precision if teacher and
-    student differ by a large constant. All three arguments have a gradient, but no second one.
+    student differ by a large constant. All arguments have a gradient, but no second one.
 
     Args:
         student_logits, teacher_logits: (B, C), s and t.
         weights: (B, C) or (C,), w >= 0 with a positive sum in each row.
+        sample_weights: (B,), factors of the samples' sums before the mean; None for 1.
 
     >>> import torch
     >>> from kd_bench.losses import pairwise_mse
@@ -35,21 +38,25 @@ def pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor
     """
     check_logits(student_logits, teacher_logits)
     check_class_weights(student_logits, weights)
+    check_sample_weights(student_logits, sample_weights)
     difference, weights = at_least_float32(teacher_logits) - at_least_float32(student_logits), at_least_float32(weights)
-    loss: Tensor = _PairwiseMSE.apply(difference, weights)
-    return loss
+    sums: Tensor = _PairwiseMSE.apply(difference, weights)
+    return 0.5 * batch_mean(sums, sample_weights)
 
 
-def batch_pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor) -> Tensor:
+def batch_pairwise_mse(
+    student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, sample_weights: Tensor | None = None
+) -> Tensor:
     """1/4 sum_bjk w_bj w_bk ((t_bj - t_bk) - (s_bj - s_bk))^2 / sum_bjk w_bj w_bk, in O(B C) time and memory.
 
     The pairwise term of GKL (Cui et al., 2025, as released): ``pairwise_mse`` with one normalisation for the whole
-    batch, so it does not depend on the scale of the weights, and images with larger weights count more. All three
-    arguments have a gradient, but no second one.
+    batch, so it does not depend on the scale of the weights, and images with larger weights count more. All arguments
+    have a gradient, but no second one.
 
     Args:
         student_logits, teacher_logits: (B, C), s and t.
         weights: (B, C) or (C,), w >= 0 with a positive sum in each row. They need not sum to one.
+        sample_weights: (B,), factors of the images' summands in the numerator; None for 1.
 
     >>> import torch
     >>> from kd_bench.losses import batch_pairwise_mse
@@ -57,7 +64,8 @@ def batch_pairwise_mse(student_logits: Tensor, teacher_logits: Tensor, weights: 
     >>> batch_pairwise_mse(student, teacher, torch.full((3,), 5.0)).item()  # half the variance, which is 6
     3.0
     """
-    return pairwise_mse(student_logits, teacher_logits, weights) / at_least_float32(weights).sum(-1).square().mean()
+    pairwise = pairwise_mse(student_logits, teacher_logits, weights, sample_weights)
+    return pairwise / at_least_float32(weights).sum(-1).square().mean()
 
 
 def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
@@ -146,7 +154,7 @@ def gkl(
 
 
 class _PairwiseMSE(torch.autograd.Function):
-    """The loss as a function of d and w. The backward pass leaves out the gradient through mu, which is zero.
+    """S sum_j w_j (d_j - mu)^2 of each row. The backward pass leaves out the gradient through mu, which is zero.
 
     Letting autograd compute that zero doubles the cost.
     """
@@ -159,16 +167,16 @@ class _PairwiseMSE(torch.autograd.Function):
         centred -= ((weights * centred).sum(-1) / total)[:, None]
         weighted = weights * centred
         ctx.save_for_backward(total, weighted, centred if ctx.needs_input_grad[1] else None)
-        return 0.5 * (total * (weighted * centred).sum(-1)).mean()
+        return total * (weighted * centred).sum(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
         total, weighted, centred = ctx.saved_tensors
-        scale = grads[0] / len(weighted)
-        difference_grad = weighted * (scale * total)[..., None]
+        scale = grads[0]
+        difference_grad = weighted * (2 * scale * total)[:, None]
         if centred is None:
             return difference_grad, None
         rows = (weighted * centred).sum(-1, keepdim=True)
-        weights_grad = 0.5 * scale * (rows + total[..., None] * centred.square())
+        weights_grad = scale[:, None] * (rows + total[..., None] * centred.square())
         return difference_grad, weights_grad if total.ndim else weights_grad.sum(0)

@@ -78,7 +78,9 @@ def kd(
     return batch_mean(divergences, sample_weights) * temperature**2
 
 
-def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def soft_cross_entropy(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, sample_weights: Tensor | None = None
+) -> Tensor:
     """- sum_j softmax(t / T)_j * log_softmax(s / T)_j, mean over the batch; there is no factor T^2.
 
     The second term of DKL and IKL (``kd_bench.losses.dkl``). Both sides have a gradient.
@@ -86,6 +88,7 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
     Args:
         student_logits, teacher_logits: (B, C), s and t.
         temperature: T.
+        sample_weights: (B,), factors of the samples' cross-entropies before the mean; None for 1.
 
     >>> import torch
     >>> from kd_bench.losses import soft_cross_entropy
@@ -93,7 +96,8 @@ def soft_cross_entropy(student_logits: Tensor, teacher_logits: Tensor, temperatu
     1.3863
     """
     check_logits(student_logits, teacher_logits)
+    check_sample_weights(student_logits, sample_weights)
     check_positive(temperature=temperature)
     student = F.log_softmax(tempered(student_logits, temperature), dim=-1)
     teacher = F.softmax(tempered(teacher_logits, temperature), dim=-1)
-    return -(teacher * student).sum(-1).mean()
+    return -batch_mean((teacher * student).sum(-1), sample_weights)

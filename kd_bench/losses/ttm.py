@@ -3,11 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_bench.losses.arguments import check_logits, check_positive
-from kd_bench.losses.precision import at_least_float32
+from kd_bench.losses.arguments import check_logits, check_positive, check_sample_weights
+from kd_bench.losses.precision import at_least_float32, batch_mean
 
 
-def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
+def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float, sample_weights: Tensor | None = None) -> Tensor:
     """KL(q || softmax(s)) with q = p^gamma / sum_j p_j^gamma and p = softmax(t), mean over the batch.
 
     Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching" (2024). q is softmax(gamma * t), the
@@ -17,6 +17,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
     Args:
         student_logits, teacher_logits: (B, C), s and t.
         gamma: The exponent.
+        sample_weights: (B,), factors of the samples' divergences before the mean; None for 1.
 
     >>> import torch
     >>> from kd_bench.losses import ttm, kd
@@ -24,10 +25,11 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
     >>> bool((ttm(student, teacher, gamma=1.0) - kd(student, teacher, temperature=1.0)).abs() < 1e-6)
     True
     """
-    return _divergences(student_logits, teacher_logits, gamma)[0].mean()
+    check_sample_weights(student_logits, sample_weights)
+    return batch_mean(_divergences(student_logits, teacher_logits, gamma)[0], sample_weights)
 
 
-def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor:
+def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float, sample_weights: Tensor | None = None) -> Tensor:
     """``ttm`` with each image weighted by u = sum_j p_j^gamma, mean over the batch.
 
     Zheng and Yang (2024). u is 1 for a teacher that is certain of a class, and C^(1 - gamma) for a uniform one, so with
@@ -37,6 +39,7 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor
     Args:
         student_logits, teacher_logits: (B, C), s and t.
         gamma: The exponent.
+        sample_weights: (B,), further factors of the samples' divergences before the mean; None for 1.
 
     >>> import torch
     >>> from kd_bench.losses import wttm, ttm
@@ -44,8 +47,9 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> Tensor
     >>> round((wttm(student, teacher, gamma=0.5) / ttm(student, teacher, gamma=0.5)).item(), 4)  # 4^(1 - 0.5)
     2.0
     """
+    check_sample_weights(student_logits, sample_weights)
     divergences, log_masses = _divergences(student_logits, teacher_logits, gamma)
-    return (log_masses.exp() * divergences).mean()
+    return batch_mean(log_masses.exp() * divergences, sample_weights)
 
 
 def _divergences(student_logits: Tensor, teacher_logits: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

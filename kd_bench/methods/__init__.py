@@ -1,1 +1,1 @@
-"""Methods of distillation, one file each; ``registry`` finds them, ``base`` says what one is."""
+"""Methods of distillation, one file each; ``_registry`` finds them, ``base`` says what one is."""

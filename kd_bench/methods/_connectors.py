@@ -33,7 +33,7 @@ def embedding(outputs: Outputs) -> Tensor:
 
 
 class Regressor(nn.Module):
-    """FitNet's regressor: a convolution to the teacher's channels and size, batch norm, and ReLU.
+    """FitNet's regressor: a convolution to the teacher's channels and size, batch norm, and ReLU or none.
 
     It is the published layer if the sizes are equal or differ by a factor of two, and the same kind of layer for any
     integer factor. If the student's map is larger by at most the teacher's edge, the convolution has no padding, as
@@ -41,10 +41,12 @@ class Regressor(nn.Module):
 
     Args:
         student, teacher: (C, H, W) of the maps.
+        relu: Whether there is a ReLU at the end; none for pre-activations.
     """
 
-    def __init__(self, student: Map, teacher: Map) -> None:
+    def __init__(self, student: Map, teacher: Map, relu: bool = True) -> None:
         super().__init__()
+        self.relu = relu
         (in_chs, *size), (out_chs, *target) = student, teacher
         self.resize: tuple[int, int] | None = None
         self.conv: nn.Module
@@ -64,7 +66,8 @@ class Regressor(nn.Module):
         """Maps the student's (B, C, H, W) to the teacher's shape."""
         if self.resize is not None:
             x = F.adaptive_avg_pool2d(x, self.resize)
-        return F.relu(self.norm(self.conv(x)))
+        x = self.norm(self.conv(x))
+        return F.relu(x) if self.relu else x
 
 
 def _factor(larger: list[int], smaller: list[int]) -> int | None:

@@ -1,15 +1,39 @@
-"""Pairs the feature maps of two networks: the outputs of the stages after the stem, from the deepest."""
+"""The feature maps of two networks: pairs of the stages after the stem, from the deepest, last maps and class maps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
+
+from torch import Tensor
 
 from kd_bench.methods._connectors import Map
-from kd_bench.types import Pair
+from kd_bench.types import Outputs, Pair
 from kd_bench.utils.errors import UserError
 
 T = TypeVar("T")
+
+
+def class_maps(outputs: Outputs) -> Tensor:
+    """Returns the class maps, (B, K, H, W).
+
+    Raises:
+        ValueError: If the method's ``needs`` do not list them.
+    """
+    if outputs.class_maps is None:
+        raise ValueError("the class maps were not asked for")
+    return outputs.class_maps
+
+
+def last_map(outputs: Outputs) -> Tensor:
+    """Returns the last feature map, (B, C, H, W).
+
+    Raises:
+        ValueError: If the method's ``needs`` do not list it.
+    """
+    if outputs.features is None:
+        raise ValueError("the last feature map was not asked for")
+    return outputs.features
 
 
 def paired(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
@@ -24,22 +48,26 @@ def paired(student: Sequence[T], teacher: Sequence[T]) -> list[tuple[T, T]]:
     return list(zip(student[-count:], teacher[-count:], strict=True)) if count > 0 else []
 
 
-def paired_shapes(method: str, pair: Pair, at_least: int = 1) -> list[tuple[Map, Map]]:
+def paired_shapes(
+    method: str, pair: Pair, at_least: int = 1, of: Literal["stages", "preacts"] = "stages"
+) -> list[tuple[Map, Map]]:
     """Returns the shapes, (C, H, W), of the pairs of stages that a method compares.
 
     Args:
         method: Its name, for the error.
         pair: The networks.
         at_least: Number of pairs that it needs.
+        of: Which outputs of the stages it compares.
 
     Raises:
         UserError: If a network has too few stages; names it.
     """
     assert pair.teacher is not None
-    for name, shapes in ((pair.student_name, pair.student), (pair.teacher_name, pair.teacher)):
-        if len(shapes.stages) <= at_least:
+    ours, theirs = getattr(pair.student, of), getattr(pair.teacher, of)
+    for name, shapes in ((pair.student_name, ours), (pair.teacher_name, theirs)):
+        if len(shapes) <= at_least:
             raise UserError(
-                f"{method}: {name} has {len(shapes.stages)} stages, the stem included, but {method} needs at least "
+                f"{method}: {name} has {len(shapes)} stages, the stem included, but {method} needs at least "
                 f"{at_least + 1}; choose another network"
             )
-    return paired(pair.student.stages, pair.teacher.stages)
+    return paired(ours, theirs)

@@ -12,9 +12,11 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_bench.methods import _logit_settings
 from kd_bench.methods.parameters import allowed, coerce, resolve
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, nearest, prefix
@@ -22,8 +24,12 @@ from kd_bench.utils.plugins import METHOD, Plugin
 from kd_bench.utils.signatures import REQUIRED, Definition, NotLiteral, Parameter, read_classes
 
 if TYPE_CHECKING:
+    from kd_bench.config.trial import LogitSettings
     from kd_bench.methods.base import Family, Method
-    from kd_bench.types import Pair
+    from kd_bench.types import Needs, Pair
+
+#: Attributes of ``Method`` that are false unless the class has them as a literal.
+_SWITCHES = ("weighs_samples", "computes_logits", "keeps_layers", "uses_second_view")
 
 _FOLDER = Path(__file__).parent
 _NOT_METHODS = {"adversarial", "base", "parameters"}
@@ -45,6 +51,11 @@ class MethodInfo:
     family: Family
     needs_teacher: bool
     required_settings: tuple[str, ...] = ()
+    added_hyperparameters: tuple[str, ...] = ()
+    weighs_samples: bool = False
+    computes_logits: bool = False
+    keeps_layers: bool = False
+    uses_second_view: bool = False
 
 
 def names() -> tuple[str, ...]:
@@ -59,18 +70,30 @@ def describe(name: str, context: str = "") -> MethodInfo:
         UserError: If there is no such method, or its source does not follow the rules of ``Method``.
     """
     plugin = _plugin(name, context)
-    path = plugin.path if plugin else _FOLDER / f"{name}.py"
-    if plugin:
-        source = plugin.definition(context)
-    else:
-        public = [source for source in read_classes(path).values() if not source.name.startswith("_")]
-        if len(public) != 1:
-            raise UserError(f"{prefix(context)}method {name!r}: {path} should hold exactly one public class")
-        source = public[0]
+    if plugin is None:
+        return _describe_built_in(name)
+    return _info(name, plugin.path, plugin.definition(context), context)
+
+
+@cache  # because a recipe with all methods asks thousands of times
+def _describe_built_in(name: str) -> MethodInfo:
+    path = _FOLDER / f"{name}.py"
+    public = [source for source in read_classes(path).values() if not source.name.startswith("_")]
+    if len(public) != 1:
+        raise UserError(f"method {name!r}: {path} should hold exactly one public class")
+    return _info(name, path, public[0], "")
+
+
+@cache
+def _attributes_of_base() -> dict[str, Any]:
+    return read_classes(_FOLDER / "base.py")["Method"].attributes
+
+
+def _info(name: str, path: Path, source: Definition, context: str) -> MethodInfo:
     problem = _problem(source)
     if problem:
         raise UserError(f"{prefix(context)}method {name!r}: {problem} ({path})")
-    attributes = read_classes(_FOLDER / "base.py")["Method"].attributes | source.attributes
+    attributes = _attributes_of_base() | source.attributes
     return MethodInfo(
         name=name,
         class_name=source.name,
@@ -81,6 +104,8 @@ def describe(name: str, context: str = "") -> MethodInfo:
         family=attributes["family"],
         needs_teacher=attributes["needs_teacher"],
         required_settings=attributes.get("required_settings", ()),
+        added_hyperparameters=attributes["added_hyperparameters"],
+        **{name: attributes[name] for name in _SWITCHES},
     )
 
 
@@ -99,7 +124,7 @@ def check(name: str, hyperparameters: Mapping[str, Any], context: str = "") -> d
     known = [parameter.name for parameter in info.parameters]
     for key in hyperparameters:
         if key not in known:
-            near = nearest(str(key), known)
+            near = nearest(str(key), [*known, *_logit_settings.combinable(info)])
             choices = f"there are: {', '.join(known)}" if known else "it has none"
             hint = f"did you mean {near!r}?" if near else choices
             raise UserError(f"{subject} has no hyper-parameter {key!r}; {hint}")
@@ -116,6 +141,41 @@ def check(name: str, hyperparameters: Mapping[str, Any], context: str = "") -> d
     return resolved
 
 
+def split_row(name: str, values: Mapping[str, Any], context: str = "") -> tuple[dict[str, Any], LogitSettings]:
+    """Returns the hyper-parameters among the values of a row, which are not checked, and its logit settings.
+
+    Args:
+        name: Name of the method.
+        values: The row's values by key.
+        context: Where they were written, for error messages.
+
+    Raises:
+        UserError: If a logit setting has an invalid value, or cannot be combined with the method.
+    """
+    info = describe(name, context)
+    parameters = [parameter.name for parameter in info.parameters]
+    return _logit_settings.split(name, info, parameters, values, map(describe, sorted(_built_in())), context)
+
+
+def settings(name: str, hyperparameters: Mapping[str, Any], context: str = "") -> dict[str, Any]:
+    """Returns a method's hyper-parameters as a trial's settings have them: those of ``check`` without added defaults.
+
+    Arguments and errors are those of ``check``; see ``Method.added_hyperparameters``.
+    """
+    info = describe(name, context)
+    defaults = {one.name: one.default for one in info.parameters if one.name in info.added_hyperparameters}
+    resolved = check(name, hyperparameters, context)
+    return {key: value for key, value in resolved.items() if key not in defaults or value != defaults[key]}
+
+
+def needs(name: str, hyperparameters: Mapping[str, Any]) -> Needs:
+    """Returns what a method with these hyper-parameters reads, in its preparation and afterwards.
+
+    Arguments and errors are those of ``build``.
+    """
+    return load(name).all_needs_with(check(name, hyperparameters))
+
+
 def load(name: str) -> type[Method]:
     """Imports the class of a method; this imports torch and runs the code of a plug-in.
 
@@ -129,15 +189,17 @@ def load(name: str) -> type[Method]:
     method = plugin.load() if plugin else getattr(importlib.import_module(f"{__package__}.{name}"), info.class_name)
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"method {name!r}: {info.class_name} in {info.path} is not a kd_bench.methods.base.Method")
-    in_source = (info.family, info.needs_teacher, [parameter.name for parameter in info.parameters])
+    parameters = [parameter.name for parameter in info.parameters]
+    in_source = (info.family, info.needs_teacher, *(getattr(info, name) for name in _SWITCHES), parameters)
     arguments = inspect.signature(method.__init__).parameters.values()
     keyword_only = [argument.name for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
-    if in_source != (method.family, method.needs_teacher, keyword_only):
+    switches = (getattr(method, name) for name in _SWITCHES)
+    if in_source != (method.family, method.needs_teacher, *switches, keyword_only):
         raise UserError(
-            f"method {name!r}: family, needs_teacher and the arguments of __init__ are not what the source of "
-            f"{info.class_name} says; write them in the class itself ({info.path})"
+            f"method {name!r}: family, needs_teacher, {', '.join(_SWITCHES)} and the arguments of __init__ are not "
+            f"what the source of {info.class_name} says; write them in the class itself ({info.path})"
         )
-    if bool(method.needs.teacher) != info.needs_teacher:
+    if bool(method.needs.teacher or method.needs_in_preparation().teacher) != info.needs_teacher:
         raise UserError(
             f"method {name!r}: needs_teacher is {info.needs_teacher} and needs.teacher is "
             f"{sorted(method.needs.teacher)}; let {info.class_name} say the same in both ({info.path})"
@@ -145,8 +207,16 @@ def load(name: str) -> type[Method]:
     return method
 
 
-def build(name: str, pair: Pair, hyperparameters: Mapping[str, Any]) -> Method:
-    """Builds a method for a pair. ``hyperparameters`` are as for ``check``.
+def build(
+    name: str, pair: Pair, hyperparameters: Mapping[str, Any], logit_settings: LogitSettings | None = None
+) -> Method:
+    """Builds a method for a pair.
+
+    Args:
+        name: Name of the method.
+        pair: The pair.
+        hyperparameters: As for ``check``.
+        logit_settings: As ``split_row`` returns them; None if none is switched on.
 
     Raises:
         UserError: As ``load`` and ``check``; also if the method needs a teacher and the pair has none, or if a plug-in
@@ -157,9 +227,16 @@ def build(name: str, pair: Pair, hyperparameters: Mapping[str, Any]) -> Method:
         raise UserError(f"method {name!r} needs a teacher, and {pair.student_name} has none")
     plugin = _plugin(name)
     if plugin is None:
-        return method(pair, **resolved)
-    with plugins.one_sentence(f"method {name!r}: {plugin.attribute} in {plugin.path} failed", UserError):
-        return method(pair, **resolved)
+        built = method(pair, **resolved)
+    else:
+        with plugins.one_sentence(f"method {name!r}: {plugin.attribute} in {plugin.path} failed", UserError):
+            built = method(pair, **resolved)
+    if (built.inference_head is not None) != method.keeps_layers:
+        problem = "sets an inference_head" if built.inference_head is not None else "sets no inference_head"
+        raise UserError(f"method {name!r}: keeps_layers is {method.keeps_layers}, and __init__ {problem}")
+    if logit_settings is not None:
+        _logit_settings.apply(built, logit_settings)
+    return built
 
 
 def source_hash(name: str) -> str | None:
@@ -168,8 +245,9 @@ def source_hash(name: str) -> str | None:
     return plugin.hash() if plugin else None
 
 
-def _built_in() -> set[str]:
-    return {path.stem for path in _FOLDER.glob("[!_]*.py")} - _NOT_METHODS
+@cache
+def _built_in() -> frozenset[str]:
+    return frozenset(path.stem for path in _FOLDER.glob("[!_]*.py")) - _NOT_METHODS
 
 
 def _plugin(name: str, context: str = "") -> Plugin | None:
@@ -201,6 +279,11 @@ def _problem(source: Definition) -> str | None:
             return f"the type of hyper-parameter {parameter.name!r}, {parameter.annotation or 'not given'}, {error}"
     if source.attributes.get("family", "logits") not in ("logits", "features", "baseline", "adversarial"):
         return f"family = {source.attributes['family']!r} should be 'logits', 'features', 'baseline' or 'adversarial'"
-    if not isinstance(source.attributes.get("needs_teacher", True), bool):
-        return f"needs_teacher = {source.attributes['needs_teacher']!r} should be true or false"
+    known = [parameter.name for parameter in source.parameters if parameter.default is not REQUIRED]
+    added = source.attributes.get("added_hyperparameters", ())
+    if not (isinstance(added, tuple) and all(name in known for name in added)):
+        return f"added_hyperparameters = {added!r} should be a tuple of names of hyper-parameters with defaults"
+    for key in ("needs_teacher", *_SWITCHES):
+        if not isinstance(source.attributes.get(key, True), bool):
+            return f"{key} = {source.attributes[key]!r} should be true or false"
     return None

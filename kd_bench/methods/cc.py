@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kd_bench import losses
 from kd_bench.methods._connectors import embedding
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import Count, NonNegative, Positive, PositiveCount
+from kd_bench.methods.parameters import Count, NonNegative, Positive, PositiveCount, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
@@ -44,7 +44,7 @@ class CC(Method):
         self,
         pair: Pair,
         *,
-        correlation_weight: NonNegative = 0.02,
+        correlation_weight: Weight = 0.02,
         kernel: Literal["none", "gaussian", "bilinear"] = "none",
         feature_dim: PositiveCount = 128,
         gamma: Positive = 0.4,

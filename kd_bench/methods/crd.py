@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_bench import losses
 from kd_bench.methods._connectors import embedding
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import Fraction, NonNegative, Positive, PositiveCount
+from kd_bench.methods.parameters import Fraction, NonNegative, Positive, PositiveCount, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 from kd_bench.utils.distributed import all_gather
 
@@ -61,7 +61,7 @@ class CRD(Method):
         self,
         pair: Pair,
         *,
-        crd_weight: NonNegative = 0.8,
+        crd_weight: Weight = 0.8,
         negatives: PositiveCount = 16384,
         feature_dim: PositiveCount = 128,
         temperature: Positive = 0.07,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative, Positive
+from kd_bench.methods.parameters import NonNegative, Temperature, Weight
 from kd_bench.types import Batch, Outputs, Pair
 
 
@@ -34,10 +34,10 @@ class DIST(Method):
         self,
         pair: Pair,
         *,
-        beta: NonNegative = 1.0,
-        gamma: NonNegative = 1.0,
-        dist_weight: NonNegative = 2.0,
-        temperature: Positive = 4.0,
+        beta: Weight = 1.0,
+        gamma: Weight = 1.0,
+        dist_weight: Weight = 2.0,
+        temperature: Temperature = 4.0,
         tau_squared: bool = True,
         ce_weight: NonNegative = 1.0,
     ) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods.base import Method, require_teacher, warmup_of
-from kd_bench.methods.parameters import Count, NonNegative, Positive
+from kd_bench.methods.parameters import Count, NonNegative, Temperature, Weight
 from kd_bench.types import Batch, Outputs, Pair
 
 
@@ -29,13 +29,15 @@ class DKLKD(Method):
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
+    weighs_samples = True
+
     def __init__(
         self,
         pair: Pair,
         *,
-        alpha: NonNegative = 1.0,
-        beta: NonNegative = 1.0,
-        temperature: Positive = 4.0,
+        alpha: Weight = 1.0,
+        beta: Weight = 1.0,
+        temperature: Temperature = 4.0,
         warmup_epochs: Count = 20,
         ce_weight: NonNegative = 1.0,
     ) -> None:
@@ -45,11 +47,12 @@ class DKLKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce", "pairwise" and "soft_ce"."""
-        logits = require_teacher(teacher).logits.detach()
+        teacher = require_teacher(teacher)
+        logits, sample_weights = teacher.logits.detach(), self.sample_weights(student, teacher)
         weights = (losses.at_least_float32(logits) / self.temperature).softmax(-1)
         # T^2 cancels the two temperatures of the squared logit differences.
-        pairwise = losses.pairwise_mse(student.logits.detach(), logits, weights)
-        soft = losses.soft_cross_entropy(student.logits, logits, self.temperature) * self.temperature**2
+        pairwise = losses.pairwise_mse(student.logits.detach(), logits, weights, sample_weights)
+        soft = losses.soft_cross_entropy(student.logits, logits, self.temperature, sample_weights) * self.temperature**2
         factor = warmup_of(batch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),

@@ -8,7 +8,7 @@ from torch import Tensor
 from kd_bench import losses
 from kd_bench.methods._connectors import Regressor
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import Count, NonNegative
+from kd_bench.methods.parameters import Count, NonNegative, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 from kd_bench.utils.errors import UserError
 
@@ -32,7 +32,7 @@ class FitNet(Method):
     needs = Needs(student=frozenset({"logits", "stages"}), teacher=frozenset({"stages"}))
 
     def __init__(
-        self, pair: Pair, *, hint_weight: NonNegative = 100.0, hint_stage: Count = 2, ce_weight: NonNegative = 1.0
+        self, pair: Pair, *, hint_weight: Weight = 100.0, hint_stage: Count = 2, ce_weight: NonNegative = 1.0
     ) -> None:
         super().__init__(pair)
         self.hint_weight, self.hint_stage, self.ce_weight = hint_weight, hint_stage, ce_weight

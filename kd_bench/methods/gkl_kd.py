@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_bench import losses
 from kd_bench.methods._class_prior import ClassPrior
 from kd_bench.methods.base import require_teacher, warmup_of
-from kd_bench.methods.parameters import Count, NonNegative, Positive
+from kd_bench.methods.parameters import Count, NonNegative, Temperature, Weight
 from kd_bench.types import Batch, Outputs, Pair
 
 
@@ -48,18 +48,20 @@ class GKLKD(ClassPrior):
         tau: Temperature of w.
     """
 
+    weighs_samples = True
+
     def __init__(
         self,
         pair: Pair,
         *,
-        alpha: NonNegative = 8.0,
-        beta: NonNegative = 1.0,
+        alpha: Weight = 8.0,
+        beta: Weight = 1.0,
         gamma: NonNegative = 0.05,
-        temperature: Positive = 4.0,
+        temperature: Temperature = 4.0,
         warmup_epochs: Count = 20,
         ce_weight: NonNegative = 1.0,
         weights: Literal["sample", "class"] = "class",
-        tau: Positive = 4.0,
+        tau: Temperature = 4.0,
     ) -> None:
         super().__init__(pair)
         self.alpha, self.beta, self.gamma, self.temperature = alpha, beta, gamma, temperature
@@ -68,11 +70,12 @@ class GKLKD(ClassPrior):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce", "pairwise" and "soft_ce"."""
-        logits = require_teacher(teacher).logits.detach()
+        teacher = require_teacher(teacher)
+        logits, sample_weights = teacher.logits.detach(), self.sample_weights(student, teacher)
         weights = self.weights_of(logits, batch).pow(self.gamma)
-        pairwise = losses.batch_pairwise_mse(student.logits, logits, weights)
+        pairwise = losses.batch_pairwise_mse(student.logits, logits, weights, sample_weights)
         self.accumulate(logits, batch)
-        soft = losses.soft_cross_entropy(student.logits, logits, self.temperature)
+        soft = losses.soft_cross_entropy(student.logits, logits, self.temperature, sample_weights)
         factor = warmup_of(batch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from kd_bench import losses
 from kd_bench.methods._connectors import embedding
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative, Positive
+from kd_bench.methods.parameters import NonNegative, Positive, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
@@ -38,8 +38,8 @@ class ITRD(Method):
         self,
         pair: Pair,
         *,
-        correlation_weight: NonNegative = 2.0,
-        mutual_weight: NonNegative = 1.0,
+        correlation_weight: Weight = 2.0,
+        mutual_weight: Weight = 1.0,
         alpha: Positive = 1.01,
         ce_weight: NonNegative = 1.0,
     ) -> None:

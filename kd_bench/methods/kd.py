@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative, Positive
+from kd_bench.methods.parameters import NonNegative, Temperature, Weight
 from kd_bench.types import Batch, Outputs, Pair
 
 
@@ -22,13 +22,18 @@ class KD(Method):
         temperature: T of teacher and student.
     """
 
+    weighs_samples = True
+
     def __init__(
-        self, pair: Pair, *, ce_weight: NonNegative = 0.1, kd_weight: NonNegative = 0.9, temperature: Positive = 4.0
+        self, pair: Pair, *, ce_weight: NonNegative = 0.1, kd_weight: Weight = 0.9, temperature: Temperature = 4.0
     ) -> None:
         super().__init__(pair)
         self.ce_weight, self.kd_weight, self.temperature = ce_weight, kd_weight, temperature
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "kd"."""
-        divergence = losses.kd(student.logits, require_teacher(teacher).logits.detach(), self.temperature)
+        teacher = require_teacher(teacher)
+        divergence = losses.kd(
+            student.logits, teacher.logits.detach(), self.temperature, self.sample_weights(student, teacher)
+        )
         return {"ce": self.ce_weight * self.label_loss(student, batch), "kd": self.kd_weight * divergence}

@@ -9,7 +9,7 @@ from torch import Tensor
 from kd_bench import losses
 from kd_bench.methods._maps import paired, paired_shapes
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative, PositiveCount
+from kd_bench.methods.parameters import NonNegative, PositiveCount, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 from kd_bench.utils.errors import UserError
 
@@ -44,7 +44,7 @@ class KDSVD(Method):
         self,
         pair: Pair,
         *,
-        svd_weight: NonNegative = 1.0,
+        svd_weight: Weight = 1.0,
         vectors: PositiveCount = 1,
         matrix: Literal["columns", "channels"] = "columns",
         ce_weight: NonNegative = 1.0,

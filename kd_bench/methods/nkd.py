@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods.base import Method, hard_labels, require_teacher
-from kd_bench.methods.parameters import NonNegative, Positive
+from kd_bench.methods.parameters import NonNegative, Temperature, Weight
 from kd_bench.types import Batch, Outputs, Pair
 
 
@@ -28,16 +28,20 @@ class NKD(Method):
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
+    weighs_samples = True
+
     def __init__(
-        self, pair: Pair, *, gamma: NonNegative = 3.5, temperature: Positive = 3.0, ce_weight: NonNegative = 1.0
+        self, pair: Pair, *, gamma: Weight = 3.5, temperature: Temperature = 3.0, ce_weight: NonNegative = 1.0
     ) -> None:
         super().__init__(pair)
         self.gamma, self.temperature, self.ce_weight = gamma, temperature, ce_weight
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce", "target" and "others"."""
-        logits = require_teacher(teacher).logits.detach()
-        target, others = losses.nkd_terms(student.logits, logits, hard_labels(batch), self.temperature)
+        teacher = require_teacher(teacher)
+        logits, sample_weights = teacher.logits.detach(), self.sample_weights(student, teacher)
+        labels = hard_labels(batch)
+        target, others = losses.nkd_terms(student.logits, logits, labels, self.temperature, sample_weights)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "target": target,

@@ -8,7 +8,7 @@ from torch import Tensor
 from kd_bench import losses
 from kd_bench.methods._maps import paired, paired_shapes
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative
+from kd_bench.methods.parameters import NonNegative, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
@@ -32,7 +32,7 @@ class NST(Method):
     family = "features"
     needs = Needs(student=frozenset({"logits", "stages"}), teacher=frozenset({"stages"}))
 
-    def __init__(self, pair: Pair, *, selectivity_weight: NonNegative = 50.0, ce_weight: NonNegative = 1.0) -> None:
+    def __init__(self, pair: Pair, *, selectivity_weight: Weight = 50.0, ce_weight: NonNegative = 1.0) -> None:
         super().__init__(pair)
         self.selectivity_weight, self.ce_weight = selectivity_weight, ce_weight
         paired_shapes("nst", pair)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from kd_bench import losses
 from kd_bench.methods._connectors import Connector
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative
-from kd_bench.types import Batch, Needs, Outputs, Pair
+from kd_bench.methods.parameters import NonNegative, Weight
+from kd_bench.types import Batch, Needs, Output, Outputs, Pair
 from kd_bench.utils.errors import UserError
 
 
@@ -25,30 +26,45 @@ class OFD(Method):
     student's is above it. Margins follow in closed form from the teacher's batch norms. All stages except the stems are
     compared, matched from the deepest; if sizes differ, the teacher's map is averaged to the student's size.
 
+    A pre-activation is a stage before its last ReLU. Of a ShuffleNet-V2 student, mdistiller reads something else: the
+    channels that the last unit passes on are after ReLU, and only the output of its last batch norm is before it.
+    ``student_preacts`` "published" does the same. For all other students, both values give the same loss.
+
     In the published code the teacher's batch norms use the statistics of the batch, which its author defends as the
     better choice, and their running statistics drift. Here "batch" does not change the teacher's buffers, and "running"
     is the usual frozen teacher.
 
     Args:
         feature_weight: Weight of the features; 1e-3 is published for CIFAR-100, 1e-4 for ImageNet.
+        student_preacts: Pre-activations of a ShuffleNet-V2 student, "before_relu" or "published".
         teacher_batch_norm: Statistics that the teacher's batch norms use, "batch" or "running".
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
     family = "features"
+    added_hyperparameters = ("student_preacts",)
     needs = Needs(student=frozenset({"logits", "preacts"}), teacher=frozenset({"preacts"}))
+
+    @classmethod
+    def needs_with(cls, hyperparameters: Mapping[str, Any]) -> Needs:
+        """Asks for the student's published pre-activations if ``student_preacts`` is "published"."""
+        published = hyperparameters["student_preacts"] == "published"
+        preacts: Output = "published_preacts" if published else "preacts"
+        return Needs(student=frozenset({"logits", preacts}), teacher=cls.needs.teacher)
 
     def __init__(
         self,
         pair: Pair,
         *,
-        feature_weight: NonNegative = 1e-3,
+        feature_weight: Weight = 1e-3,
+        student_preacts: Literal["before_relu", "published"] = "before_relu",
         teacher_batch_norm: Literal["batch", "running"] = "batch",
         ce_weight: NonNegative = 1.0,
     ) -> None:
         super().__init__(pair)
         self.feature_weight, self.ce_weight = feature_weight, ce_weight
         self.teacher_batch_norm = teacher_batch_norm
+        self.needs = self.needs_with({"student_preacts": student_preacts})
         assert pair.teacher is not None
         ours, theirs = pair.student.preacts[1:], pair.teacher.preacts[1:]
         self.stages = min(len(ours), len(theirs))

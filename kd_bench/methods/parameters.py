@@ -17,9 +17,21 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Interval
 
 from kd_bench.config import numbers
-from kd_bench.config.numbers import Count, Fraction, NonNegative, Positive, PositiveCount
+from kd_bench.config.numbers import Count, Fraction, NonNegative, Positive, PositiveCount, Search, Temperature, Weight
 
-__all__ = ["Count", "Fraction", "NonNegative", "Positive", "PositiveCount", "allowed", "coerce", "resolve"]
+__all__ = [
+    "Count",
+    "Fraction",
+    "NonNegative",
+    "Positive",
+    "PositiveCount",
+    "Temperature",
+    "Weight",
+    "allowed",
+    "coerce",
+    "resolve",
+    "search_range",
+]
 
 _TYPES: dict[str, Any] = {kind.__name__: kind for kind in (float, int, bool, str)} | {
     name: kind for name, kind in vars(numbers).items() if get_origin(kind) is Annotated
@@ -65,7 +77,7 @@ def allowed(kind: Any) -> str:
     ('a finite number, at least 0', "'sample' or 'class'")
     """
     if get_origin(kind) is Annotated:
-        base, interval = get_args(kind)
+        base, interval = get_args(kind)[:2]
         return f"{_WORDS[base]}, {_bounds(interval)}"
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
@@ -79,6 +91,16 @@ def _bounds(interval: Interval) -> str:
         return f"from {interval.ge} to {interval.le}"
     words = {"above": interval.gt, "at least": interval.ge, "below": interval.lt, "at most": interval.le}
     return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+
+
+def search_range(kind: Any, default: Any) -> tuple[float, float] | None:
+    """Returns the range in which tuning searches, on a logarithmic scale; None for a type without one.
+
+    >>> search_range(Weight, 4.0), search_range(Temperature, 4.0), search_range(NonNegative, 1.0)
+    ((0.5, 32.0), (1, 16), None)
+    """
+    search = next((mark for mark in get_args(kind)[2:] if isinstance(mark, Search)), None)
+    return search.range(default) if search is not None and isinstance(default, (int, float)) else None
 
 
 def coerce(kind: Any, value: Any) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor
 from kd_bench import losses
 from kd_bench.methods._connectors import embedding
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative
+from kd_bench.methods.parameters import NonNegative, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
@@ -30,7 +30,7 @@ class PKT(Method):
     family = "features"
     needs = Needs(student=frozenset({"logits", "pooled"}), teacher=frozenset({"pooled"}))
 
-    def __init__(self, pair: Pair, *, transfer_weight: NonNegative = 30000.0, ce_weight: NonNegative = 1.0) -> None:
+    def __init__(self, pair: Pair, *, transfer_weight: Weight = 30000.0, ce_weight: NonNegative = 1.0) -> None:
         super().__init__(pair)
         self.transfer_weight, self.ce_weight = transfer_weight, ce_weight
 

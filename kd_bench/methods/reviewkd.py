@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_bench import losses
 from kd_bench.methods._connectors import Fusion, Map, embedding
 from kd_bench.methods.base import Method, require_teacher, warmup_factor
-from kd_bench.methods.parameters import Count, NonNegative, PositiveCount
+from kd_bench.methods.parameters import Count, NonNegative, PositiveCount, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
@@ -54,7 +54,7 @@ class ReviewKD(Method):
         self,
         pair: Pair,
         *,
-        review_weight: NonNegative = 1.0,
+        review_weight: Weight = 1.0,
         warmup_epochs: Count = 20,
         first_epoch: Literal[0, 1] = 0,
         student_features: Literal["stages", "preacts"] = "stages",

@@ -7,7 +7,7 @@ from torch import Tensor
 from kd_bench import losses
 from kd_bench.methods._connectors import embedding
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative, Positive
+from kd_bench.methods.parameters import NonNegative, Positive, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
@@ -33,8 +33,8 @@ class RKD(Method):
         self,
         pair: Pair,
         *,
-        distance_weight: NonNegative = 25.0,
-        angle_weight: NonNegative = 50.0,
+        distance_weight: Weight = 25.0,
+        angle_weight: Weight = 50.0,
         ce_weight: NonNegative = 1.0,
         squared: bool = False,
         eps: Positive = 1e-12,

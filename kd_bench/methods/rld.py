@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods.base import Method, hard_labels, require_teacher, warmup_of
-from kd_bench.methods.parameters import Count, NonNegative, Positive
+from kd_bench.methods.parameters import Count, NonNegative, Temperature, Weight
 from kd_bench.types import Batch, Outputs, Pair
 
 
@@ -31,14 +31,16 @@ class RLD(Method):
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
+    weighs_samples = True
+
     def __init__(
         self,
         pair: Pair,
         *,
-        alpha: NonNegative = 1.0,
-        beta: NonNegative = 8.0,
-        confidence_temperature: Positive = 1.0,
-        temperature: Positive = 4.0,
+        alpha: Weight = 1.0,
+        beta: Weight = 8.0,
+        confidence_temperature: Temperature = 1.0,
+        temperature: Temperature = 4.0,
         warmup_epochs: Count = 20,
         ce_weight: NonNegative = 1.0,
     ) -> None:
@@ -49,9 +51,10 @@ class RLD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce", "scd" and "mcd"."""
-        logits = require_teacher(teacher).logits.detach()
+        teacher = require_teacher(teacher)
+        logits, sample_weights = teacher.logits.detach(), self.sample_weights(student, teacher)
         scd, mcd = losses.rld_terms(
-            student.logits, logits, hard_labels(batch), self.temperature, self.confidence_temperature
+            student.logits, logits, hard_labels(batch), self.temperature, self.confidence_temperature, sample_weights
         )
         factor = warmup_of(batch, self.warmup_epochs)
         return {

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative
+from kd_bench.methods.parameters import NonNegative, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 
@@ -28,7 +28,7 @@ class SP(Method):
     family = "features"
     needs = Needs(student=frozenset({"logits", "stages"}), teacher=frozenset({"stages"}))
 
-    def __init__(self, pair: Pair, *, similarity_weight: NonNegative = 3000.0, ce_weight: NonNegative = 1.0) -> None:
+    def __init__(self, pair: Pair, *, similarity_weight: Weight = 3000.0, ce_weight: NonNegative = 1.0) -> None:
         super().__init__(pair)
         self.similarity_weight, self.ce_weight = similarity_weight, ce_weight
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_bench import losses
 from kd_bench.methods._maps import paired, paired_shapes
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative, Positive
+from kd_bench.methods.parameters import NonNegative, Positive, Weight
 from kd_bench.types import Batch, Needs, Outputs, Pair
 
 #: Smallest variance.
@@ -47,7 +47,7 @@ class VID(Method):
         self,
         pair: Pair,
         *,
-        information_weight: NonNegative = 1.0,
+        information_weight: Weight = 1.0,
         variances: Literal["trained", "fixed"] = "trained",
         initial_variance: Positive = 5.0,
         ce_weight: NonNegative = 1.0,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_bench import losses
 from kd_bench.methods.base import Method, require_teacher
-from kd_bench.methods.parameters import NonNegative, Positive
+from kd_bench.methods.parameters import NonNegative, Positive, Weight
 from kd_bench.types import Batch, Outputs, Pair
 
 
@@ -26,13 +26,15 @@ class WTTM(Method):
         ce_weight: Weight of the cross-entropy with the labels.
     """
 
-    def __init__(
-        self, pair: Pair, *, gamma: Positive = 0.2, beta: NonNegative = 4.0, ce_weight: NonNegative = 1.0
-    ) -> None:
+    weighs_samples = True
+
+    def __init__(self, pair: Pair, *, gamma: Positive = 0.2, beta: Weight = 4.0, ce_weight: NonNegative = 1.0) -> None:
         super().__init__(pair)
         self.gamma, self.beta, self.ce_weight = gamma, beta, ce_weight
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "wttm"."""
-        divergence = losses.wttm(student.logits, require_teacher(teacher).logits.detach(), self.gamma)
+        teacher = require_teacher(teacher)
+        sample_weights = self.sample_weights(student, teacher)
+        divergence = losses.wttm(student.logits, teacher.logits.detach(), self.gamma, sample_weights)
         return {"ce": self.ce_weight * self.label_loss(student, batch), "wttm": self.beta * divergence}

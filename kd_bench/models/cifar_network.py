@@ -37,8 +37,8 @@ class CifarNet(nn.Module, ABC):
     every input size that the strides divide works.
 
     ``outputs.preact_norms`` finds the batch norms behind the pre-activations. A network has a method ``preact_norms``
-    that returns their scales and shifts if several batch norms contribute to one pre-activation, as
-    ``CifarShuffleNetV2`` has.
+    that returns their scales and shifts if several batch norms contribute to one pre-activation, and a method
+    ``published_preacts`` if its pre-activations have another form in published code, as ``CifarShuffleNetV2`` has.
 
     Args:
         num_classes: Width of the classifier; 0 for none.

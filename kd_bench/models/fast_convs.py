@@ -112,6 +112,14 @@ def use_fast_convs(network: nn.Module) -> nn.Module:
     return network
 
 
+def use_library_convs(network: nn.Module) -> nn.Module:
+    """Undoes ``use_fast_convs``, in place; returns the network."""
+    for conv in network.modules():
+        if type(conv) in (PointwiseConv2d, DepthwiseConv2d):
+            conv.__class__ = nn.Conv2d
+    return network
+
+
 def cuda_memory_format(network: nn.Module) -> torch.memory_format:
     """Returns the layout of a network's maps and weights that is fastest on a GPU.
 

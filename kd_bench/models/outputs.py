@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_bench.models.preactivations import capture_preacts, norm_scale_shift, record_norms, stage_activations
 from kd_bench.models.timm_interface import dry_run, intermediates, missing_output
 from kd_bench.types import LOGITS, Output, Outputs, Shapes
+
+#: Outputs of each pixel of the last feature map.
+_MAPS_OF_CLASSIFIER: frozenset[Output] = frozenset({"features", "class_maps"})
 
 
 def observe(model: nn.Module, images: Tensor, needs: frozenset[Output]) -> Outputs:
@@ -28,6 +33,10 @@ def observe(model: nn.Module, images: Tensor, needs: frozenset[Output]) -> Outpu
     """
     if needs <= LOGITS:
         return Outputs(model(images))
+    if "published_preacts" in needs:
+        outputs = observe(model, images, needs - {"published_preacts"} | {"preacts"})
+        published_form: Any = getattr(model, "published_preacts", tuple)
+        return replace(outputs, preacts=published_form(outputs.preacts))
     if hasattr(model, "forward_stages"):
         return _observe_own(model, images, needs)
     return _observe_timm(model, images, needs)
@@ -44,12 +53,47 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
     """
     with dry_run(model, image) as black, torch.no_grad():
         outputs = observe(model, black, needs)
+    if "class_maps" in needs:
+        average_classifier(model, image)
+    of_pixels = (outputs.features, outputs.class_maps)
+    features, class_maps = (None if maps is None else tuple(maps.shape[1:]) for maps in of_pixels)
     return Shapes(
         logits=tuple(outputs.logits.shape[1:]),
         stages=tuple(tuple(stage.shape[1:]) for stage in outputs.stages),
         preacts=tuple(tuple(preact.shape[1:]) for preact in outputs.preacts),
         pooled=None if outputs.pooled is None else tuple(outputs.pooled.shape[1:]),
+        features=features,
+        class_maps=class_maps,
     )
+
+
+def average_classifier(model: nn.Module, image: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Returns weight, (K, D), and bias, (K,), of a linear classifier of the last feature map's average.
+
+    Runs one forward pass, as ``shapes`` does. Both are copies on the CPU.
+
+    Raises:
+        UserError: If the network computes its logits in another way.
+    """
+    with dry_run(model, image) as black, torch.no_grad():
+        # "cpu", because the estimate of costs makes "meta" the default device.
+        images = torch.rand(black.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(black)
+        outputs = observe(model, images, _MAPS_OF_CLASSIFIER)
+    assert outputs.class_maps is not None
+    difference = (outputs.class_maps.mean((2, 3)) - outputs.logits).abs().max()
+    if not difference.is_meta and difference > 1e-3 * max(1.0, float(outputs.logits.abs().max())):
+        raise missing_output(model, "class_maps", "its classifier does not read the average of its last feature map")
+    weight, bias = (tensor.detach().clone() for tensor in _classifier(model))
+    # The estimate of costs builds networks on the device "meta", whose tensors cannot be copied to another one.
+    return (weight, bias) if weight.is_meta else (weight.cpu(), bias.cpu())
+
+
+def _classifier(network: Any) -> tuple[Tensor, Tensor]:
+    classifier = network.get_classifier() if hasattr(network, "get_classifier") else None
+    if not isinstance(classifier, nn.Linear):
+        raise missing_output(network, "class_maps", "its classifier is not a single linear layer")
+    bias = classifier.bias
+    return classifier.weight, classifier.weight.new_zeros(len(classifier.weight)) if bias is None else bias
 
 
 def preact_norms(model: nn.Module, image: tuple[int, ...]) -> tuple[tuple[Tensor, Tensor] | None, ...]:
@@ -80,11 +124,14 @@ def _observe_own(network: Any, images: Tensor, needs: frozenset[Output]) -> Outp
     if "preacts" in needs and not preacts:
         raise missing_output(network, "preacts", "its forward_stages returns none")
     pooled = network.forward_head(features, pre_logits=True)
+    last_map, class_maps = _maps_of_classifier(network, features, needs)
     return Outputs(
         logits=network.get_classifier()(pooled),
         stages=tuple(stages) if "stages" in needs else (),
         preacts=tuple(preacts),
         pooled=pooled if "pooled" in needs else None,
+        features=last_map,
+        class_maps=class_maps,
     )
 
 
@@ -102,13 +149,32 @@ def _observe_timm(network: Any, images: Tensor, needs: frozenset[Output]) -> Out
         features = _timm_method(network, "forward_features", needs)(images)
     _timm_method(network, "forward_head", needs)
     logits, pooled = _run_head(network, features) if "pooled" in needs else (network.forward_head(features), None)
-    return Outputs(logits, tuple(stages) if "stages" in needs else (), tuple(preacts), pooled)
+    shown = tuple(stages) if "stages" in needs else ()
+    return Outputs(logits, shown, tuple(preacts), pooled, *_maps_of_classifier(network, features, needs))
+
+
+def _maps_of_classifier(
+    network: nn.Module, features: Tensor, needs: frozenset[Output]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the last feature map and the class maps, each None unless it is needed."""
+    if needs.isdisjoint(_MAPS_OF_CLASSIFIER):
+        return None, None
+    if features.ndim != 4:
+        raise missing_output(network, "features", "its last features are not a (B, C, H, W) map")
+    class_maps = None
+    if "class_maps" in needs:
+        weight, bias = _classifier(network)
+        if weight.shape[1] != features.shape[1]:
+            raise missing_output(network, "class_maps", "its classifier does not read its last feature map")
+        class_maps = F.conv2d(features, weight[:, :, None, None], bias)
+    return features if "features" in needs else None, class_maps
 
 
 def _timm_method(network: Any, name: str, needs: frozenset[Output]) -> Callable[..., Tensor]:
     """Returns a method of timm's interface, or raises the error for a network without it."""
     if not hasattr(network, name):
-        output: Output = "stages" if "stages" in needs else "preacts" if "preacts" in needs else "pooled"
+        known: tuple[Output, ...] = ("stages", "preacts", "pooled", "features", "class_maps")
+        output = next(output for output in known if output in needs)
         raise missing_output(network, output, f"it lacks {name}, which timm's networks have")
     method: Callable[..., Tensor] = getattr(network, name)
     return method

@@ -82,7 +82,7 @@ def resolve(name: str, context: str = "", *, prefix: str = PREFIX) -> str:
     short = {model.removeprefix(prefix) for model in own}
     choices = {*own, *short, *timm.models, *(timm.pretrained if "." in name else ())}
     choices.update(plugins.entry_point_names(MODEL))
-    raise unknown("model", name, choices if nearest(name, choices) else short, context)
+    raise unknown("network", name, choices if nearest(name, choices) else short, context)
 
 
 def source_hash(name: str) -> str | None:

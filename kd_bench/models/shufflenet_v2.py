@@ -8,6 +8,7 @@ Representation Distillation", 2020), whose state-dict keys, shapes and outputs i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -119,9 +120,8 @@ class CifarShuffleNetV2(StagedCifarNet):
 
     Every channel of a pre-activation is the output of a batch norm, but not of the same one: the channels that the last
     units pass on come unchanged from earlier units of the stage. Their scale and shift are those of ``bn2`` and ``bn5``
-    of the first unit and of ``bn3`` of the others, shuffled like the channels. (Published code has only the last unit's
-    half before ReLU, without the shuffle.) The pooled embedding is read from the last convolution, after batch norm and
-    ReLU.
+    of the first unit and of ``bn3`` of the others, shuffled like the channels. ``published_preacts`` returns the form
+    of published code. The pooled embedding is read from the last convolution, after batch norm and ReLU.
 
     Args:
         **options: As for ``CifarNet``.
@@ -144,6 +144,20 @@ class CifarShuffleNetV2(StagedCifarNet):
         if len(outputs.stages) < len(self.feature_info):
             return outputs
         return outputs._replace(features=F.relu(self.bn2(self.conv2(outputs.features))))
+
+    @staticmethod
+    def published_preacts(preacts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Returns pre-activations in the form that the student of mdistiller has.
+
+        There a stage's pre-activation is read before the last unit's shuffle. Its first half, which the last unit
+        passes on, is after ReLU, and its second half, the output of the last ``bn3``, is before ReLU.
+
+        Args:
+            preacts: Those of ``forward_stages``, stem first; the stem's is returned as it is.
+        """
+        stem, *stages = preacts
+        halves = (stage.unflatten(1, (-1, 2)).unbind(2) for stage in stages)  # undoes the shuffle
+        return (stem, *(torch.cat([F.relu(passed), out], 1) for passed, out in halves))
 
     def preact_norms(self) -> tuple[tuple[Tensor, Tensor], ...]:
         """Returns scale and shift of each pre-activation's channels, (C,) each, stem first."""

@@ -261,8 +261,8 @@ class Reproduction:
         return [_with_weights(part, weights) for part in parts], images
 
     def _attack(self, part: Part, options: RunOptions) -> None:
-        from kd_bench.evaluation.attack_target import finished_trial_targets
         from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
+        from kd_bench.evaluation.target import finished_trial_targets
 
         evaluator = AutoAttackEvaluator(options.data, find_devices(options.device)[0], options.threads)
         folders = dict.fromkeys(options.out / part.recipe.name / trial.trial_id for trial in part.planned)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kd_bench.config.trial import LabelLoss
+from kd_bench.methods import _logit_settings
 from kd_bench.methods import _registry as methods
 from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.methods.base import Method
-from kd_bench.models.outputs import observe, preact_norms, shapes
+from kd_bench.models.outputs import average_classifier, observe, preact_norms, shapes
+from kd_bench.models.student_with_head import StudentWithHead
 from kd_bench.models.timm_interface import dry_run
 from kd_bench.training.teacher import batch_statistics, tracking_batch_norms
 from kd_bench.types import LOGITS, Batch, Needs, Output, Outputs, Pair, Shapes
@@ -55,10 +58,13 @@ def distiller(
         num_classes: K; None for the number of the student's logits.
         train_labels: The class of every training image, (N,), for methods that need the training set (crd).
         label_loss: The loss of the term "ce": "cross_entropy" or "binary_cross_entropy".
-        **hyperparameters: Hyper-parameters that differ from the method's defaults.
+        **hyperparameters: Hyper-parameters that differ from the method's defaults. ``standardise=True`` and
+            ``entropy_weights=3`` are those of a recipe's row: the method reads standardised logits, or weights the
+            samples by entropies at that temperature.
 
     Raises:
-        UserError: If there is no such method or hyper-parameter, or a network lacks what the method reads.
+        UserError: If there is no such method or hyper-parameter, a network lacks what the method reads, or the method
+            does not compare logits and one of the two settings is given.
     """
     return Distiller(method, student, teacher, images, num_classes, train_labels, label_loss, hyperparameters)
 
@@ -70,10 +76,13 @@ class Distiller(nn.Module):
     The method counts as finished with a step when the next begins, and with an epoch when ``end_epoch`` is called or
     another ``epoch`` is given.
 
+    A method with a preparation has epochs before the student's own, from ``-preparation_epochs`` to -1, whose terms
+    are those of its ``prepare``. They need an optimiser of their own, as in the method's description.
+
     Attributes:
         student: The network that is trained.
         method: The method, an ``nn.Module``.
-        epoch: The current epoch, from 0.
+        epoch: The current epoch, from 0; negative in a preparation, with which a method that has one begins.
     """
 
     def __init__(
@@ -88,7 +97,7 @@ class Distiller(nn.Module):
         hyperparameters: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        name, build, needs = _find(method, hyperparameters)
+        name, build, needs, preparation_epochs = _find(method, hyperparameters)
         image = _image_shape(images)
         if needs.teacher and teacher is None:
             raise UserError(f"{name} needs a teacher; pass it as teacher=")
@@ -104,6 +113,7 @@ class Distiller(nn.Module):
             if found is not None and found.logits[0] != classes:
                 raise UserError(f"{name}: the {role} has {found.logits[0]} logits, not {classes}, one for each class")
         labels = None if train_labels is None else _train_labels(train_labels, classes)
+        reads_maps = not needs.teacher.isdisjoint({"features", "class_maps"})
         pair = Pair(
             num_classes=classes,
             train_size=0 if labels is None else len(labels),
@@ -114,6 +124,7 @@ class Distiller(nn.Module):
             train_labels=labels,
             label_loss=label_loss,
             teacher_norms=preact_norms(teacher, image) if teacher is not None and "preacts" in needs.teacher else (),
+            teacher_classifier=average_classifier(teacher, image) if teacher is not None and reads_maps else None,
         )
         try:
             built = build(pair)
@@ -122,7 +133,7 @@ class Distiller(nn.Module):
             raise UserError(f"{error}{hint}") from None
         self.student = student
         self.method = built.to(next(student.parameters()).device)
-        self.epoch = 0
+        self.epoch = -preparation_epochs
         self._name, self._step, self._needs_index = name, 0, labels is not None
         self._step_is_open = False
         # Not registered, so that its parameters are neither trained nor saved.
@@ -135,6 +146,12 @@ class Distiller(nn.Module):
         """The teacher; None if the method has none."""
         return self._frozen[0] if self._frozen else None
 
+    @property
+    def deployed(self) -> nn.Module:
+        """The network to evaluate and to keep: the student; with a method that keeps layers, these on top of it."""
+        head = self.method.inference_head
+        return self.student if head is None else StudentWithHead(self.student, head)
+
     def forward(
         self,
         images: Tensor,
@@ -143,6 +160,7 @@ class Distiller(nn.Module):
         *,
         epoch: int | None = None,
         step: int | None = None,
+        second_images: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Returns the weighted terms of the loss by name, scalars whose sum is the loss.
 
@@ -150,23 +168,34 @@ class Distiller(nn.Module):
             images: (B, ...), on the student's device.
             labels: (B,) int64, or the (B, K) shares of mixed images.
             index: (B,) int64, position of the images in the training set; needed if ``train_labels`` was given.
-            epoch: From 0; None for the current one, see ``end_epoch``.
+            epoch: From 0, or negative in a preparation; None for the current one, see ``end_epoch``.
             step: From 0, equal for the parts of a step whose gradients are summed; None if each call is a step.
+            second_images: (B, ...), a second view of the same images, for methods that read one.
 
         Raises:
-            UserError: If ``index`` is missing.
+            UserError: If ``index`` is missing, or the method reads no second view and one is given.
             ValueError: If labels have a wrong shape or type.
         """
         if index is None and self._needs_index:
             raise UserError(f"{self._name}: index is missing: the position of each image in the training set")
+        if second_images is not None and not self.method.uses_second_view:
+            raise UserError(f"{self._name}: it reads one view of the images only; leave second_images out")
         if self.training:
             self._begin(epoch, step)
         device = images.device
         index = torch.full((len(images),), -1, dtype=torch.int64) if index is None else index
         epoch = self.epoch if epoch is None else epoch
         batch = Batch(images, labels.to(device), index.to(device), epoch, self._step if step is None else step)
-        student = observe(self.student, images, self.method.needs.student)
-        return self.method(student, self._observe_teacher(images), batch)
+        needs = self.method.needs_in(preparation=epoch < 0)
+        student = observe(self.student, images, needs.student) if needs.student else None
+        teacher = self._observe_teacher(images, needs.teacher)
+        if second_images is not None:
+            batch = replace(batch, second_images=second_images)
+            if student is not None:
+                student = replace(student, second_view=observe(self.student, second_images, needs.student))
+            if teacher is not None:
+                teacher = replace(teacher, second_view=self._observe_teacher(second_images, needs.teacher))
+        return self.method.prepare(student, teacher, batch) if epoch < 0 else self.method(student, teacher, batch)
 
     def end_epoch(self) -> None:
         """Ends an epoch: the method updates what it keeps of an epoch, and warm-ups count it."""
@@ -192,17 +221,17 @@ class Distiller(nn.Module):
             self.method.on_step_end()
             self._step += 1
 
-    def _observe_teacher(self, images: Tensor) -> Outputs | None:
+    def _observe_teacher(self, images: Tensor, needs: frozenset[Output]) -> Outputs | None:
         teacher = self.teacher
-        if teacher is None:
+        if teacher is None or not needs:
             return None
         if teacher.training:
             teacher.eval()
         with torch.no_grad():
             if self.method.teacher_batch_norm == "running":
-                return observe(teacher, images, self.method.needs.teacher)
+                return observe(teacher, images, needs)
             with batch_statistics(self._batch_norms):
-                return observe(teacher, images, self.method.needs.teacher)
+                return observe(teacher, images, needs)
 
     def get_extra_state(self) -> dict[str, int]:
         """Returns epoch and step, which ``state_dict`` holds, too."""
@@ -222,27 +251,41 @@ def _end_step_of(distiller: Distiller, *_: Any) -> None:
     distiller._end_step()
 
 
-def _find(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[str, Callable[[Pair], Method], Needs]:
-    """Returns a method's name, a function that builds it, and what it reads."""
+def _find(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[str, Callable[[Pair], Method], Needs, int]:
+    """Returns a method's name, a function that builds it, what it reads, and the epochs of its preparation."""
     if isinstance(method, type) and issubclass(method, Method):
         name, kind = method.__name__, method
-        resolved = _with_defaults(method, hyperparameters)
+        infos = map(methods.describe, methods.names())
+        values, logit_settings = _logit_settings.split(name, kind, _parameters(method), hyperparameters, infos)
+        resolved = _with_defaults(method, values)
     elif isinstance(method, str):
         name, kind = method, methods.load(method)
-        resolved = methods.check(method, hyperparameters)
+        values, logit_settings = methods.split_row(method, hyperparameters)
+        resolved = methods.check(method, values)
     else:
         raise UserError(
             f"method: should be the name of a method or a subclass of kd_bench.Method (it is {method!r:.60})"
         )
     if issubclass(kind, AdversarialMethod):
         raise UserError(f"{name} trains on perturbed images, which only kd-bench run makes")
-    return name, lambda pair: kind(pair, **resolved), kind.needs_with(resolved)
+
+    def build(pair: Pair) -> Method:
+        built = kind(pair, **resolved)
+        _logit_settings.apply(built, logit_settings)
+        return built
+
+    return name, build, kind.all_needs_with(resolved), resolved.get("preparation_epochs", 0)
+
+
+def _parameters(method: type[Method]) -> dict[str, Any]:
+    """Returns the defaults of a class's hyper-parameters by name."""
+    arguments = inspect.signature(method).parameters.values()
+    return {argument.name: argument.default for argument in arguments if argument.kind is argument.KEYWORD_ONLY}
 
 
 def _with_defaults(method: type[Method], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all hyper-parameters of a class; their values are not checked, because they have no declared bounds."""
-    arguments = inspect.signature(method).parameters.values()
-    known = {argument.name: argument.default for argument in arguments if argument.kind is argument.KEYWORD_ONLY}
+    known = _parameters(method)
     for key in hyperparameters:
         if key not in known:
             raise unknown("hyper-parameter", key, known, method.__name__)

@@ -12,6 +12,9 @@ from kd_bench.report.plots import LEAST_POINTS, Mark
 #: Largest number of classes whose cells have numbers, and whose names are beside the matrix.
 _NUMBERED = 20
 
+#: Width of a letter of a label, at most.
+_LETTER = 8.0
+
 #: Largest number of classes of a matrix. Cells of more would be smaller than pixels.
 LARGEST_MATRIX = 200
 
@@ -22,12 +25,18 @@ _WIDTH = 560.0
 
 
 def changes(title: str, mark: Mark, points: Sequence[float], names: Sequence[str]) -> Markup:
-    """Plots a bar for each class, sorted by its change in percentage points."""
+    """Plots a bar for each class, sorted by its change in percentage points; names stand below if they are short."""
     ordered = sorted(zip(points, names, strict=True), key=lambda item: item[0])
     height = 180.0
     x = svg.Scale(0, len(ordered), 52, _WIDTH - 12)
     y = svg.Scale(*svg.padded([0.0, *points], least=LEAST_POINTS), height - 14, 8)
     width = max((x.end - x.start) / len(ordered) - 0.6, 0.5)
+    shown = max((len(name) for name in names), default=0) * _LETTER <= width  # else only in the tooltips
+    label = '<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>'
+    labels = Markup("").join(
+        Markup(label).format(svg.px(x(index + 0.5)), svg.px(height - 2), name)
+        for index, (_, name) in enumerate(ordered) if shown
+    )  # fmt: skip
     bar = '<rect class="bar" x="{}" y="{}" width="{}" height="{}"><title>{}: {} points</title></rect>'
     bars = Markup("").join(
         Markup(bar).format(
@@ -36,7 +45,7 @@ def changes(title: str, mark: Mark, points: Sequence[float], names: Sequence[str
         for index, (change, name) in enumerate(ordered)
     )  # fmt: skip
     grid = svg.y_grid(x, y, 4)
-    return svg.figure(_WIDTH, height, f"Changes by class: {title}", grid, mark.open(), bars, Markup("</g>"))
+    return svg.figure(_WIDTH, height, f"Changes by class: {title}", grid, mark.open(), bars, Markup("</g>"), labels)
 
 
 def matrix(title: str, counts: Sequence[Mapping[int, int]], names: Sequence[str]) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kd_bench.report.significance import holm, paired_t
+from kd_bench.report.significance import format_p, holm, paired_t
 from kd_bench.report.summary import PairTable, SummaryRow
 
 #: Largest corrected p-value of a difference that is called one.
@@ -35,24 +35,23 @@ def _compared(pair: PairTable) -> list[SummaryRow]:
     return [row for row in pair.rows if row.kind == "method" and row.differences and row.comparable]
 
 
-def _signs(rows: Sequence[SummaryRow]) -> list[int]:
-    """Returns for each row 1 if the method is above the baseline, -1 if it is below, and 0 if neither is shown."""
-    corrected = holm([paired_t(row.differences) for row in rows])
-    signs = []
-    for row, p in zip(rows, corrected, strict=True):
-        mean = sum(row.differences)
-        signs.append(0 if p is None or p > LEVEL else 1 if mean > 0 else -1)
-    return signs
+def _corrected(rows: Sequence[SummaryRow]) -> list[float | None]:
+    """Returns the p-values of the rows' paired t tests after Holm's correction; None without spread."""
+    return holm([paired_t(row.differences) for row in rows])
+
+
+def _sign(row: SummaryRow, p: float | None) -> int:
+    """Returns 1 if the method is above the baseline, -1 if it is below, and 0 if neither is shown."""
+    return 0 if p is None or p > LEVEL else 1 if sum(row.differences) > 0 else -1
 
 
 def _sentence(rows: Sequence[SummaryRow], baseline: str) -> str:
     seeds = sorted({len(row.differences) for row in rows})
     if seeds[-1] == 1:
         return f"nothing about differences to {baseline}, because one seed has no spread to compare them with."
-    signs = _signs(rows)
-    groups = {
-        sign: [row.name for row, of_row in zip(rows, signs, strict=True) if of_row == sign] for sign in (1, -1, 0)
-    }
+    groups: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    for row, p in zip(rows, _corrected(rows), strict=True):
+        groups[_sign(row, p)].append(row.name if p is None else f"{row.name} (p {format_p(p)})")
     parts = [
         f"{_list(names)} {_verb(names)} {phrase} {baseline}"
         for names, phrase in ((groups[1], "above"), (groups[-1], "below"))
@@ -61,17 +60,19 @@ def _sentence(rows: Sequence[SummaryRow], baseline: str) -> str:
     if groups[0]:
         parts.append(f"{_list(groups[0])} cannot be told from {baseline}")
     over = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    methods = "1 method" if len(rows) == 1 else f"{len(rows)} methods, which the intervals do not have"
     return (
-        f"{'; '.join(parts)} (paired t test over {over}, 5 % after Holm's correction for "
-        f"{len(rows)} {'method' if len(rows) == 1 else 'methods'}). It holds for this pair, its settings and its "
-        "teacher. What cannot be told apart may still differ by as much as its interval allows."
+        f"{'; '.join(parts)} at 5 % (paired t test over {over}, p after Holm's correction for {methods}). It holds for "
+        "this pair, its settings and its teacher. What cannot be told apart may still differ by as much as its "
+        "interval allows."
     )
 
 
 def _over_pairs(rows_of_pairs: Sequence[Sequence[SummaryRow]], baseline: str) -> str:
     counts: dict[str, list[int]] = {}
     for rows in rows_of_pairs:
-        for row, sign in zip(rows, _signs(rows), strict=True):
+        for row, p in zip(rows, _corrected(rows), strict=True):
+            sign = _sign(row, p)
             above, below, pairs = counts.setdefault(row.name, [0, 0, 0])
             counts[row.name] = [above + (sign > 0), below + (sign < 0), pairs + 1]
     verdicts = ", ".join(

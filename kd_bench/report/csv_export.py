@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from kd_bench.config.trial import canonical
+from kd_bench.report.column_cells import PROTOCOLS, trial_values
+from kd_bench.report.columns import COLUMNS
 from kd_bench.report.render import render, simple_table
 from kd_bench.report.results_frame import COUNTS, IMAGES, NUMBERS, PERCENTAGES, read_results
 from kd_bench.trials.reader import read_trial
@@ -23,6 +25,9 @@ KEYS = ("recipe", "dataset", "teacher", "student", "label", "method", "hyperpara
 #: Result of a trial: accuracies in percent, times in seconds, memory in bytes, digest of the images. Missing values are
 #: empty.
 RESULTS = ("teacher_id", "status", "reason", *PERCENTAGES, *NUMBERS, *COUNTS, "finished", *IMAGES)
+
+#: Values of ``kd-bench evaluate`` in the units of ``evaluation.json``, and how those were measured that may differ.
+EVALUATION = (*(name for name, column in COLUMNS.items() if column.metric and name not in RESULTS), *PROTOCOLS)
 
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
@@ -48,8 +53,14 @@ def trials(recipes: Iterable[RecipeTrials]) -> CsvFile:
             values: dict[Any, Any] = {**result, "teacher_id": cell.teacher_id if cell.trial.teacher else None}
             if values["status"] == "damaged":
                 problems.append(f"{read_trial(folder / cell.trial_id).advice}; its line has no numbers")
-            rows.append(_keys(recipe, cell) | {key: "" if pd.isna(values[key]) else values[key] for key in RESULTS})
-    return CsvFile(_csv((*KEYS, *RESULTS), rows), len(rows), tuple(problems))
+            row = _keys(recipe, cell) | {key: "" if pd.isna(values[key]) else values[key] for key in RESULTS}
+            if values["status"] == "done":
+                teachers = [cell.teacher_id] if cell.trial.teacher and cell.teacher_id else []
+                evaluated, problem = trial_values(folder / cell.trial_id, teachers)
+                problems += [problem] if problem else []
+                row |= {name: value for name, value in evaluated.items() if name not in row}
+            rows.append(row)
+    return CsvFile(_csv((*KEYS, *RESULTS, *EVALUATION), rows), len(rows), tuple(problems))
 
 
 def epochs(recipes: Iterable[RecipeTrials]) -> CsvFile:
@@ -88,7 +99,7 @@ def _unique(planned: Iterable[PlannedTrial]) -> list[PlannedTrial]:
 def _keys(recipe: str, cell: PlannedTrial) -> dict[str, Any]:
     trial = cell.trial
     teacher = trial.teacher.model if trial.teacher else ""
-    hyperparameters = canonical(trial.method.hyperparameters)
+    hyperparameters = canonical(trial.method.hyperparameters | trial.method.logit_settings())
     values = (recipe, cell.dataset, teacher, cell.student, cell.label, cell.method, hyperparameters, cell.seed)
     return dict(zip(KEYS, (*values, cell.trial_id), strict=True))
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.report.conclusion import conclusions
+from kd_bench.report.cost_notes import cost_notes
 from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
 from kd_bench.report.summary import CONFIDENCE, PairTable
@@ -45,7 +46,7 @@ def footnotes(
         yield f"Incomplete: {trials['done']} of {count(trials.total(), 'planned trial')} done ({lacking})."
     left_out = sum(row.other for pair in pairs for row in pair.rows)
     if left_out:
-        yield f"Left out of every mean: {count(left_out, 'trial')} of another protocol than the line's others."
+        yield f"Left out of every mean: {count(left_out, 'trial')} of another protocol than the row's others."
     yield from image_notes(frame)
     labels = list(dict.fromkeys(frame["label"]))
     if baseline in labels:
@@ -55,7 +56,7 @@ def footnotes(
         yield from _differences(pairs, baseline)
     else:
         yield f"No differences: the recipe plans no {baseline!r} to compare with (it has {', '.join(labels)})."
-    yield from (_BEST, _SECONDS)
+    yield from (_BEST, _SECONDS, *cost_notes(frame))
     for dataset, ranking in rankings:
         yield _ranks(dataset if len(rankings) > 1 else "", ranking)
     for name, of_dataset in frame.groupby("dataset", sort=False):

@@ -15,14 +15,17 @@ from markupsafe import Markup
 
 from kd_bench.report import class_plots, page_classes, palette, plots
 from kd_bench.report.attack_table import summarise_attacks, trial_evaluations
+from kd_bench.report.column_cells import column_text
+from kd_bench.report.columns import COLUMNS
 from kd_bench.report.footnotes import count
 from kd_bench.report.palette import Look
 from kd_bench.report.paper_layout import paper_tables, short_names
 from kd_bench.report.published_robustness import published_cells
 from kd_bench.report.render import DASH
 from kd_bench.report.results_frame import read_result, teacher_name
+from kd_bench.report.significance import format_p
 from kd_bench.report.summary import FolderResults, PairTable, SummaryRow
-from kd_bench.report.summary_text import format_p, format_signed
+from kd_bench.report.summary_text import format_signed
 from kd_bench.report.trial_data import PageTrials, script, training_command
 
 if TYPE_CHECKING:
@@ -59,6 +62,8 @@ def page(results: Sequence[FolderResults]) -> str:
         families=sorted({family for _, family in builder.methods.values() if family}),
         looks=builder.looks,
         shades=class_plots.SHADES,
+        columns=COLUMNS,
+        column_text=column_text,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=metadata.version("kd-bench"),
         counts=f"{done} of {count(len(statuses), 'trial')} done",
@@ -179,10 +184,11 @@ class _PageBuilder:
         self.cells.append({"title": f"{row.name}: {self.attributes(pair)['title']}", "trials": keys, "says": sentences})
 
     def _figures(self, results: FolderResults, pair: PairTable) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yields learning curves, accuracy against cost and memory, and changes by class, each with its kind."""
+        """Yields learning curves, accuracy against cost, memory and latency, and changes by class, with their kinds."""
         title = self.attributes(pair)["title"]
         rows = [row for row in pair.rows if row.kind != "teacher"]
-        top1, loss, costs, memory = [], [], [], []
+        top1, loss, costs, memory, latencies = [], [], [], [], []
+        captions: dict[str, dict[str, str]] = {}
         for row in rows:
             mark = self._mark(pair, row)
             if row.comparable:
@@ -197,15 +203,21 @@ class _PageBuilder:
                 costs.append(plots.Point(mark, row.seconds, row.top1, **shape))
             if row.memory:
                 memory.append(plots.Point(mark, row.memory / 2**20, row.top1, **shape))
+            latency = row.columns.get("latency")
+            if latency is not None and latency.value is not None and not latency.marked:
+                latencies.append(plots.Point(mark, latency.value.mean, row.top1, **shape))
+                captions["latency"] = {"caption": latency.protocol or ""}  # the machine, the same for all of them
         teacher = pair.first("teacher")
         drawn = {
             "curves": plots.curves(title, top1, teacher.top1.mean if teacher and teacher.top1 else None),
             "costs": plots.scatter(f"Accuracy against cost: {title}", costs, "seconds an epoch"),
             "memory": plots.scatter(f"Accuracy against memory: {title}", memory, "MiB at most"),
+            "latency": plots.scatter(f"Accuracy against latency: {title}", latencies, "milliseconds an image"),
         }
         for kind, plot in drawn.items():
             if plot is not None:
-                yield kind, {"svg": plot, "more": plots.losses(title, loss) if kind == "curves" else None}
+                more = plots.losses(title, loss) if kind == "curves" else None
+                yield kind, {"svg": plot, "more": more, **captions.get(kind, {})}
         yield from (("classes", figure) for figure in self._changes(results, pair))
 
     def _changes(self, results: FolderResults, pair: PairTable) -> Iterator[dict[str, Any]]:
@@ -287,7 +299,10 @@ def _sentences(pair: PairTable, row: SummaryRow, baseline: str | None) -> Iterat
         if tests.bootstrap is not None:
             low, high = map(signed, tests.bootstrap)
             yield f"Bootstrap interval (BCa) of the difference: {low} to {high}."
-    if row.published is not None:
-        yield f"Published, and not measured here: {row.published.value} % ({row.published.source})."
+    for published in filter(None, (row.published, row.published_best)):
+        epoch = {"last": "last epoch", "best": "best epoch on the test set", "unknown": "epoch not stated"}
+        yield f"Published, and not measured here: {published.value} % ({published.source}, {epoch[published.reports]})."
+    if row.untuned:
+        yield "Untuned: no hyper-parameters of the method are published for this pair."
     if row.note:
         yield f"Note: {row.note}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, repeat
 from typing import Literal
@@ -17,7 +17,8 @@ FAMILIES = ("features", "logits")
 #: Note for the LaTeX table.
 LEGEND = (
     "Best in bold, second underlined, of the methods that are complete. A fraction is the number of finished trials of "
-    "those planned; (*) marks another protocol than the rest of the pair's, which is compared with nothing."
+    "those planned; (*) marks another protocol than the rest of the pair's, which is compared with nothing; (u) marks "
+    "untuned rows."
 )
 
 #: Pairs that fit side by side on a page of paper.
@@ -132,20 +133,21 @@ def _latex_table(table: PaperTable) -> Table:
                 for head, row in zip(heads, rows, strict=False)
             )
         )
-    groups.append(tuple(_published(table)))
+    groups.append(tuple(_published("Published", table, lambda row: row.published)))
+    groups.append(tuple(_published("Published best epoch", table, lambda row: row.published_best)))
     columns = (Column(()), Column(()), *(Column((), "center") for _ in pairs))
     return Table("", columns, tuple(group for group in groups if group))
 
 
-def _published(table: PaperTable) -> Iterator[TableRow]:
+def _published(head: str, table: PaperTable, value: Callable[[SummaryRow], Published | None]) -> Iterator[TableRow]:
+    """Yields rows of published values, which ``value`` returns."""
     rows: list[tuple[str, Sequence[SummaryRow | None]]] = [
         ("teacher", [pair.first("teacher") for pair in table.pairs]),
         ("student alone", [pair.first("student") for pair in table.pairs]),
         *((row.label, row.cells) for row in table.rows),
     ]
-    head = "Published"
     for label, cells in rows:
-        values = [row.published if row else None for row in cells]
+        values = [value(row) if row else None for row in cells]
         if any(values):
             yield TableRow([head, label, *map(_published_cell, values)])
             head = ""
@@ -161,7 +163,7 @@ def _cell(row: SummaryRow | None) -> Tex:
     if row is None:
         return Tex("")
     incomplete = "" if row.complete else row.counts
-    marks = " ".join(filter(None, (incomplete, "" if row.comparable else "{*}")))
+    marks = " ".join(filter(None, (incomplete, "" if row.comparable else "{*}", "u" if row.untuned else "")))
     value = "--" if row.top1 is None else _spread(row.top1)
     return Tex(rf"{value}\,{{\scriptsize ({marks})}}" if marks else value)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 IDENTITY = frozenset({"model", "method", "teacher", "seed"})
 
 #: Settings that must agree before two rows are compared: data, augmentation, epochs, and the evaluated weights.
-COMPARED = ("schema", "epochs", "dataset", "augment", "pipeline", "input", "ema")
+COMPARED = ("schema", "epochs", "dataset", "augment", "second_view", "pipeline", "input", "ema")
 _ADVERSARIAL = ("average", "second_view", "generated")
 
 #: Number of differences that a sentence names.

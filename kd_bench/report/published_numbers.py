@@ -1,9 +1,13 @@
 """Compares measured numbers with published ones, for trials that were trained with the published settings.
 
 The published numbers are in ``results/published/``: a table (CSV, one row for each number and source) and beside it a
-file (YAML) with the protocol and hyperparameters behind the numbers, and their sources. A recipe names the file. A row
-of its table has a published number beside it if all settings of its trials are those of the protocol. Otherwise a
-footnote names the differences.
+file (YAML) with the protocol and hyperparameters behind the numbers, and their sources. A recipe names one or more such
+files. A row of its table has a published number beside it if all settings of its trials are those of the number's
+protocol. Otherwise a footnote names the differences.
+
+A published accuracy of the last epoch stands beside the measured one of the last epoch. One of the best epoch on the
+test set stands beside the measured best epoch, in columns of its own. One whose epoch is not stated is shown without a
+difference.
 """
 
 from __future__ import annotations
@@ -11,23 +15,21 @@ from __future__ import annotations
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kd_bench.config.base import Settings
-from kd_bench.config.load import find_published
-from kd_bench.config.numbers import NonNegative, Positive
-from kd_bench.config.trial import PretrainedTeacher, Trial
-from kd_bench.config.validate import parse
-from kd_bench.config.yaml_reader import read_mapping
+from kd_bench.config.load import merge
+from kd_bench.config.trial import MethodSettings, Trial
 from kd_bench.report.protocol import IDENTITY, differences, first_few
-from kd_bench.report.published_files import read_rows
+from kd_bench.report.published_files import PublishedCell, PublishedNumber, PublishedNumbers, read
 from kd_bench.report.results_frame import teacher_name
 from kd_bench.report.statistics import MeanAndStd, mean_interval
-from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Published, Summary, SummaryRow
-from kd_bench.utils.errors import UserError, unknown
+from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Published, Reports, Summary, SummaryRow
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
+
+__all__ = ["PublishedCell", "PublishedNumber", "PublishedNumbers", "compare", "read", "training_differences"]
 
 #: The tables' method of networks that were trained as teachers.
 TEACHER = "teacher"
@@ -35,172 +37,146 @@ TEACHER = "teacher"
 #: Settings of a trial that a file of published numbers does not have.
 _NOT_PUBLISHED = IDENTITY | {"schema"}
 
+#: The optimiser that is a method of distillation itself.
+_DOT = "dot"
+
+#: Keys of a published row that are not hyper-parameters.
+_ROW_KEYS = ("method", "training")
+
+#: Settings of a method besides its hyper-parameters, with the values that a published row has if it does not name them.
+_METHOD_SETTINGS = {
+    name: field.default
+    for name, field in MethodSettings.model_fields.items()
+    if name not in ("name", "hyperparameters", "source")
+}
+
 _REPORTS = {"last": "last epoch", "best": "best epoch", "unknown": "epoch not stated"}
 
-_COLUMNS = ("dataset", "teacher", "student", "method", "top1", "std", "source")
+
+class _Candidate(NamedTuple):
+    """A number published for a row's networks and method, and why the row is not compared with it, if it is not."""
+
+    numbers: PublishedNumbers
+    cell: PublishedCell
+    number: PublishedNumber
+    reasons: Sequence[str]
+
+    @property
+    def reports(self) -> Reports:
+        return self.numbers.reports(self.cell, self.number)
+
+    @property
+    def mark(self) -> _Mark:
+        source = self.numbers.file.sources[self.number.source]
+        return _Mark(self.number.source, source.title, self.reports, source.extra_layers)
 
 
-class Publication(Settings):
-    """A source of published numbers.
+class _Mark(NamedTuple):
+    """What a letter of the table stands for: a source, and how it measured."""
 
-    Attributes:
-        title: Title for people.
-        reports: Epoch of the accuracies: the last, or the best on the test set.
-        note: Further remarks.
-    """
-
-    title: str
-    reports: Literal["last", "best", "unknown"]
-    note: str = ""
-
-
-class PublishedFile(Settings):
-    """The file beside a table of published numbers.
-
-    Attributes:
-        numbers: File of the table, in the same folder.
-        protocol: All settings of a trial. A setting that is not named here must not be set.
-        prefix: Prefix of the networks' names, which the tables leave out.
-        learning_rates: Learning rates of networks for which the protocol has another one.
-        teacher_tolerance: Percentage points by which a given teacher may differ from the published one.
-        methods: Hyperparameters behind the numbers, by method. Others are not compared.
-        pairs: The same for one pair, ``teacher > student``, and method.
-        sources: Sources in order of precedence.
-    """
-
-    numbers: str
-    protocol: dict[str, Any]
-    prefix: str = ""
-    learning_rates: dict[str, Positive] = {}
-    teacher_tolerance: NonNegative
-    methods: dict[str, dict[str, Any]]
-    pairs: dict[str, dict[str, dict[str, Any]]] = {}
-    sources: dict[str, Publication]
-
-
-class PublishedCell(NamedTuple):
-    """The cell of a published number. ``teacher`` is empty for a student alone, ``student`` for a teacher."""
-
-    dataset: str
-    teacher: str
-    student: str
-    method: str
-
-
-class PublishedNumber(NamedTuple):
-    """A published accuracy in percent, its standard deviation if that is published, and the key of its source."""
-
-    top1: float
-    std: float | None
     source: str
+    title: str
+    reports: Reports
+    extra_layers: bool
 
 
-@dataclass(frozen=True)
-class PublishedNumbers:
-    """The numbers of a file: name, file, and the numbers of each cell from all sources in order of precedence."""
-
-    name: str
-    file: PublishedFile
-    cells: Mapping[PublishedCell, tuple[PublishedNumber, ...]]
-
-
-def read(name: str, context: str) -> PublishedNumbers:
-    """Reads the published numbers that a recipe names.
-
-    Args:
-        name: Name of a file in ``results/published/``, without its suffix, or the path of such a file.
-        context: Where the name was written, for errors.
-
-    Raises:
-        UserError: If there is no such file, or the file or its table is damaged.
-    """
-    path = find_published(name, context)
-    file = parse(PublishedFile, read_mapping(path, "file of published numbers"), str(path))
-    order = list(file.sources)
-    cells: dict[PublishedCell, dict[str, PublishedNumber]] = {}
-    for line, row in read_rows(path.parent / file.numbers, _COLUMNS):
-        top1 = _percentage(f"{line}: top1", row["top1"])
-        std = _percentage(f"{line}: std", row["std"]) if row["std"] else None
-        if row["source"] not in file.sources:
-            raise unknown("source", row["source"], order, line)
-        numbers = cells.setdefault(PublishedCell(row["dataset"], row["teacher"], row["student"], row["method"]), {})
-        if row["source"] in numbers:
-            raise UserError(f"{line}: repeats a number of an earlier line")
-        numbers[row["source"]] = PublishedNumber(top1, std, row["source"])
-    in_order = {
-        cell: tuple(numbers[source] for source in order if source in numbers) for cell, numbers in cells.items()
-    }
-    return PublishedNumbers(path.stem, file, in_order)
-
-
-def _percentage(context: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 100:
-        raise UserError(f"{context}: {text!r} is no percentage")
-    return value
-
-
-def compare(summary: Summary, planned: Sequence[PlannedTrial], numbers: PublishedNumbers) -> Summary:
+def compare(summary: Summary, planned: Sequence[PlannedTrial], *numbers: PublishedNumbers) -> Summary:
     """Adds published numbers to the rows that were trained as published, and footnotes about them and the other rows.
 
-    The measured numbers stay the same. ``planned`` has the trials of the summary.
+    The measured numbers stay the same.
+
+    Args:
+        summary: The table.
+        planned: The trials of the table.
+        numbers: Files of published numbers in order of precedence.
     """
-    cells: dict[tuple[str, str, str], dict[str, PlannedTrial]] = {}
+    cells: dict[tuple[str, str, str], list[PlannedTrial]] = {}
     for cell in planned:
-        pair_key = cell.dataset, teacher_name(cell), cell.student
-        cells.setdefault(pair_key, {}).setdefault(cell.label, cell)
+        cells.setdefault((cell.dataset, teacher_name(cell), cell.student), []).append(cell)
     comparison = _Comparison(numbers)
     pairs = []
     for pair in summary.pairs:
-        by_label = cells[pair.dataset, pair.teacher, pair.student]
-        first = next(iter(by_label.values()))
-        rows = (comparison.compare(row, pair, by_label.get(row.label, first)) for row in pair.rows)
+        of_pair = cells[pair.dataset, pair.teacher, pair.student]
+        rows = (comparison.compare(row, pair, _cell(row, of_pair)) for row in pair.rows)
         pairs.append(replace(pair, rows=tuple(rows)))
     return replace(summary, pairs=tuple(pairs), footnotes=(*summary.footnotes, *comparison.footnotes()))
+
+
+def _cell(row: SummaryRow, cells: Sequence[PlannedTrial]) -> PlannedTrial:
+    """A trial of the row: one behind its means if there are any, else the first planned one."""
+    of_row = [cell for cell in cells if cell.label == row.label] or cells
+    return next((cell for cell in of_row if cell.trial_id in row.trials), of_row[0])
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Why rows are not compared with a file."""
+
+    file: str
+    reason: str
 
 
 class _Comparison:
     """Compares rows with published numbers and collects the footnotes."""
 
-    def __init__(self, numbers: PublishedNumbers) -> None:
+    def __init__(self, numbers: Sequence[PublishedNumbers]) -> None:
         self.numbers = numbers
-        self._marks: dict[str, str] = {}  # letter by source
-        self._others: dict[str, list[str]] = {}  # numbers of other sources, by source
-        self._refused: dict[str, list[str]] = {}  # labels that are not compared, by reason
+        self.teachers = _teachers(numbers)
+        self._marks: dict[_Mark, str] = {}  # letter
+        self._runs: dict[_Mark, set[int]] = {}
+        self._others: dict[_Mark, list[str]] = {}  # numbers that are not shown in a column
+        self._refused: dict[_Refused, list[str]] = {}  # labels that are not compared
 
     def compare(self, row: SummaryRow, pair: PairTable, cell: PlannedTrial) -> SummaryRow:
-        """Returns the row with the number published for it, if there is one and the settings agree."""
-        numbers = _find(row, cell, self.numbers)
-        if not numbers:
+        """Returns the row with the numbers published for it, if there are any and the settings agree."""
+        row_of_pair = _Row(row, pair, cell, self.teachers)
+        candidates = [candidate for numbers in self.numbers for candidate in _candidates(row_of_pair, numbers)]
+        agreeing = [candidate for candidate in candidates if not candidate.reasons]
+        if not agreeing:
+            if candidates:
+                closest = min(candidates, key=lambda candidate: len(candidate.reasons))
+                refused = _Refused(closest.numbers.name, first_few(closest.reasons))
+                self._refused.setdefault(refused, []).append(TEACHER if row.kind == TEACHER else row.label)
             return row
-        reasons = _reasons(row, pair, cell, self.numbers)
-        if reasons:
-            self._refused.setdefault(first_few(reasons), []).append(TEACHER if row.kind == TEACHER else row.label)
-            return row
-        shown, *others = numbers
+        best = [candidate for candidate in agreeing if candidate.reports == "best"]
+        other = [candidate for candidate in agreeing if candidate.reports != "best"]
+        other.sort(key=lambda candidate: candidate.reports == "unknown")  # stable: the order of precedence stays
         networks = pair.student if row.kind == "student" else f"{pair.teacher} → {pair.student}"
         name = row.label if row.kind == TEACHER else f"{row.label} of {networks}"
-        for other in others:
-            if other.top1 != shown.top1:
-                self._others.setdefault(other.source, []).append(f"{name} {other.top1:.2f}")
-        interval = mean_interval(row.top1, CONFIDENCE) if row.top1 else None
-        published = Published(
-            top1=shown.top1,
-            std=shown.std,
-            source=shown.source,
-            mark=self._marks.setdefault(shown.source, string.ascii_letters[len(self._marks)]),
-            difference=row.top1.mean - shown.top1 if row.top1 else None,
-            inside=interval[0] <= shown.top1 <= interval[1] if interval else None,
+        return replace(
+            row,
+            published=self._shown(other, row.top1, name),
+            published_best=self._shown(best, row.best, name),
         )
-        return replace(row, published=published)
+
+    def _shown(self, candidates: Sequence[_Candidate], measured: MeanAndStd | None, name: str) -> Published | None:
+        """The first number, compared with the measured one. The others are for the footnotes if they differ."""
+        if not candidates:
+            return None
+        shown, *others = candidates
+        for other in others:
+            if other.number.top1 != shown.number.top1:
+                self._others.setdefault(other.mark, []).append(f"{name} {other.number.top1:.2f}")
+        number, mark = shown.number, shown.mark
+        if number.runs:
+            self._runs.setdefault(mark, set()).add(number.runs)
+        stated = shown.reports != "unknown"
+        interval = mean_interval(measured, CONFIDENCE) if measured and stated else None
+        return Published(
+            top1=number.top1,
+            std=number.std,
+            source=number.source,
+            mark=self._marks.setdefault(mark, string.ascii_letters[len(self._marks)]),
+            difference=measured.mean - number.top1 if measured and stated else None,
+            inside=interval[0] <= number.top1 <= interval[1] if interval else None,
+            reports=shown.reports,
+            runs=number.runs,
+        )
 
     def footnotes(self) -> Iterator[str]:
         """Yields sentences about the columns of published numbers, or about the reasons for their absence."""
         if self._marks:
-            legend = (f"({mark}) {key}, {self._source(key)}" for key, mark in self._marks.items())
+            legend = (f"({letter}) {mark.source}, {self._source(mark)}" for mark, letter in self._marks.items())
             yield f"Published, and not measured here: {'; '.join(legend)}."
             yield (
                 "Minus published: measured mean of the last epoch minus the published value in percentage points; "
@@ -208,78 +184,164 @@ class _Comparison:
                 "of the measured mean (t distribution over trials, none for a single one). The published spread is "
                 "mostly unknown."
             )
-        for key, numbers in self._others.items():
-            yield f"Published otherwise by {key}, {self._source(key)}: {'; '.join(dict.fromkeys(numbers))}."
+            yield from self._epochs()
+        for mark, numbers in self._others.items():
+            names = "; ".join(dict.fromkeys(numbers))
+            yield f"Published otherwise by {mark.source}, {self._source(mark)}: {names}."
         refused = list(self._refused.items())
         if refused and not self._marks:  # nothing is compared: name only the reason that most rows have
             refused = [max(refused, key=lambda item: len(item[1]))]
         for reason, labels in refused:
             of = f" of {', '.join(dict.fromkeys(labels))}" if self._marks else ""
-            yield f"No comparison{of} with published numbers ({self.numbers.name}): {reason}."
+            yield f"No comparison{of} with published numbers ({reason.file}): {reason.reason}."
 
-    def _source(self, key: str) -> str:
-        source = self.numbers.file.sources[key]
-        return f"{source.title}, {_REPORTS[source.reports]}"
+    def _epochs(self) -> Iterator[str]:
+        """Sentences about the sources that do not report the last epoch."""
+        sources: dict[Reports, list[str]] = {}
+        for mark, letter in self._marks.items():
+            sources.setdefault(mark.reports, []).append(f"{mark.source} ({letter})")
+        if of_best := sources.get("best"):
+            yield (
+                "Published best epoch: these sources report the epoch that was best on the test set itself, which is "
+                f"optimistic: {', '.join(of_best)}. Their numbers stand beside the measured best epoch, never beside "
+                "the last."
+            )
+        if of_unknown := sources.get("unknown"):
+            yield (
+                "Epoch not stated: these sources do not say whether they report the last epoch or the one that was "
+                f"best on the test set: {', '.join(of_unknown)}. So no difference to their numbers is computed."
+            )
+
+    def _source(self, mark: _Mark) -> str:
+        runs = sorted(self._runs.get(mark, ()))
+        facts = [mark.title, _REPORTS[mark.reports]]
+        if runs:
+            facts.append("one run" if runs == [1] else f"means of {' or '.join(map(str, runs))} runs")
+        if mark.extra_layers:
+            facts.append("students with extra layers")
+        return ", ".join(facts)
 
 
-def _find(row: SummaryRow, cell: PlannedTrial, numbers: PublishedNumbers) -> tuple[PublishedNumber, ...]:
-    """The numbers published for a row's dataset and networks, whatever the settings."""
-    prefix, dataset = numbers.file.prefix, cell.trial.dataset.name
+@dataclass(frozen=True)
+class _Row:
+    """A row to be compared: its results, its pair, a trial, and the published accuracies of teachers."""
+
+    row: SummaryRow
+    pair: PairTable
+    cell: PlannedTrial
+    teachers: Mapping[tuple[str, str], float]
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the trial that belong to a protocol."""
+        return _settings(self.cell.trial)
+
+    def published(self, numbers: PublishedNumbers, key: PublishedCell, number: PublishedNumber) -> dict[str, Any]:
+        """Returns the settings behind a number, as a recipe's row has them; empty for networks trained alone."""
+        prefix = numbers.file.prefix
+        networks = " > ".join(name.removeprefix(prefix) for name in (self.cell.teacher, self.cell.student))
+        return numbers.file.row(number.source, networks, key.method) if self.row.kind == "method" else {}
+
+    def is_variant(self, published: Mapping[str, Any]) -> bool:
+        """Whether a published row is of the same combination of a method with standardised logits, DOT and the like."""
+        if self.row.kind != "method":
+            return True
+        method, optimizer = self.cell.trial.method, published.get("training", {}).get("optimizer", {})
+        if (optimizer.get("name") == _DOT) != (self.cell.trial.optimizer.name == _DOT):
+            return False
+        # a method may have a hyper-parameter of the same name instead of the setting
+        ours = {name: method.hyperparameters.get(name, getattr(method, name)) for name in _METHOD_SETTINGS}
+        return ours == {name: published.get(name, default) for name, default in _METHOD_SETTINGS.items()}
+
+    @property
+    def teacher_top1(self) -> MeanAndStd | None:
+        """The measured accuracy of the teacher."""
+        teacher = self.pair.first("teacher")
+        return teacher.top1 if teacher else None
+
+
+def _candidates(row: _Row, numbers: PublishedNumbers) -> Iterator[_Candidate]:
+    """Yields the numbers published for a row's dataset, networks and method, whatever the settings."""
+    for key in _published_cells(row, numbers):
+        for number in numbers.cells[key]:
+            published = row.published(numbers, key, number)
+            if numbers.file.sources[number.source].is_comparable and row.is_variant(published):
+                yield _Candidate(numbers, key, number, _reasons(row, numbers, number, published))
+
+
+def _published_cells(row: _Row, numbers: PublishedNumbers) -> list[PublishedCell]:
+    kind, cell, prefix = row.row.kind, row.cell, numbers.file.prefix
+    dataset = cell.trial.dataset.name
     teacher, student = (
         name.removeprefix(prefix) if name.startswith(prefix) else "" for name in (cell.teacher, cell.student)
     )
-    keys = {
-        TEACHER: [PublishedCell(dataset, teacher, "", TEACHER)],
-        "student": [PublishedCell(dataset, "", student, ALONE), PublishedCell(dataset, student, "", TEACHER)],
-        "method": [PublishedCell(dataset, teacher, student, cell.method)],
-    }[row.kind]
-    return next((numbers.cells[key] for key in keys if key in numbers.cells), ())
+    if kind == "method":
+        names = numbers.methods.get(cell.method, ())
+        return [key for name in names if (key := PublishedCell(dataset, teacher, student, name)) in numbers.cells]
+    keys = [PublishedCell(dataset, teacher, "", TEACHER)]
+    if kind == "student":
+        keys = [PublishedCell(dataset, "", student, ALONE), PublishedCell(dataset, student, "", TEACHER)]
+    return [key for key in keys if key in numbers.cells][:1]
 
 
-def _reasons(row: SummaryRow, pair: PairTable, cell: PlannedTrial, numbers: PublishedNumbers) -> list[str]:
-    """Differences between the training of a row and the published one; empty if there are none."""
-    if row.kind == TEACHER:
-        return _teacher_differences(cell.taught_by, None, numbers)
-    if not row.comparable:
+def _reasons(row: _Row, numbers: PublishedNumbers, number: PublishedNumber, published: Mapping[str, Any]) -> list[str]:
+    """Differences between the training of a row and that behind a number; empty if there are none."""
+    kind, cell = row.row.kind, row.cell
+    if kind == TEACHER:
+        return _teacher_differences(row, numbers, measured=None)
+    if row.row.epochs not in ((), (cell.trial.epochs,)):
         return ["results of another protocol than the recipe's"]
-    reasons = _training_differences(cell.trial, numbers.file)
-    if row.kind == "student":
+    protocol = merge(_protocol(numbers, cell.student, number.source), published.get("training", {}))
+    reasons = list(differences(row.settings, protocol))
+    if kind == "student":
         return reasons
-    file = numbers.file
-    networks = " > ".join(name.removeprefix(file.prefix) for name in (cell.teacher, cell.student))
-    wanted = file.methods.get(cell.method, {}) | file.pairs.get(networks, {}).get(cell.method, {})
+    wanted = {name: value for name, value in published.items() if name not in (*_ROW_KEYS, *_METHOD_SETTINGS)}
     ours = cell.trial.method.hyperparameters
-    reasons += differences({key: ours.get(key) for key in wanted}, wanted)
-    teacher = pair.first("teacher")
-    top1 = teacher.top1 if teacher else None
-    return list(dict.fromkeys(reasons + _teacher_differences(cell.taught_by, top1, numbers)))
+    reasons += differences({name: ours.get(name) for name in wanted}, wanted)
+    return list(dict.fromkeys(reasons + _teacher_differences(row, numbers, measured=row.teacher_top1)))
 
 
-def _training_differences(trial: Trial, file: PublishedFile) -> list[str]:
-    settings = {key: value for key, value in trial.settings().items() if key not in _NOT_PUBLISHED}
-    wanted = dict(file.protocol)
-    rate = file.learning_rates.get(trial.model.removeprefix(file.prefix))
+def training_differences(trial: Trial, numbers: PublishedNumbers) -> list[str]:
+    """Returns the differences between a trial and the protocol of a file, whatever the method; empty if none."""
+    return list(differences(_settings(trial), _protocol(numbers, trial.model)))
+
+
+def _settings(trial: Trial) -> dict[str, Any]:
+    return {key: value for key, value in trial.settings().items() if key not in _NOT_PUBLISHED}
+
+
+def _protocol(numbers: PublishedNumbers, model: str, source: str | None = None) -> dict[str, Any]:
+    """The protocol of a network's training; with a source, of that source's."""
+    file = numbers.file
+    wanted = merge(file.protocol, (file.sources[source].protocol or {}) if source else {})
+    rate = file.learning_rates.get(model.removeprefix(file.prefix))
     if rate:
         wanted["optimizer"] = {**wanted["optimizer"], "lr": rate}
-    return list(differences(settings, wanted))
+    return wanted
 
 
-def _teacher_differences(
-    teacher: Trial | PretrainedTeacher | None, measured: MeanAndStd | None, numbers: PublishedNumbers
-) -> list[str]:
-    """The same for a teacher. ``measured`` is its accuracy, if that must be the published one's."""
+def _teachers(files: Sequence[PublishedNumbers]) -> dict[tuple[str, str], float]:
+    """The published accuracies of teachers, by dataset and full name, of the first file and source that has them."""
+    teachers: dict[tuple[str, str], float] = {}
+    for numbers in files:
+        for cell, (first, *_) in numbers.cells.items():
+            if cell.method == TEACHER:
+                teachers.setdefault((cell.dataset, f"{numbers.file.prefix}{cell.teacher}"), first.top1)
+    return teachers
+
+
+def _teacher_differences(row: _Row, numbers: PublishedNumbers, measured: MeanAndStd | None) -> list[str]:
+    """The same for a row's teacher. ``measured`` is its accuracy, if that must be the published one's."""
+    teacher = row.cell.taught_by
     if teacher is None:
         return ["no teacher"]
     if isinstance(teacher, Trial):
-        return [f"teacher's {difference}" for difference in _training_differences(teacher, numbers.file)]
+        return [f"teacher's {phrase}" for phrase in training_differences(teacher, numbers)]
     settings = teacher.settings()
     reasons = list(differences(settings["dataset"], numbers.file.protocol.get("dataset", {}), "teacher's dataset."))
     if "input" in settings:
         reasons.append("teacher with another input")
-    name = teacher.model.removeprefix(numbers.file.prefix)
-    published = numbers.cells.get(PublishedCell(teacher.dataset.name, name, "", TEACHER))
-    if measured and published and abs(measured.mean - published[0].top1) > numbers.file.teacher_tolerance:
-        reasons.append(
-            f"a given teacher of {measured.mean:.2f} % where the published one has {published[0].top1:.2f} %"
-        )
+    published = row.teachers.get((teacher.dataset.name, teacher.model))
+    if measured and published and abs(measured.mean - published) > numbers.file.teacher_tolerance:
+        reasons.append(f"a given teacher of {measured.mean:.2f} % where the published one has {published:.2f} %")
     return reasons

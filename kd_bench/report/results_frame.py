@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
 
 #: Fields of ``result.json``: accuracies in percent, other numbers, and counts.
-PERCENTAGES = ("top1_last", "top1_best", "top5_last", "teacher_top1")
+PERCENTAGES = ("top1_last", "top1_best", "top5_last", "teacher_top1", "val_top1_last", "top1_val_best")
 NUMBERS = ("seconds", "seconds_per_epoch", "images_per_second")
-COUNTS = ("best_epoch", "epochs", "parameters", "cohort", "peak_memory_bytes")
+COUNTS = ("best_epoch", "epochs", "parameters", "kept_parameters", "cohort", "peak_memory_bytes")
 
 _CELL_COLUMNS = ("dataset", "student", "label", "method", "seed", "trial_id", "teacher_id")
 
@@ -91,6 +91,8 @@ def result_fields(record: TrialRecord) -> dict[str, Any]:
     if record.is_damaged:
         return {"status": "damaged", "reason": _one_line(str(record.faults[0]))}
     result = record.result
+    if result is None and record.failure:
+        return {"status": "failed", "reason": f"{_one_line(record.failure)}; the next run tries again"}
     if result is None:
         return {"status": "missing", "reason": "there is no result.json yet"}
     keys = (*PERCENTAGES, *NUMBERS, *COUNTS)

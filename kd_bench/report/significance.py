@@ -145,6 +145,11 @@ def correct(tests: Mapping[str, Significance]) -> dict[str, Significance]:
     }
 
 
+def format_p(p: float) -> str:
+    """Returns a p-value with three decimals."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _rounding(differences: Sequence[float]) -> float:
     """The tolerance within which sums of such differences are equal. Accuracies have at most 7 meaningful digits."""
     return 1e-12 * max(100.0, float(np.sum(np.abs(differences))))

@@ -72,6 +72,18 @@ def mean_interval(value: MeanAndStd, confidence: float = 0.95) -> tuple[float, f
     return value.mean - half, value.mean + half
 
 
+def prediction_interval(value: MeanAndStd, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Returns Student's interval of one further trial: mean -+ t(n - 1, (1 + confidence) / 2) * std * sqrt(1 + 1 / n).
+
+    Arguments and result are those of ``mean_interval``.
+    """
+    interval = mean_interval(value, confidence)
+    if interval is None:
+        return None
+    half = (interval[1] - interval[0]) / 2 * (value.n + 1) ** 0.5
+    return value.mean - half, value.mean + half
+
+
 def paired_difference(
     values: Mapping[int, float], baseline: Mapping[int, float], confidence: float = 0.95
 ) -> Difference | None:

@@ -153,6 +153,9 @@ def _student_row(
         differences=differences,
         trials=tuple(done["trial_id"].tolist()),
         memory=int(memory.max()) if len(memory) else None,
+        gap=estimate((done["top1_best"] - done["top1_last"]).tolist()),
+        held_out=estimate(done["val_top1_last"].dropna().tolist()),
+        selected=estimate(done["top1_val_best"].dropna().tolist()),
         **_counts(trials["status"], notes),
     )
 

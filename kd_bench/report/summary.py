@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +25,9 @@ ALONE = "none"
 
 RowKind = Literal["teacher", "student", "method"]
 
+#: Epoch of a published accuracy: the last, the best on the test set, or not stated.
+Reports = Literal["last", "best", "unknown"]
+
 
 @dataclass(frozen=True)
 class Published:
@@ -34,9 +37,12 @@ class Published:
         top1: The published value.
         std: Its published standard deviation; None if there is none.
         source: Key of its source.
-        mark: Letter that stands for the source in this table.
-        difference: Measured mean minus published value, in percentage points; None if nothing is measured yet.
-        inside: Whether the value lies in the interval of the measured mean; None if the mean has no interval.
+        mark: Letter that stands for the source and its epoch in this table.
+        difference: Measured mean of the same epoch minus published value, in percentage points; None if nothing is
+            measured yet, or if the source does not state the epoch.
+        inside: Whether the value lies in the interval of the measured mean; None if there is no difference or interval.
+        reports: Its epoch.
+        runs: Number of runs whose mean it is; None if that is not known.
     """
 
     top1: float
@@ -45,11 +51,37 @@ class Published:
     mark: str
     difference: float | None
     inside: bool | None
+    reports: Reports = "last"
+    runs: int | None = None
 
     @property
     def value(self) -> MeanAndStd:
         """The published value with its standard deviation."""
         return MeanAndStd(self.top1, self.std, 1)
+
+
+@dataclass(frozen=True)
+class ColumnCell:
+    """A cell of a column of ``--columns``.
+
+    Attributes:
+        value: Mean over the trials that have the value; None if none has it.
+        of: Number of trials that could have it.
+        protocol: How the value was measured; None without a value.
+        marked: Whether it was measured otherwise than most of the column.
+        others: How values were measured that are left out of the mean.
+    """
+
+    value: MeanAndStd | None
+    of: int
+    protocol: str | None = None
+    marked: bool = False
+    others: tuple[str, ...] = ()
+
+    @property
+    def partial(self) -> bool:
+        """Whether only some of the trials have the value."""
+        return self.value is not None and self.value.n < self.of
 
 
 @dataclass(frozen=True)
@@ -66,7 +98,10 @@ class SummaryRow:
         epochs: The different numbers of epochs of the finished trials.
         planned, done, failed, damaged, missing: Numbers of trials.
         note: Remark that a reader must know before quoting the row; empty for none.
-        published: The value published for it under the same protocol; None if there is none.
+        published: The value published for it under the same protocol, of the last epoch or of one that is not stated;
+            None if there is none.
+        published_best: The value published for it under the same protocol as the best epoch on the test set; None if
+            there is none. It is compared with ``best``, never with ``top1``.
         method: The method's name; empty for a teacher.
         family: What the method distils, "features" or "logits"; empty if that is not known.
         other: Number of finished trials that are left out, because they had another protocol than the row's others.
@@ -76,6 +111,11 @@ class SummaryRow:
         differences: The differences of ``difference`` by ascending seed; empty if there is none.
         trials: Ids of the trials behind the means; empty for a teacher.
         memory: Largest memory in bytes that training took on its device; None if it was not recorded.
+        gap: Accuracy of the best epoch minus that of the last, over the trials.
+        held_out: Accuracy of the last epoch on held-out training images; None without any.
+        selected: Accuracy of the epoch that the held-out images select; None without any.
+        untuned: Whether the recipe says that no hyper-parameters of the method are published for the pair.
+        columns: Cells of the columns of ``--columns`` by name.
     """
 
     kind: RowKind
@@ -92,6 +132,7 @@ class SummaryRow:
     missing: int = 0
     note: str = ""
     published: Published | None = None
+    published_best: Published | None = None
     method: str = ""
     family: str = ""
     other: int = 0
@@ -100,6 +141,11 @@ class SummaryRow:
     differences: tuple[float, ...] = ()
     trials: tuple[str, ...] = ()
     memory: int | None = None
+    gap: MeanAndStd | None = None
+    held_out: MeanAndStd | None = None
+    selected: MeanAndStd | None = None
+    untuned: bool = False
+    columns: Mapping[str, ColumnCell] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -163,6 +209,7 @@ class Summary:
         footnotes: Sentences that define the columns and name what is incomplete.
         problems: A sentence for each trial that failed or is damaged.
         rankings: Ranks of the methods over the pairs of a dataset, by dataset, if at least two pairs are complete.
+        columns: Names of the columns of ``--columns`` that stand instead of the usual ones; empty for the usual ones.
     """
 
     pairs: tuple[PairTable, ...]
@@ -170,11 +217,17 @@ class Summary:
     footnotes: tuple[str, ...]
     problems: tuple[str, ...]
     rankings: tuple[tuple[str, Ranking], ...] = ()
+    columns: tuple[str, ...] = ()
 
     @property
     def rows(self) -> list[SummaryRow]:
         """The rows of all pairs."""
         return [row for pair in self.pairs for row in pair.rows]
+
+    @property
+    def conclusions(self) -> tuple[str, ...]:
+        """The footnotes that say what the differences show."""
+        return tuple(note for note in self.footnotes if note.startswith("What "))
 
     def with_remark(self, remark: str, note: str) -> Summary:
         """Returns the summary with a remark in the title of every pair and a note above the other footnotes."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kd_bench.report import render
+from kd_bench.report.column_cells import best_two_rows, column_text
+from kd_bench.report.columns import COLUMNS
 from kd_bench.report.footnotes import LONG_ONLY
 from kd_bench.report.paper_layout import LEGEND, latex_tables
 from kd_bench.report.render import DASH, Column, Table, TableRow
+from kd_bench.report.significance import format_p
 from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.summary import CONFIDENCE, PairTable, Published, Summary, SummaryRow
 
 if TYPE_CHECKING:
     from kd_bench.report.statistics import Difference
+
+_METHOD = Column(("method",))
 
 
 def write_summary(summary: Summary, format: str, stream: TextIO) -> None:
@@ -30,31 +35,56 @@ def summary_tables(summary: Summary, format: str) -> tuple[list[Table], tuple[st
     "markdown". All but "csv" round numbers and print the footnotes.
     """
     if format == "csv":
-        records = [_record(pair, row, summary.baseline) for pair in summary.pairs for row in pair.rows]
+        records = [_record(pair, row, summary.baseline, summary.columns) for pair in summary.pairs for row in pair.rows]
         return [render.simple_table("", records[0] if records else (), [[*record.values()] for record in records])], ()
-    if format == "latex":
+    if format == "latex" and not summary.columns:
         notes = (note for note in summary.footnotes if not note.startswith(LONG_ONLY))
         return latex_tables(summary), (LEGEND, *notes)
-    contents = _contents(summary, tests=format != "terminal")
+    contents = _column_contents(summary) if summary.columns else _contents(summary, tests=format != "terminal")
     columns = tuple(contents)
     tables = []
     for pair in summary.pairs:
         methods = [row.kind == "method" for row in pair.rows]
         first = methods.index(True) if any(methods) else len(methods)
         groups = [
-            tuple(TableRow([cell(pair, row) for cell in contents.values()], row.note) for row in rows)
+            tuple(
+                TableRow([cell(pair, row) for cell in contents.values()], row.note, ranks)
+                for row, ranks in zip(rows, _ranks(summary, rows), strict=True)
+            )
             for rows in (pair.rows[:first], pair.rows[first:])
             if rows
         ]
         tables.append(Table(pair.title, columns, tuple(groups)))
-    return tables, summary.footnotes if format == "latex-long" else (*summary.footnotes, *summary.problems)
+    footnotes = summary.footnotes
+    if summary.columns:
+        footnotes = tuple(note for note in footnotes if not note.startswith(LONG_ONLY))
+    return tables, footnotes if format.startswith("latex") else (*footnotes, *summary.problems)
+
+
+def _column_contents(summary: Summary) -> dict[Column, Callable[[PairTable, SummaryRow], str]]:
+    """Maps the columns of ``--columns`` to functions that print their cell of a row."""
+
+    def cell(name: str) -> Callable[[PairTable, SummaryRow], str]:
+        return lambda _, row: column_text(name, row.columns.get(name))
+
+    columns = {Column(COLUMNS[name].header, numeric=True): cell(name) for name in summary.columns}
+    return {_METHOD: _name, **columns}
+
+
+def _ranks(summary: Summary, rows: Sequence[SummaryRow]) -> list[dict[int, int]]:
+    """Returns for each row the ranks of its cells by index; none without ``--columns``."""
+    ranks: list[dict[int, int]] = [{} for _ in rows]
+    for at, name in enumerate(summary.columns, 1):
+        for index, rank in best_two_rows(rows, name).items():
+            ranks[index][at] = rank
+    return ranks
 
 
 def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable, SummaryRow], str]]:
     """Maps the columns to functions that print their cell of a row.
 
     Differences, with their p-values if ``tests``, have columns if there is a baseline. Published values have columns if
-    there are any.
+    there are any; those of best epochs stand beside the measured best epoch only.
     """
     cells: dict[tuple[str, ...], Callable[[PairTable, SummaryRow], str]] = {
         ("top-1 %", "mean ± std (n)"): lambda _, row: _with_count(row)
@@ -69,11 +99,18 @@ def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable
             cells["p of the paired t test", "(Holm)"] = lambda pair, row: _p(pair, row, "p_t")
             cells["p of the sign-flip test", "(Holm)"] = lambda pair, row: _p(pair, row, "p_flip")
     cells["best epoch,", "selected on", "the test set"] = lambda _, row: _spread(row.best)
+    if any(row.published_best for row in summary.rows):
+        cells["published best epoch %", "(source)"] = lambda _, row: _published(row.published_best)
+        cells["best minus published", "(inside interval?)"] = lambda _, row: _minus_published(row.published_best)
     return {
-        Column(("method",)): lambda _, row: row.name,
+        _METHOD: _name,
         **{Column(header, numeric=True): cell for header, cell in cells.items()},
         Column(("seconds", "an epoch"), "right", numeric=True): lambda _, row: _seconds(row.seconds),
     }
+
+
+def _name(_: PairTable, row: SummaryRow) -> str:
+    return f"{row.name} (untuned)" if row.untuned else row.name
 
 
 def _spread(value: MeanAndStd | None) -> str:
@@ -107,11 +144,6 @@ def _p(pair: PairTable, row: SummaryRow, name: str) -> str:
     return format_p(p) if corrected is None else f"{format_p(p)} ({format_p(corrected)})"
 
 
-def format_p(p: float) -> str:
-    """Returns a p-value with three decimals."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _published(value: Published | None) -> str:
     return f"{_spread(value.value)} ({value.mark})" if value else DASH
 
@@ -135,8 +167,9 @@ def _seconds(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _record(pair: PairTable, row: SummaryRow, baseline: str | None) -> dict[str, Any]:
+def _record(pair: PairTable, row: SummaryRow, baseline: str | None, columns: Sequence[str] = ()) -> dict[str, Any]:
     difference, published, test = row.difference, row.published, pair.significance.get(row.label)
+    best = row.published_best
     low, high = (test.bootstrap if test else None) or (None, None)
     return {
         "dataset": pair.dataset,
@@ -159,12 +192,28 @@ def _record(pair: PairTable, row: SummaryRow, baseline: str | None) -> dict[str,
         "bootstrap_low": low,
         "bootstrap_high": high,
         **_fields(published, published="top1", published_std="std", published_source="source"),
+        **_fields(published, published_epoch="reports", published_runs="runs"),
         **_fields(published, minus_published="difference", published_inside="inside"),
+        **_fields(best, published_best="top1", published_best_std="std", published_best_source="source"),
+        **_fields(best, published_best_runs="runs", best_minus_published="difference", published_best_inside="inside"),
+        "untuned": row.untuned,
         "seconds_per_epoch": row.seconds,
         "peak_memory_bytes": row.memory,
         "epochs": row.epochs[0] if len(row.epochs) == 1 else None,
+        **_column_fields(row, columns),
         "note": row.note,
     }
+
+
+def _column_fields(row: SummaryRow, columns: Sequence[str]) -> dict[str, Any]:
+    """Mean, standard deviation, number and protocol of the columns of ``--columns`` that CSV does not have anyway."""
+    fields: dict[str, Any] = {}
+    for name in (name for name in columns if COLUMNS[name].metric):
+        cell = row.columns.get(name)
+        value = cell.value if cell is not None else None
+        fields |= _fields(value, **{f"{name}_mean": "mean", f"{name}_std": "std", f"{name}_n": "n"})
+        fields[f"{name}_protocol"] = cell.protocol if cell is not None else None
+    return fields
 
 
 def _fields(value: object, **names: str) -> dict[str, Any]:

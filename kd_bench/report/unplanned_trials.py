@@ -146,14 +146,14 @@ def _variant(trial: Trial) -> str:
 
 
 def _labels(trials: Sequence[Trial]) -> dict[str, str]:
-    """Labels by id: the method's name, with the hyperparameters in which variants of the method differ."""
+    """Labels by id: the method's title, with the hyperparameters in which variants of the method differ."""
     variants: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for trial in trials:
         settings = {**trial.method.hyperparameters, "source": (trial.method.source or "")[:8]}
-        variants[trial.method.name][_variant(trial)] = settings
+        variants[trial.method.title][_variant(trial)] = settings
     labels = {}
     for trial in trials:
-        name, others = trial.method.name, variants[trial.method.name].values()
+        name, others = trial.method.title, variants[trial.method.title].values()
         settings = variants[name][_variant(trial)]
         differing = [key for key in settings if len({canonical(other.get(key)) for other in others}) > 1]
         inner = ", ".join(f"{key} {format_value(settings[key])}" for key in differing)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench.robustness.norm_ball import Norm
-from kd_bench.utils.errors import UserError
+from kd_bench.utils.errors import UserError, install_command
 
 PACKAGE = "pyautoattack"
 
@@ -32,7 +32,7 @@ def autoattack_version() -> str:
         UserError: If it is not installed.
     """
     if importlib.util.find_spec(PACKAGE) is None:
-        raise UserError("AutoAttack needs the package pyautoattack; install it with: pip install 'kd-bench[robust]'")
+        raise UserError(f"AutoAttack needs the package pyautoattack; install it with: {install_command('robust')}")
     return version(PACKAGE)
 
 

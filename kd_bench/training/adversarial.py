@@ -28,7 +28,9 @@ from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, prec
 from kd_bench.training.method_result import check_terms, sum_terms
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
-from kd_bench.training.student import ResultWriter, SeedGenerators, StudentModule, moving_average
+from kd_bench.training.optimizers import moving_average
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import SeedGenerators, StudentModule
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
 from kd_bench.utils.distributed import average_gradients

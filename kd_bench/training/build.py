@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,15 +12,18 @@ from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.methods import _registry as methods
 from kd_bench.methods.adversarial import AdversarialMethod
+from kd_bench.methods.base import Method
 from kd_bench.models import registry as models
 from kd_bench.models import weights
 from kd_bench.models.fast_convs import use_fast_convs
 from kd_bench.models.input_transform import InputTransform
-from kd_bench.models.outputs import preact_norms, shapes
+from kd_bench.models.outputs import average_classifier, preact_norms, shapes
+from kd_bench.models.student_with_head import StudentWithHead, check_head, has_head, remove_classifier
 from kd_bench.training.adversarial import AdversarialStudentModule
 from kd_bench.training.isolation import unchanged_process
 from kd_bench.training.loaders import Images
-from kd_bench.training.student import ResultWriter, StudentModule
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule
 from kd_bench.types import Pair
 from kd_bench.utils import plugins, seeding
 from kd_bench.utils.distributed import is_distributed
@@ -32,6 +36,8 @@ def build_network(trial: Trial, images: Images) -> tuple[nn.Module, InputTransfo
     """
     seeding.seed_global(trial.seed, f"{seeding.WEIGHTS}/{trial.model}")
     network, view = _build(trial, images, trial.channels_last)
+    if methods.describe(trial.method.name).keeps_layers:
+        remove_classifier(network, trial.model, trial.method.name)
     if trial.sync_batch_norm and is_distributed():
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network, view
@@ -51,10 +57,31 @@ def load_network(
     Raises:
         UserError: If the file does not hold this network's weights.
     """
-    loaded = weights.read(file)
+    state = weights.read(file).state
     network, view = _build(trained, images, channels_last)
-    weights.load_into(network, loaded.state, file, trained.model)
+    if isinstance(trained, Trial) and keeps_layers(trained, state):
+        network = add_head(trained, images, network)
+    weights.load_into(network, state, file, trained.model)
     return network.eval(), view
+
+
+def keeps_layers(trial: Trial, state: Mapping[str, Tensor]) -> bool:
+    """Whether a trial's weights, of which this should be the state, contain the inference head of its method."""
+    if trial.method.source is not None and not has_head(state):
+        return False  # whatever the present file of a user's method says
+    return methods.describe(trial.method.name).keeps_layers
+
+
+def add_head(trial: Trial, images: Images, network: nn.Module) -> nn.Module:
+    """Returns a trial's student with the inference head of its method in place of the network's classifier.
+
+    The head has the size that the trained one has, and initial weights.
+    """
+    remove_classifier(network, trial.model, trial.method.name)
+    teacher = None if trial.teacher is None else _build(trial.teacher, images, channels_last=False)[0].eval()
+    head = _build_method(trial, images, network, teacher).inference_head
+    assert head is not None
+    return StudentWithHead(network, head)
 
 
 def _build(trial: Trial | PretrainedTeacher, images: Images, channels_last: bool) -> tuple[nn.Module, InputTransform]:
@@ -74,15 +101,27 @@ def build_student(trial: Trial, images: Images, teacher: nn.Module | None, write
     Raises:
         UserError: If the networks lack what the method needs, or the method's source has changed since it was planned.
     """
-    plugins.refuse_changes(trial.method.name, methods.source_hash(trial.method.name), trial.method.source)
     network, view = build_network(trial, images)
+    method = _build_method(trial, images, network, teacher)
+    if method.inference_head is not None and trial.sync_batch_norm and is_distributed():
+        method.inference_head = nn.SyncBatchNorm.convert_sync_batchnorm(method.inference_head)
+    if isinstance(method, AdversarialMethod) and isinstance(images, ArrayDataset):
+        return AdversarialStudentModule(trial, network, view, method, writer, images)
+    return StudentModule(trial, network, view, method, writer)
+
+
+def _build_method(trial: Trial, images: Images, network: nn.Module, teacher: nn.Module | None) -> Method:
+    plugins.refuse_changes(trial.method.name, methods.source_hash(trial.method.name), trial.method.source)
     with unchanged_process(trial.method.name):
-        needs = methods.load(trial.method.name).needs_with(trial.method.hyperparameters)
+        needs = methods.needs(trial.method.name, trial.method.hyperparameters)
     teacher_shapes = None
     norms: tuple[tuple[Tensor, Tensor] | None, ...] = ()
+    classifier: tuple[Tensor, Tensor] | None = None
     if teacher and trial.teacher:
         image_shape = _image_shape(trial.teacher, images)
         norms = preact_norms(teacher, image_shape) if "preacts" in needs.teacher else ()
+        if needs.teacher & {"features", "class_maps"}:
+            classifier = average_classifier(teacher, image_shape)
         teacher_shapes = shapes(teacher, image_shape, needs.teacher)
     pair = Pair(
         num_classes=images.num_classes,
@@ -94,14 +133,15 @@ def build_student(trial: Trial, images: Images, teacher: nn.Module | None, write
         train_labels=images.train_labels if trial.method.source is None else images.train_labels.clone(),
         label_loss=trial.label_loss,
         teacher_norms=norms,
+        teacher_classifier=classifier,
     )
     seeding.seed_global(trial.seed, seeding.METHOD_WEIGHTS)
     with unchanged_process(trial.method.name):
-        method = methods.build(trial.method.name, pair, trial.method.hyperparameters)
+        method = methods.build(trial.method.name, pair, trial.method.hyperparameters, trial.method)
+        if method.inference_head is not None:
+            check_head(method.inference_head, pair.student.features, images.num_classes, trial.method.name)
     use_fast_convs(method)
-    if isinstance(method, AdversarialMethod) and isinstance(images, ArrayDataset):
-        return AdversarialStudentModule(trial, network, view, method, writer, images)
-    return StudentModule(trial, network, view, method, writer)
+    return method
 
 
 def _image_shape(trial: Trial | PretrainedTeacher, images: Images) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ class EpochResults(pl.Callback):
                 member.writer.write_divergence(member, divergence)
             elif member.stopped:
                 continue  # its method raised an error, which was reported
-            elif checkpoint or member.epochs_done == member.trial.epochs:
+            elif checkpoint or member.next_epoch in (0, member.trial.epochs):
                 member.writer.write_epoch(member)
             else:
                 member.writer.write_row(member)
@@ -160,6 +160,6 @@ class KeepSigtermHandler(pl.Callback):
 
 def _corrupt_files(trainer: pl.Trainer) -> dict[str, str]:
     """Returns the reasons for decoding failures in all processes, by file."""
-    loaders = (trainer.train_dataloader.loader, trainer.val_dataloaders)
+    loaders = (trainer.train_dataloader.loader, *trainer.val_dataloaders)
     reasons = {str(path): reason for loader in loaders for path, reason in loader.corrupt.items()}
     return {path: reason for of_process in all_gather_object(reasons) for path, reason in of_process.items()}

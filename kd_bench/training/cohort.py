@@ -38,7 +38,7 @@ class CohortModule(pl.LightningModule):
         recorder: The argument.
         recorded: Runs recorded steps, from the start of training; None without a recorder.
         teacher_stopwatch: Measures the time of the teacher's passes that are not recorded.
-        start_epoch: First epoch to train: the smallest number of finished epochs among the members.
+        start_epoch: First epoch to train, the earliest among the members'; negative if a method has a preparation.
         first_step: First step to train in that epoch; above 0 after a resume within an epoch.
 
     Raises:
@@ -61,8 +61,8 @@ class CohortModule(pl.LightningModule):
         if len({member.trial.cohort_key for member in members if member.trial.teacher is not None}) > 1:
             raise ValueError("members of a cohort must share the teacher")
         self.members: Sequence[StudentModule] = nn.ModuleList(members)  # type: ignore[assignment]
-        self.start_epoch = min(member.epochs_done for member in members)
-        first_steps = {member.first_step for member in members if member.epochs_done == self.start_epoch}
+        self.start_epoch = min(member.next_epoch for member in members)
+        first_steps = {member.first_step for member in members if member.next_epoch == self.start_epoch}
         if len(first_steps) > 1:
             raise ValueError("members of a cohort must resume from the same step")
         self.first_step = max(first_steps)
@@ -72,17 +72,16 @@ class CohortModule(pl.LightningModule):
         self.teacher_stopwatch = Stopwatch()
         self.teacher: Teacher | None = None
         if teacher is not None:
-            needs: dict[TeacherBatchNorm, frozenset[Output]] = {}
             taught = [member for member in members if member.trial.teacher is not None] or list(members)
-            for method in (member.method for member in taught):
-                mode = method.teacher_batch_norm
-                needs[mode] = needs.get(mode, frozenset()) | method.needs.teacher
-            images = members[0].method.pair.train_size * self._settings.epochs
-            self.teacher = Teacher(teacher, view or nn.Identity(), needs, taught[0].trial, images, open_logit_cache)
+            needs = _teacher_needs(taught, preparation=False), _teacher_needs(taught, preparation=True)
+            epochs = self._settings.epochs + max(member.trial.preparation_epochs for member in members)
+            views = 1 if self._settings.second_view is None else 2
+            images = members[0].method.pair.train_size * epochs * views
+            self.teacher = Teacher(teacher, view or nn.Identity(), *needs, taught[0].trial, images, open_logit_cache)
 
     @property
     def epoch(self) -> int:
-        """Current epoch, counted from 0, including epochs finished before a resume."""
+        """Current epoch, including epochs finished before a resume: from 0, negative in preparations."""
         return self.start_epoch + self.current_epoch
 
     @property
@@ -123,18 +122,19 @@ class CohortModule(pl.LightningModule):
         return batch
 
     def on_train_epoch_start(self) -> None:
-        """Sets the learning rates."""
+        """Sets the learning rates, and prepares the recording of steps."""
         for member in self.active_members:
             member.begin_epoch(self.epoch)
+        # Steps of a preparation are others than the student's own.
+        if self.recorder is not None and (self.recorded is None or self.epoch == 0):
+            self.recorded = RecordedCohort(self.members, self.teacher, self.recorder, self.device)
 
     def on_train_start(self) -> None:
-        """Prepares the members for the device, and the recording of their steps."""
+        """Prepares the members for the device."""
         for member in self.members:
             on_gpu = self.device.type == "cuda"
             own = self.recorder.generator() if self.recorder else torch.Generator(self.device) if on_gpu else None
             member.prepare(self.device, own)
-        if self.recorder is not None:
-            self.recorded = RecordedCohort(self.members, self.teacher, self.recorder, self.device)
 
     def training_step(self, batches: Sequence[Batch], batch_idx: int) -> None:
         """Trains on batches, one step each."""
@@ -159,11 +159,27 @@ class CohortModule(pl.LightningModule):
         for member in self.active_members:
             member.before_evaluation()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Evaluates each student on a batch of the test set."""
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Evaluates each student on a batch of the test set, or of the images that were held out."""
+        if dataloader_idx:
+            for member in self.active_members:
+                with member.stopping_on_errors():
+                    member.evaluate(batch, held_out=True)
+            return
         if self.recorded is not None and self.recorded.accepts(batch, "test"):
             self.recorded.evaluate(batch, self.active_members)
             return
         for member in self.active_members:
             with member.stopping_on_errors():
                 member.evaluate(batch)
+
+
+def _teacher_needs(members: Sequence[StudentModule], preparation: bool) -> dict[TeacherBatchNorm, frozenset[Output]]:
+    """Returns the teacher's outputs that methods read in the epochs of a preparation, or in the students' own."""
+    needs: dict[TeacherBatchNorm, frozenset[Output]] = {}
+    for member in members:
+        if not preparation or member.trial.preparation_epochs:
+            mode, read = member.method.teacher_batch_norm, member.method.needs_in(preparation).teacher
+            if read:
+                needs[mode] = needs.get(mode, frozenset()) | read
+    return needs

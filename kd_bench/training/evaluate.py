@@ -1,16 +1,15 @@
-"""Computes the accuracy of a network on the test set."""
+"""Computes the logits and the accuracy of a network on the test set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_bench.models.batch_norm_folding import fold
-from kd_bench.models.input_transform import InputTransform
 from kd_bench.training.loaders import Images, evaluation_loader
 from kd_bench.training.metrics import MetricSums
 
@@ -25,29 +24,50 @@ class Accuracy:
     """Top-1 accuracy on the images of each class; NaN for a class without test images."""
 
 
-@torch.no_grad()
+#: Called after each batch with the number of batches done and their total.
+Progress = Callable[[int, int], None]
+
+
 def evaluate_accuracy(
     network: nn.Module,
-    view: InputTransform,
+    view: nn.Module,
     images: Images,
     device: torch.device,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     folded: bool = False,
 ) -> Accuracy:
-    """Evaluates a network on the test set.
+    """Evaluates a network on the test set. The arguments are those of ``logits_by_batch``."""
+    sums = MetricSums(by_class=True)
+    for logits, labels in logits_by_batch(network, view, images, device, progress, folded):
+        sums.update({}, logits, labels)
+    hits = sums.state()["sums"]
+    top1, top5 = (100 * float(hits[name]) / sums.images for name in ("top1", "top5"))
+    classes = tuple(math.nan if value is None else value for value in sums.compute_by_class())
+    return Accuracy(top1, top5, classes)
+
+
+@torch.no_grad()
+def logits_by_batch(
+    network: nn.Module,
+    view: nn.Module,
+    images: Images,
+    device: torch.device,
+    progress: Progress | None = None,
+    folded: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields logits, (B, K), and labels, (B,) int64, of the test set's batches, in its order.
 
     Args:
         network, view: The network, which is moved to the device and set to evaluation mode, and its input transform.
         images: The data set.
         device: Device to evaluate on.
-        progress: Called after each batch with the number of batches done and their total.
+        progress: Called after each batch.
         folded: Whether to fold the batch norms into the convolutions and to have the channels last, which is faster and
             changes the last bits of the logits (see ``kd_bench.models.batch_norm_folding``).
     """
     network, view = network.to(device).eval(), view.to(device)
     original = network
     loader = evaluation_loader(images, device)
-    sums = MetricSums(by_class=True)
     try:
         for batch in loader:
             inputs = view(batch.images)
@@ -57,12 +77,8 @@ def evaluate_accuracy(
                     network = network.to(memory_format=torch.channels_last)
             if network is not original:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            sums.update({}, network(inputs), batch.labels)
+            yield network(inputs), batch.labels
             if progress:
                 progress(batch.step + 1, len(loader))
     finally:
         loader.close()
-    hits = sums.state()["sums"]
-    top1, top5 = (100 * float(hits[name]) / sums.images for name in ("top1", "top5"))
-    classes = tuple(math.nan if value is None else value for value in sums.compute_by_class())
-    return Accuracy(top1, top5, classes)

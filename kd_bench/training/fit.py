@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +24,25 @@ RECORDED_BLOCK = 16
 
 #: Least seconds between two checkpoints at the end of an epoch, if steps are recorded and epochs are therefore short.
 CHECKPOINT_SECONDS = 60.0
+
+
+class TestedEpochs:
+    """Yields the batches of the test set after the students' own epochs, and none after those of a preparation."""
+
+    def __init__(self, loader: TestLoader, cohort: CohortModule) -> None:
+        self.loader, self._cohort = loader, cohort
+
+    @property
+    def corrupt(self) -> dict[Path, str]:
+        """Files that could not be decoded."""
+        return self.loader.corrupt
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.loader if self._cohort.epoch >= 0 else ())
 
 
 class StepBlocks:
@@ -47,6 +67,7 @@ def fit(
     test: TestLoader,
     device: torch.device,
     callbacks: Sequence[pl.Callback] = (),
+    holdout: TestLoader | None = None,
 ) -> None:
     """Trains all members to their last epoch. Their writers receive the results of each epoch.
 
@@ -55,6 +76,7 @@ def fit(
         train, test: The training batches and the test set, or this process's part of them.
         device: This process's device.
         callbacks: Called after each step, e.g. ``ProgressReporter`` and ``MidEpochCheckpoint``.
+        holdout: The images that were held out, or this process's part of them; None without any.
     """
     epochs = cohort.members[0].trial.epochs - cohort.start_epoch
     if epochs <= 0:
@@ -70,7 +92,8 @@ def fit(
         results = EpochResults(CHECKPOINT_SECONDS if recorded else 0.0)
         trainer = _trainer(device, epochs, [results, *callbacks])
         blocks = StepBlocks(train, RECORDED_BLOCK if recorded else 1)
-        trainer.fit(cohort, train_dataloaders=blocks, val_dataloaders=test)
+        tested = [TestedEpochs(loader, cohort) for loader in (test, holdout) if loader is not None]
+        trainer.fit(cohort, train_dataloaders=blocks, val_dataloaders=tested)
 
 
 def _trainer(device: torch.device, epochs: int, callbacks: Sequence[pl.Callback]) -> pl.Trainer:

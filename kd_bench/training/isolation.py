@@ -52,12 +52,10 @@ def copied_inputs(
 
 def _name_tensors(teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
     tensors = {"batch.images": batch.images, "batch.labels": batch.labels, "batch.index": batch.index}
-    if teacher is not None:
-        tensors["teacher.logits"] = teacher.logits
-        tensors |= {f"teacher.stages[{index}]": stage for index, stage in enumerate(teacher.stages)}
-        tensors |= {f"teacher.preacts[{index}]": preact for index, preact in enumerate(teacher.preacts)}
-        tensors |= {} if teacher.pooled is None else {"teacher.pooled": teacher.pooled}
-    return tensors
+    if batch.second_images is not None:
+        tensors["batch.second_images"] = batch.second_images
+    named = {} if teacher is None else teacher.named_tensors()
+    return tensors | {f"teacher.{name}": tensor for name, tensor in named.items()}
 
 
 @contextmanager

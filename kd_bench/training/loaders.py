@@ -16,12 +16,12 @@ from kd_bench.data.file_dataset import FileDataset
 from kd_bench.data.in_memory import InMemoryLoader
 from kd_bench.data.registry import resolve_data_dir
 from kd_bench.data.streaming import StreamLoader, StreamTestLoader
-from kd_bench.data.two_views import TwoViews
+from kd_bench.data.two_views import SecondView, TwoViews
 from kd_bench.utils.distributed import rank, world_size
 
 #: A data set in memory, or the list of its files.
 Images = ArrayDataset | FileDataset
-TrainLoader = InMemoryLoader | StreamLoader | TwoViews
+TrainLoader = InMemoryLoader | StreamLoader | TwoViews | SecondView
 TestLoader = InMemoryLoader | StreamTestLoader
 
 #: Images of a batch of the test set. Larger batches fill a GPU.
@@ -58,13 +58,13 @@ def loaders(
         )
         return train, evaluation_loader(images, device, workers)
     if trial.adversarial is not None:
-        images = replace(images, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        images = _in_unit_range(images)
     return _in_memory_loader(trial, images, device, data_dir), evaluation_loader(images, device)
 
 
 def _in_memory_loader(
     trial: Trial, images: ArrayDataset, device: torch.device, data_dir: Path | None
-) -> InMemoryLoader | TwoViews:
+) -> InMemoryLoader | TwoViews | SecondView:
     shared: dict[str, Any] = {
         "batch_size": trial.batch_size,
         "mean": images.mean,
@@ -74,7 +74,7 @@ def _in_memory_loader(
         "seed": trial.seed,
     }
     build: Callable[..., InMemoryLoader] = InMemoryLoader
-    adversarial = trial.adversarial
+    adversarial, second_view = trial.adversarial, trial.second_view
     if adversarial is not None and adversarial.generated is not None:
         only_first_classes = trial.dataset.classes is not None
         extra = generated.load_generated(adversarial.generated, resolve_data_dir(data_dir), images, only_first_classes)
@@ -83,6 +83,10 @@ def _in_memory_loader(
     else:
         shared["shuffle"] = True
     loader = build(images.train_images, images.train_labels, augment=trial.augment, **shared)
+    if second_view is not None:
+        return SecondView(
+            loader, build(images.train_images, images.train_labels, augment=second_view, view=1, **shared)
+        )
     if adversarial is None or adversarial.second_view is None:
         return loader
     second = adversarial.second_view
@@ -104,3 +108,16 @@ def evaluation_loader(images: Images, device: torch.device, workers: int = 0) ->
         std=images.std,
         device=device,
     )
+
+
+def holdout_loader(trial: Trial, images: Images, device: torch.device, workers: int = 0) -> TestLoader | None:
+    """Returns the images that were held out, as ``loaders`` returns the test set; None if there are none."""
+    if images.holdout is None:
+        return None
+    if trial.adversarial is not None and isinstance(images.holdout, ArrayDataset):
+        return evaluation_loader(_in_unit_range(images.holdout), device)
+    return evaluation_loader(images.holdout, device, workers)
+
+
+def _in_unit_range(images: ArrayDataset) -> ArrayDataset:
+    return replace(images, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -35,22 +35,23 @@ class MetricSums:
         self._names: set[str] = set()  # of the sums that have values in this epoch
         self.images = 0
 
-    def update(self, means: dict[str, Tensor], logits: Tensor, labels: Tensor) -> None:
+    def update(self, means: dict[str, Tensor], logits: Tensor | None, labels: Tensor) -> None:
         """Adds a batch.
 
         Args:
             means: Scalars that are means over the batch, by name.
-            logits: (B, K).
+            logits: (B, K); None for means alone.
             labels: (B,) int64 or (B, K) float.
         """
-        images = len(logits)
-        target = labels if labels.ndim == 1 else labels.argmax(-1)
-        ranked = logits.topk(min(5, logits.shape[-1])).indices
-        hits = ranked == target[:, None]
+        images = len(labels)
         values = {name: value.detach() * images for name, value in means.items()}
-        values |= {"top1": hits[:, 0].sum(), "top5": hits.sum()}
-        if self._by_class:
-            self._count_classes(target, ranked[:, 0], logits.shape[-1])
+        if logits is not None:
+            target = labels if labels.ndim == 1 else labels.argmax(-1)
+            ranked = logits.topk(min(5, logits.shape[-1])).indices
+            hits = ranked == target[:, None]
+            values |= {"top1": hits[:, 0].sum(), "top5": hits.sum()}
+            if self._by_class:
+                self._count_classes(target, ranked[:, 0], logits.shape[-1])
         for name, value in values.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(value)
@@ -133,7 +134,7 @@ class MetricSums:
         device = values[-1].device
         total = all_reduce_sum(torch.stack([value.to(device, torch.float64) for value in values])).tolist()
         means = {name: value / total[0] for name, value in zip(names, total[1:], strict=True)}
-        means |= {name: 100 * means[name] for name in ("top1", "top5")}
+        means |= {name: 100 * means[name] for name in ("top1", "top5") if name in means}
         for value in self._sums.values():
             value.zero_()
         self._names.clear()

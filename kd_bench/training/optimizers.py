@@ -1,4 +1,4 @@
-"""Builds optimisers and computes learning rates from their settings."""
+"""Builds optimisers and averages of weights, and computes learning rates, from their settings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kd_bench.config.optimizer import SGD, AdamW, ConstantSchedule, CosineSchedule, Optimizer, Schedule
+from kd_bench.config.optimizer import DOT, SGD, AdamW, ConstantSchedule, CosineSchedule, Optimizer, Schedule
+from kd_bench.training import dot
 
 
 def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -23,6 +25,12 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
     shared: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": fused}
     if isinstance(settings, SGD):
         return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.nesterov, **shared)
+    if isinstance(settings, DOT):
+        from torch._functorch import config as compiler_settings
+
+        # Torch refuses a second backward pass through a compiled network that may reuse the first one's buffers.
+        compiler_settings.donated_buffer = False
+        return dot.DOT(parameters, momentum=settings.momentum, delta=settings.delta, **shared)
     betas = (settings.beta1, settings.beta2)
     if isinstance(settings, AdamW):
         return torch.optim.AdamW(parameters, betas=betas, **shared)
@@ -45,10 +53,10 @@ def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device, r
     Args:
         optimizer: The optimiser.
         device: The device.
-        recordable: Whether its steps may be recorded. Then the learning rate of torch's own optimisers becomes a tensor
-            on the device, and AdamW counts its steps there.
+        recordable: Whether its steps may be recorded. Then the learning rate becomes a tensor on the device, except
+            for LAMB, and AdamW counts its steps there.
     """
-    own = isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW))
+    own = isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW, dot.DOT))
     for group in optimizer.param_groups:
         if own and recordable and not isinstance(group["lr"], Tensor):
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
@@ -98,3 +106,9 @@ def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> f
         progress = (epoch - begin + schedule.inside) / max(1, epochs - begin + schedule.inside)
         return base * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress)))
     return base * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
+
+
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """Returns a moving average of a network's weights and buffers that keeps a share ``decay`` at each update."""
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return average.requires_grad_(False)

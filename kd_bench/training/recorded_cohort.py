@@ -43,23 +43,22 @@ class FixedBatch:
     """A batch whose tensors keep their place in memory. Each batch is copied into them."""
 
     def __init__(self, batch: Batch) -> None:
-        self._tensors = [torch.empty_like(tensor) for tensor in (batch.images, batch.labels, batch.index)]
+        self._tensors = [torch.empty_like(tensor) for tensor in batch.tensors()]
         self.step = torch.zeros((), dtype=torch.int64, device=batch.images.device)
 
     def fits(self, batch: Batch) -> bool:
         """Whether a batch has tensors of the same shapes and types."""
-        tensors = (batch.images, batch.labels, batch.index)
-        return all(
-            new.shape == old.shape and new.dtype == old.dtype for new, old in zip(tensors, self._tensors, strict=True)
-        )
+        pairs = zip(batch.tensors(), self._tensors, strict=True)
+        return all(new.shape == old.shape and new.dtype == old.dtype for new, old in pairs)
 
     def fill(self, batch: Batch) -> Batch:
         """Copies a batch into the tensors, and returns the batch of these tensors."""
-        for new, old in zip((batch.images, batch.labels, batch.index), self._tensors, strict=True):
+        for new, old in zip(batch.tensors(), self._tensors, strict=True):
             old.copy_(new)
         self.step.fill_(batch.step)
-        images, labels, index = self._tensors
-        return Batch(images, labels, index, batch.epoch, batch.step, batch.views)
+        images, labels, index, *second = self._tensors
+        second_images = second[0] if second else None
+        return Batch(images, labels, index, batch.epoch, batch.step, batch.views, second_images=second_images)
 
 
 class RecordedTeacher:
@@ -73,8 +72,8 @@ class RecordedTeacher:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the pass is recorded, or known to be run without a recording."""
-        return self._function.is_recorded or self._function.reason is not None
+        """Whether the pass is recorded, or known to be run without a recording, or empty."""
+        return self._function.is_recorded or self._function.reason is not None or self._outputs == {}
 
     def __call__(self, batch: Batch, timed: bool) -> TeacherOutputs:
         """Returns the outputs for a batch, inside the lane's ``running()``.
@@ -85,6 +84,8 @@ class RecordedTeacher:
         if self._outputs is None:
             outputs = self._teacher(batch)
             self._outputs = {mode: of_mode.map(lambda tensor: tensor.clone()) for mode, of_mode in outputs.items()}
+        elif not self._outputs:  # no method reads anything of the teacher in these epochs
+            return self._outputs
         elif self.is_settled:
             with self.stopwatch.running(self._device) if timed else nullcontext():
                 self._function.replay() if self._function.is_recorded else self._run(batch)

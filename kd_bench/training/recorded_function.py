@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.recorder import Lane, Replay
-from kd_bench.training.student import is_out_of_memory
 from kd_bench.utils.errors import first_line
+from kd_bench.utils.memory import is_out_of_memory
 
 
 class NoMemoryToRecord(MemoryError):

@@ -1,8 +1,7 @@
-"""A member of a cohort: one student with its method, optimiser and metrics, and the interface of its results."""
+"""A member of a cohort: one student with its method, optimiser and metrics."""
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,14 +11,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd_bench.config.trial import Trial
 from kd_bench.methods.base import Method
 from kd_bench.models.batch_norm_counters import BatchNormCounters
 from kd_bench.models.fast_convs import cuda_memory_format
 from kd_bench.models.input_transform import InputTransform
+from kd_bench.models.student_with_head import StudentWithHead
+from kd_bench.training.epoch_rows import preparation_row, student_row
 from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, compiles_students, precision_context
+from kd_bench.training.gradients import add_gradients, finish_gradients
 from kd_bench.training.isolation import copied_inputs, unchanged_process
 from kd_bench.training.method_result import sum_terms
 from kd_bench.training.metrics import MetricSums
@@ -27,46 +28,24 @@ from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
 from kd_bench.training.optimizers import (
     build_optimizer,
     learning_rate,
+    moving_average,
     optimizer_state,
     prepare_for_device,
     set_learning_rate,
 )
+from kd_bench.training.preparation import Preparation
+from kd_bench.training.result_writer import ResultWriter, serialize_state
 from kd_bench.training.stopwatch import Stopwatch
-from kd_bench.types import Batch, Outputs
+from kd_bench.types import Batch, Output, Outputs
 from kd_bench.utils import seeding
-from kd_bench.utils.distributed import all_gather, average_buffers, average_gradients, is_distributed
+from kd_bench.utils.distributed import all_gather, average_buffers, is_distributed
+from kd_bench.utils.memory import is_out_of_memory
 from kd_bench.utils.plugins import describe_error
 
 log = logging.getLogger(__name__)
 
 #: Seeds torch's global generators for one of the streams of a step, given the stream's name and the micro-batch.
 SeedGenerators = Callable[[str, MicroBatch], None]
-
-
-class ResultWriter:
-    """Receives a member's results, and discards them unless a subclass overrides a method.
-
-    ``kd_bench.trials.result_writer`` writes them to the trial's folder. Ranks above 0 use this class, because their
-    members have the same results as those of rank 0.
-    """
-
-    def write_epoch(self, member: StudentModule) -> None:
-        """Writes an epoch, which the member's state and history include."""
-
-    def write_row(self, member: StudentModule) -> None:
-        """Writes the metrics of an epoch without the state, because the last checkpoint is recent."""
-
-    def write_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
-        """Writes the state within an epoch after ``step`` steps: ``member.mid_epoch_state(step)`` of each process."""
-
-    def write_divergence(self, member: StudentModule, reason: str) -> None:
-        """Writes that the loss was not finite. Another training with the same settings has the same result."""
-
-    def report_crash(self, member: StudentModule, reason: str) -> None:
-        """Reports that the method raised an error."""
-
-    def report_note(self, member: StudentModule, text: str) -> None:
-        """Reports something that the user should know, and that changes no result."""
 
 
 class StudentModule(nn.Module):
@@ -80,7 +59,9 @@ class StudentModule(nn.Module):
         writer: Receives the results.
         optimizer: Of the parameters of network and method.
         average: Moving average of the weights, batch norms' statistics included; None without one.
+        deployed: The network that is tested and saved: the student, with the method's inference head if it has one.
         history: A row of metrics for each finished epoch.
+        preparation: The epochs before the student's own.
         corrupt: Reasons for decoding failures, by file.
         class_top1: Test accuracy of each class after the last finished epoch, in percent; None for a class without test
             images. Empty before the first.
@@ -89,8 +70,8 @@ class StudentModule(nn.Module):
         first_step: First step to train in the next epoch; above 0 after a resume within an epoch.
         stopped: Whether training has ended early, because the method raised an error or the loss was not finite.
         stopwatch: Measures the time of the member's steps.
-        train_sums, test_sums, extra_sums: Sums of the epoch's metrics: of training, of the tested network, and of a
-            second tested network.
+        train_sums, test_sums, extra_sums, holdout_sums: Sums of the epoch's metrics: of training, of the tested
+            network, of a second tested network, and of the tested network on images that were held out.
         compares_inputs: Whether to find out by comparing all values if a plug-in has written to what it reads, and not
             only by torch's counters of changes.
         generator: Generator for the method's draws; None for torch's global generators.
@@ -111,10 +92,15 @@ class StudentModule(nn.Module):
         self.stopwatch = Stopwatch()
         self._parameters_to_train = [*network.parameters(), *method.parameters()]
         self.optimizer = build_optimizer(trial.optimizer, self._parameters_to_train)
-        self.average = None if trial.ema is None else moving_average(network, trial.ema)
+        self.preparation = Preparation(trial)
+        head = method.inference_head
+        self.deployed = network if head is None else StudentWithHead(network, head)
+        self.average = None if trial.ema is None else moving_average(self.deployed, trial.ema)
         self._forward_pass = build_forward_pass(network, trial.compile)
-        self.train_sums, self.test_sums, self.extra_sums = MetricSums(), MetricSums(by_class=True), MetricSums()
-        self._tests = [(self._forward_pass, self.test_sums)]
+        self.train_sums, self.extra_sums, self.holdout_sums = MetricSums(), MetricSums(), MetricSums()
+        self.test_sums = MetricSums(by_class=True)
+        tested = self._forward_pass if head is None else build_forward_pass(self.deployed, trial.compile)
+        self._tests = [(tested, self.test_sums)]
         if self.average is not None:
             self._tests.append((build_forward_pass(self.average.module, trial.compile), self.extra_sums))
         self._divergence_step: Tensor | None = None
@@ -149,7 +135,7 @@ class StudentModule(nn.Module):
     @property
     def evaluated_network(self) -> nn.Module:
         """The network that is tested and whose weights are saved."""
-        return self.network
+        return self.deployed
 
     @property
     def evaluated_weights(self) -> str | None:
@@ -161,14 +147,26 @@ class StudentModule(nn.Module):
         """Number of finished epochs."""
         return len(self.history)
 
+    @property
+    def next_epoch(self) -> int:
+        """The next epoch, from 0; negative in the preparation, and the number of epochs at the end."""
+        return self.epochs_done if self.preparation.is_over else self.preparation.next_epoch
+
+    @property
+    def all_epochs_done(self) -> int:
+        """Number of finished epochs, those of the preparation included."""
+        return len(self.preparation.history) + self.epochs_done
+
     def needs_epoch(self, epoch: int) -> bool:
-        """Whether this epoch (from 0) is the member's next: after a kill, members of a cohort can differ by one."""
-        return not self.stopped and epoch == self.epochs_done < self.trial.epochs
+        """Whether this epoch is the member's next: after a kill, members of a cohort can differ by one."""
+        return not self.stopped and epoch == self.next_epoch < self.trial.epochs
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the learning rate."""
         settings = self.trial
-        self._learning_rate = learning_rate(settings.optimizer.lr, settings.schedule, epoch, settings.epochs)
+        self._learning_rate = self.preparation.learning_rate
+        if epoch >= 0:
+            self._learning_rate = learning_rate(settings.optimizer.lr, settings.schedule, epoch, settings.epochs)
         set_learning_rate(self.optimizer, self._learning_rate)
 
     def step(self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None]) -> None:
@@ -237,33 +235,45 @@ class StudentModule(nn.Module):
     def _add_gradients(
         self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None], seed: SeedGenerators
     ) -> None:
-        batch = part.batch
+        batch, preparing = part.batch, not self.preparation.is_over
+        needs = self.method.needs_in(preparing)
         seed(seeding.STUDENT, part)
         counters = nullcontext() if self._counters is None else self._counters.updated_together()
         with precision_context(self.trial.precision, batch.images.device), counters:
-            student = self._forward_pass(self.view(batch.images), self.method.needs.student)
-            if self._converts_outputs:
-                student = student.map(torch.Tensor.contiguous)
+            student = self._student_outputs(batch, needs.student) if needs.student else None
             seed(seeding.METHOD, part)
-            terms = self.method(student, teacher, batch)
-            loss = sum_terms(terms, self.method, student.logits.device)
+            if preparing:
+                terms = self.method.prepare(student, teacher, batch)
+            else:
+                assert student is not None
+                terms = self.method(student, teacher, batch)
+            loss = sum_terms(terms, self.method, batch.images.device, "prepare" if preparing else "forward")
         if part.first:
             self.optimizer.zero_grad(set_to_none=True)
-        backward(loss if part.share == 1 else loss * part.share)
+        if preparing:  # the only loss, also for an optimiser that wants the gradients of two
+            backward(loss if part.share == 1 else loss * part.share)
+        else:
+            add_gradients(self.optimizer, loss, terms, self.method, part.share, backward)
         with torch.no_grad():
             self._note_divergence(loss, part.step)
-            self.train_sums.update({**terms, "loss": loss}, student.logits, batch.labels)
+            logits = None if preparing or student is None else getattr(terms, "logits", student.logits)
+            self.train_sums.update({**terms, "loss": loss}, logits, batch.labels)
+
+    def _student_outputs(self, batch: Batch, needs: frozenset[Output]) -> Outputs:
+        outputs = self._forward_pass(self.view(batch.images), needs)
+        if batch.second_images is not None:
+            # A pass of its own, as published: batch norms see each view by itself.
+            outputs = replace(outputs, second_view=self._forward_pass(self.view(batch.second_images), needs))
+        return outputs.map(torch.Tensor.contiguous) if self._converts_outputs else outputs
 
     def _update(self) -> None:
-        average_gradients(self._parameters_to_train)
-        if self.trial.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters_to_train, self.trial.clip_norm)
+        finish_gradients(self.optimizer, self._parameters_to_train, self.trial.clip_norm)
         self.optimizer.step()
         # Frees the gradients now, and not before the next step, or they would add to the other members' memory.
         self.optimizer.zero_grad(set_to_none=True)
         self.method.on_step_end()
-        if self.average is not None:
-            self.average.update_parameters(self.network)
+        if self.average is not None and self.preparation.is_over:
+            self.average.update_parameters(self.deployed)
 
     def _note_divergence(self, loss: Tensor, step: int | Tensor) -> None:
         # Stays on the device and is read once an epoch: reading it at every step would synchronise a GPU.
@@ -291,10 +301,11 @@ class StudentModule(nn.Module):
         return self._tests
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> None:
-        """Adds a test batch to the metrics. The network must be in evaluation mode."""
+    def evaluate(self, batch: Batch, held_out: bool = False) -> None:
+        """Adds a batch of the test set, or of held-out images, to the metrics, in evaluation mode."""
         images = self.view(batch.images if self._plugin is None else batch.images.clone())
-        for forward_pass, sums in self._networks_to_test():
+        tests = self._networks_to_test()
+        for forward_pass, sums in [(tests[0][0], self.holdout_sums)] if held_out else tests:
             with precision_context(self.trial.precision, images.device):
                 logits = forward_pass(images).logits
             sums.update({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
@@ -305,7 +316,7 @@ class StudentModule(nn.Module):
         """Ends an epoch: computes metrics, calls ``method.on_epoch_end()`` and appends a row to ``history``.
 
         Args:
-            epoch: From 0.
+            epoch: From 0; negative in the preparation, which has no test metrics.
             own_seconds: Time of the member's own steps.
             shared_seconds: Time of data and teacher as if the member were trained alone without cached logits.
             members: Number of members that shared data and teacher.
@@ -315,32 +326,33 @@ class StudentModule(nn.Module):
             None, or the reason for the failure of the trial if the loss was not finite. Then there is no new row.
         """
         self.class_top1, self.confusion = self.test_sums.compute_by_class(), self.test_sums.compute_confusion()
-        train, test = self.train_sums.compute(), self.test_sums.compute()
+        train = self.train_sums.compute()
+        test = self.test_sums.compute() if epoch >= 0 else {}
         extra = self.extra_sums.compute() if self.extra_sums.images else {}
+        held_out = self.holdout_sums.compute() if self.holdout_sums.images else {}
         divergence_step = -1
         if self._divergence_step is not None:
             divergence_step = int(all_gather(self._divergence_step[None]).max())
             self._divergence_step.fill_(-1)
         if divergence_step >= 0:
             self.stopped = True
-            return f"the loss was no longer finite in epoch {epoch + 1}, step {divergence_step + 1}"
+            place = (
+                f"epoch {epoch + 1}" if epoch >= 0 else f"epoch {len(self.preparation.history) + 1} of its preparation"
+            )
+            return f"the loss was no longer finite in {place}, step {divergence_step + 1}"
         self.method.on_epoch_end()
-        row = {
-            "epoch": epoch + 1,
-            "lr": self._learning_rate,
-            "top1": test.pop("top1"),
-            "top5": test.pop("top5"),
-            "test_loss": test.pop("loss"),
-            "train_top1": train.pop("top1"),
-            "train_loss": train.pop("loss"),
-            **{f"train_{name}": value for name, value in train.items() if name != "top5"},
-            **{f"{self.extra_prefix}_{name}": value for name, value in extra.items() if name != "loss"},
-            "seconds": own_seconds + shared_seconds,
-            "own_seconds": own_seconds,
-            "members": members,
-            **({} if cached_seconds is None else {"spared_seconds": cached_seconds}),
-        }
-        self.history.append(row)
+        times = {"seconds": own_seconds + shared_seconds, "own_seconds": own_seconds, "members": members}
+        times |= {} if cached_seconds is None else {"spared_seconds": cached_seconds}
+        if epoch < 0:
+            self.preparation.history.append(
+                preparation_row(epoch + self.preparation.epochs, self._learning_rate, train, times)
+            )
+            if self.preparation.is_over:
+                self.optimizer.state.clear()  # so that the student's own epochs begin as any other training
+            return None
+        extra = {f"{self.extra_prefix}_{name}": value for name, value in extra.items() if name != "loss"}
+        extra |= {f"val_{name}": held_out[name] for name in ("top1", "loss") if name in held_out}
+        self.history.append(student_row(epoch, self._learning_rate, train, test, extra | times))
         return None
 
     def state(self) -> dict[str, Any]:
@@ -353,6 +365,8 @@ class StudentModule(nn.Module):
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()
+        if self.preparation.history:
+            state["preparation"] = self.preparation.history
         return state | {"corrupt": self.corrupt} if self.corrupt else state
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -363,6 +377,7 @@ class StudentModule(nn.Module):
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.history = list(state["history"])
+        self.preparation.restore(state.get("preparation", ()))
         self.corrupt = dict(state.get("corrupt", {}))
 
     def mid_epoch_state(self, step: int) -> bytes:
@@ -380,21 +395,3 @@ class StudentModule(nn.Module):
         self.stopwatch.add(seconds)
         self.train_sums.restore(state["sums"])
         self._divergence_step = torch.tensor(divergence_step)
-
-
-def moving_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Returns a moving average of a network's weights and buffers that keeps a share ``decay`` at each update."""
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    return average.requires_grad_(False)
-
-
-def serialize_state(state: Any) -> bytes:
-    """Returns the bytes that ``torch.save`` writes."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    return content.getvalue()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the GPU or of the machine is exhausted."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)

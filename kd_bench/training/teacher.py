@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +48,9 @@ class Teacher(nn.Module):
     Args:
         network: The trained network, which is never changed.
         view: Transforms images into the network's input.
-        needs: Outputs that the methods read, by batch-norm mode: "running" for the running statistics, "batch" for
-            those of the batch.
+        needs: Outputs that the methods read in the students' epochs, by batch-norm mode: "running" for the running
+            statistics, "batch" for those of the batch.
+        preparation_needs: The same for the epochs before.
         settings: Any of the cohort's trials.
         images: Number of images in all passes of the training, from which "auto" decides whether to compile.
         open_logit_cache: Opens the logit cache; None for no cache.
@@ -59,6 +61,7 @@ class Teacher(nn.Module):
         network: nn.Module,
         view: nn.Module,
         needs: Mapping[TeacherBatchNorm, frozenset[Output]],
+        preparation_needs: Mapping[TeacherBatchNorm, frozenset[Output]],
         settings: Trial,
         images: int,
         open_logit_cache: OpenLogitCache | None = None,
@@ -66,7 +69,8 @@ class Teacher(nn.Module):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
         self.view = view
-        self._needs, self._settings, self._images = needs, settings, images
+        self._needs, self._preparation_needs = needs, preparation_needs
+        self._settings, self._images = settings, images
         self._open_logit_cache = open_logit_cache
         self._logit_cache: LogitCache | None = None
         self._precision = settings.teacher_precision or settings.precision
@@ -88,7 +92,8 @@ class Teacher(nn.Module):
         if on_gpu and not self._settings.channels_last:
             self._layout = self._folded_layout = cuda_memory_format(self.network)
             self.network.to(memory_format=self._layout)
-        if "running" in self._needs:
+        norm_modes = [*self._needs, *(mode for mode in self._preparation_needs if mode not in self._needs)]
+        if "running" in norm_modes:
             self._folded = fold(self.network, image_shape)
             if self._folded is not self.network:  # a network of convolutions
                 if not on_gpu:
@@ -97,10 +102,10 @@ class Teacher(nn.Module):
         compile_mode: str = self._settings.compile
         if compile_mode == "auto":
             compile_mode = "on" if self._is_worth_compiling(image_shape) and self._compiles(images) else "off"
-        for norm_mode in self._needs:
+        for norm_mode in norm_modes:
             network = self._folded if norm_mode == "running" else self.network
             self._forward_passes[norm_mode] = build_forward_pass(network, compile_mode)
-        if self._open_logit_cache is not None and "running" in self._needs:
+        if self._open_logit_cache is not None and "running" in norm_modes:
             self._logit_cache = self._open_logit_cache(compile_mode != "off")
 
     def forward(self, batch: Batch) -> dict[TeacherBatchNorm, Outputs]:
@@ -112,14 +117,20 @@ class Teacher(nn.Module):
         Returns:
             Outputs without gradient by batch-norm mode, in float32 unless students compute in another precision.
         """
+        needs = self._needs if batch.epoch >= 0 else self._preparation_needs
+        if not needs:
+            return {}
         self._prepare(batch.images)
         cache, views = self._logit_cache, batch.views
-        if dict(self._needs) == {"running": LOGITS} and cache is not None and views is not None:
+        if dict(needs) == {"running": LOGITS} and cache is not None and views is not None:
             return {"running": Outputs(cache.get(views, batch.images, self._logits))}
-        outputs = {norm_mode: self._pass(norm_mode, batch.images) for norm_mode in self._needs}
+        outputs = {mode: self._pass(mode, batch.images, needs[mode]) for mode in needs}
         if "running" in outputs and cache is not None and views is not None:
             cache.add(views, batch.images, outputs["running"].logits, self._logits)
-        return outputs
+        if batch.second_images is None:
+            return outputs
+        second = {mode: self._pass(mode, batch.second_images, needs[mode]) for mode in needs}
+        return {mode: replace(of_mode, second_view=second[mode]) for mode, of_mode in outputs.items()}
 
     def cached_seconds(self) -> float | None:
         """Returns the seconds that cached logits saved since the last call; None without a logit cache."""
@@ -131,7 +142,7 @@ class Teacher(nn.Module):
             self._logit_cache.close()
 
     def _logits(self, images: Tensor) -> Tensor:
-        return self._pass("running", images).logits
+        return self._pass("running", images, LOGITS).logits
 
     def _compiles(self, images: Tensor) -> bool:
         """Whether the device has a compiler and the network compiles. Compiles it."""
@@ -153,8 +164,8 @@ class Teacher(nn.Module):
         return network_input.contiguous(memory_format=self._folded_layout)
 
     @torch.no_grad()
-    def _pass(self, norm_mode: TeacherBatchNorm, images: Tensor) -> Outputs:
-        forward_pass, needs = self._forward_passes[norm_mode], self._needs[norm_mode]
+    def _pass(self, norm_mode: TeacherBatchNorm, images: Tensor, needs: frozenset[Output]) -> Outputs:
+        forward_pass = self._forward_passes[norm_mode]
         with precision_context(self._precision, images.device):
             if norm_mode == "running":
                 outputs = forward_pass(self._input(images), needs)

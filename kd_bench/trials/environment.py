@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -9,6 +10,7 @@ import socket
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ def describe_environment(device: str, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
+        "code": code_digest(),
+        **({} if (revision := _git_commit()) is None else {"commit": revision}),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": device,
@@ -44,6 +48,39 @@ def describe_environment(device: str, threads: int) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "command": os.environ.get("KD_BENCH_COMMAND", " ".join(sys.argv)),
     }
+
+
+@cache
+def code_digest() -> str:
+    """Returns a digest of the package's source files: 16 hexadecimal digits of SHA-256."""
+    folder = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _git_commit() -> str | None:
+    """Returns the commit that is checked out, if the package lies in a git checkout; None otherwise.
+
+    Changes that are not committed do not show here, but in ``code_digest``.
+    """
+    git = Path(__file__).parents[2] / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return _commit(head)
+        name = head.removeprefix("ref: ")
+        if (git / name).is_file():
+            return _commit((git / name).read_text(encoding="utf-8").strip())
+        packed = (git / "packed-refs").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((_commit(line.partition(" ")[0]) for line in packed if line.endswith(f" {name}")), None)
+
+
+def _commit(text: str) -> str | None:
+    return text if re.fullmatch("[0-9a-f]{40,64}", text) else None
 
 
 def numerics_fingerprint(device: Any, threads: int) -> dict[str, Any]:

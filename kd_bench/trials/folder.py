@@ -105,16 +105,25 @@ class TrialFolder:
 
     def write_metrics(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes ``metrics.csv``, one row per epoch. Rewrites the whole file, so a kill leaves no duplicate rows."""
-        rows = list(rows)
+        self._write_table("metrics.csv", list(rows))
+
+    def write_preparation(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes ``preparation.csv``, one row per epoch before the student's own, as ``write_metrics`` does."""
+        self._write_table("preparation.csv", list(rows))
+
+    def _write_table(self, name: str, rows: list[Mapping[str, Any]]) -> None:
         text = io.StringIO()
         columns = dict.fromkeys(name for row in rows for name in row)  # columns may change with a resume
         writer = csv.DictWriter(text, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomic(self.path / "metrics.csv", text.getvalue())
+        write_atomic(self.path / name, text.getvalue())
 
     def write_checkpoint(self, epoch: int, content: bytes) -> None:
-        """Writes the state after ``epoch`` epochs. The file name has the content's hash, to detect damage."""
+        """Writes the state after ``epoch`` epochs, those of a preparation included.
+
+        The file name has the content's hash, to detect damage.
+        """
         new = self._write_state(f"epoch-{epoch:06d}", content)
         kept = {epoch, *sorted({other for other, _ in self._checkpoints() if other < epoch})[1 - KEPT_CHECKPOINTS :]}
         for other, path in self._checkpoints():

@@ -11,12 +11,22 @@ from kd_bench.config.trial import Trial
 from kd_bench.data import registry as datasets
 from kd_bench.models import registry as models
 from kd_bench.models import weights
+from kd_bench.models.student_with_head import StudentWithHead
+from kd_bench.training.build import keeps_layers
+from kd_bench.trials.exported_student import (
+    SETTINGS,
+    WEIGHTS,
+    KeptLayer,
+    build_exported_student,
+    kept_layers,
+    write_settings,
+)
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import write_atomic
 from kd_bench.utils.plugins import is_file_name
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONFIG = "config.json"
 
 _TIMM_CODE = """\
 import timm
@@ -37,6 +47,11 @@ from kd_bench.models import create  # pip install kd-bench; and the file that de
 network = create({model!r}, num_classes={classes}, image_size={size}).eval()
 network.load_state_dict(load_file("{weights}"))
 """
+_KEPT_LAYERS_CODE = """\
+from kd_bench.trials.exported_student import load_exported_student  # pip install kd-bench{files}
+
+network = load_exported_student(".")
+"""
 
 
 @dataclass(frozen=True)
@@ -47,11 +62,18 @@ class ExportedStudent:
         files: Names of the files.
         input_description: A sentence about the images that the network takes.
         loading_code: Python code that loads the network, if the folder is the working folder.
+        kept_layers: Layers that the method keeps in the student.
     """
 
     files: tuple[str, ...]
     input_description: str
     loading_code: str
+    kept_layers: tuple[KeptLayer, ...] = ()
+
+    @property
+    def loads_in_timm(self) -> bool:
+        """Whether timm can build the network."""
+        return CONFIG in self.files
 
 
 def export_student(
@@ -68,8 +90,15 @@ def export_student(
         UserError: If the network cannot be built or the weights do not fit.
     """
     size, classes, mean, std = _input(trial, result, data)
-    network = models.create(trial.model, classes, size)
-    weights.load_into(network, weights.read(folder.weights).state, folder.weights, trial.model)
+    state = weights.read(folder.weights).state
+    student: StudentWithHead | None = None
+    if keeps_layers(trial, state):
+        shape = (3, *[_training_size(trial, data)] * 2)
+        student = build_exported_student(trial, shape, classes, folder.weights)
+        network = student.network
+    else:
+        network = models.create(trial.model, classes, size)
+        weights.load_into(network, state, folder.weights, trial.model)
     cfg = getattr(network, "pretrained_cfg", None)
     if trial.input.normalise == "network" and cfg:
         mean, std = cfg["mean"], cfg["std"]
@@ -78,6 +107,12 @@ def export_student(
         f"{_numbers(mean)} and standard deviation {_numbers(std)}."
     )
     write_atomic(target / WEIGHTS, folder.weights.read_bytes())
+    if student is not None:
+        write_settings(target, trial, shape, classes)
+        layers = tuple(kept_layers(student.head))
+        own = [name for name in (trial.method.name, trial.model) if is_file_name(name)]
+        code = _KEPT_LAYERS_CODE.format(files=f"; needs {' and '.join(own)}" if own else "")
+        return ExportedStudent((WEIGHTS, SETTINGS), input_description, code, layers)
     if cfg is None or is_file_name(trial.model) or trial.model_source is not None:
         code = _KD_BENCH_CODE.format(model=trial.model, classes=classes, size=size, weights=WEIGHTS)
         return ExportedStudent((WEIGHTS,), input_description, code)
@@ -102,6 +137,15 @@ def _input(
     if trial.pipeline is not None:
         size = trial.pipeline.test_size or trial.pipeline.size
     return trial.input.size or size, classes, mean, std
+
+
+def _training_size(trial: Trial, data: Path | None) -> int:
+    """Returns height and width of the training images."""
+    if trial.pipeline is not None:
+        return trial.pipeline.size
+    if trial.dataset.source is None:
+        return datasets.resolve_spec(trial.dataset).image_size
+    return datasets.open_dataset(trial.dataset, None, data).image_shape[-1]
 
 
 def _write_config(

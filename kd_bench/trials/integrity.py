@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from kd_bench.trials.evaluation_file import evaluation_faults
 from kd_bench.trials.images import check_same_images
-from kd_bench.trials.reader import WEIGHTS, read_trial, trial_settings
+from kd_bench.trials.reader import WEIGHTS, TrialRecord, read_trial, trial_settings
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import sha256
 
@@ -76,11 +77,17 @@ def check_trial(path: Path, needs_weights: bool = True) -> CheckedTrial:
         return CheckedTrial(path, "failed", ())
     if not record.has_weights:
         faults = (f"{weights}: is missing; the result has no weights",) if needs_weights else ()
-        return CheckedTrial(path, "done", faults)
+        return CheckedTrial(path, "done", (*faults, *_evaluation_faults(record)))
     if sha256(weights) != record.result["weights_sha256"]:
         text = f"{weights}: is not what was written: its checksum differs from that in result.json"
         return CheckedTrial(path, "damaged", (text,))
-    return CheckedTrial(path, "done", ())
+    return CheckedTrial(path, "done", _evaluation_faults(record))
+
+
+def _evaluation_faults(record: TrialRecord) -> tuple[str, ...]:
+    """Returns what is wrong with the evaluation of a finished trial."""
+    result = record.result or {}
+    return tuple(evaluation_faults(record.path, result["weights_sha256"], result.get("images")))
 
 
 def check_accuracy(path: Path, data: Path | None, device: str) -> str | None:

@@ -62,7 +62,7 @@ class WandB:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or "kd-bench",
             group=folder.path.parent.name,
-            name=f"{trial.method.name}, {teacher}{trial.model}, seed {trial.seed}",
+            name=f"{trial.method.title}, {teacher}{trial.model}, seed {trial.seed}",
             id=run_id.read_text(),
             resume="allow",
             config=trial.settings(),

@@ -8,6 +8,7 @@ takes tens of microseconds, so weights are only looked for; ``integrity`` comput
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,6 +57,7 @@ class TrialRecord(NamedTuple):
         environment: Content of ``environment.json``; empty if there is none or it is faulty.
         has_weights: Whether the file of weights exists. Results may be kept without weights.
         remarks: What is wrong with files of an unfinished or failed trial, which the next run writes anew.
+        failure: Why a trial without a result could not be trained; empty if it was not tried, or is being tried again.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class TrialRecord(NamedTuple):
     environment: dict[str, Any] = {}  # never changed
     has_weights: bool = False
     remarks: tuple[Fault, ...] = ()
+    failure: str = ""
 
     @property
     def is_damaged(self) -> bool:
@@ -107,7 +110,10 @@ def read_trial(path: Path) -> TrialRecord:
     has_weights = _has_weights(folder, faults)
     if result is None or result["status"] == "failed":
         verdict: Verdict = "incomplete" if result is None else "failed"
-        return TrialRecord(path, verdict, (), settings, result, metrics, environment or {}, has_weights, tuple(faults))
+        failure = "" if result else _read_failure(folder)
+        return TrialRecord(
+            path, verdict, (), settings, result, metrics, environment or {}, has_weights, tuple(faults), failure
+        )
     checked = {fault.file for fault in faults}
     if environment is None and "environment.json" not in checked:
         faults.append(Fault("environment.json", "is missing"))
@@ -172,6 +178,12 @@ def _read_result(folder: str) -> dict[str, Any] | None:
         raise BadFile(f"is damaged: it has the status {str(status)[:40]!r}, which is neither 'done' nor 'failed'")
     _validate(DoneResult if status == "done" else FailedResult, result)
     return result
+
+
+def _read_failure(folder: str) -> str:
+    with suppress(BadFile):
+        return str((read_json_object(f"{folder}/failure.json") or {}).get("reason") or "")
+    return ""
 
 
 def _read_environment(folder: str, faults: list[Fault]) -> dict[str, Any] | None:

@@ -37,6 +37,10 @@ class _Result(_Content):
 
     best_epoch: Count | None = None
     top5_last: Percentage | None = None
+    val_top1_last: Percentage | None = None
+    val_top1_best: Percentage | None = None
+    val_best_epoch: Count | None = None
+    top1_val_best: Percentage | None = None
     class_top1_last: list[Percentage | None] | None = None
     class_names: list[str] | None = None
     confusion_last: list[ConfusionLine] | None = None
@@ -47,6 +51,7 @@ class _Result(_Content):
     images_per_second: NonNegative | None = None
     parameters: Count | None = None
     method_parameters: Count | None = None
+    kept_parameters: Count | None = None
     cohort: Count | None = None
     peak_memory_bytes: Count | None = None
     corrupt_images: Count | None = None

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from kd_bench.models import weights
-from kd_bench.training.student import ResultWriter, StudentModule, serialize_state
+from kd_bench.training.result_writer import ResultWriter, serialize_state
+from kd_bench.training.student import StudentModule
 from kd_bench.trials.confusion import format_rows
 from kd_bench.trials.environment import peak_memory, utc_timestamp
 from kd_bench.trials.folder import TrialFolder
@@ -81,13 +83,15 @@ class TrialResultWriter(ResultWriter):
     def write_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
         """Writes a checkpoint within an epoch, with the state of each process, because these differ."""
         self._check_lease()
-        self.folder.write_mid_epoch(member.epochs_done, step, serialize_state({"step": step, "states": states}))
+        self.folder.write_mid_epoch(member.all_epochs_done, step, serialize_state({"step": step, "states": states}))
 
     def read_mid_epoch(self, epoch: int, world_size: int) -> tuple[int, int, list[bytes]] | None:
-        """Returns the last good checkpoint within this epoch (from 0) or a later one.
+        """Returns the last good checkpoint within this epoch or a later one.
+
+        Epochs are counted from 0, with those of a preparation.
 
         Returns:
-            Epoch (from 0), step, and states, one per process; None if there is no such checkpoint.
+            Epoch, step, and states, one per process; None if there is no such checkpoint.
         """
         for of_epoch, content in self.folder.read_mid_epoch(epoch):
             with suppress(*_LOAD_ERRORS):
@@ -100,7 +104,7 @@ class TrialResultWriter(ResultWriter):
         """Writes a checkpoint and the metrics; after the last epoch, the weights and the result."""
         self._check_lease()
         if member.epochs_done < member.trial.epochs:
-            self.folder.write_checkpoint(member.epochs_done, serialize_state(member.state()))
+            self.folder.write_checkpoint(member.all_epochs_done, serialize_state(member.state()))
         self.write_row(member)
         if member.epochs_done == member.trial.epochs:
             self._finish(member)
@@ -108,6 +112,10 @@ class TrialResultWriter(ResultWriter):
     def write_row(self, member: StudentModule) -> None:
         """Writes the metrics without a checkpoint. After a kill, training continues from the last checkpoint."""
         self._check_lease()
+        if not member.history:
+            self.folder.write_preparation(member.preparation.history)
+            self._send_event("prepared", trial=self.folder.id, epoch=member.all_epochs_done)
+            return
         self.folder.write_metrics(member.history)
         row = member.history[-1]
         self._loggers.row(row)
@@ -127,7 +135,7 @@ class TrialResultWriter(ResultWriter):
     def report_note(self, member: StudentModule, text: str) -> None:
         """Shows a note with the trial's networks, method and seed."""
         trial = member.trial
-        self._send_event("note", text=f"{trial.model}, {trial.method.name}, seed {trial.seed}: {text}")
+        self._send_event("note", text=f"{trial.model}, {trial.method.title}, seed {trial.seed}: {text}")
 
     def _finish(self, member: StudentModule) -> None:
         metadata = {"model": member.trial.model, "trial": self.folder.id}
@@ -141,6 +149,7 @@ class TrialResultWriter(ResultWriter):
             "top1_best": best["top1"],
             "best_epoch": best["epoch"],
             "top5_last": history[-1]["top5"],
+            **_chosen_by_validation(history),
             **self._classes(member),
             **({} if member.evaluated_weights is None else {"evaluated": member.evaluated_weights}),
             **self._costs(member),
@@ -162,14 +171,19 @@ class TrialResultWriter(ResultWriter):
 
     def _costs(self, member: StudentModule) -> dict[str, Any]:
         seconds = sum(row["seconds"] for row in member.history)
+        before = sum(row["seconds"] for row in member.preparation.history)
         epochs = member.epochs_done
+        kept = _parameter_count(member.deployed)
+        of_head = 0 if member.method.inference_head is None else kept - _parameter_count(member.network)
         return {
             "epochs": epochs,
-            "seconds": seconds,
+            "seconds": seconds + before,
+            **({"preparation_seconds": before} if member.preparation.history else {}),
+            **({"kept_parameters": of_head} if of_head else {}),
             "seconds_per_epoch": seconds / epochs if epochs else None,
             "images_per_second": self._train_images * epochs / seconds if seconds else None,
-            "parameters": sum(parameter.numel() for parameter in member.network.parameters()),
-            "method_parameters": sum(parameter.numel() for parameter in member.method.parameters()),
+            "parameters": kept,
+            "method_parameters": _parameter_count(member.method) - of_head,
             "cohort": max((row["members"] for row in member.history), default=1),
             "peak_memory_bytes": peak_memory(next(member.network.parameters()).device),
             "teacher_top1": self._teacher_top1,
@@ -197,3 +211,20 @@ def _corrupt(files: dict[str, str]) -> dict[str, Any]:
     """Returns the number of files that could not be decoded, and the first names as split/class/file."""
     names = sorted("/".join(Path(file).parts[-3:]) for file in files)
     return {"corrupt_images": len(files), "corrupt_files": names[:_MAX_CORRUPT_FILES]}
+
+
+def _chosen_by_validation(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the accuracy on held-out images, and the test accuracy of the epoch that they choose; empty without."""
+    if "val_top1" not in history[-1]:
+        return {}
+    chosen = max(history, key=lambda row: row["val_top1"])
+    return {
+        "val_top1_last": history[-1]["val_top1"],
+        "val_top1_best": chosen["val_top1"],
+        "val_best_epoch": chosen["epoch"],
+        "top1_val_best": chosen["top1"],
+    }
+
+
+def _parameter_count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -76,8 +76,10 @@ def _state(path: Path, trial: Trial | PretrainedTeacher, monitor: LeaseMonitor, 
                 return "done", top1
             return "waiting", f"{top1}, but its weights are gone, so the next run trains it again"
     folder = TrialFolder(path)
-    epoch = folder.epochs_done()
-    progress = f"epoch {epoch} of {trial.epochs} done" if epoch else "no epoch done yet"
+    epoch, before = folder.epochs_done(), trial.preparation_epochs
+    progress = f"epoch {epoch - before} of {trial.epochs} done" if epoch else "no epoch done yet"
+    if 0 < epoch <= before:
+        progress = f"epoch {epoch} of {before} of the preparation done"
     holder = latest_holder(path)
     if holder is not None and not holder.released:
         # A monitor has to see heartbeats change. This function looks once, so it measures the heartbeat's age.
@@ -85,8 +87,8 @@ def _state(path: Path, trial: Trial | PretrainedTeacher, monitor: LeaseMonitor, 
         if recent if holder.on_other_machine else monitor.live_holder(path) is not None:
             since = f" since {datetime.fromtimestamp(holder.acquired):%Y-%m-%d %H:%M}" if holder.acquired else ""
             return "running", f"{holder.host}, process {holder.pid}{since}, {progress}"
-    if reason := (folder.read("failure.json") or {}).get("reason"):
-        return "failed", f"{reason}; the next run tries again"
+    if record.failure:
+        return "failed", f"{record.failure}; the next run tries again"
     return "waiting", progress if epoch else ""
 
 

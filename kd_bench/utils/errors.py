@@ -50,6 +50,11 @@ def prefix(context: str) -> str:
     return f"{context}: " if context else ""
 
 
+def install_command(extra: str) -> str:
+    """Returns how to install an extra of kd-bench, as the end of a sentence."""
+    return f"pip install 'kd-bench[{extra}]', in a checkout: pip install '.[{extra}]'"
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the error's type if there is no message."""
     text = str(error).strip()

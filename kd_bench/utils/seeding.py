@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 #: All streams, so that no two parts of the code use the same one by accident.
 SPLIT = "split"
+HOLDOUT = "holdout"
 WEIGHTS = "weights"
 METHOD_WEIGHTS = "method-weights"
 ORDER = "order"
@@ -31,6 +32,9 @@ METHOD = "method"
 PERTURBATION = "perturbation"
 WEIGHT_PERTURBATION = "weight-perturbation"
 ATTACK = "attack"
+CALIBRATION = "calibration"
+TIMING = "timing"
+TUNING = "tuning"
 
 
 def derive(seed: int, stream: str, epoch: int = 0, step: int = 0) -> int:

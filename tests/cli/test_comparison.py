@@ -50,6 +50,7 @@ def test_names_are_found_in_their_order(tmp_path: Path, monkeypatch: pytest.Monk
         find_recipe_in("cifar100/tabel6", out)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_found_by_its_name(tmp_path: Path) -> None:
     out = ("--out", str(tmp_path / "out"))
     size = ("--set", "dataset.train_images=100", "--set", "dataset.test_images=40")
@@ -57,6 +58,8 @@ def test_a_comparison_is_found_by_its_name(tmp_path: Path) -> None:
     done = run("compare", *PAIR, *rows, *size, "--set", "teacher_training.epochs=1", *out)
     assert done.returncode == 0, done.stderr
     assert "difference to none" in done.stdout
+    note = "dkd: its warm-up takes 20 epochs and the training 1, so its terms never reach their full weight"
+    assert done.stderr.count(f"{NAME}: {note}; set methods.dkd.warmup_epochs\n") == 1
     assert done.stderr.splitlines()[-3:] == [
         "next:",
         f"  kd-bench table {NAME} --out {out[1]}",
@@ -70,6 +73,10 @@ def test_a_comparison_is_found_by_its_name(tmp_path: Path) -> None:
     again = run("run", NAME, *out)
     assert again.returncode == 0
     assert "all is done (3 trials); nothing to train" in again.stderr
+    assert again.stderr.endswith(done.stderr.partition("\nnext:")[2])
+    assert "next:" not in run("run", NAME, *out, "--only", "method=kd").stderr
+    estimate = run("estimate", NAME, *out, "--cards", "none", "--steps", "0", "--trials", "2")
+    assert estimate.stderr.count(f"estimate: {note}") == 1
     page = run("report", "--recipe", NAME, *out, "--output", str(tmp_path / "r.html"))
     assert page.stdout.startswith("report: 3 trials")
     assert (tmp_path / "out" / NAME / "recipe.yaml").read_text().startswith("# Written by kd-bench")
@@ -104,6 +111,13 @@ def test_a_comparison_is_found_by_its_name(tmp_path: Path) -> None:
 def test_short_options_that_are_refused(tmp_path: Path, arguments: list[str], expected: str) -> None:
     for command in (("compare", *PAIR), ("run", "demo"), ("table", "demo")):
         assert expected in refused(*command, "--out", str(tmp_path), *arguments)
+
+
+@pytest.mark.parametrize("option", ["--teacher", "--student"])
+def test_a_network_that_does_not_exist_is_named_with_its_option(tmp_path: Path, option: str) -> None:
+    pair = [*PAIR, option, "resnet15"]  # the last one counts
+    message = refused("compare", *pair, "--out", str(tmp_path))
+    assert message.startswith(f"kd-bench: {option}: no network is called 'resnet15'; did you mean ")
 
 
 def test_short_options_are_the_settings_of_the_same_name(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def recipe(tmp_path) -> str:
         (["--set", "methods=[kdd]"], "no method is called 'kdd'; did you mean 'kd'?"),
         (["--set", "methods.kd.temprature=1"], "did you mean 'temperature'?"),
         (["--set", "methods.kd.temperature=-1"], "temperature = -1"),
-        (["--set", "pairs.0.student=resnet9"], "no model is called 'resnet9'"),
+        (["--set", "pairs.0.student=resnet9"], "no network is called 'resnet9'"),
         (["--set", "dataset=digit"], "no dataset is called 'digit'; did you mean 'digits'?"),
         (["--only", "method=dkd"], "no method of this recipe is called 'dkd'"),
         (["--format", "markdwon"], "no format is called 'markdwon'; did you mean 'markdown'?"),
@@ -98,7 +98,7 @@ def test_a_trial_edited_by_hand_is_noticed(recipe, tmp_path):
     done = run("run", recipe, *out, "--only", "method=none")
     assert done.returncode == 1
     assert done.stderr.startswith(f"r: left out: {file}: was changed by hand")
-    assert f"kd-bench: {recipe}: 1 trainings have no result: {trial.id}: {file}: was changed by hand" in done.stderr
+    assert f"kd-bench: {recipe}: 1 training has no result: {trial.id}: {file}: was changed by hand" in done.stderr
     assert f"restore it, or remove {folder.path} to train this trial again" in done.stderr
     assert "0/1, 1 damaged" in done.stdout
     table = run("table", recipe, *out)
@@ -114,7 +114,7 @@ def test_unknown_names_are_refused():
     assert "did you mean 'digits'?" in refused(
         "compare", "--dataset", "digit", "--teacher", "resnet14", "--student", "resnet8"
     )
-    assert "no model is called" in refused("teacher", "train", "resnet14x", "--dataset", "digits")
+    assert "no network is called" in refused("teacher", "train", "resnet14x", "--dataset", "digits")
     verify = ("teacher", "verify", "resnet14", "--dataset", "digits", "--out", "/nowhere", "--device")
     assert "has not been trained" in refused(*verify, "auto")
     assert "--device gpu: there is no such device" in refused(*verify, "gpu")

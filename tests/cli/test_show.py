@@ -84,6 +84,22 @@ def test_hyper_parameters_are_shown_with_their_defaults(recipe: str) -> None:
     ]
 
 
+def test_logit_settings_are_shown_where_they_are_on(recipe: str) -> None:
+    rows = {"kd": {"standardise": True}, "soft": {"method": "kd", "standardise": False, "entropy_weights": 2}}
+    Path(recipe).write_text(yaml.safe_dump(RECIPE | {"methods": rows}))
+    shown = lines(describe(recipe, Path("runs")))
+    start, other = shown.index(["kd"]), shown.index(["soft", "kd", "own.yaml"])
+    assert shown[start + 4] == ["standardise", "true", "own.yaml"]
+    assert shown[other + 4] == ["entropy_weights", "2.0", "own.yaml"]
+    assert sum(line[:1] in (["standardise"], ["entropy_weights"]) for line in shown) == 2
+
+
+def test_what_a_row_may_set_is_shown_with_the_method() -> None:
+    assert describe("kd").endswith("\n\nA row of a recipe may set standardise and entropy_weights, too.")
+    assert describe("dist").endswith("\n\nA row of a recipe may set standardise, too.")
+    assert "A row of a recipe" not in describe("at")
+
+
 def test_a_recipe_that_is_raw_is_its_file(recipe: str) -> None:
     assert describe(recipe, Path("runs"), raw=True) == f"# own.yaml\n{Path(recipe).read_text().rstrip()}"
     with pytest.raises(UserError, match="kd: there is no such recipe"):

@@ -22,10 +22,11 @@ TRIAL = Trial(
     adversarial=ADVERSARIAL,
 )
 
-#: Every setting that was compared before the marks existed.
+#: Every setting that changes the batches or the teacher's outputs.
 SHARED = {
     "dataset",
     "augment",
+    "second_view",
     "pipeline",
     "batch_size",
     "micro_batch",

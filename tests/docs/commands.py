@@ -145,7 +145,7 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
     elif command == "teacher convert" and "model" in of:
         models.resolve(of.model)
     recipes = (of.recipe,) if isinstance(of.recipe, str) else of.recipe
-    for recipe in (*recipes, *([of.target] if command == "attack" and "model" not in of else [])):
+    for recipe in (*recipes, *([of.target] if command in ("attack", "evaluate") and "model" not in of else [])):
         pair = COMPARISON.fullmatch(recipe)
         if pair is not None:
             datasets.spec(pair["dataset"])

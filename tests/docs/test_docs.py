@@ -13,7 +13,6 @@ How a page says what is to be done with a block of commands, by a comment above 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -23,9 +22,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -288,38 +285,16 @@ def test_keys_that_other_suites_settings_are_mapped_to():
     assert plain <= set(Training.model_fields)
 
 
-@cache
-def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_methods_are_what_their_sources_say():
-    there = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
-    assert _generator().page(_generator().costs_of(there)) == there, "write it anew with: make docs"
-
-
-@pytest.mark.slow
-def test_costs_are_what_is_counted():
-    there = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
-    assert _generator().costs_of(there) == _generator().count_costs(), "count anew: python docs/generate.py --costs"
-
-
-def test_pages_are_built_without_warnings_and_fetch_nothing(tmp_path):
-    pytest.importorskip("material")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    built = sorted((tmp_path / "site").rglob("*.html"))
+def test_pages_are_built_without_warnings_and_fetch_nothing(site):
+    built = sorted(site.rglob("*.html"))
     assert len(built) > 8
     for page in built:
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"<(script|link|img|iframe)\b[^>]*\b(src|href)=.?(https?:)?//", text), page
         assert "fonts.g" not in text
+    for sheet in site.rglob("*.css"):
+        for address in re.findall(r"url\(['\"]?([^)'\"]+)", sheet.read_text(encoding="utf-8")):
+            assert address.startswith(("data:", "#")) or (sheet.parent / address).is_file(), (sheet, address)
 
 
 def test_the_readme_leads_to_every_page():

@@ -82,6 +82,8 @@ def test_all_of_it_is_planned_as_it_says(tmp_path, monkeypatch, capsys):
         assert any(".py:" in trial.model_dump_json() for trial in trials), line
     strong = next(trials for line, trials in asked.items() if "strong=" in line)
     assert [trial.method.hyperparameters for trial in strong] == [{"weight": 4.0}]
+    warm = next(trials for line, trials in asked.items() if "warm_start" in line)
+    assert warm and {trial.preparation_epochs for trial in warm} == {1}
     assert Path("report.html").stat().st_size > 10_000
 
 

@@ -13,7 +13,8 @@ from kd_bench import load
 from kd_bench.launch.run_recipe import PlannedRecipe
 from kd_bench.python_api import compare
 from tests.docs.commands import ROOT
-from tests.docs.test_docs import _generator, blocks
+from tests.docs.test_docs import blocks
+from tests.docs.test_methods_page import generate
 
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 PAGE = ROOT / "docs" / "python.md"
@@ -69,7 +70,7 @@ def test_the_stored_notebook_has_run_from_the_top() -> None:
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
-    notebook = _generator().run_notebook(tmp_path)
+    notebook = generate.run_notebook(tmp_path)
     check_outputs(notebook)
     assert len(list(tmp_path.glob("runs/*/*/student.safetensors"))) == 13
 

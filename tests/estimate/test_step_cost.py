@@ -28,6 +28,15 @@ def one(method: str = "kd", **changes) -> CohortCost:
     return count_cohort([trial(method, **changes)], IMAGES)
 
 
+@pytest.mark.parametrize("name", ["ab", "fsp", "ft"])
+def test_a_method_with_a_preparation_is_counted_in_the_students_own_epochs(name: str) -> None:
+    cost, alone = one(name), one("none")
+    (member,) = cost.members
+    assert not member.uncounted
+    assert (cost.teacher.flops > 0) == (name == "ft")
+    assert (member.step.flops > alone.members[0].step.flops) == (name == "ft")
+
+
 def test_a_convolution_and_a_product_by_hand() -> None:
     mode = FakeTensorMode()
     layer, head = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Linear(8, 5, bias=False)

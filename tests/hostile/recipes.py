@@ -40,6 +40,8 @@ PATHS = [
     *("pairs.0.training.epochs", "pairs.0.training.optimizer", "pairs.0.methods", "pairs.0.methods.kd"),
     *("methods.kd", "methods.kd.method", "methods.kd.hyperparameters", "methods.kd.hyperparameters.temperature"),
     *("methods.kd.hyperparameters.kd_weight", "methods.kd.hyperparameters.nonsense", "methods.kd.training"),
+    *("methods.kd.hyperparameters.standardise", "methods.kd.hyperparameters.entropy_weights"),
+    *("methods.none.hyperparameters.standardise", "pairs.0.methods.kd.entropy_weights"),
     *("methods.kd.training.batch_size", "methods.kd.training.schedule", "methods.other", "methods.a b", "input.size"),
     *("teacher_training.epochs", "teacher_training.seed", "teacher_training.weights", "teachers.resnet14"),
     *("teachers.resnet14.weights", "teachers.resnet14.seed", "teachers.nobody", "pipeline.size", "pipeline.scale"),

@@ -79,7 +79,7 @@ def recipe(tmp_path: Path) -> Path:
         (("teacher",), ("train", "fetch", "verify", "convert")),
         (("data",), ("fetch",)),
         (("export",), ("csv", "card")),
-        (("reproduce",), ("cifar", "imagenet", "robustness")),
+        (("reproduce",), ("cifar", "imagenet", "methods", "robustness")),
     ],
 )
 def test_a_group_without_a_command_lists_its_commands(kd_bench: Run, group: tuple[str, ...], names: tuple[str]) -> None:

@@ -164,7 +164,7 @@ def check_run(results: Results, file: str) -> None:
     sentence = next(line for line in done.stderr.splitlines() if line.startswith("small: left out: "))
     assert str(results.folder) in sentence and file in sentence
     assert f"restore it, or remove {results.folder} to train this trial again" in sentence
-    assert "1 trainings have no result" in done.stderr and "1/2, 1 damaged" in done.stdout
+    assert "1 training has no result" in done.stderr and "1/2, 1 damaged" in done.stdout
     assert contents(results.out) == before
 
 
@@ -272,7 +272,14 @@ def test_leases_and_failures_of_unfinished_trials(whole: Results, tmp_path: Path
 def test_damaged_evaluations_are_left_out(whole: Results, tmp_path: Path, content: str | None) -> None:
     results = whole.copy(tmp_path)
     (results.folder / "attacks").mkdir()
-    file = results.folder / "attacks" / "0000000000000000.json"
-    folders.pipe(file) if content is None else file.write_text(content)
+    for file in (results.folder / "attacks" / "0000000000000000.json", results.folder / "evaluation.json"):
+        folders.pipe(file) if content is None else file.write_text(content)
     report = call("report", "--recipe", results.recipe, "--out", results.out, "--output", tmp_path / "page.html")
     assert report.code == 0, report.stderr
+    table = call("table", results.recipe, "--out", results.out, "--columns", "top1,ece", "--format", "plain")
+    assert table.code == 0 and f"{results.folder / 'evaluation.json'}: is " in table.stdout
+    assert f"{(folders.TOP1 + folders.OTHER) / 2:.2f}" in table.stdout  # the accuracy is shown all the same
+    verify = call("verify", results.out)
+    assert verify.code == 1 and f"{results.folder / 'evaluation.json'}: is " in verify.stdout
+    export = call("export", "csv", "--recipe", results.recipe, "--out", results.out)
+    assert export.code == 0 and f"{results.folder / 'evaluation.json'}: is " in export.stderr

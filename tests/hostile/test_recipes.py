@@ -105,6 +105,7 @@ def test_the_recipe_that_the_others_are_made_of_is_valid() -> None:
         ("name=smoke", "name: is the folder of smoke runs in the results folder"),
         ("name=LOGS", "name: is the folder of logs in the results folder"),
         ("name=attacks", "name: is the folder of attacks on files of weights"),
+        ("name=evaluations", "name: is the folder of evaluations of files of weights"),
         ("name=con", "name: is a device on Windows"),
         ("name=NUL.tar.gz", "name: is a device on Windows"),
         ("name=a/b", "name: should be the name of a folder"),

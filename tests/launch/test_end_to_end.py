@@ -181,6 +181,7 @@ def test_workers_end_with_their_scheduler(recipe, tmp_path):
     assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
+@pytest.mark.slow
 def test_four_at_once_share_the_work(recipe, undisturbed, tmp_path):
     arguments = command("run", str(recipe), "--out", str(tmp_path), "--jobs", "1", "--format", "csv")
     environment = os.environ | {"COLUMNS": "80"}

@@ -118,6 +118,7 @@ def test_a_request_to_stop_saves_checkpoints(recipe: Path, undisturbed: Path, tm
     assert weights(tmp_path / "out") == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_too_many_students_for_the_memory_continue_in_smaller_cohorts(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "greedy.py").write_text(GREEDY)
     greedy = f"{tmp_path / 'greedy.py'}:Greedy"

@@ -49,6 +49,41 @@ def test_plain_lines_where_there_is_no_terminal(clock):
     ]
 
 
+def test_a_resumed_cohort_is_not_called_new(clock):
+    first, second = trial("kd", epochs=10), trial("dkd", epochs=10)
+    display = plain()
+    display.start({first.id: "kd", second.id: "soft"}, [], [first, second])
+    display.cohort_started([first, second], 8)
+    clock[0] = 20.0
+    for one in (first, second):
+        display.epoch_finished(one, 9, 50.0)
+    assert printed_lines(display)[1:] == [
+        "resnet14 -> resnet8, seed 3: kd, soft: resumed after epoch 8",
+        # One of two epochs took 20 seconds.
+        "resnet14 -> resnet8, seed 3: epoch 9/10, kd 50.0, soft 50.0 %, 20 s left",
+    ]
+
+
+def test_the_epochs_of_a_preparation_are_named_and_counted(clock):
+    first, second = trial("ab", epochs=2), trial("kd", epochs=2)  # two epochs of preparation, and none
+    display = plain()
+    display.start({first.id: "ab", second.id: "kd"}, [], [first, second])
+    display.cohort_started([first, second])
+    clock[0] = 20.0
+    display.cohort_progress([first, second], {"epoch": -2, "step": 3, "steps": 6, "rate": 100.0})
+    display.preparation_epoch_finished(first, 1)
+    clock[0] = 40.0
+    display.preparation_epoch_finished(first, 2)
+    display.epoch_finished(first, 1, 50.0)
+    display.epoch_finished(second, 1, 60.0)
+    display.close()
+    assert printed_lines(display)[2:] == [
+        # One of six epochs took 20 seconds, and four of them 40.
+        "resnet14 -> resnet8, seed 3: preparation, epoch 1/2, ab, kd, 2 min left",
+        "resnet14 -> resnet8, seed 3: epoch 1/2, ab 50.0, kd 60.0 %, 20 s left",
+    ]
+
+
 def test_nothing_to_do_is_said():
     display = plain()
     display.start({trial("kd").id: "kd"}, [], [])

@@ -105,7 +105,7 @@ def test_each_job_has_its_log_and_the_worker_ends_with_the_executor(executor: Lo
     assert finish(executor, group)[1] == 0
     assert process.is_running()
     group, second = start(executor, job(tmp_path, COHORTS[1]), log="again")  # nothing is left to train
-    assert (second, finish(executor, group)) == (process, ([{"event": "claimed", "trials": []}], 0))
+    assert (second, finish(executor, group)) == (process, ([{"event": "claimed", "trials": [], "epochs": 0}], 0))
 
     group, third = start(executor, job(tmp_path, [missing]), log="failed")
     events, code = finish(executor, group)

@@ -30,6 +30,24 @@ def ft(student: Tensor, teacher: Tensor) -> Tensor:
     return (attention_map(student) - attention_map(teacher)).abs().mean()
 
 
+def cat_kd(student: Tensor, teacher: Tensor, resolution: int, normalise: bool) -> Tensor:
+    """Map by map and pixel by pixel; the cells overlap where the resolution does not divide the size."""
+
+    def cells(maps: Tensor) -> Tensor:
+        bounds = [
+            [(i * edge // resolution, -(-(i + 1) * edge // resolution)) for i in range(resolution)]
+            for edge in maps.shape[2:]
+        ]
+        return torch.stack([maps[:, :, a:b, c:d].mean((2, 3)) for a, b in bounds[0] for c, d in bounds[1]], -1)
+
+    both = [
+        [m / m.pow(2).sum().sqrt() if normalise else m for image in cells(maps) for m in image]
+        for maps in (student, teacher)
+    ]
+    terms = [(s - t).pow(2).mean() for s, t in zip(*both, strict=True)]
+    return torch.stack(terms).mean()
+
+
 def sp(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = student.flatten(1), teacher.flatten(1)
     difference = F.normalize(teacher @ teacher.T) - F.normalize(student @ student.T)

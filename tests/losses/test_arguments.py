@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: losses.binary_cross_entropy(S, S[:, :4]),
         "labels should have the shape (B, C) with B = 3 and C = 5, not (3, 4)",
     ),
+    "cat_kd": (lambda: losses.cat_kd(MAPS, MAPS, 0, True), "resolution should be a whole number, at least 1 (it is 0)"),
     "cc": (
         lambda: losses.cc(S, T[:, :4]),
         "teacher should have the shape (B, D) with B = 3 and D = 5, not (3, 4)",
@@ -165,6 +167,30 @@ def test_a_bad_argument_is_refused_in_a_sentence(name: str) -> None:
     with pytest.raises(ValueError) as caught:
         call()
     assert str(caught.value) == sentence
+
+
+def test_every_loss_checks_its_sample_weights() -> None:
+    calls: dict[str, Callable[[Tensor], Any]] = {
+        "alpha_beta_divergence": lambda w: losses.alpha_beta_divergence(S, T, 0.8, 0.3, 4.0, w),
+        "batch_gram": lambda w: losses.batch_gram(S, T, 4.0, w),
+        "batch_pairwise_mse": lambda w: losses.batch_pairwise_mse(S, T, UNIFORM, w),
+        "dkd": lambda w: losses.dkd(S, T, Y, 1.0, 8.0, 4.0, w),
+        "dkd_terms": lambda w: losses.dkd_terms(S, T, Y, 4.0, w),
+        "kd": lambda w: losses.kd(S, T, 4.0, w),
+        "nkd_terms": lambda w: losses.nkd_terms(S, T, Y, 4.0, w),
+        "pairwise_mse": lambda w: losses.pairwise_mse(S, T, UNIFORM, w),
+        "rld_terms": lambda w: losses.rld_terms(S, T, Y, 4.0, 1.0, w),
+        "soft_cross_entropy": lambda w: losses.soft_cross_entropy(S, T, 4.0, w),
+        "ttm": lambda w: losses.ttm(S, T, 0.1, w),
+        "wttm": lambda w: losses.wttm(S, T, 0.2, w),
+    }
+    parameters = {name: inspect.signature(getattr(losses, name)).parameters for name in losses.__all__}
+    assert set(calls) == {name for name in parameters if "sample_weights" in parameters[name]}
+    for call in calls.values():
+        for weights, shape in ((torch.ones(4), "(4)"), (torch.ones(3, 1), "(3, 1)"), (torch.tensor(1.0), "()")):
+            with pytest.raises(ValueError) as caught:
+                call(weights)
+            assert str(caught.value) == f"sample_weights should have the shape (B) with B = 3, not {shape}"
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf, "4", None])

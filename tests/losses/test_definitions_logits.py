@@ -199,6 +199,12 @@ def test_sample_weights_are_factors_of_the_samples(seed: int, b: int, c: int, sc
         lambda s, t, y, w: losses.dkd(s, t, y, 1.0, 8.0, temperature, w),
         lambda s, t, y, w: torch.stack(losses.nkd_terms(s, t, y, temperature, w)).sum(),
         lambda s, t, y, w: torch.stack(losses.rld_terms(s, t, y, temperature, 2.0, w)).sum(),
+        lambda s, t, y, w: losses.soft_cross_entropy(s, t, temperature, w),
+        lambda s, t, y, w: losses.ttm(s, t, 1 / temperature, w),
+        lambda s, t, y, w: losses.wttm(s, t, 1 / temperature, w),
+        lambda s, t, y, w: losses.alpha_beta_divergence(s, t, 0.8, 0.3, temperature, w),
+        lambda s, t, y, w: losses.pairwise_mse(s, t, t.detach().softmax(-1), w),
+        lambda s, t, y, w: losses.pairwise_mse(s, t, torch.linspace(0.1, 1, c).double(), w),
     ):
 
         def one_by_one(s: Tensor, t: Tensor, loss=loss) -> Tensor:  # type: ignore[no-untyped-def]
@@ -206,6 +212,38 @@ def test_sample_weights_are_factors_of_the_samples(seed: int, b: int, c: int, sc
             return naive.mean([weights[i] * loss(s[row], t[row], labels[row], None) for i, row in enumerate(rows)])
 
         assert_same(lambda s, t, loss=loss: loss(s, t, labels, weights), one_by_one, student, teacher)
+
+
+@given(seeds, batches, classes, scales)
+def test_sample_weights_leave_the_normalisation_over_the_batch(seed: int, b: int, c: int, scale: float) -> None:
+    student, teacher = draw(seed, 2, b, c, scale=scale)
+    weights, sample_weights = draw(seed + 1, b, c).abs() + 0.1, draw(seed + 2, b).abs()
+
+    def definition(s: Tensor, t: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        """Every pair of classes of every image, a factor for each image above the fraction bar."""
+        pairs = w[:, :, None] * w[:, None, :]
+        differences = (t[:, :, None] - t[:, None, :]) - (s[:, :, None] - s[:, None, :])
+        return 0.25 * (u[:, None, None] * pairs * differences**2).sum() / pairs.sum()
+
+    assert_same(losses.batch_pairwise_mse, definition, student, teacher, weights, sample_weights)
+
+
+def test_weights_of_one_change_nothing() -> None:
+    student, teacher = draw(1, 2, 6, 5, scale=3)
+    labels, ones = _labels(1, 6, 5), torch.ones(6).double()
+    for loss in (
+        lambda w: losses.kd(student, teacher, 4.0, w),
+        lambda w: losses.dkd(student, teacher, labels, 1.0, 8.0, 4.0, w),
+        lambda w: torch.stack(losses.nkd_terms(student, teacher, labels, 3.0, w)),
+        lambda w: torch.stack(losses.rld_terms(student, teacher, labels, 4.0, 1.0, w)),
+        lambda w: losses.soft_cross_entropy(student, teacher, 4.0, w),
+        lambda w: losses.ttm(student, teacher, 0.1, w),
+        lambda w: losses.wttm(student, teacher, 0.2, w),
+        lambda w: losses.alpha_beta_divergence(student, teacher, 0.8, 0.3, 4.0, w),
+        lambda w: losses.pairwise_mse(student, teacher, teacher.softmax(-1), w),
+        lambda w: losses.batch_pairwise_mse(student, teacher, teacher.softmax(-1), w),
+    ):
+        torch.testing.assert_close(loss(ones), loss(None), rtol=1e-14, atol=0)
 
 
 @given(seeds, batches, classes, scales, temperatures)

@@ -42,6 +42,32 @@ def test_nst_passes_gradcheck(edge: int) -> None:
     assert torch.autograd.gradcheck(lambda s: 3 * losses.nst(s, teacher), (student.requires_grad_(),))
 
 
+@pytest.mark.parametrize("normalise", [False, True])
+@given(seed=seeds, b=batches, k=channels, edge=edges, other=edges, resolution=st.integers(1, 5), scale=scales)
+def test_cat_kd(
+    normalise: bool, seed: int, b: int, k: int, edge: int, other: int, resolution: int, scale: float
+) -> None:
+    student, teacher = draw(seed, b, k, edge, edge + 1, scale=scale), draw(seed + 1, b, k, other + 1, other)
+    if normalise:  # near a map of zeros the gradient has no digit that is right
+        cells = [F.adaptive_avg_pool2d(maps, resolution).flatten(2) for maps in (student, teacher)]
+        assume(min(maps.norm(dim=-1).min() for maps in cells) > 1e-4)
+    assert_same(
+        lambda s, t: losses.cat_kd(s, t, resolution, normalise),
+        lambda s, t: direct_maps.cat_kd(s, t, resolution, normalise),
+        student,
+        teacher,
+        rtol=1e-7,
+    )
+
+
+@given(seeds, st.floats(0.1, 10))
+def test_cat_kd_of_normalised_maps_does_not_depend_on_their_scale(seed: int, factor: float) -> None:
+    student, teacher = draw(seed, 2, 2, 3, 8, 8)
+    expected = losses.cat_kd(student, teacher, 4, True)
+    torch.testing.assert_close(losses.cat_kd(factor * student, teacher, 4, True), expected)
+    torch.testing.assert_close(losses.cat_kd(student, factor * teacher, 4, True), expected)
+
+
 @given(seeds, batches, widths, widths, scales)
 def test_sp(seed: int, b: int, d: int, e: int, scale: float) -> None:
     assert_same(losses.sp, direct_maps.sp, draw(seed, b, d, scale=scale), draw(seed + 1, b, e), rtol=1e-7)

@@ -97,6 +97,10 @@ def _fsp(p: dict[str, Any], *maps: Tensor) -> Tensor:
     return losses.fsp((maps[0], maps[1]), (maps[2], maps[3]))
 
 
+def _cat_kd(p: dict[str, Any], student: Tensor, teacher: Tensor) -> Tensor:
+    return losses.cat_kd(student, teacher, p["resolution"], p["normalise"])
+
+
 OURS: dict[str, Callable[..., Tensor]] = {
     "at one stage": _at,
     "sp": _plain(losses.sp),
@@ -119,6 +123,7 @@ OURS: dict[str, Callable[..., Tensor]] = {
     "ab": _ab,
     "ab with connectors": _ab_connected,
     "fsp one pair of stages": _fsp,
+    "cat-kd": _cat_kd,
 }
 
 

@@ -29,6 +29,10 @@ def _kdsvd(student: Tensor, teacher: Tensor) -> Tensor:
     return losses.kdsvd(first, second) + losses.kdsvd(first, second, 2, "channels")
 
 
+def _cat_kd(student: Tensor, teacher: Tensor, normalise: bool) -> Tensor:
+    return losses.cat_kd(student.view(-1, 3, 4, 4), teacher.view(-1, 3, 2, 8), 2, normalise)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "at": _of_maps(losses.at),
     "ft": _of_maps(losses.ft),
@@ -45,6 +49,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kdsvd": _kdsvd,
     "ab": lambda s, t: losses.ab(s.view(-1, 3, 4, 4), t.view(-1, 3, 4, 4)),
     "fsp": _fsp,
+    "cat_kd": lambda s, t: _cat_kd(s, t, normalise=False),
+    "cat_kd normalised": lambda s, t: _cat_kd(s, t, normalise=True),
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 

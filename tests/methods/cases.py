@@ -1,7 +1,6 @@
 """A small pair of networks for the methods, and their batches."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +8,12 @@ from torch import Tensor, nn
 from kd_bench.methods import _registry as methods
 from kd_bench.methods.base import Method
 from kd_bench.models.cifar_network import StageOutputs
-from kd_bench.models.outputs import observe, preact_norms, shapes
+from kd_bench.models.outputs import average_classifier, observe, preact_norms, shapes
 from kd_bench.types import Batch, Output, Outputs, Pair, Shapes
 
 CLASSES = 5
 IMAGES = 32
-EVERYTHING: frozenset[Output] = frozenset({"logits", "stages", "preacts", "pooled"})
+EVERYTHING: frozenset[Output] = frozenset({"logits", "stages", "preacts", "pooled", "features", "class_maps"})
 ALONE = Pair(num_classes=CLASSES, train_size=32, student=Shapes(logits=(CLASSES,)), student_name="cifar_resnet8x4")
 
 
@@ -76,21 +75,29 @@ def pair(student: nn.Module, teacher: nn.Module, image: tuple[int, ...], images:
         teacher=shapes(teacher, image, EVERYTHING),
         train_labels=torch.arange(images) % classes,
         teacher_norms=preact_norms(teacher, image),
+        teacher_classifier=average_classifier(teacher, image),
     )
 
 
 PAIR = pair(network(0), network(0, (4, 8, 12, 16)), (3, 8, 8))
+#: Two networks with equal channels, which fsp needs.
+EQUAL_PAIR = pair(network(0), network(1), (3, 8, 8))
+
+
+def pair_of(name: str) -> Pair:
+    """Returns the pair for a method."""
+    return EQUAL_PAIR if name == "fsp" else PAIR
 
 
 def make(name: str, **hyperparameters: object) -> Method:
-    """A built-in method for ``PAIR``, with the same initial weights every time; "ikl_kd class" for class weights."""
+    """A built-in method for its pair, with the same initial weights every time; "ikl_kd class" for class weights."""
     name, _, weights = name.partition(" ")
     if weights:
         hyperparameters["weights"] = weights
     if name == "crd":
         hyperparameters.setdefault("negatives", 16)
     torch.manual_seed(5)
-    return methods.build(name, PAIR, hyperparameters)
+    return methods.build(name, pair_of(name), hyperparameters)
 
 
 def call(method: Method, student: Outputs, teacher: Outputs | None, samples: Batch) -> dict[str, Tensor]:
@@ -119,31 +126,31 @@ def outputs(seed: int, size: int = IMAGES, scale: float = 2.0, of: Shapes = PAIR
         stages=tuple(draw(seed + 10 + i, size, *one).relu() for i, one in enumerate(of.stages)),
         preacts=tuple(draw(seed + 20 + i, size, *one) for i, one in enumerate(of.preacts)),
         pooled=draw(seed + 30, size, *of.pooled).relu(),
+        features=None if of.features is None else draw(seed + 40, size, *of.features).relu(),
+        class_maps=None if of.class_maps is None else draw(seed + 50, size, *of.class_maps, scale=scale),
     )
 
 
 def teacher_outputs(seed: int, size: int = IMAGES, scale: float = 2.0) -> Outputs:
     """Random outputs of the shapes of ``PAIR``'s teacher."""
-    assert PAIR.teacher is not None
-    return outputs(seed, size, scale, PAIR.teacher)
+    return taught_outputs("kd", seed, size, scale)
+
+
+def taught_outputs(name: str, seed: int, size: int = IMAGES, scale: float = 2.0) -> Outputs:
+    """Random outputs of the shapes of the teacher in a method's pair."""
+    teacher = pair_of(name).teacher
+    assert teacher is not None
+    return outputs(seed, size, scale, teacher)
 
 
 def tensors(found: Outputs) -> list[Tensor]:
     """All of them, in one order."""
-    assert found.pooled is not None
-    return [found.logits, *found.stages, *found.preacts, found.pooled]
+    return found.tensors()
 
 
 def mapped(found: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
     """The same outputs with each tensor changed."""
-    assert found.pooled is not None
-    return replace(
-        found,
-        logits=change(found.logits),
-        stages=tuple(map(change, found.stages)),
-        preacts=tuple(map(change, found.preacts)),
-        pooled=change(found.pooled),
-    )
+    return found.map(change)
 
 
 def seen(student: nn.Module, images: Tensor) -> Outputs:

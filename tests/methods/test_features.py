@@ -12,7 +12,9 @@ from kd_bench.methods._connectors import Connector, Fusion, Regressor, convolve_
 from kd_bench.methods.fitnet import FitNet
 from kd_bench.methods.ofd import OFD
 from kd_bench.methods.reviewkd import ReviewKD
-from kd_bench.types import Pair, Shapes
+from kd_bench.models import create
+from kd_bench.models.outputs import observe, preact_norms, shapes
+from kd_bench.types import Batch, Pair, Shapes
 from kd_bench.utils.errors import UserError
 from tests.methods.cases import PAIR, batch, call, make, mapped, outputs, teacher_outputs
 
@@ -76,6 +78,34 @@ def test_ofd_terms_and_margins() -> None:
     assert method.teacher_batch_norm == "batch"
     assert make("ofd", teacher_batch_norm="running").teacher_batch_norm == "running"
     assert "margin0" not in method.state_dict()
+
+
+def test_ofd_reads_the_published_pre_activations_if_it_should() -> None:
+    """Against the published sum over the cases of student and teacher, for the pair that published code can run."""
+    torch.manual_seed(0)
+    student, teacher = create("cifar_shufflenet_v2", 5).train(), create("cifar_resnet8x4", 5).eval()
+    images, image = torch.randn(4, 3, 32, 32), (3, 32, 32)
+    found = {}
+    for form in ("before_relu", "published"):
+        needs = methods.needs("ofd", {"student_preacts": form})
+        ours, theirs = shapes(student, image, needs.student), shapes(teacher, image, needs.teacher)
+        pair = Pair(5, 32, ours, theirs, teacher_norms=preact_norms(teacher, image))
+        torch.manual_seed(1)
+        method = methods.build("ofd", pair, {"student_preacts": form, "feature_weight": 1})
+        assert isinstance(method, OFD)
+        assert method.needs == needs
+        outputs, taught = observe(student, images, needs.student), observe(teacher, images, needs.teacher)
+        samples = Batch(images, torch.arange(4), torch.arange(4), 0, 0)
+        found[form] = method(outputs, taught, samples)["feature"]
+        if form == "published":
+            expected = torch.zeros(())
+            for index, (mine, other) in enumerate(zip(outputs.preacts[1:], taught.preacts[1:], strict=True)):
+                s, t = method.connectors[index](mine), F.adaptive_avg_pool2d(other, mine.shape[2:])
+                m = method.get_buffer(f"margin{index}").view(1, -1, 1, 1)
+                counted = (s - m) ** 2 * ((s > m) & (t <= m)) + (s - t) ** 2 * (((s > t) & (t > m)) | (t > 0))
+                expected = expected + counted.mean(0).sum() / 2 ** (2 - index)
+            torch.testing.assert_close(found[form], expected)
+    assert abs(found["published"] / found["before_relu"] - 1) > 1e-3
 
 
 def test_ofd_pairs_the_deepest_stages_and_their_margins() -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ def test_every_built_in_method_is_documented_and_builds_from_its_defaults(name: 
     resolved = methods.check(name, {})
     assert list(resolved) == [parameter.name for parameter in info.parameters]
     assert [type(value) for value in resolved.values()] == [type(parameter.default) for parameter in info.parameters]
-    method = methods.build(name, PAIR, {})
-    assert bool(method.needs.teacher) == info.needs_teacher
+    pair = replace(PAIR, teacher=PAIR.student) if name == "fsp" and PAIR.student else PAIR  # it needs equal channels
+    method = methods.build(name, pair, {})
+    assert bool(method.all_needs_with(resolved).teacher) == info.needs_teacher
     assert methods.source_hash(name) is None
 
 
@@ -196,6 +198,10 @@ def test_plug_in_by_relative_path(plugin: Path, monkeypatch: pytest.MonkeyPatch)
         (("power: int", "power"), "the type of hyper-parameter 'power', not given, should be one of"),
         (("    def __init__", "    family = 'feature'\n    def __init__"), "family = 'feature' should be 'logits'"),
         (("    def __init__", "    needs_teacher = 0\n    def __init__"), "needs_teacher = 0 should be true or false"),
+        (
+            ("    def __init__", "    added_hyperparameters = ('scale', 'power')\n    def __init__"),
+            "added_hyperparameters = ('scale', 'power') should be a tuple of names of hyper-parameters with defaults",
+        ),
         (("= 2", "= 1 / 3"), "the default of 'scale' should be a literal"),
         (("= 2", "= -2"), "scale = -2 should be a finite number, at least 0"),
         (("= 2", "= 2:"), "is not valid Python"),
@@ -204,6 +210,24 @@ def test_plug_in_by_relative_path(plugin: Path, monkeypatch: pytest.MonkeyPatch)
 def test_sources_that_break_the_rules(plugin: Path, change: tuple[str, str], message: str) -> None:
     plugin.write_text(PLUGIN.replace(*change))
     assert message in refusal(methods.check, f"{plugin}:Mine", {"power": 1}, "r.yaml")
+
+
+def test_an_added_hyper_parameter_is_left_out_of_settings_where_it_has_its_default(plugin: Path) -> None:
+    name = f"{plugin}:Mine"
+    assert methods.settings(name, {"power": 1}) == {"scale": 2.0, "power": 1}
+    plugin.write_text(PLUGIN.replace("    def __init__", "    added_hyperparameters = ('scale',)\n    def __init__"))
+    for same in ({"power": 1}, {"power": 1, "scale": 2.0}):
+        assert methods.settings(name, same) == {"power": 1}
+    assert methods.settings(name, {"power": 1, "scale": 3}) == {"scale": 3.0, "power": 1}
+    assert methods.check(name, {"power": 1}) == {"scale": 2.0, "power": 1}
+    assert methods.build(name, PAIR, methods.settings(name, {"power": 1})).scale == 2.0
+
+
+def test_trials_of_ofd_keep_their_identity() -> None:
+    before = {"feature_weight": 1e-3, "teacher_batch_norm": "batch", "ce_weight": 1.0}
+    assert methods.settings("ofd", {}) == before
+    assert methods.settings("ofd", {"student_preacts": "published"}) == {**before, "student_preacts": "published"}
+    assert methods.needs("ofd", before).student == {"logits", "preacts"}
 
 
 WITHOUT_INIT = '''

@@ -214,7 +214,7 @@ def test_a_file_that_is_given_needs_no_card(weights_file: Path, tmp_path: Path) 
         ),
         (
             {"name": "resnt20", "num_classes": 10},
-            "create_model: no model is called 'resnt20'; did you mean 'resnet20'?",
+            "create_model: no network is called 'resnt20'; did you mean 'resnet20'?",
         ),
         ({"name": "resnet8", "num_classes": 10, "dropp": 1}, "model cifar_resnet8: takes no argument 'dropp'"),
     ],

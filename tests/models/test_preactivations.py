@@ -258,6 +258,44 @@ def test_autocast_and_channels_last(name: str) -> None:
     assert first.grad.any()
 
 
+def test_published_preacts_of_shufflenet_v2_are_half_after_relu() -> None:
+    """Joined as in published code: what the last unit passes on after ReLU, and the output of its last batch norm."""
+    built = network("cifar_shufflenet_v2").train()
+    expected: list[Tensor] = []
+
+    def join(unit: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        passed = inputs[0][:, : inputs[0].shape[1] // 2]
+        expected.append(torch.cat([F.relu(passed), outputs_of_norms[unit.bn3]], 1))
+
+    outputs_of_norms: dict[nn.Module, Tensor] = {}
+    for stage in (built.layer1, built.layer2, built.layer3):
+        stage[-1].bn3.register_forward_hook(lambda norm, _, out: outputs_of_norms.update({norm: out}))
+        stage[-1].register_forward_hook(join)
+    found = observe(built, images(), frozenset({"logits", "stages", "published_preacts"}))
+    for preact, other, stage in zip(found.preacts[1:], expected, found.stages[1:], strict=True):
+        assert torch.equal(preact, other)
+        passed, read = preact.chunk(2, 1)
+        assert passed.min() == 0
+        assert read.min() < 0
+        assert torch.equal(torch.stack([passed, F.relu(read)], 2).flatten(1, 2), stage)
+    sum(preact.square().mean() for preact in found.preacts).backward()
+    assert built.conv1.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["cifar_shufflenet_v2", "cifar_resnet8", "resnet18"])
+def test_published_preacts_change_nothing_else(name: str) -> None:
+    built, x = network(name).eval(), images()
+    found = observe(built, x, ALL - {"preacts"} | {"published_preacts"})
+    before_relu = observe(built, x, ALL)
+    assert torch.equal(found.logits, before_relu.logits)
+    same = [torch.equal(one, other) for one, other in zip(found.preacts, before_relu.preacts, strict=True)]
+    assert same == [True] * len(same) if name != "cifar_shufflenet_v2" else [True, False, False, False]
+    assert (
+        shapes(built, (3, 32, 32), frozenset({"published_preacts"})).preacts
+        == shapes(built, (3, 32, 32), PREACTS).preacts
+    )
+
+
 def test_a_scale_of_zero_is_passed_on() -> None:
     norms = preact_norms(create("resnet18", 10), (3, 32, 32))  # timm starts residual branches with zeros
     assert [bool(norm[0].any()) for norm in norms if norm is not None] == [True, False, False, False, False]

@@ -56,7 +56,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(written: str, hint: str) -
     with pytest.raises(UserError) as caught:
         resolve(written, "demo.yaml: pairs")
     message = str(caught.value)
-    assert message.startswith(f"demo.yaml: pairs: no model is called {written!r}; ")
+    assert message.startswith(f"demo.yaml: pairs: no network is called {written!r}; ")
     assert hint in message
     assert "\n" not in message
 
@@ -73,7 +73,7 @@ def test_create_draws_from_torchs_generator_only() -> None:
 
 
 def test_create_names_what_is_wrong() -> None:
-    with pytest.raises(UserError, match="no model is called 'cifar_resnet21'"):
+    with pytest.raises(UserError, match="no network is called 'cifar_resnet21'"):
         create("cifar_resnet21", 10)
     with pytest.raises(UserError, match="model cifar_resnet8: takes no argument 'drop_rat'"):
         create("cifar_resnet8", 10, drop_rat=0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -139,11 +140,13 @@ class Broken(Method):
 def test_trials_that_fail_are_warned_of_and_are_in_the_table(results: Any, out: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     row = f"broken={tmp_path}/broken.py:Broken"
-    with pytest.warns(RuntimeWarning, match="compare: 1 trainings have no result: .*no such luck"):
+    with pytest.warns(RuntimeWarning, match="compare: 1 training has no result: .*no such luck"):
         some = kd_bench.compare(*PAIR, methods=["kd", row], out=out, **SMALL)
-    assert some.frame()["status"].tolist() == ["done", "done", "missing"]
+    assert some.frame()["status"].tolist() == ["done", "done", "failed"]
     (reason,) = some.failed.values()
-    assert "no such luck" in reason and "(0/1)" in str(some.table())
+    table = " ".join(str(some.table()).split())
+    assert "no such luck" in reason and "(0/1)" in table and "broken: 0 of 1 (1 failed)" in table
+    assert re.search(r"broken, student cifar_resnet8, seed 0 \(\w+\) failed: ", table)
     content = {"name": "bad", "dataset": "digits", "pairs": [{"teacher": "resnet14", "student": "resnet8"}]}
     content["methods"] = {"broken": {"method": row.removeprefix("broken=")}}
     with pytest.raises(RunFailed, match="no such luck"):

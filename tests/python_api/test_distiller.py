@@ -64,11 +64,34 @@ def test_every_method_trains_a_student_for_three_steps(name: str) -> None:
         assert torch.isfinite(loss)
         loss.backward()
         optimizer.step()
-    trained = [weight.grad is not None for weight in student.parameters()]
-    assert all(trained) and all(weight.grad is None for weight in teacher.parameters())
+    untrained = {key for key, weight in student.named_parameters() if weight.grad is None}
+    assert untrained == ({"fc.weight", "fc.bias"} if methods.describe(name).keeps_layers else set())
+    assert all(weight.grad is None for weight in teacher.parameters())
     after = teacher.state_dict()
     assert module.teacher is None or not teacher.training
     assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+@pytest.mark.parametrize(("name", "term"), [("ab", "boundary"), ("fsp", "flow"), ("ft", "reconstruction")])
+def test_a_preparation_comes_before_epoch_0(name: str, term: str) -> None:
+    student, teacher = network(), network("cifar_resnet14", 2)
+    module = distiller(name, student=student, teacher=teacher, images=IMAGES, preparation_epochs=2)
+    losses_before = []
+    for epoch in (-2, -1):
+        assert module.epoch == epoch
+        optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+        terms = module(IMAGES, LABELS)
+        assert set(terms) == {term}
+        terms[term].backward()
+        optimizer.step()
+        losses_before.append(terms[term].item())
+        module.end_epoch()
+    assert losses_before[1] < losses_before[0]
+    assert module.epoch == 0
+    assert set(module(IMAGES, LABELS)) == ({"ce", "factor"} if name == "ft" else {"ce"})
+    assert set(module(IMAGES, LABELS, epoch=-1)) == {term}
+    without = distiller(name, student=network(), teacher=teacher, images=IMAGES, preparation_epochs=0)
+    assert without.epoch == 0 and "ce" in without(IMAGES, LABELS)
 
 
 def test_terms_are_those_of_the_method() -> None:
@@ -271,6 +294,24 @@ def test_refusals() -> None:
         assert refusal(name) == f"{name} trains on perturbed images, which only kd-bench run makes"
 
 
+def test_standardised_logits_and_sample_weights() -> None:
+    student, teacher = plain(1), plain(2)
+    ours, theirs = student(IMAGES), teacher(IMAGES)
+    weights = losses.entropy_weights(ours, theirs, 3.0)
+    pair = losses.logit_standardise(ours), losses.logit_standardise(theirs)
+    settings: dict[str, Any] = {"standardise": True, "entropy_weights": 3}
+    module = distiller("kd", student=student, teacher=teacher, images=IMAGES, temperature=2.0, **settings)
+    terms = module(IMAGES, LABELS)
+    torch.testing.assert_close(terms["kd"], 0.9 * losses.kd(*pair, 2.0, weights))
+    torch.testing.assert_close(terms["ce"], 0.1 * losses.cross_entropy(ours, LABELS))
+    squares = distiller(Squares, student=student, teacher=teacher, images=IMAGES, standardise=True)
+    torch.testing.assert_close(squares(IMAGES, LABELS)["squares"], 2 * (pair[0] - pair[1]).square().mean())
+    assert refusal("crd", standardise=True).startswith("standardise: crd compares features and not logits; ")
+    assert refusal(Squares, entropy_weights=3).startswith("entropy_weights: Squares does not weigh single samples; ")
+    assert refusal(standardise="maybe") == "kd: standardise: should be true or false (it is 'maybe')"
+    assert refusal(entropy_weights=0) == "kd: entropy_weights: should be above 0 (it is 0)"
+
+
 def test_an_index_that_is_missing() -> None:
     with pytest.raises(UserError, match="crd: index is missing: the position of each image in the training set"):
         _crd()(IMAGES, LABELS)
@@ -279,3 +320,30 @@ def test_an_index_that_is_missing() -> None:
 def test_the_example() -> None:
     result = doctest.testmod(distiller_module)
     assert result.attempted > 5 and result.failed == 0
+
+
+def test_layers_that_stay_in_the_student() -> None:
+    ours, theirs = network(), network("cifar_resnet14", 2)
+    kept = distiller("simkd", student=ours, teacher=theirs, images=IMAGES)
+    assert kept.deployed is not ours
+    logits = kept.deployed.eval()(IMAGES)
+    weight, bias = theirs.get_classifier().weight, theirs.get_classifier().bias
+    projected = kept.method.inference_head.project(ours.forward_features(IMAGES))
+    torch.testing.assert_close(logits, torch.nn.functional.linear(projected.mean((2, 3)), weight, bias))
+    kd = distiller("kd", student=ours, teacher=theirs, images=IMAGES)
+    assert kd.deployed is ours
+
+
+def test_a_second_view() -> None:
+    ours, theirs = network(), network("cifar_resnet14", 2)
+    two = distiller("mlkd", student=ours, teacher=theirs, images=IMAGES).eval()
+    second = IMAGES.flip(-1)
+    terms = two(IMAGES, LABELS, second_images=second)
+    one, other = two(IMAGES, LABELS), two(second, LABELS)
+    torch.testing.assert_close(terms["ce"], one["ce"] + other["ce"])
+    strong, weak = ours(second), ours(IMAGES)
+    samples, *_ = losses.mlkd_terms(weak, theirs(IMAGES), strong=(strong, theirs(second)))
+    torch.testing.assert_close(terms["samples"], 0.9 * samples)
+    kd = distiller("kd", student=ours, teacher=theirs, images=IMAGES)
+    with pytest.raises(UserError, match="kd: it reads one view of the images only; leave second_images out"):
+        kd(IMAGES, LABELS, second_images=second)

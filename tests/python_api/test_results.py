@@ -164,7 +164,10 @@ def test_matplotlib_is_named_if_it_is_not_there(results: Results, monkeypatch: p
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError) as caught:
         results.plot_curves()
-    assert str(caught.value) == ("plot_curves needs another package; install it with: pip install 'kd-bench[notebook]'")
+    assert str(caught.value) == (
+        "plot_curves needs another package; install it with: pip install 'kd-bench[notebook]', in a checkout: pip "
+        "install '.[notebook]'"
+    )
 
 
 def test_a_table_is_read_without_torch_and_matplotlib() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -36,8 +37,8 @@ class Page:
         self.messages: list[str] = []
         self.requests: list[str] = []
 
-    def open(self, file: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Opens a file in a window of this size."""
+    def open(self, page: Path | str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        """Opens a file or an address in a window of this size."""
         if not self._session:
             target = self.send("Target.createTarget", url="about:blank")["targetId"]
             self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -48,8 +49,9 @@ class Page:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
-        self.send("Page.navigate", url=file.as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        address = page if isinstance(page, str) else page.as_uri()
+        self.send("Page.navigate", url=address)
+        self.wait(f"document.readyState === 'complete' && location.protocol === '{urlsplit(address).scheme}:'")
 
     def wait(self, condition: str) -> None:
         """Until an expression is true."""

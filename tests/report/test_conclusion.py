@@ -23,8 +23,9 @@ def test_methods_are_above_below_or_cannot_be_told() -> None:
     rows = (row("kd"), row("up", *ABOVE), row("high", *ABOVE), row("down", *BELOW), row("maybe", *UNCLEAR))
     (sentence,) = conclusions([pair(*rows)], "kd")
     assert sentence.startswith(
-        "What this shows: up and high are above kd; down is below kd; maybe cannot be told from kd (paired t test "
-        "over 5 seeds, 5 % after Holm's correction for 4 methods)."
+        "What this shows: up (p < 0.001) and high (p < 0.001) are above kd; down (p < 0.001) is below kd; maybe (p "
+        "0.745) cannot be told from kd at 5 % (paired t test over 5 seeds, p after Holm's correction for 4 methods, "
+        "which the intervals do not have)."
     )
 
 
@@ -32,9 +33,9 @@ def test_the_correction_counts_all_methods() -> None:
     close = (1.0, 2.0, 0.2, 1.5, 0.4)  # p = 0.03 alone
     (alone,) = conclusions([pair(row("close", *close))], "kd")
     (of_three,) = conclusions([pair(row("close", *close), row("maybe", *UNCLEAR), row("other", *UNCLEAR))], "kd")
-    assert "close is above kd (" in alone
+    assert "close (p 0.038) is above kd at 5 % (" in alone
     assert "for 1 method)" in alone
-    assert "close, maybe and other cannot be told from kd" in of_three
+    assert "close (p 0.115), maybe (p 1.000) and other (p 1.000) cannot be told from kd" in of_three
 
 
 def test_one_seed_shows_nothing() -> None:
@@ -53,8 +54,8 @@ def test_rows_of_another_protocol_and_other_kinds_do_not_count() -> None:
 def test_pairs_have_a_sentence_each_and_many_pairs_one_together() -> None:
     two = [pair(row("up", *ABOVE), student=name) for name in ("a", "b")]
     first, second = conclusions(two, "kd")
-    assert first.startswith("What large → a on digits shows: up is above kd")
-    assert second.startswith("What large → b on digits shows: up is above kd")
+    assert first.startswith("What large → a on digits shows: up (p < 0.001) is above kd")
+    assert second.startswith("What large → b on digits shows: up (p < 0.001) is above kd")
     many = [*two, pair(row("up", *BELOW)), pair(row("up", *UNCLEAR), row("new", *ABOVE))]
     (sentence,) = conclusions(many, "kd")
     assert "up above in 2, below in 1 of 4, new above in 1, below in 0 of 1." in sentence

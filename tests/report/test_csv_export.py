@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -36,6 +37,17 @@ def test_every_trial_has_one_line(made, tmp_path):
     cell = next(one for one in made.planned if one.label == "dkd")
     assert json.loads(by_id.loc[cell.trial_id, "hyperparameters"]) == cell.trial.method.hyperparameters
     assert by_id.loc[cell.trial_id, "teacher"] == cell.teacher
+
+
+def test_logit_settings_are_among_the_hyper_parameters(made, tmp_path):
+    cell = next(one for one in made.planned if one.label == "dkd")
+    settings = cell.trial.method.model_copy(update={"standardise": True, "entropy_weights": 3.0})
+    changed = replace(cell, trial=cell.trial.model_copy(update={"method": settings}))
+    (line,) = csv.DictReader(io.StringIO(csv_export.trials([("table6", tmp_path, [changed])]).text))
+    assert json.loads(line["hyperparameters"]) == cell.trial.method.hyperparameters | {
+        "standardise": True,
+        "entropy_weights": 3.0,
+    }
 
 
 def test_every_epoch_has_one_line_and_damage_is_told(made, tmp_path):

@@ -57,9 +57,9 @@ def test_in_a_browser(made: Made, tmp_path: Path) -> None:
         assert (
             page.run("[...document.querySelectorAll('#curves-1 figure')].filter((one) => one.offsetParent).length") == 1
         )
-        assert page.run("document.getElementById('shown').textContent") == "4 of 52 lines shown"
+        assert page.run("document.getElementById('shown').textContent") == "4 of 52 rows shown"
         page.run("document.querySelector('[type=reset]').click()")
-        page.wait("document.getElementById('shown').textContent === '52 of 52 lines shown'")
+        page.wait("document.getElementById('shown').textContent === '52 of 52 rows shown'")
         # a number, by the keyboard alone: its trials, their settings, curve and command
         number = "document.querySelector('#grid-1 tbody .number')"
         page.run(f"{number}.focus()")
@@ -99,6 +99,26 @@ def test_no_table_is_clipped_on_a_desktop(made: Made, tmp_path: Path) -> None:
             .filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.getAttribute('aria-label'))"""
         assert page.run("document.querySelectorAll('#lines-1 tbody tr').length") > 40
         assert page.run(clipped) == []
+
+
+@needs_browser
+def test_plots_can_be_read_on_a_phone(made: Made, tmp_path: Path) -> None:
+    small = """[...document.querySelectorAll('figure svg text, .forest thead text')]
+        .filter((one) => one.checkVisibility()).map((one) => [getComputedStyle(one).fontSize, one.getScreenCTM()])
+        .map(([size, to]) => parseFloat(size) * Math.hypot(to.a, to.b)).filter((size) => size < 9.9)"""
+    with browser(tmp_path) as page:
+        page.open(made.file, width=390, height=844)
+        page.run(_OPEN)
+        assert page.run("document.querySelectorAll('figure svg text').length") > 100
+        assert page.run(small) == []
+        assert page.run("document.documentElement.scrollWidth") == 390
+        plot = "document.querySelector('#curves-1 .plot')"
+        assert page.run(f"{plot}.scrollWidth > {plot}.clientWidth && {plot}.tabIndex === 0")
+        # the first column stays in sight while a table scrolls
+        table = "document.querySelector('#lines-1 .scroll')"
+        page.run(f"{table}.scrollLeft = 1000")
+        edge = page.run(f"{table}.querySelector('tbody th').getBoundingClientRect().x")
+        assert edge == page.run(f"{table}.getBoundingClientRect().x")
 
 
 @needs_browser

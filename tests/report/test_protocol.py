@@ -103,6 +103,8 @@ def test_moving_averages_and_the_weights_that_are_evaluated_decide() -> None:
     assert not comparable(averaged, own) and explain(averaged, own) == "ema 0.9 instead of none"
     assert comparable(protocol(otherwise(first, seed=7).trial, None), own)
     assert protocol(otherwise(first, seed=7).trial, None) == own
+    views = protocol(otherwise(first, second_view={"crop": 2, "flip": False, "cutout": 2}).trial, None)
+    assert not comparable(views, own) and explain(views, own).startswith("second_view crop 2")
     many = protocol(otherwise(first, ema=0.9, epochs=3, batch_size=8, clip_norm=1.0, precision="bfloat16").trial, None)
     assert (
         explain(many, own) == "epochs 3 instead of 30, ema 0.9 instead of none, batch_size 8 instead of 64 and 2 more"

@@ -155,8 +155,10 @@ def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
     # mean 67.2, std 0.2: the interval is 67.2 -+ 0.497, and 67.35 lies in it
     kd = found["kd"].published
     assert kd is not None and kd.difference == pytest.approx(-0.15) and kd.inside is True
-    dkd = found["dkd"].published
-    assert dkd is not None and dkd.difference == pytest.approx(-0.35) and dkd.inside is None
+    # the best epochs are 99.0: they alone are compared with a published best epoch
+    dkd = found["dkd"].published_best
+    assert dkd is not None and dkd.difference == pytest.approx(99.0 - 70.35) and dkd.inside is None
+    assert found["dkd"].published is None and kd.reports == "last" and dkd.reports == "best"
     rkd = found["rkd"].published
     assert rkd is not None and (rkd.top1, rkd.difference, rkd.inside) == (64.43, None, None)
     teacher = found["teacher"].published
@@ -231,7 +233,7 @@ def test_a_row_counts_by_its_method_not_by_its_name(tmp_path: Path) -> None:
     planned = cells(methods={"hinton": {"method": "kd"}, "kd": {"method": "dkd"}}, pairs=[pair])
     found = rows(published_numbers.compare(measured(tmp_path, planned), planned, NUMBERS))
     assert found["hinton"].published is not None and found["hinton"].published.top1 == 67.35
-    assert found["kd"].published is not None and found["kd"].published.top1 == 70.35
+    assert found["kd"].published_best is not None and found["kd"].published_best.top1 == 70.35
 
 
 def test_a_teacher_that_was_trained_otherwise(tmp_path: Path) -> None:
@@ -324,12 +326,17 @@ def test_names_and_files_that_are_wrong(tmp_path: Path) -> None:
     folder = package_path("results", "published")
     good = yaml.safe_load((folder / "cifar100_pairs.yaml").read_text())
     lines = (folder / "cifar100_pairs.csv").read_text().splitlines()
+    (tmp_path / "cifar100_base.yaml").write_text((folder / "cifar100_base.yaml").read_text())
     for change, table, expected in (
-        ({}, [lines[0], "cifar100,a,b,kd,abc,,ls"], "line 2: top1: 'abc' is no percentage"),
-        ({}, [lines[0], "cifar100,a,b,kd,170,,ls"], "line 2: top1: '170' is no percentage"),
-        ({}, [lines[0], "cifar100,a,b,kd,70,,lss"], "line 2: no source is called 'lss'; did you mean 'ls'"),
+        ({}, [lines[0], "cifar100,a,b,kd,abc,,,ls"], "line 2: top1: 'abc' is no percentage"),
+        ({}, [lines[0], "cifar100,a,b,kd,170,,,ls"], "line 2: top1: '170' is no percentage"),
+        ({}, [lines[0], "cifar100,a,b,kd,70,,x,ls"], "line 2: runs: 'x' is no number of runs"),
+        ({}, [lines[0], "cifar100,a,b,kd,70,,0,ls"], "line 2: runs: '0' is no number of runs"),
+        ({}, [lines[0], "cifar100,a,b,kd,70,,,lss"], "line 2: no source is called 'lss'; did you mean 'ls'"),
         ({}, [lines[0], lines[1], lines[1]], "line 3: repeats a number of an earlier line"),
-        ({}, [lines[0], "cifar100,a"], "line 2: should have 7 values"),
+        ({}, [lines[0], "cifar100,a"], "line 2: should have 8 values"),
+        ({"extends": 3}, lines, "extends: should be the name of a file beside it (it is 3)"),
+        ({"extends": "none.yaml"}, lines, "none.yaml"),
         ({}, ["a,b"], "should have the columns dataset, teacher"),
         ({"numbers": "none.csv"}, lines, "none.csv: cannot be read"),
         ({"sources": {"ls": {"title": "x", "reports": "first"}}}, lines, "'first' is none of"),

@@ -129,6 +129,19 @@ def test_reasons_are_one_printable_line(tmp_path: Path) -> None:
     assert read_result(fail(tmp_path / "kd1", reason=None))["reason"] == "no reason was recorded"
 
 
+@pytest.mark.parametrize("content", ['{"reason": "out of\\n memory"}', "[", "{}"])
+def test_a_trial_that_could_not_be_trained_has_failed(tmp_path: Path, content: str) -> None:
+    cells = plan(tmp_path / "demo", {"kd": [60.0]})
+    folder = tmp_path / "demo" / cells[0].trial_id
+    (folder / "result.json").unlink()
+    (folder / "failure.json").write_text(content)
+    (row,) = read_results(tmp_path / "demo", cells).to_dict("records")
+    if "reason" in content:
+        assert (row["status"], row["reason"]) == ("failed", "out of memory; the next run tries again")
+    else:
+        assert row["status"] == "missing"
+
+
 def test_time_of_a_thousand_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = plan(tmp_path / "demo", {f"method{i}": [60.0 + i / 1000] * 5 for i in range(200)})
     start = time.perf_counter()

@@ -49,6 +49,18 @@ def test_variants_of_a_method_are_told_apart(tmp_path: Path) -> None:
     assert all(row.done == 3 for row in pair.rows[1:])
 
 
+def test_logit_settings_are_in_the_label(tmp_path: Path) -> None:
+    kd = [cell for cell in cells() if cell.label == "kd"]
+    standardised = [otherwise(cell, method=cell.trial.settings()["method"] | {"standardise": True}) for cell in kd]
+    planned = standardised + [method(cell, temperature=2.0) for cell in standardised]
+    (pair,) = written(tmp_path, planned).summary.pairs
+    assert [row.label for row in pair.rows][1:] == [
+        "kd + standardise (temperature 2)",
+        "kd + standardise (temperature 4)",
+    ]
+    assert all(row.done == 3 for row in pair.rows[1:])
+
+
 def test_other_protocols_have_a_heading_of_their_own(tmp_path: Path) -> None:
     planned = cells()
     planned += [otherwise(cell, epochs=2) for cell in planned if cell.label == "kd"]

@@ -16,7 +16,8 @@ from kd_bench.training.build import build_network, build_student
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
-from kd_bench.training.student import ResultWriter, StudentModule
+from kd_bench.training.result_writer import ResultWriter
+from kd_bench.training.student import StudentModule
 
 CPU = torch.device("cpu")
 
@@ -37,8 +38,14 @@ def splits(train: int = 72, test: int = 40) -> ArrayDataset:
     )
 
 
+#: Epochs of a preparation in a small trial.
+PREPARATION_EPOCHS = 2
+
+
 def trial(method: str = "kd", *, taught: bool = True, **changes: Any) -> Trial:
-    hyperparameters = changes.pop("hyperparameters", {})
+    hyperparameters, logit_settings = changes.pop("hyperparameters", {}), changes.pop("logit_settings", {})
+    if any(parameter.name == "preparation_epochs" for parameter in methods.describe(method).parameters):
+        hyperparameters = {"preparation_epochs": PREPARATION_EPOCHS} | hyperparameters
     settings = {
         "dataset": {"name": "digits"},
         "augment": {"crop": 2, "flip": True},
@@ -51,6 +58,7 @@ def trial(method: str = "kd", *, taught: bool = True, **changes: Any) -> Trial:
             "name": method,
             "hyperparameters": methods.check(method, hyperparameters),
             "source": methods.source_hash(method),
+            **logit_settings,
         },
         "seed": 3,
     } | changes

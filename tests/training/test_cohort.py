@@ -15,6 +15,7 @@ CLASS = {"weights": "class", "tau": 4.0, "warmup_epochs": 2}
 HYPERPARAMETERS = {
     "crd": {"negatives": 20},
     "dkl_kd": {"warmup_epochs": 2},
+    "ft": {"preparation_epochs": 1},
     "ikl_kd": CLASS,
     "reviewkd": {"warmup_epochs": 2, "first_epoch": 1},
 }

@@ -48,12 +48,13 @@ class Noting(TorchDispatchMode):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_step_but_the_first_two_waits(name: str) -> None:
     data = splits()
-    one = trial(name)
+    one = trial(name)  # of a method with a preparation, its first epoch
     teacher = build_network(one.teacher, data)[0].eval() if one.teacher else None  # type: ignore[arg-type]
     member = build_student(one, data, teacher, MemoryWriter()).train()
     cohort = CohortModule([member], teacher)
     train, _ = loaders(one, data, CPU)
     noting = Noting()
+    train.set_epoch(cohort.start_epoch)
     for batch in train:
         given = cohort.teacher_outputs(batch).get(member.method.teacher_batch_norm)
         member.step(given, MicroBatch(batch), lambda loss: loss.backward())

@@ -112,6 +112,8 @@ def test_times_are_measured_while_nothing_else_runs(name: str) -> None:
         {"channels_last": True},
         {"schedule": {"name": "step", "milestones": [1, 2]}},
         {"precision": "bfloat16"},
+        {"logit_settings": {"standardise": True}},
+        {"logit_settings": {"standardise": True, "entropy_weights": 3.0}, "precision": "bfloat16"},
     ],
     ids=str,
 )

@@ -31,7 +31,7 @@ def teacher_of(settings: dict[str, Any], data: ArrayDataset, images: int = 72) -
     one = trial("kd", **settings)
     assert one.teacher is not None
     network, view = build_network(one.teacher, data)
-    return Teacher(network.eval(), view, {"running": LOGITS}, one, images)
+    return Teacher(network.eval(), view, {"running": LOGITS}, {}, one, images)
 
 
 def first_batch(data: ArrayDataset) -> Batch:
@@ -85,10 +85,10 @@ def run(names: tuple[str, ...], store: LogitCache | None) -> tuple[list[MemoryWr
     passed = 0
     make = cohort.teacher._pass
 
-    def counting(kind: Any, images: Tensor) -> Any:
+    def counting(kind: Any, images: Tensor, needs: Any) -> Any:
         nonlocal passed
         passed += len(images)
-        return make(kind, images)
+        return make(kind, images, needs)
 
     cohort.teacher._pass = counting  # type: ignore[method-assign]
     fit(cohort, *loaders(trials[0], data, CPU), CPU)

@@ -135,6 +135,7 @@ def test_faults(tmp_path: Path) -> None:
     assert check_trial(folder.path).status == "changed by hand"
 
 
+@pytest.mark.slow
 def test_accuracy_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(RECIPE | {"trials": 1, "methods": {"none": {}}, "epochs": 1}))

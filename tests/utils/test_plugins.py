@@ -71,7 +71,9 @@ def edit(file: str, old: str, new: str) -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_trials_without_plug_ins_have_the_identities_that_they_had(name):
-    ids = [cell.trial_id for cell in plan(read_recipe(name), name)]
+    # OFD on ShuffleNet-V2 has the published pre-activations since; without this setting it is the trial that it was.
+    as_before = ["pairs.4.methods.ofd.student_preacts=before_relu"] if name == "cifar100/table6" else []
+    ids = [cell.trial_id for cell in plan(read_recipe(name, as_before), name)]
     assert hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16] == BUILT_IN[name]
 
 

@@ -17,7 +17,7 @@
   const form = $("filter"), pair = $("pair"), family = $("family");
   const chips = [...document.querySelectorAll("[data-chip]")];
   const filtered = [...document.querySelectorAll("main [data-pair], main [data-method], main [data-family]")];
-  const lines = [...document.querySelectorAll("tr.line")];
+  const rows = [...document.querySelectorAll("tr.line")];
 
   function filter() {
     const pressed = (chip) => chip.getAttribute("aria-pressed") === "true";
@@ -29,8 +29,8 @@
         || (nodeFamily && family.value !== "" && nodeFamily !== family.value);
       node.classList.toggle("off", Boolean(off));
     }
-    const shown = lines.filter((line) => !line.classList.contains("off")).length;
-    $("shown").textContent = `${shown} of ${lines.length} lines shown`;
+    const shown = rows.filter((row) => !row.classList.contains("off")).length;
+    $("shown").textContent = `${shown} of ${rows.length} rows shown`;
   }
 
   for (const chip of chips) {

@@ -1,7 +1,8 @@
-"""What can be attacked: a file of weights, or a trial."""
+"""What can be evaluated: a file of weights, or a trial."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,26 +18,30 @@ from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.models import cards
 from kd_bench.models import registry as models
+from kd_bench.trials.evaluation_file import EVALUATION
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import read_json, sha256
 
 Normalisation = Literal["none", "dataset", "network"]
 
-#: Folder of evaluations, in a trial's folder and in the results folder.
+#: Folder of evaluations under attack, in a trial's folder and in the results folder.
 ATTACKS_FOLDER = "attacks"
+
+#: Folder of the other evaluations of files of weights, in the results folder.
+EVALUATIONS_FOLDER = "evaluations"
 
 
 @dataclass(frozen=True)
-class AttackTarget:
-    """A network to attack.
+class EvaluationTarget:
+    """A network to evaluate.
 
     Attributes:
         trained: The trial or teacher whose weights these are.
         weights: The file of weights.
         key: Key of the weights in the file; None searches for them.
         normalise: Normalisation of the images; None for a trial, whose settings say it.
-        folder: Folder of the evaluations.
+        folder: The trial's folder; the results folder for a file of weights.
         name: Name for people.
     """
 
@@ -53,7 +58,7 @@ class AttackTarget:
         return sha256(self.weights)
 
     def subject(self) -> dict[str, Any]:
-        """Returns everything that an evaluation depends on besides the attack's settings."""
+        """Returns everything that an evaluation depends on besides its own settings."""
         return {
             "model": self.trained.model,
             "weights": self.sha256,
@@ -65,13 +70,25 @@ class AttackTarget:
 
     def record_path(self, attack: Attack) -> Path:
         """Returns the file of an evaluation. In a trial's folder its name depends on the attack's settings alone."""
-        name = attack.id if self.normalise is None else identity({"attack": attack.id, "subject": self.subject()})
-        return self.folder / f"{name}.json"
+        name = attack.id if self.is_trial else identity({"attack": attack.id, "subject": self.subject()})
+        return self.folder / ATTACKS_FOLDER / f"{name}.json"
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether the weights are those of a trial's folder, and not a file of weights."""
+        return self.normalise is None
+
+    @property
+    def evaluation_path(self) -> Path:
+        """The file of calibration, fidelity and efficiency."""
+        if self.is_trial:
+            return self.folder / EVALUATION
+        return self.folder / EVALUATIONS_FOLDER / f"{identity({'evaluation': self.subject()})}.json"
 
 
 def checkpoint_target(
     file: Path, model: str, recipe: Recipe, key: str | None, normalise: Normalisation | None, out: Path
-) -> AttackTarget:
+) -> EvaluationTarget:
     """Returns the target for a file of weights.
 
     Args:
@@ -89,13 +106,13 @@ def checkpoint_target(
     datasets.check(recipe.dataset, "--dataset")
     network = planning.resolve_network(recipe, model, "--model")
     recipe = recipe.model_copy(update={"teachers": {network: {"weights": str(file)}}})
-    trained, _ = planning.plan_teacher(recipe, network, "attack")
+    trained, _ = planning.plan_teacher(recipe, network, str(file))
     assert isinstance(trained, PretrainedTeacher)
     normalise = normalise or _default_normalisation(network, trained.dataset.name)
-    return AttackTarget(trained, file, key, normalise, out / ATTACKS_FOLDER, file.name)
+    return EvaluationTarget(trained, file, key, normalise, out, file.name)
 
 
-def trial_target(path: Path) -> AttackTarget:
+def trial_target(path: Path) -> EvaluationTarget:
     """Returns the target for a finished trial.
 
     Raises:
@@ -110,14 +127,18 @@ def trial_target(path: Path) -> AttackTarget:
     trained = parse(kind, settings, str(path / "trial.json"))
     if folder.status() != "done":
         raise UserError(f"{path}: the trial is {folder.status() if folder.result() else 'not finished'}, "
-                        "so there is no network to attack")  # fmt: skip
-    label = f"{trained.method.name}, seed {trained.seed}" if isinstance(trained, Trial) else "given"
-    return AttackTarget(trained, folder.weights, None, None, path / ATTACKS_FOLDER, f"{trained.model} ({label})")
+                        "so there is no network to evaluate")  # fmt: skip
+    label = f"{trained.method.title}, seed {trained.seed}" if isinstance(trained, Trial) else "given"
+    return EvaluationTarget(trained, folder.weights, None, None, path, f"{trained.model} ({label})")
 
 
-def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) -> list[AttackTarget]:
-    """Returns the targets for the finished trials in these folders, and logs a line for each other trial."""
+def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) -> list[EvaluationTarget]:
+    """Returns the targets for the finished trials in these folders.
+
+    Logs a line for each damaged trial and, if some trials are finished, one for all that are not.
+    """
     targets = []
+    unfinished: Counter[str] = Counter()
     for folder in folders:
         try:
             status = TrialFolder(folder).status()
@@ -127,7 +148,9 @@ def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) 
         if status == "done":
             targets.append(trial_target(folder))
         else:
-            log(f"{folder}: {status if status == 'failed' else 'not trained yet'}, left out")
+            unfinished["failed" if status == "failed" else "not trained yet"] += 1
+    if targets and unfinished:
+        log(f"left out: {', '.join(f'{number} {state}' for state, number in unfinished.items())}")
     return targets
 
 

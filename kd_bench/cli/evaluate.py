@@ -1,0 +1,137 @@
+"""``kd-bench evaluate``: calibration, fidelity and efficiency of a file of weights, a trial, or a recipe's trials."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kd_bench.cli import completion
+from kd_bench.cli import options as opt
+from kd_bench.cli.targets import find_targets
+from kd_bench.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_bench.config.trial import PretrainedTeacher, Trial
+    from kd_bench.evaluation.evaluate_network import Outcome
+    from kd_bench.evaluation.target import EvaluationTarget
+    from kd_bench.launch.run_recipe import PlannedRecipe
+
+
+def evaluate(
+    target: opt.Target,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            help="calibration, fidelity, efficiency, with commas; by default all that apply.",
+            autocompletion=completion.metrics,
+        ),
+    ] = None,
+    model: opt.Model = None,
+    dataset: opt.ModelDataset = None,
+    normalise: opt.Normalise = None,
+    key: opt.Key = None,
+    only: opt.Only = None,
+    trials: opt.Trials = None,
+    set_: opt.Set = None,
+    out: opt.Out = opt.OUT,
+    data: opt.Data = None,
+    threads: opt.Threads = 1,
+    device: opt.Device = "auto",
+    format_: opt.Format = "terminal",
+) -> None:
+    """Measure calibration, fidelity to the teacher, and size and speed of trained networks.
+
+    A metric that is known for the same weights and images is not measured again.
+    """
+    opt.check_format(format_)
+    chosen = _metrics(metrics)
+
+    from kd_bench.evaluation.evaluate_network import NetworkEvaluator
+    from kd_bench.launch.devices import find_devices
+
+    targets, recipe = find_targets(
+        target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials,
+        overrides=set_,
+    )  # fmt: skip
+    evaluator = NetworkEvaluator(data, find_devices(device)[0], threads)
+    outcomes = []
+    for network in targets:
+        teachers = _teachers(network, recipe)
+        # without --metrics, fidelity is one of them where there is a teacher
+        wanted = chosen or tuple(name for name in _all_metrics() if name != "fidelity" or teachers)
+        _log(f"{network.name}, {network.folder.name}" if recipe is not None else network.name)
+        outcome = evaluator.evaluate(network, wanted, teachers, _log_progress)
+        for sentence in outcome.left_out:
+            _log(sentence)
+        outcomes.append(outcome)
+    refused = [outcome.left_out for outcome in outcomes]
+    if chosen == ("fidelity",) and all(refused):
+        raise UserError(refused[0][0])
+    if recipe is not None:
+        _print_recipe(recipe, chosen or _all_metrics(), out, format_)
+    else:
+        _print_network(targets[0], outcomes[0], format_)
+
+
+def _all_metrics() -> tuple[str, ...]:
+    from kd_bench.trials.evaluation_file import METRICS
+
+    return METRICS
+
+
+def _metrics(text: str | None) -> tuple[str, ...]:
+    """Returns the metrics that the user names, in their usual order; none if no option was given."""
+    if text is None:
+        return ()
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        opt.check_choice("metric", name, _all_metrics(), "--metrics")
+    return tuple(name for name in _all_metrics() if name in names)
+
+
+def _teachers(target: EvaluationTarget, recipe: PlannedRecipe | None) -> list[Trial | PretrainedTeacher]:
+    """Returns the teachers that a target is compared with: its own; in a recipe, those of all pairs that it is in."""
+    if not target.is_trial:
+        return []
+    own = target.trained.teacher
+    cells = [] if recipe is None else [cell for cell in recipe.planned if cell.trial_id == target.folder.name]
+    teachers = [own, *(cell.taught_by for cell in cells)]
+    return list({teacher.id: teacher for teacher in teachers if teacher is not None}.values())
+
+
+def _print_network(target: EvaluationTarget, outcome: Outcome, format_: str) -> None:
+    from kd_bench.report import render
+    from kd_bench.report.evaluation_table import network_table
+
+    title = f"{target.name}: {target.trained.dataset.title}"
+    render.write([network_table(title, outcome.evaluation, format_ == "csv")], format_, sys.stdout)
+    if format_ in ("terminal", "plain"):
+        typer.echo(f"kept in {outcome.path}")
+
+
+def _print_recipe(recipe: PlannedRecipe, metrics: tuple[str, ...], out: Path, format_: str) -> None:
+    from kd_bench import api
+    from kd_bench.cli.table import print_summary
+    from kd_bench.report.columns import COLUMNS, MAIN
+
+    names = [name for name, column in COLUMNS.items() if column.metric in metrics]
+    if len(metrics) > 1 and format_ != "csv":  # all of them are too wide
+        names = [name for name in names if name in MAIN]
+    print_summary(api.table([recipe], out, ["top1", *names]), format_)
+
+
+def _log_progress(name: str, batch: int, batches: int) -> None:
+    """Prints a line after the last batch; on a terminal also one that changes with each batch."""
+    line = f"evaluate: {name}: batch {batch} of {batches}"
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K{line}", err=True, nl=batch == batches)
+    elif batch == batches:
+        typer.echo(line, err=True)
+
+
+def _log(line: str) -> None:
+    typer.echo(f"evaluate: {line}", err=True)

@@ -1,0 +1,80 @@
+"""``kd-bench tune``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kd_bench.cli import completion
+from kd_bench.cli import options as opt
+from kd_bench.cli.option_types import whole_number
+from kd_bench.launch.options import RunOptions
+from kd_bench.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_bench.tuning.tuner import TunedRow
+
+
+@opt.with_run_options()
+@opt.with_settings()
+def tune(
+    recipe: opt.RecipeName,
+    method: Annotated[
+        list[str],
+        typer.Option("--method", help="Row to tune; repeatable, or with commas.", autocompletion=completion.methods),
+    ],
+    budget: Annotated[int, whole_number("--budget", "Tries for each row and pair.", 2, 1000)] = 20,
+    batch: Annotated[int, whole_number("--batch", "Tries that are trained together.", 1, 64)] = 4,
+    holdout: Annotated[
+        int | None, whole_number("--holdout", "Training images to hold out, if the recipe has none.", 2, 10**9)
+    ] = None,
+    search: Annotated[
+        list[str] | None, typer.Option("--search", help="NAME=LOW..HIGH: a range to search, also lr; repeatable.")
+    ] = None,
+    only: opt.Only = None,
+    trials: opt.Trials = None,
+    set_: opt.Set = None,
+    *,
+    options: RunOptions,
+    format_: opt.Format = "terminal",
+) -> None:
+    """Tune rows of a recipe on held-out images, and compare the settings that were found with the published ones."""
+    from kd_bench import api
+    from kd_bench.cli.run import train_and_print
+    from kd_bench.trials.recipe_file import find_recipe_in
+    from kd_bench.tuning.search_space import read_ranges
+    from kd_bench.tuning.tuner import TuningSettings
+
+    opt.check_format(format_)
+    labels = list(dict.fromkeys(name.strip() for names in method for name in names.split(",") if name.strip()))
+    if not labels:
+        raise UserError("--method: should name at least one row of the recipe")
+    settings = TuningSettings(labels, budget, batch, holdout, read_ranges(search or ()))
+    planned = api.plan(find_recipe_in(recipe, options.out), only=only, trials=trials, overrides=set_)
+
+    def log(text: str) -> None:
+        typer.echo(text, err=True)
+
+    tuned, comparison = api.tune(planned, settings, options, log, trials)
+    train_and_print(comparison, options, format_)
+    for row in tuned:
+        typer.echo(describe(row), err=format_ != "terminal")
+
+
+def describe(row: TunedRow) -> str:
+    """Returns a sentence about the choice, and about the one that the test set would have made."""
+    best, on_test, first = row.best, row.best_on_test, row.tries[0]
+    values = ", ".join(f"{name} {value:g}" for name, value in best.values.items())
+    pair = f"{row.pair.teacher} -> {row.pair.student}" if row.pair.teacher else row.pair.student
+    published = "-" if first.val_top1 is None else f"{first.val_top1:.2f}"
+    text = (
+        f"{pair}, {row.label}: try {best.number} of {len(row.tries)} has the best accuracy on held-out images, "
+        f"{best.val_top1:.2f} % (published settings {published} %): {values}."
+    )
+    if on_test.number == best.number:
+        return f"{text} The test set would have chosen the same."
+    return (
+        f"{text} The test set would have chosen try {on_test.number} and claimed {on_test.top1:.2f} %, "
+        f"where the choice has {best.top1:.2f} %."
+    )

@@ -1,0 +1,249 @@
+"""Fills the columns of ``--columns`` from the evaluations of the trials behind each row.
+
+Values of different protocols are never averaged: other images, another way to fit a temperature, another machine. A
+column has the protocol that most of its values have; a row without any of these has its own, and is marked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd_bench.report.columns import COLUMNS, Value
+from kd_bench.report.statistics import estimate
+from kd_bench.report.summary import ColumnCell, PairTable, Summary, SummaryRow
+from kd_bench.trials.evaluation_file import EVALUATION, Evaluation, other_subject, read_evaluation_file
+from kd_bench.trials.reader import read_trial
+from kd_bench.utils.regular_files import BadFile
+
+if TYPE_CHECKING:
+    from kd_bench.config.trial import PlannedTrial
+
+#: Mark of a cell whose protocol is not the column's.
+MARK = "*"
+
+#: Number of protocols, and of rows, that a note names.
+_NAMED = 3
+
+#: Columns of ``trial_values`` about how values were measured, and the values that they are about.
+PROTOCOLS = {"ece_scaled_protocol": "ece_scaled", "latency_protocol": "latency"}
+
+#: Trials of a recipe, and the folder that has a folder for each of them.
+RecipeCells = tuple[Path, Sequence["PlannedTrial"]]
+
+
+def with_columns(
+    summary: Summary, recipes: Iterable[RecipeCells], shown: Sequence[str], others: Iterable[str] = ()
+) -> Summary:
+    """Returns the summary with the values of some columns, and with notes on those that are shown.
+
+    Args:
+        summary: The summary.
+        recipes: The planned trials and their folders. The teachers' trials are in ``teachers`` beside these.
+        shown: Names of the columns that the table shows, instead of its usual ones; none for the usual ones.
+        others: Names of columns whose values are needed, too.
+    """
+    reader = _Reader(recipes)
+    names = tuple(dict.fromkeys((*shown, *others)))
+    measured = [name for name in names if COLUMNS[name].metric]
+    values = {id(row): reader.values(pair, row, measured) for pair in summary.pairs for row in pair.rows}
+    usual = {name: _usual_protocols(summary, values, name) for name in measured}
+    pairs = []
+    for pair in summary.pairs:
+        rows = []
+        for row in pair.rows:
+            of, by_column = values[id(row)]
+            cells = {name: _cell(by_column[name], of, usual[name].get(pair.dataset)) for name in measured}
+            cells |= {
+                name: ColumnCell(COLUMNS[name].of_row(row), row.done) for name in names if not COLUMNS[name].metric
+            }
+            rows.append(replace(row, columns=cells))
+        pairs.append(replace(pair, rows=tuple(rows)))
+    summary = replace(summary, pairs=tuple(pairs), problems=(*summary.problems, *reader.problems))
+    notes = tuple(_notes(summary, shown, usual))
+    return replace(summary, columns=tuple(shown), footnotes=(*summary.footnotes, *notes))
+
+
+def trial_values(folder: Path, teachers: Sequence[str]) -> tuple[dict[str, Any], str | None]:
+    """Returns the values of a finished trial's evaluation by column, and what is wrong with the evaluation.
+
+    The protocols of ``PROTOCOLS`` are among them. A value that was measured on several machines is not, because a line
+    has place for one.
+
+    Args:
+        folder: The trial's folder.
+        teachers: Ids of the teachers that fidelity may be to.
+    """
+    evaluation, problem = read_trial_evaluation(folder)
+    if evaluation is None:
+        return {}, problem
+    found = {name: column.values(evaluation, teachers) for name, column in COLUMNS.items()}
+    single = {name: values[0] for name, values in found.items() if len(values) == 1}
+    protocols = {key: single[name].protocol for key, name in PROTOCOLS.items() if name in single}
+    return {name: value.value for name, value in single.items()} | protocols, problem
+
+
+def read_trial_evaluation(folder: Path) -> tuple[Evaluation | None, str | None]:
+    """Returns the evaluation of a finished trial's present weights, and a sentence if it is damaged or of others."""
+    path = folder / EVALUATION
+    try:
+        evaluation = read_evaluation_file(path)
+    except BadFile as error:
+        return None, f"{path}: {error}; its columns are empty"
+    if evaluation is None:
+        return None, None
+    result = read_trial(folder).result
+    if result is None or result["status"] != "done":
+        return None, None
+    fault = other_subject(evaluation, result["weights_sha256"], result.get("images"))
+    return (None, f"{path}: {fault}; its columns are empty") if fault else (evaluation, None)
+
+
+class _Reader:
+    """Reads the evaluations of the trials of some recipes, each once."""
+
+    def __init__(self, recipes: Iterable[RecipeCells]) -> None:
+        self.problems: list[str] = []
+        self._folders: dict[str, Path] = {}
+        self._teachers: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for folder, cells in recipes:
+            for cell in cells:
+                self._folders[cell.trial_id] = folder / cell.trial_id
+                if cell.teacher_id is not None:
+                    self._folders[cell.teacher_id] = folder.parent / "teachers" / cell.teacher_id
+                    self._teachers["" if cell.teacher == "-" else cell.teacher, cell.trial_id].append(cell.teacher_id)
+        self._read = cache(self._read_once)
+
+    def values(
+        self, pair: PairTable, row: SummaryRow, names: Iterable[str]
+    ) -> tuple[int, dict[str, list[list[Value]]]]:
+        """Returns the number of a row's trials, and the values of each trial that has some, by column."""
+        teachers = self._teachers_of(pair)
+        if row.kind == "teacher":
+            ids = list(dict.fromkeys(name for names_ in teachers.values() for name in names_))
+            of_trials: Mapping[str, list[str]] = {name: [] for name in ids}
+        else:
+            of_trials = {trial: teachers[trial] for trial in row.trials}
+        found: dict[str, list[list[Value]]] = {name: [] for name in names}
+        for trial, known in of_trials.items():
+            evaluation = self._read(trial)
+            if evaluation is not None:
+                for name, values in found.items():
+                    values.append(COLUMNS[name].values(evaluation, known))
+        return len(of_trials), {name: [item for item in values if item] for name, values in found.items()}
+
+    def _teachers_of(self, pair: PairTable) -> dict[str, list[str]]:
+        """Returns the ids of the teachers of each trial in a pair.
+
+        The student alone is in several pairs. If their teachers have one name, they are those of the pair's methods.
+        """
+        known = {trial: self._teachers.get((pair.teacher, trial), []) for row in pair.rows for trial in row.trials}
+        methods = {trial for row in pair.rows if row.kind == "method" for trial in row.trials}
+        of_methods = {name for trial in methods for name in known[trial]}
+        return {
+            trial: names if len(names) == 1 else [name for name in names if name in of_methods]
+            for trial, names in known.items()
+        }
+
+    def _read_once(self, trial: str) -> Evaluation | None:
+        evaluation, problem = read_trial_evaluation(self._folders[trial])
+        if problem is not None:
+            self.problems.append(problem)
+        return evaluation
+
+
+def _usual_protocols(
+    summary: Summary, values: Mapping[int, tuple[int, dict[str, list[list[Value]]]]], name: str
+) -> dict[str, str]:
+    """Returns the protocol that most values of a column have, by dataset; the first one if several are as frequent."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for pair in summary.pairs:
+        for row in pair.rows:
+            for of_trial in values[id(row)][1][name]:
+                counts[pair.dataset].update({value.protocol for value in of_trial})
+    return {dataset: count.most_common(1)[0][0] for dataset, count in counts.items() if count}
+
+
+def _cell(trials: Sequence[Sequence[Value]], of: int, usual: str | None) -> ColumnCell:
+    """Returns the mean of the values of the usual protocol; if there are none, that of the row's most frequent one."""
+    counts = Counter(protocol for values in trials for protocol in {value.protocol for value in values})
+    if not counts:
+        return ColumnCell(None, of)
+    protocol = usual if usual in counts else counts.most_common(1)[0][0]
+    chosen = [value.value for values in trials for value in _first(values, lambda item: item.protocol == protocol)]
+    others = tuple(dict.fromkeys(
+        values[0].protocol for values in trials if all(value.protocol != protocol for value in values)
+    ))  # fmt: skip
+    return ColumnCell(estimate(chosen), of, protocol, protocol != usual, others)
+
+
+def _first(values: Iterable[Value], wanted: Callable[[Value], bool]) -> list[Value]:
+    return [value for value in values if wanted(value)][:1]
+
+
+def _notes(summary: Summary, shown: Sequence[str], usual: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yields what each column is and how it was measured, and what is lacking or left out."""
+    several = len({pair.dataset for pair in summary.pairs}) > 1
+    protocols: dict[str, list[str]] = {}
+    for name in shown:
+        column = COLUMNS[name]
+        if not column.metric:
+            continue
+        yield column.note
+        text = "; ".join(f"{key}: {value}" if several else value for key, value in usual[name].items() if value)
+        if text:
+            protocols.setdefault(text, []).append(column.name.replace(",", ""))
+    for text, titles in protocols.items():
+        yield f"Measured with ({', '.join(titles)}): {text}."
+    cells = [(row, COLUMNS[name], row.columns[name]) for row in summary.rows for name in shown]
+    lacking = (column.metric and cell.value is None and (row.kind, column.metric) != ("teacher", "fidelity")
+               for row, column, cell in cells)  # fmt: skip
+    if any(lacking):
+        yield "Empty cells: not evaluated yet; see kd-bench evaluate."
+    if any(column.metric and cell.partial for _, column, cell in cells):
+        yield "n of m: only n of the line's m finished trials have this value."
+    left_out = dict.fromkeys(
+        f"{column.name.replace(',', '')} of {row.name} ({other} instead of {cell.protocol})"
+        for row, column, cell in cells for other in cell.others
+    )  # fmt: skip
+    if left_out:
+        yield f"Left out of means, because it was measured otherwise: {_few(list(left_out))}."
+    marked = dict.fromkeys(
+        f"{column.name.replace(',', '')} of {row.name} ({cell.protocol})" for row, column, cell in cells if cell.marked
+    )
+    if marked:
+        yield f"{MARK}: measured otherwise than the rest of the column, not to be compared: {_few(list(marked))}."
+
+
+def _few(phrases: Sequence[str]) -> str:
+    more = f" and {len(phrases) - _NAMED} more" if len(phrases) > _NAMED else ""
+    return "; ".join(phrases[:_NAMED]) + more
+
+
+def column_text(name: str, cell: ColumnCell | None) -> str:
+    """Returns the text of a cell; empty if there is no value."""
+    if cell is None or cell.value is None:
+        return ""
+    column = COLUMNS[name]
+    text = column.spread(cell.value)
+    if column.metric and cell.partial:
+        text += f" ({cell.value.n} of {cell.of})"
+    return f"{text} {MARK}" if cell.marked else text
+
+
+def best_two_rows(rows: Sequence[SummaryRow], name: str) -> dict[int, int]:
+    """Returns 1 for the best and 2 for the second best row of a column, by the row's index.
+
+    Only complete methods of the column's protocol have a rank. Values that print alike share one.
+    """
+    column, values = COLUMNS[name], {}
+    for index, row in enumerate(rows):
+        cell = row.columns.get(name)
+        if row.ranked and cell is not None and cell.value is not None and not (cell.marked or cell.partial):
+            values[index] = float(column.format(cell.value.mean))
+    order = sorted(set(values.values()), reverse=column.better == "higher")[:2]
+    return {index: order.index(value) + 1 for index, value in values.items() if value in order}

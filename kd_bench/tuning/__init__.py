@@ -1,0 +1,1 @@
+"""Tunes methods under an equal budget, by the accuracy on held-out training images."""

@@ -1,0 +1,281 @@
+"""Searches a row's hyper-parameters for a pair, and chooses by the accuracy on held-out images.
+
+Every try is an ordinary trial. The search depends on nothing but its settings and the results of earlier tries, so
+after a kill the same command asks for the same tries, of which those that are done are only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd_bench.config.load import merge
+from kd_bench.config.recipe import MethodEntry, PairEntry, Recipe
+from kd_bench.config.trial import PlannedTrial
+from kd_bench.launch.options import RunOptions, require_package
+from kd_bench.launch.run_recipe import train_trials, training_failure
+from kd_bench.methods import _registry as methods
+from kd_bench.plan import plan, resolve_network
+from kd_bench.trials.reader import read_trial
+from kd_bench.tuning.search_space import LEARNING_RATE, SearchSpace, search_space
+from kd_bench.utils import seeding
+from kd_bench.utils.errors import RunFailed, UserError, unknown
+
+if TYPE_CHECKING:
+    import optuna
+
+#: Significant digits of tried values. More would only make them hard to read.
+_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """How rows are tuned. Equal settings give every row the same budget.
+
+    Attributes:
+        labels: The rows.
+        budget: Number of tries for each row and pair, the published settings included.
+        batch: Tries that are asked for, and trained in a cohort, at a time.
+        holdout: Number of held-out images, if the recipe has none; None for the recipe's.
+        ranges: Ranges that replace those of the hyper-parameters' types.
+        seed: Seed of the search, and of the tries.
+    """
+
+    labels: Sequence[str]
+    budget: int
+    batch: int = 4
+    holdout: int | None = None
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Try:
+    """A try and its result.
+
+    Attributes:
+        number: From 1; the first one has the published settings.
+        values: The searched values by name.
+        trial: The trial.
+        val_top1: Accuracy on held-out images after the last epoch, in percent; None if the training has failed.
+        top1: Accuracy on the test set, which chooses nothing; None if the training has failed.
+    """
+
+    number: int
+    values: dict[str, float]
+    trial: PlannedTrial
+    val_top1: float | None
+    top1: float | None
+
+
+@dataclass(frozen=True)
+class TunedRow:
+    """The tries of a row for a pair.
+
+    Attributes:
+        label: The row.
+        pair: The pair.
+        space: What was searched.
+        tries: The tries in their order.
+    """
+
+    label: str
+    pair: PairEntry
+    space: SearchSpace
+    tries: tuple[Try, ...]
+
+    @property
+    def best(self) -> Try:
+        """The try with the highest accuracy on held-out images; of equal ones the first."""
+        return max(self._done, key=lambda one: (one.val_top1 or 0.0, -one.number))
+
+    @property
+    def best_on_test(self) -> Try:
+        """The try that the test set would have chosen, for comparison only."""
+        return max(self._done, key=lambda one: (one.top1 or 0.0, -one.number))
+
+    @property
+    def _done(self) -> list[Try]:
+        done = [one for one in self.tries if one.val_top1 is not None]
+        if not done:
+            raise RunFailed(f"{self.label}, {self.pair.student}: no try has a result")
+        return done
+
+
+def holdout_recipe(recipe: Recipe, settings: TuningSettings, context: str) -> Recipe:
+    """Returns the recipe of the tries: its training images without the held-out ones, and one seed.
+
+    Raises:
+        UserError: If nothing is held out, or a row does not exist.
+    """
+    for label in settings.labels:
+        if label not in recipe.methods:
+            raise unknown("row", label, recipe.methods, "--method")
+    dataset = recipe.dataset
+    if settings.holdout is not None:
+        dataset = dataset.model_copy(update={"holdout": settings.holdout})
+    if dataset.holdout is None:
+        raise UserError(
+            f"{context}: dataset.holdout is missing, and the tries are compared on held-out images; "
+            "add e.g. --holdout 5000"
+        )
+    update = {"dataset": dataset, "seeds": (settings.seed,), "name": f"tune-{recipe.name}", "published": None}
+    return recipe.model_copy(update=update)
+
+
+def selected_pairs(recipe: Recipe, planned: Sequence[PlannedTrial]) -> list[PairEntry]:
+    """Returns the pairs of which some trial is selected, in the recipe's order."""
+    chosen = {(trial.teacher, trial.student) for trial in planned}
+
+    def names(pair: PairEntry) -> tuple[str, str]:
+        teacher = "-" if pair.teacher is None else resolve_network(recipe, pair.teacher, recipe.name)
+        return teacher, resolve_network(recipe, pair.student, recipe.name)
+
+    return [pair for pair in recipe.pairs if names(pair) in chosen]
+
+
+def tune_row(
+    recipe: Recipe,
+    pair: PairEntry,
+    label: str,
+    settings: TuningSettings,
+    options: RunOptions,
+    log: Callable[[str], None],
+) -> TunedRow:
+    """Tunes a row for a pair.
+
+    Args:
+        recipe: From ``holdout_recipe``.
+        pair: The pair.
+        label: The row.
+        settings: How to tune.
+        options: How to train.
+        log: Receives a line for each try.
+
+    Raises:
+        UserError: If a setting is invalid.
+    """
+    row = recipe.methods[label]
+    (start,) = _plan(recipe, pair, {label: row})
+    parameters = methods.check(row.method, start.trial.method.hyperparameters)
+    space = search_space(row.method, parameters, start.trial.optimizer.lr, settings.ranges, f"row {label}")
+    study = _study(space, settings, f"{pair.teacher}/{pair.student}/{label}")
+    tries: list[Try] = []
+    while len(tries) < settings.budget:
+        asked = [study.ask(_distributions(space)) for _ in range(min(settings.batch, settings.budget - len(tries)))]
+        values = [{name: _rounded(one.params[name], space.start[name]) for name in space.ranges} for one in asked]
+        numbers = range(len(tries) + 1, len(tries) + len(asked) + 1)
+        rows = {f"{label} try {n}": _entry(row, pair, label, of_try) for n, of_try in zip(numbers, values, strict=True)}
+        planned = _plan(recipe, pair, rows)
+        title = f"{recipe.name}: {label}, tries {numbers[0]} to {numbers[-1]}"
+        failures = train_trials(recipe.name, planned, options, title)
+        if any(read_trial(options.out / recipe.name / cell.trial_id).result is None for cell in planned):
+            raise training_failure(recipe.name, failures)
+        for one, number, of_try, cell in zip(asked, numbers, values, planned, strict=True):
+            result = _result(options.out / recipe.name / cell.trial_id)
+            tries.append(Try(number, of_try, cell, *result))
+            study.tell(one, result[0], state=None if result[0] is not None else _failed())
+            outcome = "failed" if result[0] is None else f"{result[0]:.2f} % on held-out images"
+            log(f"{label}, try {number} of {settings.budget}: {_text(of_try)}: {outcome}")
+    return TunedRow(label, pair, space, tuple(tries))
+
+
+def tuned_recipe(recipe: Recipe, tuned: Sequence[TunedRow], seeds: int | None) -> Recipe:
+    """Returns the recipe that compares published with tuned settings on all training images.
+
+    The tuned rows are named after their row, e.g. "kd tuned". Other rows than those and the student alone are left out.
+
+    Args:
+        recipe: The recipe that was tuned.
+        tuned: The result for all pairs.
+        seeds: Number of seeds; None for the recipe's.
+    """
+    labels = list(dict.fromkeys(row.label for row in tuned))
+    pairs = list({id(row.pair): row.pair for row in tuned}.values())
+    rows = {label: row for label, row in recipe.methods.items() if row.method == "none"}
+    for label in labels:
+        rows |= {label: recipe.methods[label], f"{label} tuned": recipe.methods[label]}
+    changed = []
+    for pair in pairs:
+        of_pair = {label: values for label, values in pair.methods.items() if label in rows}
+        for one in (one for one in tuned if one.pair is pair):
+            of_pair[f"{one.label} tuned"] = merge(pair.methods.get(one.label, {}), _changes(one.best.values))
+        leave_out = tuple(label for label in pair.leave_out if label in rows)
+        changed.append(pair.model_copy(update={"methods": of_pair, "leave_out": leave_out}))
+    update: dict[str, Any] = {
+        "name": f"tuned-{recipe.name}",
+        "dataset": recipe.dataset.model_copy(update={"holdout": None}),
+        "methods": rows,
+        "pairs": tuple(changed),
+        "baseline": recipe.baseline if recipe.baseline in rows else labels[0],
+        "published": None,
+    }
+    if seeds is not None:
+        update |= {"trials": seeds, "seeds": None}
+    return recipe.model_copy(update=update)
+
+
+def _plan(recipe: Recipe, pair: PairEntry, rows: dict[str, MethodEntry]) -> list[PlannedTrial]:
+    of_pair = {label: values for label, values in pair.methods.items() if label in rows}
+    alone = pair.model_copy(update={"methods": of_pair, "leave_out": ()})
+    update = {"pairs": (alone,), "methods": rows, "baseline": next(iter(rows))}
+    return plan(recipe.model_copy(update=update), recipe.name)
+
+
+def _entry(row: MethodEntry, pair: PairEntry, label: str, values: dict[str, float]) -> MethodEntry:
+    """Returns the row of a try: the row's settings, those of the pair, and the tried values."""
+    of_pair = dict(pair.methods.get(label, {}))
+    training = merge(row.training, of_pair.pop("training", {}))
+    of_pair.pop("untuned", None)
+    changes = _changes(values)
+    training = merge(training, changes.pop("training", {}))
+    hyperparameters = merge(merge(row.hyperparameters, of_pair), changes)
+    return row.model_copy(update={"hyperparameters": hyperparameters, "training": training})
+
+
+def _changes(values: dict[str, float]) -> dict[str, Any]:
+    """Returns the values as a pair's settings of a row."""
+    changes: dict[str, Any] = {name: value for name, value in values.items() if name != LEARNING_RATE}
+    if LEARNING_RATE in values:
+        changes["training"] = {"optimizer": {"lr": values[LEARNING_RATE]}}
+    return changes
+
+
+def _result(path: Path) -> tuple[float | None, float | None]:
+    record = read_trial(path)
+    result = record.result if record.verdict == "done" else None
+    return (None, None) if result is None else (result.get("val_top1_last"), result["top1_last"])
+
+
+def _study(space: SearchSpace, settings: TuningSettings, name: str) -> optuna.Study:
+    require_package("optuna", "kd-bench tune", "tune")
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    seed = seeding.derive(settings.seed, f"{seeding.TUNING}/{name}") % 2**32
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, settings.budget // 3), multivariate=True)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.enqueue_trial(space.start)
+    return study
+
+
+def _distributions(space: SearchSpace) -> dict[str, Any]:
+    from optuna.distributions import FloatDistribution
+
+    return {name: FloatDistribution(low, high, log=True) for name, (low, high) in space.ranges.items()}
+
+
+def _failed() -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState.FAIL
+
+
+def _rounded(value: float, start: float) -> float:
+    return value if value == start else float(f"{value:.{_DIGITS}g}")
+
+
+def _text(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in values.items())

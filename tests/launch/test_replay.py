@@ -1,0 +1,175 @@
+"""``kd-bench replay``: a kept trial is trained again and compared."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kd_bench.cli.replay import describe
+from kd_bench.config.trial import Trial
+from kd_bench.launch.options import RunOptions
+from kd_bench.launch.replay import Replay, compare, replay
+from kd_bench.trials.reader import read_trial, trial_settings
+from kd_bench.utils.errors import UserError
+
+DEMO = Path(__file__).parents[2] / "results" / "measured" / "demo"
+RECIPE = {
+    "dataset": {"name": "digits", "train_images": 120, "test_images": 60},
+    "epochs": 2,
+    "batch_size": 40,
+    "seeds": [0],
+    "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
+    "methods": {"kd": {}},
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kd_bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def kept_trial() -> Path:
+    return next(path.parent for path in sorted(DEMO.glob("*/trial.json")) if json.loads(path.read_text())["seed"] == 0)
+
+
+def replayed(tmp_path: Path, *changes: Callable[[Path], None]) -> Replay:
+    """Compares a kept trial with a copy of it that has been changed."""
+    copy = tmp_path / "demo" / kept_trial().name
+    shutil.copytree(kept_trial(), copy)
+    for change in changes:
+        change(copy)
+    kept, again = read_trial(kept_trial()), read_trial(copy)
+    assert again.verdict == "done", again.sentences
+    trial = trial_settings(kept)
+    assert isinstance(trial, Trial)
+    return compare(kept, again, trial)
+
+
+def change_loss(folder: Path) -> None:
+    """Changes the last digit of the training loss of the fourth epoch."""
+    path = folder / "metrics.csv"
+    lines = path.read_text().splitlines()
+    cells, column = lines[4].split(","), lines[0].split(",").index("train_loss")
+    cells[column] = repr(float(cells[column]) * (1 + 2**-52))
+    lines[4] = ",".join(cells)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def change_environment(folder: Path) -> None:
+    environment = json.loads((folder / "environment.json").read_text())
+    environment["processor"] = "another processor"
+    environment["packages"]["torch"] = "9.9"
+    (folder / "environment.json").write_text(json.dumps(environment))
+
+
+def change_weights(folder: Path) -> None:
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"weights_sha256": "0" * 64}))
+
+
+def change_accuracy(points: float) -> Callable[[Path], None]:
+    """Returns a function that moves the accuracy after the last epoch."""
+
+    def change(folder: Path) -> None:
+        result = json.loads((folder / "result.json").read_text())
+        top1 = result["top1_last"] + points
+        path = folder / "metrics.csv"
+        lines = path.read_text().splitlines()
+        cells, column = lines[-1].split(","), lines[0].split(",").index("top1")
+        cells[column] = repr(top1)
+        path.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
+        rows = [float(line.split(",")[column]) for line in [*lines[1:-1], ",".join(cells)]]
+        best = max(rows)
+        update = {"top1_last": top1, "top1_best": best, "best_epoch": rows.index(best) + 1}
+        (folder / "result.json").write_text(json.dumps(result | update))
+
+    return change
+
+
+def test_equal_trainings_agree(tmp_path: Path) -> None:
+    outcome = replayed(tmp_path)
+    assert outcome.is_equal and outcome.agrees and outcome.same_weights
+    assert describe(outcome)[-1].endswith("to the last bit, and so are the weights")
+
+
+def test_a_digit_of_one_epoch_is_found(tmp_path: Path) -> None:
+    outcome = replayed(tmp_path, change_loss)
+    assert outcome.difference is not None and not outcome.agrees
+    assert (outcome.difference.epoch, outcome.difference.column) == (4, "train_loss")
+    assert "epoch 4: train_loss" in describe(outcome)[-2] and "differs" in describe(outcome)[-1]
+
+
+def test_other_weights_are_found(tmp_path: Path) -> None:
+    outcome = replayed(tmp_path, change_weights)
+    assert outcome.difference is None and outcome.same_weights is False and not outcome.agrees
+
+
+@pytest.mark.parametrize(("points", "agrees"), [(0.0, True), (-40.0, False)])
+def test_elsewhere_the_spread_over_seeds_decides(points: float, agrees: bool, tmp_path: Path) -> None:
+    outcome = replayed(tmp_path, change_environment, change_loss, *([change_accuracy(points)] if points else []))
+    assert outcome.agrees is agrees and outcome.spread.n == 5
+    text = "\n".join(describe(outcome))
+    assert "another processor" in text and "torch" in text and "5 kept seeds" in text
+
+
+def test_a_single_seed_decides_nothing(tmp_path: Path) -> None:
+    lone = tmp_path / "lone" / kept_trial().name
+    shutil.copytree(kept_trial(), lone)
+    again = tmp_path / "again" / lone.name
+    shutil.copytree(lone, again)
+    change_environment(again)
+    change_loss(again)
+    trial = trial_settings(read_trial(lone))
+    assert isinstance(trial, Trial)
+    outcome = compare(read_trial(lone), read_trial(again), trial)
+    assert not outcome.agrees and "not decided" in describe(outcome)[-1]
+
+
+def test_a_trial_and_its_teacher_are_trained_again(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(RECIPE))
+    done = run("run", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "kept"))
+    assert done.returncode == 0, done.stderr
+    (folder,) = (path.parent for path in (tmp_path / "kept" / "small").glob("*/result.json"))
+    shutil.rmtree(tmp_path / "kept" / "teachers")  # so that the teacher has to be trained again, too
+    again = run("replay", str(folder), "--out", str(tmp_path / "out"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "agrees: every number of every epoch is the same" in again.stdout
+    assert (tmp_path / "out" / "replays" / "small" / folder.name / "result.json").is_file()
+    change_loss_of_last_row(folder)
+    differing = run("replay", str(folder), "--out", str(tmp_path / "out"))
+    assert differing.returncode == 1 and "the first difference is in epoch 2" in differing.stdout
+
+
+def change_loss_of_last_row(folder: Path) -> None:
+    path = folder / "metrics.csv"
+    lines = path.read_text().splitlines()
+    cells, column = lines[-1].split(","), lines[0].split(",").index("test_loss")
+    cells[column] = repr(float(cells[column]) + 1)
+    path.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
+
+
+def test_errors_are_sentences(tmp_path: Path) -> None:
+    options = RunOptions(out=tmp_path)
+    with pytest.raises(UserError, match="has no finished trial"):
+        replay(tmp_path, options)
+    with pytest.raises(UserError, match=re.escape("leave the option out")):
+        replay(next(iter_taught()), options, weights=tmp_path / "a.pth")
+    damaged = tmp_path / "demo" / kept_trial().name
+    shutil.copytree(kept_trial(), damaged)
+    (damaged / "result.json").write_text("null")
+    with pytest.raises(UserError, match=r"result\.json"):
+        replay(damaged, options)
+    inside = tmp_path / "replays" / "demo" / kept_trial().name
+    shutil.copytree(kept_trial(), inside)
+    with pytest.raises(UserError, match="is a replay itself"):
+        replay(inside, options)
+
+
+def iter_taught():
+    return (path.parent for path in sorted(DEMO.glob("*/trial.json")) if json.loads(path.read_text()).get("teacher"))

@@ -1,0 +1,132 @@
+"""What a pair changes in the rows of a recipe: it leaves rows out, and trains them otherwise."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_bench.cli.show_recipe import describe_recipe
+from kd_bench.config.load import find_recipe, packaged_recipes, read_recipe
+from kd_bench.config.trial import PlannedTrial
+from kd_bench.plan import plan, warmup_notes
+from kd_bench.utils.errors import UserError
+
+RECIPE: dict[str, Any] = {
+    "name": "r",
+    "dataset": "cifar100",
+    "trials": 1,
+    "pairs": [
+        {"teacher": "resnet32x4", "student": "resnet8x4"},
+        {
+            "teacher": "resnet32x4",
+            "student": "shufflenet_v2",
+            "training": {"optimizer": {"lr": 0.01}},
+            "methods": {"long": {"temperature": 2, "training": {"epochs": 960, "optimizer": {"lr": 0.02}}}},
+            "leave_out": ["dkd"],
+        },
+    ],
+    "methods": {"kd": {}, "dkd": {}, "long": {"method": "kd", "training": {"epochs": 480, "optimizer": {"lr": 0.025}}}},
+}
+
+
+def planned(**changes: Any) -> list[PlannedTrial]:
+    return plan(read_recipe(RECIPE | changes), "r")
+
+
+def test_a_pair_leaves_rows_out() -> None:
+    labels = [(cell.student.removeprefix("cifar_"), cell.label) for cell in planned()]
+    assert labels == [
+        ("resnet8x4", "kd"),
+        ("resnet8x4", "dkd"),
+        ("resnet8x4", "long"),
+        ("shufflenet_v2", "kd"),
+        ("shufflenet_v2", "long"),
+    ]
+
+
+def test_a_pair_trains_a_row_otherwise() -> None:
+    trials = {(cell.student.removeprefix("cifar_"), cell.label): cell.trial for cell in planned()}
+    settings = {
+        key: (trial.epochs, trial.optimizer.lr, trial.method.hyperparameters["temperature"])
+        for key, trial in trials.items()
+        if key[1] != "dkd"
+    }
+    assert settings == {
+        ("resnet8x4", "kd"): (240, 0.05, 4),
+        ("resnet8x4", "long"): (480, 0.025, 4),
+        ("shufflenet_v2", "kd"): (240, 0.01, 4),
+        ("shufflenet_v2", "long"): (960, 0.02, 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ({"leave_out": ["dkdd"]}, "pairs.0.leave_out: no row is called 'dkdd'; did you mean 'dkd'?"),
+        ({"leave_out": ["kd", "dkd", "long"]}, "pairs.0.leave_out: leaves no row to the pair"),
+        ({"leave_out": "dkd"}, "pairs.0.leave_out: should be a list"),
+        ({"methods": {"dkd": {"untuned": 3}}}, "pairs.0.methods.dkd: untuned: should be true or false or text"),
+        ({"methods": {"dkd": {"training": 3}}}, "pairs.0.methods.dkd: training: should be a mapping"),
+        ({"methods": {"dkd": {"training": {"epoch": 3}}}}, "epoch: no such key; did you mean 'epochs'?"),
+    ],
+)
+def test_mistakes_are_sentences(pair: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        planned(pairs=[RECIPE["pairs"][0] | pair])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_recipe_shows_them(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "dataset: digits\nepochs: 2\ntrials: 2\nmethods: {kd: {}, ttm: {untuned: the settings of A}}\n"
+        "pairs:\n- {teacher: resnet20, student: resnet8, leave_out: [ttm]}\n"
+        "- {teacher: resnet20, student: resnet14, methods: {kd: {untuned: true}}}\n"
+        "published: [cifar100_pairs, cifar100_last_epoch]\n"
+    )
+    lines = [line.split() for line in describe_recipe(file, width=1000).splitlines()]
+    assert any(line[:2] == ["leave_out", "ttm"] for line in lines)
+    assert any(line[:2] == ["methods.kd.untuned", "true"] for line in lines)
+    assert any(line[:5] == ["untuned", "the", "settings", "of", "A"] for line in lines)
+    assert any(line[:3] == ["published", "cifar100_pairs,", "cifar100_last_epoch"] for line in lines)
+    assert "These are 6 trials." in describe_recipe(file)
+
+
+def test_the_label_of_a_row_wins_over_a_method_of_this_name() -> None:
+    def selected(*only: str) -> set[str]:
+        return {cell.label for cell in plan(read_recipe(RECIPE), "r.yaml", only)}
+
+    assert selected("method=kd") == {"kd"}
+    assert selected("method=kd,long") == {"kd", "long"}
+    renamed = RECIPE | {
+        "methods": {"short": {"method": "kd"}, "long": {"method": "kd"}, "dkd": {}},
+        "baseline": "short",
+    }
+    assert {cell.label for cell in plan(read_recipe(renamed), "r.yaml", ["method=kd"])} == {"short", "long"}
+    assert selected("student=shufflenet_v2", "method=kd") == {"kd"}
+    with pytest.raises(UserError, match="no method of this recipe is called 'dkd'"):  # this pair leaves the row out
+        selected("student=shufflenet_v2", "method=dkd")
+
+
+PAIRS = [{"teacher": "resnet32x4", "student": "resnet8x4"}, {"teacher": "resnet32x4", "student": "shufflenet_v2"}]
+WARMUPS = {"kd": {}, "dkd": {}, "none": {}, "ikl_kd": {"warmup_epochs": 15}, "slow": {"method": "ikl_kd", "tau": 4}}
+
+
+def test_a_warmup_that_is_longer_than_the_training_is_noted_once_for_each_row(tmp_path: Path) -> None:
+    (recipe := tmp_path / "r.yaml").write_text(json.dumps(RECIPE | {"methods": WARMUPS, "epochs": 15, "pairs": PAIRS}))
+    notes = [
+        f"{label}: its warm-up takes 20 epochs and the training 15, so its terms never reach their full weight; "
+        f"set methods.{label}.warmup_epochs"
+        for label in ("dkd", "slow")
+    ]
+    assert warmup_notes(plan(read_recipe(recipe), "r.yaml")) == notes
+    assert warmup_notes(plan(read_recipe(recipe), "r.yaml", ["method=kd,slow"])) == notes[1:]
+    assert warmup_notes(plan(read_recipe(recipe, ["epochs=20"]), "r.yaml")) == []
+    shown = " ".join(describe_recipe(recipe).split())
+    assert all(shown.count(note) == 1 for note in notes)
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_packaged_recipes_reach_the_full_weight_of_their_terms(name: str) -> None:
+    assert "never reach their full weight" not in describe_recipe(find_recipe(name))
