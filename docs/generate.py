@@ -1,190 +1,44 @@
-"""Writes docs/methods.md from the docstrings and signatures of the methods.
+"""Writes docs/methods.md from the sources of the methods and from docs/methods/, see method_page.py, and the part of
+docs/reproduce.md that is made from results/measured/, see reproduction.py.
 
-``make docs`` runs it. With ``--costs`` it counts the table of costs again, which takes half a minute. With
-``--notebook`` it runs docs/notebook.ipynb again and stores the outputs, which takes some minutes.
+``make docs`` runs it. With ``--costs`` it counts the costs of all methods again, which takes a minute; without, it
+counts those of new methods. With ``--hours`` it computes again what the paper's recipes take on cards, see
+card_hours.py, and with ``--notebook`` it runs docs/notebook.ipynb again and stores the outputs; both take some minutes.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
-import textwrap
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from kd_bench.methods import _registry as methods
-from kd_bench.methods.base import Family
-from kd_bench.methods.parameters import allowed, resolve
-from kd_bench.utils.signatures import REQUIRED, Parameter
+import card_hours
+import method_costs
+import method_page
+import reproduction
 
 PAGE = Path(__file__).parent / "methods.md"
 NOTEBOOK = Path(__file__).parent / "notebook.ipynb"
 
-#: Markers around the table of costs, so that the rest of the page can be written without counting.
-BEGIN, END = "<!-- costs -->\n", "<!-- end of costs -->\n"
 
-TEACHER, STUDENT = "resnet32x4", "shufflenet_v1"
-
-_FAMILIES: dict[Family, str] = {
-    "baseline": "The baseline",
-    "logits": "Methods that distil logits",
-    "features": "Methods that distil features",
-    "adversarial": "Adversarial training",
-}
-
-_HEAD = f"""\
-# The methods
-
-<!-- Written by docs/generate.py from the docstrings in kd_bench/methods/; change those, then: make docs -->
-
-Each section is generated from the source of a method: formula, publication, settings, and differences between paper
-and released code. The source is the only place of the defaults. `kd-bench list methods` lists the methods, and
-`kd-bench show ikl_kd` shows one in the terminal. s are the student's logits and t the teacher's, CE is the
-cross-entropy with the labels, and "warm-up" is a factor that grows linearly from 1 / `warmup_epochs` in the first epoch
-to 1, unless a section says otherwise.
-
-A recipe sets the values that differ from the defaults:
-
-```yaml
-methods:
-  none: {{}}                                  # the student alone
-  kd: {{temperature: 2}}
-  ikl_kd_class: {{method: ikl_kd, weights: class, tau: 4}}   # a row with its own name
-```
-
-## What they cost
-
-Counted, not timed, for {TEACHER} to {STUDENT} on CIFAR-100 in batches of 64, with the methods' defaults. The counts
-are the operations of matrix products and convolutions; a multiplication with an addition counts as two. The teacher
-runs once per batch for all students of a cohort; `ofd` with its default needs a pass of its own, because the teacher's
-batch norms then use the statistics of the batch. "Own state" is the method's parameters and buffers; "activations" is
-the largest memory in use by one student's forward and backward pass.
-
-"""
-
-_AFTER_COSTS = """
-The time in seconds depends on the machine. `kd-bench estimate RECIPE` times a few steps of a recipe on the current
-machine and computes hours for GPUs. Methods of adversarial training run each batch once more for every step of the
-attack, which the recipe sets.
-"""
+def page() -> str:
+    """Returns the page of the methods with the stored costs."""
+    benchmarks = method_costs.BENCHMARKS.read_text(encoding="utf-8")
+    return method_page.page(method_costs.read(), method_costs.measured_times(benchmarks))
 
 
-def page(costs: str) -> str:
-    """Returns the whole page with a table of costs."""
-    infos = [methods.describe(name) for name in _built_in()]
-    parts = [_HEAD, BEGIN, costs, END, _AFTER_COSTS]
-    for family, title in _FAMILIES.items():
-        parts.append(f"\n## {title}\n")
-        parts += [_section(info) for info in infos if info.family == family]
-    return "".join(parts)
-
-
-def costs_of(text: str) -> str:
-    """Returns the table of costs in a page."""
-    return text.partition(BEGIN)[2].partition(END)[0]
-
-
-def _built_in() -> list[str]:
-    """Returns the built-in methods, whose sources, unlike those of plug-ins, have no hash."""
-    return [name for name in methods.names() if methods.source_hash(name) is None]
-
-
-def _section(info: methods.MethodInfo) -> str:
-    text = info.doc.partition("\nArgs:\n")[0].strip()
-    summary, *paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
-    text = f"\n### {info.name}\n\n{_escaped(summary)}\n"
-    if paragraphs and paragraphs[0].startswith("ce_weight * "):
-        formula, _, rest = paragraphs[0].partition(". ")
-        text += f"\n```text\n{_filled(formula.rstrip('.'), 100)}\n```\n"
-        paragraphs[0] = rest
-    text += "".join(f"\n{_filled(_escaped(paragraph), 120)}\n" for paragraph in paragraphs if paragraph)
-    text += f"\n{_reads(info)}\n"
-    if not info.parameters:
-        return text + "\nIt has no settings.\n"
-    rows = [
-        [f"`{parameter.name}`", f"`{_value(parameter)}`", _allowed(parameter), _escaped(parameter.text)]
-        for parameter in info.parameters
-    ]
-    return text + "\n" + _table(["setting", "default", "allowed", "meaning"], rows)
-
-
-def _reads(info: methods.MethodInfo) -> str:
-    needs = methods.load(info.name).needs
-    student = _listed(needs.student)
-    teacher = _listed(needs.teacher) if info.needs_teacher else ""
-    text = f"Reads the student's {student}" + (f" and the teacher's {teacher}." if teacher else "; needs no teacher.")
-    if info.required_settings:
-        settings = " and ".join(f"`adversarial.{key}`" for key in info.required_settings)
-        text += f" The recipe must switch on {settings}."
-    return _filled(text, 120)
-
-
-def _listed(outputs: frozenset[str]) -> str:
-    words = {"logits": "logits", "stages": "stages", "preacts": "pre-activations", "pooled": "pooled embedding"}
-    listed = [word for output, word in words.items() if output in outputs]
-    return " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
-
-
-def _value(parameter: Parameter) -> str:
-    value = parameter.default
-    return "required" if value is REQUIRED else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _allowed(parameter: Parameter) -> str:
-    return _escaped(allowed(resolve(parameter.annotation)).replace("a finite number, ", "").replace("'", ""))
-
-
-def _filled(text: str, width: int) -> str:
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-
-
-def _escaped(text: str) -> str:
-    """Returns Markdown that renders as the text; only text in double backticks is code."""
-    parts = re.split(r"``(.+?)``", text)
-    parts[1::2] = [f"`{code}`" for code in parts[1::2]]
-    parts[::2] = [re.sub(r"([\\*_<>|\[\]])", r"\\\1", plain) for plain in parts[::2]]
-    return "".join(parts)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def count_costs() -> str:
-    """Returns the table of costs, counted with tensors without content."""
-    from kd_bench import plan
-    from kd_bench.config.load import read_recipe
-    from kd_bench.estimate import placeholders
-    from kd_bench.estimate.step_cost import CohortCost, count_cohort
-
-    names = [name for name in _built_in() if methods.describe(name).family != "adversarial"]
-    content: dict[str, Any] = {
-        "extends": "cifar100/base.yaml",
-        "name": "costs",
-        "pairs": [{"teacher": TEACHER, "student": STUDENT}],
-        "methods": names,
-        "trials": 1,
-    }
-    trials = {planned.label: planned.trial for planned in plan.plan(read_recipe(content), "costs")}
-    images, _ = placeholders.images_or_placeholders(trials["none"].dataset, None, Path("no-images"))
-    costs: dict[str, CohortCost] = {name: count_cohort([trial], images) for name, trial in trials.items()}
-    baseline = costs["none"].members[0]
-    rows = []
-    for name in sorted(names, key=lambda name: list(_FAMILIES).index(methods.describe(name).family)):
-        cost, member = costs[name], costs[name].members[0]
-        assert not member.uncounted, (name, member.uncounted)
-        per_image = 1e9 * cost.images
-        rows.append([
-            f"[`{name}`](#{name})",
-            f"{cost.teacher.flops / per_image:.2f}" if trials[name].teacher else "none",
-            f"{member.step.flops / per_image:.2f}",
-            f"{(member.parameters - baseline.parameters) / 1e6:.1f} MB",
-            f"{member.peak / 1e9:.2f} GB",
-        ])  # fmt: skip
-    head = ["method", "teacher's pass, GFLOP per image", "student's step, GFLOP per image", "own state", "activations"]
-    return _table(head, rows)
+def count_costs(known: method_costs.Costs) -> method_costs.Costs:
+    """Returns the costs of all methods; those that are known are not counted again."""
+    pairs = defaultdict(list)
+    for name in method_page.built_in():
+        entry = method_page.entry(name)
+        if name not in known and not entry.cost:
+            pairs[entry.pair].append(name)
+    counted = [method_costs.count(names, pair) for pair, names in pairs.items()]
+    costs = {name: cost for part in (known, *counted) for name, cost in part.items()}
+    return {name: costs[name] for name in method_page.built_in() if name in costs}
 
 
 def run_notebook(folder: Path) -> Any:
@@ -211,15 +65,21 @@ def write_notebook() -> None:
 
 
 def main() -> None:
-    """Writes the page if it has changed."""
+    """Writes the pages and the costs if they have changed."""
     if "--notebook" in sys.argv[1:]:
         write_notebook()
-    before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    costs = count_costs() if "--costs" in sys.argv[1:] or not costs_of(before) else costs_of(before)
-    after = page(costs)
-    if after != before:
-        PAGE.write_text(after, encoding="utf-8")
-        print(f"docs: wrote {PAGE}")
+    if "--hours" in sys.argv[1:]:
+        card_hours.count()
+    known = {} if "--costs" in sys.argv[1:] else method_costs.read()
+    method_costs.write(count_costs(known))
+    _write_changed(PAGE, page())
+    _write_changed(reproduction.PAGE, reproduction.page(reproduction.PAGE.read_text(encoding="utf-8")))
+
+
+def _write_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+        print(f"docs: wrote {path}")
 
 
 if __name__ == "__main__":
