@@ -203,6 +203,7 @@ def test_four_at_once_share_the_work(recipe, undisturbed, tmp_path):
     assert len(tables) == 1
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_is_reported_and_the_run_continues(recipe, undisturbed, tmp_path):
     arguments = ("run", str(recipe), "--out", str(tmp_path), "--only", "method=none")
     runner = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -86,6 +86,7 @@ def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     return runner
 
 
+@pytest.mark.slow
 def test_the_cohort_of_a_killed_worker_continues_in_the_same_run(
     recipe: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def start(recipe: Path, out: Path, *more: str):
     return run("run", str(recipe), "--data", str(recipe.parent / "data"), "--out", str(out), *more)
 
 
+@pytest.mark.slow
 def test_it_trains_to_the_same_bytes_with_and_without_workers(recipe: Path, tmp_path: Path) -> None:
     for workers in ("0", "2"):
         done = start(recipe, tmp_path / workers, "--workers", workers, "--only", "method=none,kd")

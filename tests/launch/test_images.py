@@ -37,6 +37,7 @@ def start(recipe: Path, *more: str):
     return run("run", str(recipe), "--data", str(recipe.parent / "data"), "--out", str(recipe.parent / "out"), *more)
 
 
+@pytest.mark.slow
 def test_images_are_recorded_and_others_are_refused(recipe: Path) -> None:
     data, out = recipe.parent / "data", recipe.parent / "out"
     done = start(recipe)

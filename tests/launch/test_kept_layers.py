@@ -102,6 +102,7 @@ def test_table_and_page_name_what_a_row_costs(root: Path) -> None:
     assert views in html
 
 
+@pytest.mark.slow
 def test_verify_measures_the_layers_again(root: Path) -> None:
     assert "no faults found" in words_of("verify", str(root / "runs"), "--accuracy")
     assert "5 done" in words_of("status", str(root / "small.yaml"), "--out", str(root / "runs"))

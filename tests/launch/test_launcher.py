@@ -93,6 +93,7 @@ def assert_same(out: Path, expected: Path) -> None:
             assert result[key] == wanted_results[trial][key], key
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_weights_of_one(alone: Path, both: Path) -> None:
     assert_same(both, alone)
     for path in both.glob("mine/*/environment.json"):

@@ -69,6 +69,7 @@ def finish(executor: LocalExecutor, group: WorkerGroup) -> tuple[list[Event], in
     return events, code
 
 
+@pytest.mark.slow
 def test_the_second_cohort_of_a_process_has_the_bytes_of_one_in_a_process_of_its_own(
     executor: LocalExecutor, tmp_path: Path
 ) -> None:
