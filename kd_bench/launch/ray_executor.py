@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+from pathlib import Path
 from typing import Any
 
 from kd_bench.launch.cluster_executor import ClusterExecutor, RemoteJob
@@ -29,7 +32,8 @@ class RayExecutor(ClusterExecutor):
         self._ray, address = ray, settings.get("address")
         try:
             if not ray.is_initialized():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+                chosen = address or _reachable_or_new()
+                ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         except (ConnectionError, ValueError) as error:
             raise UserError(f"--executor-option address={address}: {first_line(error)}") from None
         gpus = settings.get("gpus", 0.0 if device == "cpu" or not ray.cluster_resources().get("GPU") else 1.0)
@@ -62,3 +66,19 @@ class RayExecutor(ClusterExecutor):
 
 def _run(work: RemoteJob) -> int:
     return work()
+
+
+def _reachable_or_new() -> str | None:
+    """Returns the address for ``ray.init``: None for the cluster of this machine if it runs, and "local" for a new one.
+
+    A cluster that was killed leaves a file with its address behind, and Ray would wait for that cluster.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        host, _, port = file.read_text(encoding="utf-8").strip().rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=5):
+            return None
+    except (OSError, ValueError):
+        return "local"

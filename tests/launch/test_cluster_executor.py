@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import yaml
 
 from kd_bench.launch.cluster_executor import RemoteJob
 from kd_bench.launch.options import parse_executor_options
+from kd_bench.launch.ray_executor import _reachable_or_new
 from kd_bench.utils.errors import UserError
 from tests.launch.test_end_to_end import command, kill_tree, run, weights
 
@@ -153,3 +155,20 @@ def test_options() -> None:
     ):
         with pytest.raises(UserError, match=message):
             parse_executor_options(executor, options)
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray leaves the address of a cluster that was killed behind, and would wait for it."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert _reachable_or_new() == "local"
+    file = tmp_path / "ray" / "ray_current_cluster"
+    file.parent.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        file.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        assert _reachable_or_new() is None
+    assert _reachable_or_new() == "local"
+    file.write_text("no address")
+    assert _reachable_or_new() == "local"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert _reachable_or_new() is None
