@@ -345,7 +345,7 @@ def test_it_is_timed_kept_and_compared_with_the_run(recipe: Path, tmp_path: Path
     done = run("estimate", str(recipe), "--steps", "1", *few, "--cards", "t4", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert "few: to train: 2 trials in 1 cohort and 1 teacher." in done.stdout
-    assert "1 step of 50 images" in done.stdout
+    assert "1 step of" in done.stdout and "50 images" in done.stdout  # on two lines of its cell
     assert "kd, dkd" in done.stdout
     assert "could not be timed" not in done.stdout
     assert [path.name for path in out.rglob("*.json")] == ["estimate.json"]  # nothing was trained
