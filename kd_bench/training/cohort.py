@@ -74,9 +74,9 @@ class CohortModule(pl.LightningModule):
         if teacher is not None:
             taught = [member for member in members if member.trial.teacher is not None] or list(members)
             needs = _teacher_needs(taught, preparation=False), _teacher_needs(taught, preparation=True)
-            epochs = self._settings.epochs + max(member.trial.preparation_epochs for member in members)
             views = 1 if self._settings.second_view is None else 2
-            images = members[0].method.pair.train_size * epochs * views
+            # Without the epochs of preparations: whether the teacher is compiled must not depend on the other members.
+            images = members[0].method.pair.train_size * self._settings.epochs * views
             self.teacher = Teacher(teacher, view or nn.Identity(), *needs, taught[0].trial, images, open_logit_cache)
 
     @property

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.load import merge
@@ -18,7 +17,7 @@ from kd_bench.launch.options import RunOptions, require_package
 from kd_bench.launch.run_recipe import train_trials, training_failure
 from kd_bench.methods import _registry as methods
 from kd_bench.plan import plan, resolve_network
-from kd_bench.trials.reader import read_trial
+from kd_bench.trials.reader import TrialRecord, read_trial
 from kd_bench.tuning.search_space import LEARNING_RATE, SearchSpace, search_space
 from kd_bench.utils import seeding
 from kd_bench.utils.errors import RunFailed, UserError, unknown
@@ -157,8 +156,8 @@ def tune_row(
     Raises:
         UserError: If a setting is invalid.
     """
-    row = recipe.methods[label]
-    (start,) = _plan(recipe, pair, {label: row})
+    row, of_pair = recipe.methods[label], pair.methods.get(label, {})
+    (start,) = _plan(recipe, pair, row, {label: of_pair})
     parameters = methods.check(row.method, start.trial.method.hyperparameters)
     space = search_space(row.method, parameters, start.trial.optimizer.lr, settings.ranges, f"row {label}")
     study = _study(space, settings, f"{pair.teacher}/{pair.student}/{label}")
@@ -167,14 +166,16 @@ def tune_row(
         asked = [study.ask(_distributions(space)) for _ in range(min(settings.batch, settings.budget - len(tries)))]
         values = [{name: _rounded(one.params[name], space.start[name]) for name in space.ranges} for one in asked]
         numbers = range(len(tries) + 1, len(tries) + len(asked) + 1)
-        rows = {f"{label} try {n}": _entry(row, pair, label, of_try) for n, of_try in zip(numbers, values, strict=True)}
-        planned = _plan(recipe, pair, rows)
+        settings_of_tries = (merge(of_pair, _changes(of_try)) for of_try in values)
+        labels = (f"{label} try {number}" for number in numbers)
+        planned = _plan(recipe, pair, row, dict(zip(labels, settings_of_tries, strict=True)))
         title = f"{recipe.name}: {label}, tries {numbers[0]} to {numbers[-1]}"
         failures = train_trials(recipe.name, planned, options, title)
-        if any(read_trial(options.out / recipe.name / cell.trial_id).result is None for cell in planned):
+        records = [read_trial(options.out / recipe.name / cell.trial_id) for cell in planned]
+        if any(record.result is None for record in records):
             raise training_failure(recipe.name, failures)
-        for one, number, of_try, cell in zip(asked, numbers, values, planned, strict=True):
-            result = _result(options.out / recipe.name / cell.trial_id)
+        for one, number, of_try, cell, record in zip(asked, numbers, values, planned, records, strict=True):
+            result = _result(record)
             tries.append(Try(number, of_try, cell, *result))
             study.tell(one, result[0], state=None if result[0] is not None else _failed())
             outcome = "failed" if result[0] is None else f"{result[0]:.2f} % on held-out images"
@@ -217,22 +218,11 @@ def tuned_recipe(recipe: Recipe, tuned: Sequence[TunedRow], seeds: int | None) -
     return recipe.model_copy(update=update)
 
 
-def _plan(recipe: Recipe, pair: PairEntry, rows: dict[str, MethodEntry]) -> list[PlannedTrial]:
-    of_pair = {label: values for label, values in pair.methods.items() if label in rows}
-    alone = pair.model_copy(update={"methods": of_pair, "leave_out": ()})
-    update = {"pairs": (alone,), "methods": rows, "baseline": next(iter(rows))}
+def _plan(recipe: Recipe, pair: PairEntry, row: MethodEntry, values: dict[str, dict[str, Any]]) -> list[PlannedTrial]:
+    """Plans the trials of one row with different settings of the pair, by label."""
+    alone = pair.model_copy(update={"methods": values, "leave_out": ()})
+    update = {"pairs": (alone,), "methods": dict.fromkeys(values, row), "baseline": next(iter(values))}
     return plan(recipe.model_copy(update=update), recipe.name)
-
-
-def _entry(row: MethodEntry, pair: PairEntry, label: str, values: dict[str, float]) -> MethodEntry:
-    """Returns the row of a try: the row's settings, those of the pair, and the tried values."""
-    of_pair = dict(pair.methods.get(label, {}))
-    training = merge(row.training, of_pair.pop("training", {}))
-    of_pair.pop("untuned", None)
-    changes = _changes(values)
-    training = merge(training, changes.pop("training", {}))
-    hyperparameters = merge(merge(row.hyperparameters, of_pair), changes)
-    return row.model_copy(update={"hyperparameters": hyperparameters, "training": training})
 
 
 def _changes(values: dict[str, float]) -> dict[str, Any]:
@@ -243,8 +233,7 @@ def _changes(values: dict[str, float]) -> dict[str, Any]:
     return changes
 
 
-def _result(path: Path) -> tuple[float | None, float | None]:
-    record = read_trial(path)
+def _result(record: TrialRecord) -> tuple[float | None, float | None]:
     result = record.result if record.verdict == "done" else None
     return (None, None) if result is None else (result.get("val_top1_last"), result["top1_last"])
 
