@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Interval
 from pydantic import ConfigDict, Field, model_validator
@@ -168,6 +169,12 @@ class IdentifiedSettings(Settings):
     def id(self) -> str:
         """Identity of the settings: 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
         return identity(self.settings())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Returns a copy with the identity of its own settings."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("id", None)  # pydantic copies cached properties, too
+        return copy
 
 
 class PretrainedTeacher(IdentifiedSettings):

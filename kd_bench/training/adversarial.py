@@ -176,7 +176,8 @@ class AdversarialStudentModule(StudentModule):
                 for result in (first, second):
                     check_terms(result, self.method, adversarial.logits.device)
                 terms = {name: value + second_view.weight * second[name] for name, value in first.items()}
-                terms["ce"] = (first["ce"] + second["ce"]) / 2
+                if "ce" in terms:
+                    terms["ce"] = (first["ce"] + second["ce"]) / 2
                 logits = adversarial.logits[:half]
         return _Loss(terms, sum_terms(terms, self.method, logits.device), logits)
 

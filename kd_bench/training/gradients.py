@@ -37,12 +37,12 @@ def add_gradients(
         UserError: If ``optimizer`` is ``DOT``, and the terms are not those of a task and of a distillation.
     """
     if not isinstance(optimizer, DOT):
-        backward(_scaled(loss, share))
+        backward(scaled(loss, share))
         return
     task, distillation = split_terms(terms, method)
     with optimizer.distillation_gradients():
-        _scaled(distillation, share).backward(retain_graph=True)
-    backward(_scaled(task, share))
+        scaled(distillation, share).backward(retain_graph=True)
+    backward(scaled(task, share))
 
 
 def finish_gradients(
@@ -79,5 +79,6 @@ def all_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def _scaled(loss: Tensor, share: float) -> Tensor:
+def scaled(loss: Tensor, share: float) -> Tensor:
+    """Returns the part of a micro-batch's loss, a scalar, in the mean over a batch of which it has this share."""
     return loss if share == 1 else loss * share

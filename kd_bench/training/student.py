@@ -20,7 +20,7 @@ from kd_bench.models.input_transform import InputTransform
 from kd_bench.models.student_with_head import StudentWithHead
 from kd_bench.training.epoch_rows import preparation_row, student_row
 from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, compiles_students, precision_context
-from kd_bench.training.gradients import add_gradients, finish_gradients
+from kd_bench.training.gradients import add_gradients, finish_gradients, scaled
 from kd_bench.training.isolation import copied_inputs, unchanged_process
 from kd_bench.training.method_result import sum_terms
 from kd_bench.training.metrics import MetricSums
@@ -251,7 +251,7 @@ class StudentModule(nn.Module):
         if part.first:
             self.optimizer.zero_grad(set_to_none=True)
         if preparing:  # the only loss, also for an optimiser that wants the gradients of two
-            backward(loss if part.share == 1 else loss * part.share)
+            backward(scaled(loss, part.share))
         else:
             add_gradients(self.optimizer, loss, terms, self.method, part.share, backward)
         with torch.no_grad():

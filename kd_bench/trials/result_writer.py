@@ -83,7 +83,9 @@ class TrialResultWriter(ResultWriter):
     def write_mid_epoch(self, member: StudentModule, step: int, states: list[bytes]) -> None:
         """Writes a checkpoint within an epoch, with the state of each process, because these differ."""
         self._check_lease()
-        self.folder.write_mid_epoch(member.all_epochs_done, step, serialize_state({"step": step, "states": states}))
+        # as tensors, because torch.save writes bytes as text, which is half as large again
+        tensors = [torch.frombuffer(bytearray(state), dtype=torch.uint8) for state in states]
+        self.folder.write_mid_epoch(member.all_epochs_done, step, serialize_state({"step": step, "states": tensors}))
 
     def read_mid_epoch(self, epoch: int, world_size: int) -> tuple[int, int, list[bytes]] | None:
         """Returns the last good checkpoint within this epoch or a later one.
@@ -96,8 +98,9 @@ class TrialResultWriter(ResultWriter):
         for of_epoch, content in self.folder.read_mid_epoch(epoch):
             with suppress(*_LOAD_ERRORS):
                 checkpoint = torch.load(io.BytesIO(content), weights_only=True)
-                if len(checkpoint["states"]) == world_size:
-                    return of_epoch, int(checkpoint["step"]), checkpoint["states"]
+                states = [state.numpy().tobytes() for state in checkpoint["states"] if isinstance(state, torch.Tensor)]
+                if len(states) == world_size:
+                    return of_epoch, int(checkpoint["step"]), states
         return None
 
     def write_epoch(self, member: StudentModule) -> None:

@@ -11,7 +11,7 @@ from kd_bench.config.adversarial import Adversarial, Generated, SecondView
 from kd_bench.config.base import PerTrial, Settings, Shared, shared_fields
 from kd_bench.config.data import Augment, Dataset, Pipeline
 from kd_bench.config.optimizer import SGD
-from kd_bench.config.trial import MethodSettings, PretrainedTeacher, Training, Trial
+from kd_bench.config.trial import MethodSettings, PretrainedTeacher, Training, Trial, identity
 
 ADVERSARIAL = Adversarial(eps=0.1, steps=2)
 TRIAL = Trial(
@@ -116,3 +116,10 @@ def test_trials_with_other_settings_are_trained_together() -> None:
         {"adversarial": ADVERSARIAL.model_copy(update={"eps": 0.2, "norm": "L2", "ramp": True})},
     ]
     assert {TRIAL.model_copy(update=change).cohort_key for change in changes} == {TRIAL.cohort_key}
+
+
+def test_a_copy_has_the_identity_of_its_own_settings() -> None:
+    assert TRIAL.id == identity(TRIAL.settings())
+    copy = TRIAL.model_copy(update={"seed": 1})
+    assert copy.id == identity(copy.settings()) != TRIAL.id
+    assert TRIAL.model_copy(deep=True).id == TRIAL.id

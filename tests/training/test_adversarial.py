@@ -255,6 +255,15 @@ def test_a_second_view_counts_with_its_weight(data) -> None:
     torch.testing.assert_close(terms["soft_ce"], views[0]["soft_ce"] + 0.3 * views[1]["soft_ce"])
 
 
+def test_views_of_a_method_without_a_loss_of_the_labels(data, monkeypatch: pytest.MonkeyPatch) -> None:
+    member, batch = member_and_batch(data, settings={"second_view": {"weight": 0.5}, "weight_perturbation": None})
+    monkeypatch.setattr(member.method, "forward", lambda student, *_: {"norm": student.logits.square().mean()})
+    norm = member._loss(batch.images, MicroBatch(batch), seeding.STUDENT).terms["norm"]
+    logits = member.network(member.view(torch.cat([batch.images, batch.images])))[: len(batch.images)]
+    half = len(batch.images) // 2
+    torch.testing.assert_close(norm, logits[:half].square().mean() + 0.5 * logits[half:].square().mean())
+
+
 def test_the_class_weights_are_of_the_first_view(data) -> None:
     settings = {"second_view": {"weight": 1.0}, "weight_perturbation": {"from_epoch": 1}}
     member, batch = member_and_batch(data, settings=settings)

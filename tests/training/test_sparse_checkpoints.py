@@ -64,6 +64,9 @@ def test_a_checkpoint_is_written_once_a_minute(tmp_path: Path, monkeypatch: pyte
     assert folder.epochs_done() == 0
     assert [path.name.split("-")[1:3] for path in (folder.path / "checkpoint").iterdir()] == [["000003", "000000003"]]
     assert len((folder.path / "metrics.csv").read_text().splitlines()) == 1 + 3
+    ((_, content),) = folder.read_mid_epoch(0)
+    (state,) = torch.load(io.BytesIO(content), weights_only=True)["states"]
+    assert len(content) < 1.1 * len(state)
     monkeypatch.setattr("kd_bench.training.fit.CHECKPOINT_SECONDS", 0.0)
     (folder,) = train(trials, tmp_path / "often", stop_after=20)
     assert folder.epochs_done() == 3
