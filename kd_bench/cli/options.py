@@ -28,6 +28,14 @@ RecipeName = Annotated[
         autocompletion=completion.recipes,
     ),
 ]
+OptionalRecipe = Annotated[
+    str | None,
+    typer.Argument(
+        help="A recipe's file, the name of a packaged recipe, or the name of a comparison in the results folder. By "
+        "default, all results.",
+        autocompletion=completion.recipes,
+    ),
+]
 Recipes = Annotated[
     list[str] | None,
     typer.Option(
@@ -234,3 +242,11 @@ def check_format(format_: str) -> None:
     from kd_bench.report.render import FORMATS
 
     check_choice("format", format_, FORMATS, "--format")
+
+
+def refuse_without_recipe(**options: Any) -> None:
+    """Raises a UserError if one of the options, by name, was given, because it changes or selects from a recipe."""
+    for name, value in options.items():
+        if value is not None:
+            shown = "--set, --epochs, --batch-size and --lr" if name == "set" else f"--{name}"
+            raise UserError(f"{shown}: name the recipe that is changed or selected from; see: kd-bench list recipes")

@@ -16,7 +16,7 @@ from kd_bench.utils.errors import RunFailed, UserError
 
 @opt.with_settings()
 def status(
-    recipe: opt.RecipeName,
+    recipe: opt.OptionalRecipe = None,
     method: opt.Method = None,
     only: opt.Only = None,
     trials: opt.Trials = None,
@@ -24,21 +24,32 @@ def status(
     out: opt.Out = opt.OUT,
     everything: Annotated[bool, typer.Option("--all", help="Also list trials that are done.")] = False,
 ) -> None:
-    """Show which trials of a recipe are done, running, waiting, failed or damaged. Exit code 1 unless all are done."""
+    """Show which trials of a recipe are done, running, waiting, failed or damaged. Exit code 1 unless all are done.
+
+    Without a recipe, each recipe that has results is summarised, and trials that are done or waiting are not listed.
+    """
     from kd_bench import api
     from kd_bench.trials.recipe_file import find_recipe_in
     from kd_bench.trials.status import summary, trial_statuses
 
-    source = find_recipe_in(recipe, out)
-    planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
-    statuses = trial_statuses(planned.planned, out, planned.recipe.name)
-    listed = [status for status in statuses if everything or status.state != "done"]
-    width = max((len(status.name) for status in listed), default=0)
-    for status in listed:
-        detail = " ".join(status.detail.split())
-        typer.echo(f"{status.state:7}  {status.trial}  {status.name:{width}}  {detail}".rstrip())
-    typer.echo(f"{planned.recipe.name}: {summary(statuses)}")
-    if any(status.state != "done" for status in statuses):
+    if recipe is None:
+        opt.refuse_without_recipe(method=method, only=only, trials=trials, set=set_)
+        parts = [(part.name, part.folder.name, part.cells) for part in api.report_parts(None, None, out)]
+    else:
+        planned = api.plan(find_recipe_in(recipe, out), methods=method, only=only, trials=trials, overrides=set_)
+        parts = [(planned.recipe.name, planned.recipe.name, planned.planned)]
+    unlisted = set() if everything else {"done"} if recipe is not None else {"done", "waiting"}
+    unfinished = False
+    for name, folder, cells in parts:
+        statuses = trial_statuses(cells, out, folder)
+        listed = [status for status in statuses if status.state not in unlisted]
+        width = max((len(status.name) for status in listed), default=0)
+        for status in listed:
+            detail = " ".join(status.detail.split())
+            typer.echo(f"{status.state:7}  {status.trial}  {status.name:{width}}  {detail}".rstrip())
+        typer.echo(f"{name}: {summary(statuses)}")
+        unfinished |= any(status.state != "done" for status in statuses)
+    if unfinished:
         sys.exit(1)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kd_bench.cli import completion
 from kd_bench.cli import options as opt
 from kd_bench.utils.errors import UserError
 
@@ -17,13 +18,7 @@ if TYPE_CHECKING:
 
 @opt.with_settings()
 def table(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            help="A recipe's file, the name of a packaged recipe, or the name of a comparison in the results folder.",
-            autocompletion=completion.recipes,
-        ),
-    ] = None,
+    recipe: opt.OptionalRecipe = None,
     published: Annotated[
         bool, typer.Option("--published", help="Without a recipe: print the paper's Tables 6 to 12.")
     ] = False,
@@ -35,18 +30,20 @@ def table(
     out: opt.Out = opt.OUT,
     format_: opt.Format = "terminal",
 ) -> None:
-    """Print the table of a recipe's results so far, or the published tables."""
+    """Print the table of a recipe's results so far, or of all results, or the published tables."""
     opt.check_format(format_)
     names = opt.parse_columns(columns)
-    if published or recipe is None:
+    if published:
         from kd_bench.paper.published_tables import reprint
 
         if recipe is not None:
             raise UserError(f"--published: must stand without a recipe (it is {recipe!r}), whose table shows what is "
                             "published beside what was measured")  # fmt: skip
-        if not published:
-            raise UserError("table: name a recipe, or --published for the paper's tables; see: kd-bench list recipes")
         sys.stdout.write(reprint(format_))
+        return
+    if recipe is None:
+        opt.refuse_without_recipe(method=method, only=only, trials=trials, set=set_)
+        _print_all(out, names, format_)
         return
     from kd_bench import api
     from kd_bench.trials.recipe_file import find_recipe_in
@@ -61,6 +58,21 @@ def table(
         return
     planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
     print_summary(api.table([planned], out, names), format_)
+
+
+def _print_all(out: Path, columns: Sequence[str], format_: str) -> None:
+    """Prints a table for each recipe that has results, below its name."""
+    from kd_bench import api
+
+    parts = api.report_parts(None, None, out, columns)
+    if len(parts) > 1 and format_ not in ("terminal", "plain", "markdown"):
+        names = ", ".join(dict.fromkeys(part.folder.name for part in parts))
+        raise UserError(f"--format {format_}: one table only; name one of {names}, which have results in {out}")
+    for number, part in enumerate(parts):
+        if len(parts) > 1:
+            heading = f"## {part.name}" if format_ == "markdown" else part.name
+            typer.echo(f"{chr(10) * (number > 0)}{heading}\n")
+        print_summary(part.summary, format_)
 
 
 def print_summary(summary: Summary, format_: str) -> None:

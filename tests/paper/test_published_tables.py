@@ -59,7 +59,7 @@ def test_the_command() -> None:
     run = CliRunner().invoke(app, ["table", "--published", "--format", "markdown"])
     assert run.exit_code == 0 and run.output == reprint("markdown")
     for arguments, message in (
-        (["table"], "name a recipe, or --published"),
+        (["table", "--only", "method=kd"], "--only: name the recipe"),
         (["table", "demo", "--published"], "--published: must stand without a recipe"),
     ):
         with pytest.raises(UserError, match=message):
