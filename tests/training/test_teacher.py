@@ -65,6 +65,19 @@ def test_auto_compiles_a_teacher_that_works_long_and_no_other(monkeypatch: pytes
     assert not compiled
 
 
+def test_whether_a_teacher_is_compiled_does_not_depend_on_preparations(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, worth = splits(), []
+    monkeypatch.setattr(Teacher, "_is_worth_compiling", lambda self, _: bool(worth.append(self._images)))
+    for names in (("kd",), ("kd", "ab")):
+        trials = [trial(name, hyperparameters={"preparation_epochs": 50} if name == "ab" else {}) for name in names]
+        assert trials[0].teacher is not None
+        network = build_network(trials[0].teacher, data)[0].eval()
+        cohort = CohortModule([build_student(one, data, network, MemoryWriter()) for one in trials], network)
+        assert cohort.teacher is not None
+        cohort.teacher(first_batch(data))
+    assert worth == [72 * trials[0].epochs] * 2
+
+
 def stored(place: Path, data: ArrayDataset, batch_size: int = 16, limit: int = 10**9) -> LogitCache | None:
     views = InMemoryLoader(
         data.train_images, data.train_labels, batch_size=16, mean=data.mean, std=data.std, augment=trial("kd").augment
