@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import whole_number
 from kd_bench.launch.options import RunOptions
 from kd_bench.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from kd_bench.tuning.tuner import TunedRow
 
 
 @opt.with_run_options()
@@ -56,25 +53,8 @@ def tune(
     def log(text: str) -> None:
         typer.echo(text, err=True)
 
-    tuned, comparison = api.tune(planned, settings, options, log, trials)
+    _, comparison = api.tune(planned, settings, options, log, trials)
     train_and_print(comparison, options, format_)
-    for row in tuned:
-        typer.echo(describe(row), err=format_ != "terminal")
-
-
-def describe(row: TunedRow) -> str:
-    """Returns a sentence about the choice, and about the one that the test set would have made."""
-    best, on_test, first = row.best, row.best_on_test, row.tries[0]
-    values = ", ".join(f"{name} {value:g}" for name, value in best.values.items())
-    pair = f"{row.pair.teacher} -> {row.pair.student}" if row.pair.teacher else row.pair.student
-    published = "-" if first.val_top1 is None else f"{first.val_top1:.2f}"
-    text = (
-        f"{pair}, {row.label}: try {best.number} of {len(row.tries)} has the best accuracy on held-out images, "
-        f"{best.val_top1:.2f} % (published settings {published} %): {values}."
-    )
-    if on_test.number == best.number:
-        return f"{text} The test set would have chosen the same."
-    return (
-        f"{text} The test set would have chosen try {on_test.number} and claimed {on_test.top1:.2f} %, "
-        f"where the choice has {best.top1:.2f} %."
-    )
+    if format_ == "csv":  # which has no notes below the table
+        for note in comparison.recipe.notes:
+            log(note)

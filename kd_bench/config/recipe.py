@@ -83,6 +83,7 @@ class Recipe(Training):
             from that file, or, if ``weights`` is ``published``, from the file that its card names.
         published: Published numbers that the table shows beside results measured by the same protocol: the name of a
             file in ``results/published/``, or the path of such a file, or a list of them; None for none.
+        notes: Sentences that stand below the table.
     """
 
     name: RecipeName
@@ -96,6 +97,7 @@ class Recipe(Training):
     teacher_training: dict[str, Any] = {}
     teachers: dict[str, dict[str, Any]] = {}
     published: NonEmpty | tuple[NonEmpty, ...] | None = None
+    notes: tuple[NonEmpty, ...] = added_field(())
 
     @model_validator(mode="after")
     def _check_name(self) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kd_bench.plan import warmup_notes
@@ -142,6 +142,8 @@ def summarise_recipes(parts: Sequence[PlannedRecipe], out: Path, columns: Sequen
     summary = summarise(pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0], first.recipe.baseline)
     summary = summary.with_families(method_families(trial.method for trial in planned))
     summary = mark_untuned(summary, planned)
+    notes = dict.fromkeys(note for part in parts for note in part.recipe.notes)
+    summary = replace(summary, footnotes=(*summary.footnotes, *notes))
     names = first.recipe.published_names()
     numbers = [published_numbers.read(name, f"{first.context}: published") for name in names]
     summary = published_numbers.compare(summary, planned, *numbers) if numbers else summary

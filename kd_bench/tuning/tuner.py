@@ -17,6 +17,7 @@ from kd_bench.launch.options import RunOptions, require_package
 from kd_bench.launch.run_recipe import train_trials, training_failure
 from kd_bench.methods import _registry as methods
 from kd_bench.plan import plan, resolve_network
+from kd_bench.report.paper_layout import short_names
 from kd_bench.trials.reader import TrialRecord, read_trial
 from kd_bench.tuning.search_space import LEARNING_RATE, SearchSpace, search_space
 from kd_bench.utils import seeding
@@ -207,6 +208,8 @@ def tuned_recipe(recipe: Recipe, tuned: Sequence[TunedRow], seeds: int | None) -
         changed.append(pair.model_copy(update={"methods": of_pair, "leave_out": leave_out}))
     update: dict[str, Any] = {
         "name": f"tuned-{recipe.name}",
+        "description": f"The recipe {recipe.name} with its own and with tuned settings of {', '.join(labels)}.",
+        "notes": tuple(describe_choice(row) for row in tuned),
         "dataset": recipe.dataset.model_copy(update={"holdout": None}),
         "methods": rows,
         "pairs": tuple(changed),
@@ -216,6 +219,24 @@ def tuned_recipe(recipe: Recipe, tuned: Sequence[TunedRow], seeds: int | None) -
     if seeds is not None:
         update |= {"trials": seeds, "seeds": None}
     return recipe.model_copy(update=update)
+
+
+def describe_choice(row: TunedRow) -> str:
+    """Returns a sentence about the choice, and about the one that the test set would have made."""
+    best, on_test, first = row.best, row.best_on_test, row.tries[0]
+    names = short_names(filter(None, (row.pair.teacher, row.pair.student)))
+    pair = " → ".join(names.values())
+    published = "no accuracy" if first.val_top1 is None else f"{first.val_top1:.2f} %"
+    text = (
+        f"{row.label} tuned, {pair}: try {best.number} of {len(row.tries)} has the best accuracy on held-out images, "
+        f"{best.val_top1:.2f} % (the recipe's settings: {published}): {_text(best.values)}."
+    )
+    if on_test.number == best.number:
+        return f"{text} The test set would have chosen the same."
+    return (
+        f"{text} The test set would have chosen try {on_test.number} and claimed {on_test.top1:.2f} %, "
+        f"where the choice has {best.top1:.2f} %."
+    )
 
 
 def _plan(recipe: Recipe, pair: PairEntry, row: MethodEntry, values: dict[str, dict[str, Any]]) -> list[PlannedTrial]:

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from kd_bench.cli.tune import describe
+from kd_bench import api
 from kd_bench.config.load import read_recipe
 from kd_bench.config.recipe import Recipe
 from kd_bench.launch.options import RunOptions
 from kd_bench.plan import plan
 from kd_bench.trials.reader import TrialRecord
+from kd_bench.trials.recipe_file import write_recipe
 from kd_bench.tuning import tuner
 from kd_bench.tuning.search_space import read_ranges, search_space
-from kd_bench.tuning.tuner import TunedRow, TuningSettings, holdout_recipe, tune_row, tuned_recipe
+from kd_bench.tuning.tuner import TunedRow, TuningSettings, describe_choice, holdout_recipe, tune_row, tuned_recipe
 from kd_bench.utils.errors import UserError
 
 RECIPE = {
@@ -121,7 +122,7 @@ def test_the_test_set_chooses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [one.values for one in row.tries] == [one.values for one in poisoned.tries]
     assert row.best.values == poisoned.best.values
     assert row.best_on_test.top1 == max(one.top1 or 0 for one in row.tries)
-    assert f"claimed {row.best_on_test.top1:.2f} %" in describe(row)
+    assert f"claimed {row.best_on_test.top1:.2f} %" in describe_choice(row)
 
 
 def test_tries_whose_loss_diverged_are_counted_and_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +145,11 @@ def test_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert {name: by_label["kd tuned"][name] for name in row.best.values} == row.best.values
     whole = {cell.trial_id for cell in plan(recipe(), "small")}
     assert {cell.trial_id for cell in planned if cell.label != "kd tuned" and cell.seed < 2} < whole
+    assert comparison.notes == (describe_choice(row),)
+    assert comparison.notes[0].startswith(f"kd tuned, resnet14 → resnet8: try {row.best.number} of 12 has the best")
+    write_recipe(comparison, tmp_path)
+    table = api.table([api.plan(str(tmp_path / "tuned-small" / "recipe.yaml"))], tmp_path)
+    assert table.footnotes[-1] == describe_choice(row)
 
 
 def test_a_learning_rate_is_searched_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
