@@ -286,10 +286,10 @@ def report_parts(
 
 def with_columns(part: FolderResults, columns: Sequence[str]) -> FolderResults:
     """Returns results with the values of these columns, and of those that the page plots."""
-    from kd_bench.report import column_cells
+    from kd_bench.report import column_cells, corruption_columns
 
-    cells = [(part.folder, part.cells)]
-    return replace(part, summary=column_cells.with_columns(part.summary, cells, columns, others=["latency"]))
+    cells, others = [(part.folder, part.cells)], ("latency", *corruption_columns.READERS)
+    return replace(part, summary=column_cells.with_columns(part.summary, cells, columns, others))
 
 
 def recipe_part(name: str, out: Path, methods: Sequence[str] | None = None) -> FolderResults:

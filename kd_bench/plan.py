@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ from kd_bench.config.data import Augment, Dataset, Input, Pipeline
 from kd_bench.config.load import find_published, merge
 from kd_bench.config.optimizer import DOT, Schedule, StepSchedule
 from kd_bench.config.recipe import Recipe, RowOfPair
+from kd_bench.config.teacher_seeds import merge_settings, pop_seeds
+from kd_bench.config.teacher_start import TeacherStart, pop_start
 from kd_bench.config.trial import MethodSettings, PlannedTrial, PretrainedTeacher, Training, Trial
 from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
 from kd_bench.models import cards, pretrained
 from kd_bench.models import registry as models
+from kd_bench.selection import select
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, unknown
 from kd_bench.utils.files import sha256
@@ -47,11 +50,13 @@ def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[Planned
     for name in recipe.teachers:
         if name not in teachers and name not in teachers.values():
             raise unknown("teacher of this recipe", name, teachers, f"{context}: teachers")
-    count = len(recipe.pairs) * len(recipe.methods) * len(recipe.all_seeds())
+    of_teachers = max((len(teacher_seeds(recipe, name, context)) for name in set(teachers.values())), default=1)
+    count = len(recipe.pairs) * len(recipe.methods) * len(recipe.all_seeds()) * of_teachers
     if count > MAX_PLANNED:
+        crossed = f" with {of_teachers:,} seeds of a teacher" if of_teachers > 1 else ""
         raise UserError(
             f"{context}: trials: {len(recipe.pairs)} pairs, {len(recipe.methods)} methods and "
-            f"{len(recipe.all_seeds())} seeds make {count:,} trials; at most {MAX_PLANNED:,} are allowed"
+            f"{len(recipe.all_seeds())} seeds{crossed} make {count:,} trials; at most {MAX_PLANNED:,} are allowed"
         )
     _check_second_views(recipe, context)
     planned = [trial for index in range(len(recipe.pairs)) for trial in _plan_pair(recipe, index, teachers, context)]
@@ -87,10 +92,15 @@ def _check_second_views(recipe: Recipe, context: str) -> None:
 
 
 def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context: str) -> Iterator[PlannedTrial]:
-    """Plans a trial per row and seed of a pair. ``teachers`` are full names of networks by the names in the recipe."""
+    """Plans a trial per row and seed of a pair, and per seed of the teacher for rows that need one.
+
+    ``teachers`` are full names of networks by the names in the recipe.
+    """
     pair, pair_context = recipe.pairs[index], f"{context}: pairs.{index}"
     student = resolve_network(recipe, pair.student, pair_context)
-    teacher, weights = plan_teacher(recipe, teachers[pair.teacher], pair_context) if pair.teacher else (None, None)
+    planned_teachers: list[tuple[Trial | PretrainedTeacher | None, Path | None]] = [(None, None)]
+    if pair.teacher:
+        planned_teachers = [*plan_seeded_teachers(recipe, teachers[pair.teacher], pair_context)]
     for key, labels in (("methods", pair.methods), ("leave_out", pair.leave_out)):
         for label in labels:
             if label not in recipe.methods:
@@ -101,7 +111,7 @@ def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context:
     for label, row in rows.items():
         row_context = f"{pair_context}.methods.{label}" if label in pair.methods else f"{context}: methods.{label}"
         info = methods.describe(row.method, row_context)
-        if info.needs_teacher and teacher is None:
+        if info.needs_teacher and not pair.teacher:
             raise UserError(f"{row_context}: {row.method} needs a teacher, and the pair of {pair.student} has none")
         of_pair = pair.methods.get(label, {})
         own = parse(RowOfPair, {key: of_pair[key] for key in RowOfPair.model_fields if key in of_pair}, row_context)
@@ -113,9 +123,10 @@ def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context:
         changes = merge(pair.training, of_row)
         untuned = row.untuned if own.untuned is None else own.untuned
         trial = _trial(recipe, changes, student, method, recipe.all_seeds()[0], f"{pair_context}.training")
-        for seed in recipe.all_seeds():
-            update = {"teacher": teacher if info.needs_teacher else None, "seed": seed}
-            yield PlannedTrial(trial.model_copy(update=update), label, teacher, weights, untuned)
+        for teacher, weights in planned_teachers if info.needs_teacher else planned_teachers[:1]:
+            for seed in recipe.all_seeds():
+                update = {"teacher": teacher if info.needs_teacher else None, "seed": seed}
+                yield PlannedTrial(trial.model_copy(update=update), label, teacher, weights, untuned)
 
 
 def _method(name: str, values: Mapping[str, Any], context: str) -> MethodSettings:
@@ -229,25 +240,50 @@ def teacher_settings(recipe: Recipe, name: str, context: str) -> dict[str, Any]:
     for key, changes in recipe.teachers.items():
         if resolve_network(recipe, key, f"{context}: teachers") == name:
             settings = merge(settings, changes)
-    return merge(recipe.teacher_training, settings)
+    return merge_settings(recipe.teacher_training, settings)
+
+
+def teacher_seeds(recipe: Recipe, name: str, context: str) -> tuple[Any, ...]:
+    """Returns the seeds of the teacher ``name`` (the full name of a network), one for most recipes."""
+    return pop_seeds(teacher_settings(recipe, name, context), _source(recipe, name, context))
+
+
+def _source(recipe: Recipe, name: str, context: str) -> str:
+    """The keys of a teacher's settings, for error messages."""
+    own = next((key for key in recipe.teachers if resolve_network(recipe, key, f"{context}: teachers") == name), None)
+    return f"{context}: {'teacher_training' if own is None else f'teacher_training and teachers.{own}'}"
+
+
+def plan_seeded_teachers(
+    recipe: Recipe, name: str, context: str
+) -> Iterator[tuple[Trial | PretrainedTeacher, Path | None]]:
+    """Plans the teacher ``name`` as ``plan_teacher`` does, for each of its seeds."""
+    first, file = plan_teacher(recipe, name, context)
+    for seed in teacher_seeds(recipe, name, context):
+        yield first.model_copy(update={"seed": seed}) if isinstance(first, Trial) else first, file
 
 
 def plan_teacher(recipe: Recipe, name: str, context: str) -> tuple[Trial | PretrainedTeacher, Path | None]:
-    """Plans the teacher ``name`` (the full name of a network).
+    """Plans the teacher ``name`` (the full name of a network) with the first of its seeds.
 
     Returns:
-        The trial that trains it and None, or the pretrained teacher and the file of its weights.
+        The trial that trains it and the file of its initial weights (None for random ones), or the pretrained teacher
+        and the file of its weights.
 
     Raises:
         UserError: If its settings are invalid, or the file of its weights does not exist.
     """
-    settings = teacher_settings(recipe, name, context)
-    weights, seed = settings.pop("weights", None), settings.pop("seed", 0)
-    own = next((key for key in recipe.teachers if resolve_network(recipe, key, f"{context}: teachers") == name), None)
-    source = "teacher_training" if own is None else f"teacher_training and teachers.{own}"
-    trial = _trial(recipe, settings, name, _method("none", {}, context), seed, f"{context}: {source}")
+    settings, source = teacher_settings(recipe, name, context), _source(recipe, name, context)
+    seed, start = pop_seeds(settings, source)[0], pop_start(settings, source)
+    weights = settings.pop("weights", None)
+    trial = _trial(recipe, settings, name, _method("none", {}, context), seed, source)
     if weights is None:
-        return trial, None
+        return _with_start(trial, start, "input" in settings, source)
+    if start.pretrained is not None:
+        raise UserError(
+            f"{source}: weights and pretrained exclude each other: a teacher is trained from pretrained weights, and "
+            "is not trained with weights; leave out one of the two"
+        )
     teacher, file = plan_pretrained_teacher(trial.dataset, name, weights, f"{context}: teachers.{name}.weights")
     update: dict[str, Any] = {"dataset": trial.dataset}
     if trial.pipeline is not None:  # settings of training images are dropped: the teacher is trained already
@@ -256,6 +292,24 @@ def plan_teacher(recipe: Recipe, name: str, context: str) -> tuple[Trial | Pretr
     if trial.input != Input():
         update["input"] = trial.input
     return teacher.model_copy(update=update), file
+
+
+def _with_start(trial: Trial, start: TeacherStart, has_input: bool, context: str) -> tuple[Trial, Path | None]:
+    """Returns a teacher's trial with its initial weights and the part that is trained, and the file of the weights."""
+    if start.pretrained is None:
+        if start.trainable != "all":
+            raise UserError(
+                f"{context}: trainable: {start.trainable} leaves other weights as they are, so pretrained must name "
+                "them: a file, or: timm"
+            )
+        return trial, None
+    if not has_input and trial.input == Input():
+        raise UserError(
+            f"{context}: input is missing: {trial.model} was pretrained on other images than those of the data set; "
+            f"write {pretrained.input_advice(trial.model)}"
+        )
+    file = pretrained.initial_weights(trial.model, start.pretrained, f"{context}: pretrained")
+    return trial.model_copy(update={"pretrained": sha256(file), "trainable": start.trainable}), file
 
 
 def plan_pretrained_teacher(dataset: Dataset, name: str, weights: Any, context: str) -> tuple[PretrainedTeacher, Path]:
@@ -286,60 +340,25 @@ def plan_pretrained_teacher(dataset: Dataset, name: str, weights: Any, context: 
 
 
 def plan_teachers(recipe: Recipe, name: str, context: str) -> list[PlannedTrial]:
-    """Plans the training of a teacher, as ``plan_teacher`` does, for each seed of the recipe.
+    """Plans the training of a teacher, as ``plan_teacher`` does, for each seed of the recipe, or each of its ``seeds``.
 
-    Pairs use the training with the first seed, unless the recipe names another seed for teachers.
-    """
-    planned = []
-    for seed in recipe.all_seeds():
-        seeded = recipe.model_copy(update={"teacher_training": merge(recipe.teacher_training, {"seed": seed})})
-        trial, _ = plan_teacher(seeded, name, context)
-        assert isinstance(trial, Trial)
-        planned.append(PlannedTrial(trial, "teacher", None))
-    return planned
-
-
-#: Keys of ``--only``, and the values by which they select a trial. A method's name that is also the label of a row
-#: selects this row only.
-SELECTORS: dict[str, Callable[[PlannedTrial], set[str]]] = {
-    "method": lambda trial: {trial.label, trial.method},
-    "student": lambda trial: _names(trial.student),
-    "teacher": lambda trial: _names(trial.teacher),
-    "seed": lambda trial: {str(trial.seed)},
-}
-
-
-def _names(network: str) -> set[str]:
-    plugin_names = {network.rpartition(":")[2], f"./{network}"} if plugins.is_file_name(network) else set()
-    return {network, network.removeprefix(models.PREFIX)} | plugin_names
-
-
-def select(planned: list[PlannedTrial], only: Iterable[str]) -> list[PlannedTrial]:
-    """Returns the trials that match every condition ``key=value[,value...]``.
+    Pairs use the training with the first seed, unless the recipe names other seeds for teachers.
 
     Raises:
-        UserError: If a key does not exist, or no trial has a value.
+        UserError: If both the recipe and the teacher have several seeds.
     """
-    labels = {trial.label for trial in planned}
-    for condition in only:
-        key, equals, values = condition.partition("=")
-        if not equals or not values:
-            raise UserError(f"--only {condition}: should be KEY=VALUE, e.g. method=kd,ikl_kd")
-        if key not in SELECTORS:
-            raise unknown("key to select by", key, SELECTORS, f"--only {condition}")
-        wanted = {value.strip() for value in values.split(",")}
-        selectors = [(trial, _selectors(trial, key, labels)) for trial in planned]
-        present = {name for _, names in selectors for name in names}
-        for value in sorted(wanted - present):
-            raise unknown(f"{key} of this recipe", value, present, f"--only {condition}")
-        planned = [trial for trial, names in selectors if names & wanted]
+    if "seeds" not in teacher_settings(recipe, name, context):
+        general = {key: value for key, value in recipe.teacher_training.items() if key != "seed"}
+        recipe = recipe.model_copy(update={"teacher_training": general | {"seeds": recipe.all_seeds()}})
+    elif len(recipe.all_seeds()) > 1:
+        raise UserError(
+            f"{context}: seeds and --trials both say how many teachers are trained; leave out one of the two"
+        )
+    planned = []
+    for trial, file in plan_seeded_teachers(recipe, name, context):
+        assert isinstance(trial, Trial)
+        planned.append(PlannedTrial(trial, "teacher", None, file))
     return planned
-
-
-def _selectors(trial: PlannedTrial, key: str, labels: set[str]) -> set[str]:
-    """Returns the values of ``--only KEY=`` that select a trial; ``labels`` are those of all rows."""
-    values = SELECTORS[key](trial)
-    return values - (labels - {trial.label}) if key == "method" else values
 
 
 def warmup_notes(planned: Iterable[PlannedTrial]) -> list[str]:

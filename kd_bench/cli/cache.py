@@ -11,7 +11,7 @@ from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.options import check_choice
 
 cache_app = typer.Typer(
-    help="Show and clear caches: decoded images and logits of teachers.",
+    help="Show and clear caches: decoded images, and logits and features of teachers.",
     cls=CommandGroup,
     invoke_without_command=True,
     rich_markup_mode=None,
@@ -20,7 +20,7 @@ cache_app = typer.Typer(
 
 @cache_app.callback()
 def cache(context: typer.Context) -> None:
-    """Show caches: decoded images and logits of teachers."""
+    """Show caches: decoded images, and logits and features of teachers."""
     if context.invoked_subcommand is not None:
         return
     from tabulate import tabulate
@@ -35,13 +35,13 @@ def cache(context: typer.Context) -> None:
     for file in files:
         content = f"{file.key.get('teacher', '?')} on {file.key.get('dataset', '?')}"
         share = f"{min(1.0, file.disk_bytes / file.full_bytes):.0%} of {_size(file.full_bytes)}"
-        rows.append(["logits", content, _size(file.disk_bytes), share, _age(file.last_used)])
+        rows.append([file.key.get("kind", "logits"), content, _size(file.disk_bytes), share, _age(file.last_used)])
     total = sum(split.size for split in splits) + sum(file.disk_bytes for file in files)
     typer.echo(f"{cache_folder()}: {_size(total)}")
     if rows:
         typer.echo(tabulate(rows, ["kind", "what", "on disk", "known", "last used"], disable_numparse=True))
     typer.echo(
-        f"Logits: {_size(sum(file.full_bytes for file in files))} when all are known, "
+        f"Logits and features: {_size(sum(file.full_bytes for file in files))} when all are known, "
         f"{_size(logit_cache.size_limit())} at most (KD_BENCH_LOGITS_GB; 0 keeps none). "
         "Clear with: kd-bench cache clear"
     )

@@ -76,7 +76,7 @@ def metrics(incomplete: str) -> list[str]:
     """Returns metrics of ``kd-bench evaluate`` for the last name of a list with commas."""
     from kd_bench.trials.evaluation_file import METRICS
 
-    return _last_of_list(METRICS, incomplete)
+    return _last_of_list((*METRICS, "all"), incomplete)
 
 
 def devices(incomplete: str) -> list[str]:

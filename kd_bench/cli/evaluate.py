@@ -1,4 +1,4 @@
-"""``kd-bench evaluate``: calibration, fidelity and efficiency of a file of weights, a trial, or a recipe's trials."""
+"""``kd-bench evaluate``: what accuracy does not say of a file of weights, a trial, or a recipe's trials."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from kd_bench.evaluation.target import EvaluationTarget
     from kd_bench.launch.run_recipe import PlannedRecipe
 
+#: Stands for all metrics.
+ALL = "all"
+
+#: Largest number of columns of a table for people.
+_MOST_COLUMNS = 8
+
 
 def evaluate(
     target: opt.Target,
@@ -26,10 +32,12 @@ def evaluate(
         str | None,
         typer.Option(
             "--metrics",
-            help="calibration, fidelity, efficiency, with commas; by default all that apply.",
+            help="calibration, fidelity, efficiency, ood, corruptions, with commas, or all; by default all that apply, "
+            "but not corruptions, which take 75 passes over the test set.",
             autocompletion=completion.metrics,
         ),
     ] = None,
+    ood: opt.OtherImages = None,
     model: opt.Model = None,
     dataset: opt.ModelDataset = None,
     normalise: opt.Normalise = None,
@@ -43,12 +51,15 @@ def evaluate(
     device: opt.Device = "auto",
     format_: opt.Format = "terminal",
 ) -> None:
-    """Measure calibration, fidelity to the teacher, and size and speed of trained networks.
+    """Measure calibration, fidelity to the teacher, size and speed, and robustness of trained networks.
 
     A metric that is known for the same weights and images is not measured again.
     """
     opt.check_format(format_)
     chosen = _metrics(metrics)
+    named = metrics not in (None, ALL)
+    if ood and "ood" not in chosen:
+        raise UserError(f"--ood: has no meaning for --metrics {metrics}, which does not name ood")
 
     from kd_bench.evaluation.evaluate_network import NetworkEvaluator
     from kd_bench.launch.devices import find_devices
@@ -57,40 +68,37 @@ def evaluate(
         target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials,
         overrides=set_,
     )  # fmt: skip
-    evaluator = NetworkEvaluator(data, find_devices(device)[0], threads)
+    evaluator = NetworkEvaluator(data, find_devices(device)[0], threads, ood or ())
     outcomes = []
     for network in targets:
         teachers = _teachers(network, recipe)
-        # without --metrics, fidelity is one of them where there is a teacher
-        wanted = chosen or tuple(name for name in _all_metrics() if name != "fidelity" or teachers)
+        # where nobody names them, fidelity needs a teacher, and ood another data set
+        applies = {"fidelity": bool(teachers), "ood": bool(ood or evaluator.images.other_sets(network.trained))}
+        wanted = tuple(name for name in chosen if named or applies.get(name, True))
         _log(f"{network.name}, {network.folder.name}" if recipe is not None else network.name)
         outcome = evaluator.evaluate(network, wanted, teachers, _log_progress)
         for sentence in outcome.left_out:
             _log(sentence)
         outcomes.append(outcome)
-    refused = [outcome.left_out for outcome in outcomes]
-    if chosen == ("fidelity",) and all(refused):
+    refused = [outcome.left_out for outcome in outcomes if not getattr(outcome.evaluation, chosen[0])]
+    if len(chosen) == 1 and len(refused) == len(outcomes) and all(refused):
         raise UserError(refused[0][0])
     if recipe is not None:
-        _print_recipe(recipe, chosen or _all_metrics(), out, format_)
+        _print_recipe(recipe, chosen, out, format_)
     else:
         _print_network(targets[0], outcomes[0], format_)
 
 
-def _all_metrics() -> tuple[str, ...]:
-    from kd_bench.trials.evaluation_file import METRICS
-
-    return METRICS
-
-
 def _metrics(text: str | None) -> tuple[str, ...]:
-    """Returns the metrics that the user names, in their usual order; none if no option was given."""
+    """Returns the metrics that the user names, in their usual order; without the option those that do not take long."""
+    from kd_bench.trials.evaluation_file import METRICS, SLOW_METRICS
+
     if text is None:
-        return ()
+        return tuple(name for name in METRICS if name not in SLOW_METRICS)
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        opt.check_choice("metric", name, _all_metrics(), "--metrics")
-    return tuple(name for name in _all_metrics() if name in names)
+        opt.check_choice("metric", name, (*METRICS, ALL), "--metrics")
+    return tuple(name for name in METRICS if name in names or ALL in names)
 
 
 def _teachers(target: EvaluationTarget, recipe: PlannedRecipe | None) -> list[Trial | PretrainedTeacher]:
@@ -119,7 +127,7 @@ def _print_recipe(recipe: PlannedRecipe, metrics: tuple[str, ...], out: Path, fo
     from kd_bench.report.columns import COLUMNS, MAIN
 
     names = [name for name, column in COLUMNS.items() if column.metric in metrics]
-    if len(metrics) > 1 and format_ != "csv":  # all of them are too wide
+    if (len(metrics) > 1 or len(names) > _MOST_COLUMNS) and format_ != "csv":  # all of them are too wide
         names = [name for name in names if name in MAIN]
     print_summary(api.table([recipe], out, ["top1", *names]), format_)
 

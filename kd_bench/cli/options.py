@@ -56,7 +56,18 @@ DatasetName = Annotated[
     str,
     typer.Option("--dataset", help="The data set; see: kd-bench list datasets.", autocompletion=completion.datasets),
 ]
-Only = Annotated[list[str] | None, typer.Option("--only", help="KEY=VALUE[,VALUE]: method, student, teacher or seed.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="KEY=VALUE[,VALUE]: method, student, teacher, seed or teacher_seed."),
+]
+OtherImages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ood",
+        help="A folder of images, or a data set, that the network was not trained for; repeatable. By default, the "
+        "test images of digits, cifar10, cifar100 and tiny_imagenet, as far as they are in the data folder.",
+    ),
+]
 Trials = Annotated[int | None, whole_number("--trials", "Number of seeds, instead of the recipe's.", 1, MAX_TRIALS)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE changes a setting, e.g. epochs=2; repeatable.")]
 Weights = Annotated[

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @opt.with_run_options("out", "data", "device", "checkpoint_minutes", "eager", "workers")
 def replay(
     trial: Annotated[Path, path_argument("trial", "Folder of a finished trial, e.g. one of results/measured.")],
-    weights: Annotated[Path | None, path_option("--weights", "File of a teacher's weights.", None)] = None,
+    weights: Annotated[
+        Path | None,
+        path_option("--weights", "File of a teacher's weights, or of those that a training started from.", None),
+    ] = None,
     *,
     options: RunOptions,
 ) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from kd_bench.config.load import merge, read_recipe, recipe_files
-from kd_bench.config.recipe import Recipe
+from kd_bench.config.recipe import PairEntry, Recipe
 from kd_bench.config.trial import Training
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
-from kd_bench.plan import plan, warmup_notes
+from kd_bench.plan import plan, resolve_network, teacher_seeds, warmup_notes
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 from kd_bench.utils.plugins import display_path
@@ -57,12 +57,21 @@ def describe_recipe(path: Path, width: int = 100) -> str:
     sources = _Sources(files)
     names = [_file_name(file) for file, _ in files]
     chain = f"{path}{''.join(f', which extends {name}' for name in names[1:])}"
-    trials = sum(len(recipe.rows_of(pair)) for pair in recipe.pairs) * len(recipe.all_seeds())
+    trials = sum(_trials_of(recipe, pair, str(path)) for pair in recipe.pairs)
     lines = [*_comparison(recipe, sources), *_training(recipe, sources), *_teachers(recipe, sources)]
     head = [f"{recipe.name}: {' '.join(recipe.description.split())}".rstrip(" :"), chain, ""]
     notes = [*_switched_off(recipe, sources), *_warmups(recipe, str(path))]
     end = ["", f"These are {trials} trials. The file itself is shown by --raw."]
     return "\n".join([*head, *_aligned(lines, width), *notes, *end])
+
+
+def _trials_of(recipe: Recipe, pair: PairEntry, context: str) -> int:
+    """Returns the number of trials of a pair: those with a teacher are trained with each of its seeds."""
+    taught = [methods.describe(row.method, context).needs_teacher for row in recipe.rows_of(pair).values()]
+    teachers = 1
+    if pair.teacher:
+        teachers = len(teacher_seeds(recipe, resolve_network(recipe, pair.teacher, context), context))
+    return sum(teachers if needs_teacher else 1 for needs_teacher in taught) * len(recipe.all_seeds())
 
 
 class _Sources:

@@ -62,13 +62,22 @@ def teacher_train(
 
 @teacher_app.command("fetch")
 def teacher_fetch(
-    name: Annotated[str, typer.Argument(help="Name of the teacher's card.", autocompletion=completion.teachers)],
+    name: Annotated[
+        str,
+        typer.Argument(help="Name of the teacher's card, or of weights in timm.", autocompletion=completion.teachers),
+    ],
     dataset: opt.DatasetName = "cifar100",
 ) -> None:
-    """Download a teacher's published weights and verify their checksum. All runs use them."""
+    """Download a teacher's published weights, or timm's weights that a teacher's training starts from."""
     from kd_bench import api
-    from kd_bench.models import cards
+    from kd_bench.models import cards, pretrained
+    from kd_bench.models.timm_names import timm_names
 
+    if cards.find("teachers", dataset, name) is None and name in timm_names().pretrained:
+        start = pretrained.fetch_initial_weights(name)
+        typer.echo(f"{name}: {start.path}, sha256 {start.sha256}")
+        typer.echo(f"train a teacher from it with: teachers: {{{name}: {{pretrained: timm}}}}")
+        return
     card = cards.load("teachers", dataset, name, "teacher fetch")
     file = api.fetch_weights(card)
     origin = f"from {file.url}" if file.url else "was there already"

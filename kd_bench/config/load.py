@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_bench.config.recipe import Recipe
+from kd_bench.config.teacher_start import TeacherStart
 from kd_bench.config.trial import Training
 from kd_bench.config.validate import DEFAULT_NAMES, parse, question, shortened
 from kd_bench.config.yaml_reader import MAX_DEPTH, YamlError, parse_yaml, read_mapping
@@ -19,7 +20,7 @@ _MAX_PARENTS = 20
 #: Keys of a row that are not hyper-parameters.
 _ROW_KEYS = ("method", "training", "untuned")
 
-_TEACHER_KEYS = {*Training.model_fields, "seed", "weights"}
+_TEACHER_KEYS = {*Training.model_fields, "seed", "weights", *TeacherStart.model_fields}
 
 
 def read_recipe(

@@ -78,9 +78,10 @@ class Recipe(Training):
         seeds: The seeds, instead of ``trials``.
         baseline: Label of the row that the others are compared with.
         teacher_training: Settings of the recipe that differ for the training of its teachers (and ``seed``, by default
-            0).
+            0, or ``seeds``, their number or a list: each student's seed is then trained with each teacher).
         teachers: The same for one teacher, by the network's name. With ``weights`` the teacher is not trained but read
-            from that file, or, if ``weights`` is ``published``, from the file that its card names.
+            from that file, or, if ``weights`` is ``published``, from the file that its card names. With ``pretrained``
+            training starts from a file, and ``trainable`` may be a part of the network, see ``config/teacher_start``.
         published: Published numbers that the table shows beside results measured by the same protocol: the name of a
             file in ``results/published/``, or the path of such a file, or a list of them; None for none.
         notes: Sentences that stand below the table.

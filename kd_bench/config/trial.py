@@ -28,6 +28,9 @@ Seed = Annotated[int, Interval(ge=0, lt=2**31)]
 #: Loss between logits and labels, the "ce" term of the methods.
 LabelLoss = Literal["cross_entropy", "binary_cross_entropy"]
 
+#: The part of a network that is trained: all of it, its classifier, or the last block and everything behind it.
+Trainable = Literal["all", "head", "last_block"]
+
 
 class Training(Settings):
     """How a network is trained, whatever the method.
@@ -209,13 +212,17 @@ class PretrainedTeacher(IdentifiedSettings):
 class Trial(Training, IdentifiedSettings):
     """One training: everything that its result depends on, and nothing else. Written as ``trial.json``.
 
-    ``model_source`` is the SHA-256 of the file of a user-defined network, None for ours and timm's.
+    ``model_source`` is the SHA-256 of the file of a user-defined network, None for ours and timm's. ``pretrained`` is
+    the SHA-256 of the file of the network's initial weights, None for random ones, and ``trainable`` the part of the
+    network that is trained.
     """
 
     schema_version: PerTrial[int] = Field(default=SCHEMA, alias="schema")
     dataset: Shared[Dataset]
     model: PerTrial[str]
     model_source: PerTrial[str | None] = added_field()
+    pretrained: PerTrial[Sha256 | None] = added_field()
+    trainable: PerTrial[Trainable] = added_field("all")
     method: PerTrial[MethodSettings]
     teacher: Shared[Trial | PretrainedTeacher | None] = None
     seed: Shared[Seed]
@@ -264,7 +271,7 @@ class PlannedTrial:
     trial: Trial
     label: str  # of the table's row
     taught_by: Trial | PretrainedTeacher | None  # the pair's teacher, even if the trial itself has none
-    weights: Path | None = None  # file of a pretrained teacher
+    weights: Path | None = None  # of a pretrained teacher, or those that a teacher's training starts from
     untuned: bool | str = False  # the row's mark for this pair, see ``MethodEntry``
 
     @property
@@ -276,6 +283,11 @@ class PlannedTrial:
     def teacher_id(self) -> str | None:
         """Identity of the pair's teacher."""
         return self.taught_by.id if self.taught_by else None
+
+    @property
+    def teacher_seed(self) -> int | None:
+        """Seed of the teacher that the trial itself has; None without one, and for a pretrained teacher."""
+        return self.trial.teacher.seed if isinstance(self.trial.teacher, Trial) else None
 
     @property
     def teacher(self) -> str:

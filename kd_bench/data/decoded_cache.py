@@ -32,6 +32,7 @@ from kd_bench.utils.paths import cache_folder
 
 _VERSION = 2  # to be raised when the content of entries, or their format, changes
 _BLOCK = 1 << 20
+_COPIES = "corrupted"  # folder of the corrupted copies of sets
 _MOST_BLOCKS = 256  # checked per file: at 4 GB/s this delays a start by less than 0.1 s
 
 #: Returns a uint8 array of this shape for the decoder to write the images into; to be called once.
@@ -65,7 +66,7 @@ def file_fingerprint(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> Decoded:
+def load(name: str, source: object, decode: Callable[[Allocate], Decoded], folder: Path | None = None) -> Decoded:
     """Returns the result of ``decode``, from the cache if possible, and writes it to the cache if possible.
 
     Of several processes that need the same entry at once, one decodes and the others wait for it. A cache folder that
@@ -75,6 +76,7 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
         name: The entry's name, e.g. "cifar100-train".
         source: All that the images depend on, for JSON, e.g. ``file_fingerprint``; another value is another entry.
         decode: Writes the images into the array that it asks for, and returns that array with the rest.
+        folder: Folder of the entry, from ``set_folder``; None for the cache folder.
 
     Returns:
         The images as a copy-on-write map of the cache file, if there is one.
@@ -82,8 +84,7 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
     Raises:
         UserError: There is no room for the images in the folder, nor in memory.
     """
-    key = hashlib.blake2b(json.dumps([_VERSION, source]).encode(), digest_size=8).hexdigest()
-    folder, stem = cache_folder(), f"{name}-{key}"
+    folder, stem = folder or cache_folder(), f"{name}-{_key(source)}"
     if cached := _read(folder, stem):
         return _with_digests(folder, stem, cached)
     with file_lock(folder / f"{stem}.lock") as locked:
@@ -106,9 +107,23 @@ def load(name: str, source: object, decode: Callable[[Allocate], Decoded]) -> De
     return _read(folder, stem) or decoded
 
 
+def set_folder(name: str, source: object) -> Path:
+    """Returns the folder in the cache folder of the corrupted copies of a set, whose entries are shown as one.
+
+    Args:
+        name: Name of the set.
+        source: As in ``load``.
+    """
+    return cache_folder() / _COPIES / f"{name}-{_key(source)}"
+
+
+def _key(source: object) -> str:
+    return hashlib.blake2b(json.dumps([_VERSION, source]).encode(), digest_size=8).hexdigest()
+
+
 @dataclass(frozen=True)
 class CacheEntry:
-    """One decoded split in a cache folder."""
+    """One decoded split in a cache folder, or the corrupted copies of one."""
 
     name: str
     files: tuple[Path, ...]
@@ -130,13 +145,17 @@ class CacheEntry:
 
 
 def entries(folder: Path) -> list[CacheEntry]:
-    """Returns the decoded splits of a cache folder."""
+    """Returns the decoded splits of a cache folder, and the corrupted copies."""
     found = []
     for record in sorted(folder.glob("*.json")):
         images, labels, digests = (_part(folder, record.stem, part) for part in ("images", "labels", "digests"))
         if images.is_file() and labels.is_file():
             optional = [digests] if digests.is_file() else []
             found.append(CacheEntry(record.stem, (record, images, labels, *optional)))
+    for copies in sorted((folder / _COPIES).glob("*")):
+        files = tuple(file for file in sorted(copies.glob("*")) if file.is_file())
+        if files:
+            found.append(CacheEntry(f"{copies.name}, corrupted", files))
     return found
 
 

@@ -12,6 +12,7 @@ from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial, identi
 from kd_bench.estimate.timing_job import EpochTime, Timing
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.scheduler import group_into_cohorts
+from kd_bench.training.features import allows_features
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def group_missing_trials(
                 rows = tuple("teacher" if trains_teacher else labels[trial.id] for trial in members)
                 groups[key] = CohortGroup(_title(members), rows, members, trains_teacher)
             left = max(trial.epochs - _epochs_done(path / trial.id) for trial in members)
+            if all(map(allows_features, members)):
+                left = min(left, 1)  # the network runs once, and the epochs of its classifier take next to no time
             # In the epochs of a preparation only the members train whose methods have one.
             groups[key].epochs.append(left + round(sum(map(_preparation_left(path), members)) / len(members)))
     return list(groups.values()), len(trials) - len(missing), len(missing_teachers) - len(trained_teachers)

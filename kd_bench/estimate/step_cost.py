@@ -257,7 +257,9 @@ def _build_member(trial: Trial, splits: Images, teacher: TeacherParts | None, mo
     """Builds a member of fake tensors: first of "meta" tensors, which do not support autocast, and then converted."""
     plain = trial.without_preparation().model_copy(update={"compile": "off"})
     with _silenced(), OperationCounter(), torch.device("meta"):
-        built = build_student(plain, splits, teacher[0] if teacher else None, DiscardingWriter())
+        # Of "meta" tensors, too: networks that make tensors in their forward pass make them on the default device.
+        untrained = build_untrained_teacher(trial.teacher, splits)[0] if teacher and trial.teacher else None
+        built = build_student(plain, splits, untrained, DiscardingWriter())
         view = InputTransform(
             built.network, trial.input, splits.image_shape[-1], splits.mean, splits.std, trial.channels_last
         )

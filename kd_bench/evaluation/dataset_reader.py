@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.config.trial import PretrainedTeacher, Trial
+from kd_bench.data import corrupted, other_images
 from kd_bench.data import registry as datasets
+from kd_bench.utils.errors import UserError
+from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
     from kd_bench.training.loaders import Images
@@ -22,6 +26,7 @@ class DatasetReader:
 
     def __init__(self, data: Path | None) -> None:
         self._data = data
+        self._others: dict[str, other_images.OtherImages] = {}
         self._last: tuple[tuple[Dataset, Pipeline | None], Images] | None = None
 
     def open(self, trained: Trial | PretrainedTeacher) -> Images:
@@ -34,3 +39,61 @@ class DatasetReader:
         if self._last is None or self._last[0] != key:
             self._last = key, datasets.open_dataset(*key, datasets.resolve_data_dir(self._data))
         return self._last[1]
+
+    def corrupted(self, trained: Trial | PretrainedTeacher) -> corrupted.CorruptedImages | str:
+        """Returns the corrupted test images of a trial or teacher, or why there are none, as the end of a sentence.
+
+        Raises:
+            UserError: If published ones are there, but incomplete, damaged, or of other images.
+        """
+        return corrupted.find(trained.dataset, self.open(trained), datasets.resolve_data_dir(self._data))
+
+    def others(
+        self, trained: Trial | PretrainedTeacher, named: Sequence[str]
+    ) -> Iterator[other_images.OtherImages | str]:
+        """Yields images that a network was not trained for, and why one that was named is left out, as a sentence.
+
+        Args:
+            trained: The network's trial, or the teacher.
+            named: Names of data sets, and folders; none for all data sets that are there.
+
+        Raises:
+            UserError: If there is no such folder, if it has no images, or if two folders have the same name.
+        """
+        names = named or self.other_sets(trained)
+        if not names:
+            yield (
+                "out of distribution is left out, because there are no other data sets in the data folder; name a "
+                "folder of images with --ood"
+            )
+        folders: dict[str, str] = {}
+        for name in dict.fromkeys(names):
+            if name == trained.dataset.name:
+                yield f"{name} is left out, because it is the network's own data set"
+                continue
+            try:
+                other = self._others.get(name) or self._open_other(name)
+            except UserError as error:
+                if name not in other_images.SETS:
+                    raise
+                yield f"{name} is left out: {error}"
+                continue
+            if folders.setdefault(other.name, name) != name:
+                raise UserError(f"--ood: {folders[other.name]} and {name} have one name, by which results are kept; "
+                                "rename one of them")  # fmt: skip
+            self._others[name] = other
+            yield other
+
+    def other_sets(self, trained: Trial | PretrainedTeacher) -> list[str]:
+        """Returns the names of the data sets in the data folder that are not the network's own."""
+        folder = datasets.resolve_data_dir(self._data)
+        names = [name for name in other_images.SETS if name != trained.dataset.name]
+        return [name for name in names if other_images.is_there(name, folder)]
+
+    def _open_other(self, name: str) -> other_images.OtherImages:
+        if name in other_images.SETS:
+            return other_images.open_set(name, datasets.resolve_data_dir(self._data))
+        folder = expand_user(name)
+        if not folder.is_dir():
+            raise UserError(f"--ood: {name} is no folder, and none of the data sets {', '.join(other_images.SETS)}")
+        return other_images.open_folder(folder)

@@ -1,8 +1,8 @@
-"""Evaluates networks: calibration, fidelity to a teacher, efficiency. Writes the results beside the weights."""
+"""Evaluates networks: calibration, fidelity, efficiency, robustness. Writes the results beside the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench.config.trial import PretrainedTeacher, Trial
-from kd_bench.evaluation import calibration, efficiency, fidelity
+from kd_bench.evaluation import calibration, corruptions, efficiency, fidelity, out_of_distribution
 from kd_bench.evaluation.dataset_reader import DatasetReader
 from kd_bench.evaluation.lock import evaluation_lock
 from kd_bench.evaluation.target import EvaluationTarget
@@ -22,10 +22,12 @@ from kd_bench.training.loaders import Images
 from kd_bench.trials.environment import describe_environment, utc_timestamp
 from kd_bench.trials.evaluation_file import (
     Calibration,
+    Corruptions,
     Efficiency,
     Evaluation,
     Fidelity,
     Machine,
+    OutOfDistribution,
     Timing,
     read_evaluation_file,
     write_evaluation_file,
@@ -82,10 +84,11 @@ class NetworkEvaluator:
         data: Folder of data sets; None for the default.
         device: ``cpu`` or ``cuda:<n>``.
         threads: CPU threads of one operation, for all but the timing.
+        others: Data sets and folders for ``ood``; none for all data sets that are there.
     """
 
-    def __init__(self, data: Path | None, device: str, threads: int = 1) -> None:
-        self.device = torch.device(device)
+    def __init__(self, data: Path | None, device: str, threads: int = 1, others: Sequence[str] = ()) -> None:
+        self.device, self.others = torch.device(device), tuple(others)
         self.images, self._threads = DatasetReader(data), threads
         self._teacher_logits: tuple[Any, _TestLogits] | None = None
 
@@ -114,18 +117,22 @@ class NetworkEvaluator:
             return _Run(self, target, report_progress).finish(tuple(metrics), teachers)
 
     def recompute(self, target: EvaluationTarget, earlier: Evaluation, teachers: Sequence[Teacher]) -> Evaluation:
-        """Returns an evaluation with the calibration and the fidelity of ``earlier`` computed again.
+        """Returns an evaluation with all but the efficiency of ``earlier`` computed again.
 
-        Fidelity to a teacher whose weights are gone is left out. Nothing is written.
+        Fidelity to a teacher whose weights are gone is left out, and so is the accuracy on corrupted images of which
+        there are none now, and what is of other images that are gone. Nothing is written.
         """
         torch.set_num_threads(self._threads)
         run = _Run(self, target, None)
         known = {teacher.id: teacher for teacher in teachers}
         pairs = {name: run.fidelity(known[name]) for name in earlier.fidelity if name in known}
+        states = run.corruptions(earlier.corruptions, again=True) if earlier.corruptions else ()
         return earlier.model_copy(
             update={
                 "calibration": run.calibration() if earlier.calibration is not None else None,
                 "fidelity": {name: value for name, value in pairs.items() if isinstance(value, Fidelity)},
+                "corruptions": next((state for state in reversed(list(states)) if not isinstance(state, str)), []),
+                "ood": run.others_again(earlier.ood),
                 "images": run.images_record,
             }
         )
@@ -224,6 +231,18 @@ class _Run:
             measured = self.efficiency(evaluation.efficiency)
             if measured is not evaluation.efficiency:
                 keep("efficiency", efficiency=measured)
+        if "ood" in metrics:
+            for others in self.others(evaluation.ood):
+                if isinstance(others, str):
+                    left_out.append(others)
+                else:
+                    keep("ood", ood=others)
+        if "corruptions" in metrics:
+            for state in self.corruptions(evaluation.corruptions):
+                if isinstance(state, str):
+                    left_out.append(state)
+                else:
+                    keep("corruptions", corruptions=state)
         return Outcome(evaluation, path, tuple(dict.fromkeys(computed)), tuple(left_out))
 
     def _earlier(self, path: Path) -> Evaluation:
@@ -342,3 +361,26 @@ class _Run:
             machine=machine.model_copy(update={"finished": utc_timestamp()}),
         )
         return earlier.model_copy(update={"timings": [*earlier.timings, timing]})
+
+    def corruptions(self, known: Sequence[Corruptions], again: bool = False) -> Iterator[list[Corruptions] | str]:
+        """Yields the accuracies on corrupted images as they become known; see ``evaluate_corruptions``."""
+        return corruptions.evaluate_corruptions(
+            self._evaluator, self._target, lambda: self.deployed, known, again, self._report_progress
+        )
+
+    def others(self, known: Sequence[OutOfDistribution]) -> Iterator[list[OutOfDistribution] | str]:
+        """Yields what is known about other sets as it becomes known; see ``evaluate_others``."""
+        return out_of_distribution.evaluate_others(
+            self._evaluator,
+            self._target,
+            lambda: self.deployed,
+            lambda: self._test.logits,
+            known,
+            self._report_progress,
+        )
+
+    def others_again(self, known: Sequence[OutOfDistribution]) -> list[OutOfDistribution]:
+        """Returns what is known about other sets, computed anew; see ``evaluate_again``."""
+        return out_of_distribution.evaluate_again(
+            self._evaluator, self._target, lambda: self.deployed, lambda: self._test.logits, known
+        )

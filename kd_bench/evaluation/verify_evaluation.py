@@ -1,4 +1,4 @@
-"""Computes calibration and fidelity of evaluated trials again, and compares them with ``evaluation.json``."""
+"""Computes the metrics of evaluated trials again, but not the timing, and compares them with ``evaluation.json``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def verify_evaluations(folders: Iterable[Path], data: Path | None, device: str) 
 
 
 def _verify(folder: Path, evaluator: NetworkEvaluator) -> Iterator[str]:
+    from kd_bench.evaluation import corruptions, out_of_distribution
     from kd_bench.evaluation.target import trial_target
 
     path = folder / EVALUATION
@@ -69,6 +70,12 @@ def _verify(folder: Path, evaluator: NetworkEvaluator) -> Iterator[str]:
         if old is not None and new is not None:
             for key, before, now in _differences(old, new, name):
                 yield f"{path}: {key} is {before}, but {now} when it is computed again"
+    others = (
+        *corruptions.differences(recorded.corruptions, measured.corruptions),
+        *out_of_distribution.differences(recorded.ood, measured.ood),
+    )
+    for key, before, now in others:
+        yield f"{path}: {key} is {before}, but {now} when it is computed again"
 
 
 def _teachers(target: EvaluationTarget, ids: Iterable[str]) -> Iterator[Trial | PretrainedTeacher]:

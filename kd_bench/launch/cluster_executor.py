@@ -107,7 +107,8 @@ class ClusterExecutor(Executor):
         events = log.with_suffix(".events")
         paths = (job.folder, job.teacher, job.weights, job.data)
         folder, teacher, weights, data = (None if path is None else str(Path(path).resolve()) for path in paths)
-        job = replace(job, folder=str(folder), teacher=teacher, weights=weights, data=data)
+        pretrained = {trial: str(Path(path).resolve()) for trial, path in job.pretrained.items()}
+        job = replace(job, folder=str(folder), teacher=teacher, weights=weights, data=data, pretrained=pretrained)
         offset = events.stat().st_size if events.exists() else 0
         work = RemoteJob(job.to_line(), str(log), str(events), worker_environment(job.threads))
         return WorkerGroup([_RemoteWorker(self, self.submit(work), events, log, offset)])

@@ -34,6 +34,7 @@ _EXTRAS = {
     "slurm": ("submitit", "--executor slurm"),
     "tensorboard": ("tensorboard", "--tensorboard"),
     "wandb": ("wandb", "--wandb"),
+    "energy": ("zeus", "the column energy"),
 }
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -65,6 +66,7 @@ def examine(out: Path, data: Path | None) -> Iterator[Finding]:
     memory = psutil.virtual_memory()
     yield Finding("ok", f"{os.cpu_count()} cores, {memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free")
     yield from _torch()
+    yield from _energy()
     yield from _shared_memory()
     yield from _data(data)
     yield _weights()
@@ -130,6 +132,27 @@ def _torch() -> Iterator[Finding]:
         install = "apt-get install g++" if device.type == "cpu" else "pip install triton"
         text = f"there is no compiler for {device.type}, so networks are not compiled, whatever recipes say"
         yield Finding("note", f"{text}; get one with: {install}")
+
+
+def _energy() -> Iterator[Finding]:
+    """Says which energy counters can be read, if the package that reads them is installed."""
+    if _version("zeus") is None:
+        return
+    import torch
+
+    from kd_bench.utils.energy_counters import open_counters
+
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    counters = open_counters(device)
+    if counters:
+        kinds = " and ".join(dict.fromkeys(counter.kind for counter in counters))
+        yield Finding("ok", f"energy counters of {kinds} can be read, so trainings record their energy")
+    else:
+        yield Finding(
+            "note",
+            "no energy counter can be read, so trainings record no energy; on Linux, the CPU's are those in "
+            "/sys/class/powercap, which by default only root may read",
+        )
 
 
 def _why_no_gpu() -> Finding:

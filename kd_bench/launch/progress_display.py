@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from kd_bench.config.teacher_seeds import teacher_suffix, teachers_of_several_seeds
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.models.registry import PREFIX
 from kd_bench.utils.plugins import is_file_name
@@ -38,6 +39,7 @@ class _Row:
     trials: Sequence[AnyTrial]
     labels: dict[str, str]
     last_printed: float
+    several: Container[str] = ()  # teachers whose seed is shown
     epochs_done: float = 0.0
     rate: float | None = None
     top1: dict[str, float] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class _Row:
     @property
     def name(self) -> str:
         first = self.trials[0]
-        return f"{_pair(first, sorted({trial.model for trial in self.trials}))}{_seed(first)}"
+        return f"{_pair(first, sorted({trial.model for trial in self.trials}), self.several)}{_seed(first)}"
 
     @property
     def epochs(self) -> int:
@@ -111,6 +113,7 @@ class ProgressDisplay:
         self._live: Live | None = None
         self._rows: dict[str, _Row] = {}
         self._labels: dict[str, str] = {}
+        self._several: set[str] = set()
         self._epochs_left: dict[str, int] = {}
         self._epochs_total = self._epochs_done = 0.0
         self._started = time.monotonic()
@@ -121,6 +124,7 @@ class ProgressDisplay:
         ``labels`` is the table row of each trial of the recipe, by the trial's id. Teachers are trained or imported.
         """
         self._labels = {**labels, **{trial.id: "teacher" for trial in teachers}}
+        self._several = teachers_of_several_seeds(missing)
         self._epochs_left = {trial.id: trial.preparation_epochs + trial.epochs for trial in [*teachers, *missing]}
         self._epochs_total = float(sum(self._epochs_left.values()))
         if not self._epochs_left:
@@ -139,7 +143,7 @@ class ProgressDisplay:
         """Shows a worker that has started to train these trials, or goes on after ``epochs``, preparation included."""
         if not trials:
             return
-        row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic())
+        row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic(), self._several)
         self._rows |= {trial.id: row for trial in trials}
         verb = "started"
         if epochs:
@@ -233,7 +237,7 @@ class ProgressDisplay:
             self._live = None
 
     def _title(self, trial: AnyTrial) -> str:
-        return f"{_pair(trial, [trial.model])}, {self._labels[trial.id]}{_seed(trial)}"
+        return f"{_pair(trial, [trial.model], self._several)}, {self._labels[trial.id]}{_seed(trial)}"
 
     def _time_left(self) -> str:
         elapsed = time.monotonic() - self._started
@@ -289,9 +293,10 @@ class ProgressDisplay:
             self.message(text)
 
 
-def _pair(trial: AnyTrial, students: Sequence[str]) -> str:
+def _pair(trial: AnyTrial, students: Sequence[str], several: Container[str]) -> str:
+    """Returns the networks, with the seed of a teacher that is one of ``several``."""
     names = ", ".join(map(_short, students))
-    return f"{_short(trial.teacher.model)} -> {names}" if trial.teacher else names
+    return f"{_short(trial.teacher.model)}{teacher_suffix(trial, several)} -> {names}" if trial.teacher else names
 
 
 def _short(network: str) -> str:

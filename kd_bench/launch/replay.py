@@ -100,7 +100,8 @@ def replay(path: Path, options: RunOptions, weights: Path | None = None) -> Repl
     Args:
         path: Folder of a finished trial, whose weights need not have been kept.
         options: How to train. The number of threads is the kept trial's.
-        weights: File of the teacher's weights, for a teacher that was not trained by kd-bench.
+        weights: File of the teacher's weights, for a teacher that was not trained by kd-bench; or of the weights that
+            the training of the trial or of its teacher started from.
 
     Raises:
         UserError: If the folder has no finished training, or the teacher's weights are missing or other ones.
@@ -119,6 +120,11 @@ def replay(path: Path, options: RunOptions, weights: Path | None = None) -> Repl
     name = path.absolute().parent.name
     if weights is not None:
         _check_weights(trial, weights)
+    elif trial.pretrained is not None:
+        raise UserError(
+            f"{path}: its training started from weights whose SHA-256 is {trial.pretrained}; name their file with "
+            "--weights FILE"
+        )
     elif trial.teacher is not None:
         _copy_teacher(trial.teacher, path, options.out)
     datasets.locate(trial.dataset, options.data)
@@ -188,13 +194,19 @@ def _top1(record: TrialRecord) -> float:
     return float((record.result or {})["top1_last"])
 
 
+def _given_weights(trial: Trial | PretrainedTeacher | None) -> str | None:
+    """Returns the SHA-256 of the weights that a training starts from, or that a teacher has; None if none are given."""
+    return trial.weights if isinstance(trial, PretrainedTeacher) else trial.pretrained if trial is not None else None
+
+
 def _check_weights(trial: Trial, weights: Path) -> None:
-    if not isinstance(trial.teacher, PretrainedTeacher):
+    expected = trial.pretrained or _given_weights(trial.teacher)
+    if expected is None:
         raise UserError("--weights: the teacher of this trial was trained by kd-bench; leave the option out")
     if not weights.is_file():
         raise UserError(f"--weights {weights}: there is no such file")
-    if sha256(weights) != trial.teacher.weights:
-        raise UserError(f"--weights {weights}: is not the file of this trial, whose SHA-256 is {trial.teacher.weights}")
+    if sha256(weights) != expected:
+        raise UserError(f"--weights {weights}: is not the file of this trial, whose SHA-256 is {expected}")
 
 
 def _copy_teacher(teacher: Trial | PretrainedTeacher, path: Path, out: Path) -> None:
@@ -206,8 +218,9 @@ def _copy_teacher(teacher: Trial | PretrainedTeacher, path: Path, out: Path) -> 
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(source, partial)
         partial.rename(target)
-    elif isinstance(teacher, PretrainedTeacher) and not read_trial(target).has_weights:
+    elif (given := _given_weights(teacher)) is not None and not read_trial(target).has_weights:
+        origin = "came in" if isinstance(teacher, PretrainedTeacher) else "was trained from"
         raise UserError(
-            f"{path}: its teacher, {teacher.model}, came in a file whose SHA-256 is {teacher.weights}; name it with "
+            f"{path}: its teacher, {teacher.model}, {origin} a file whose SHA-256 is {given}; name it with "
             "--weights FILE"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kd_bench.config.trial import PlannedTrial, Trial
+from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
 from kd_bench.launch.executor import Executor, LocalExecutor
 from kd_bench.launch.launcher_ranks import LauncherRankZero
 from kd_bench.launch.options import RunOptions, parse_executor_options
@@ -38,7 +38,6 @@ class CohortTask:
     Attributes:
         folder: ``OUT/<recipe>``, or the folder of the teachers.
         trials: The unfinished trials.
-        weights: File of the pretrained teacher that the cohort is; else None.
         attempts: Number of workers started for it.
         failures: Number of workers that died since a trial last finished an epoch.
         not_before: Time, by the monotonic clock, of the next attempt.
@@ -49,7 +48,6 @@ class CohortTask:
 
     folder: Path
     trials: list[AnyTrial]
-    weights: Path | None = None
     attempts: int = 0
     failures: int = 0
     not_before: float = 0.0
@@ -106,6 +104,7 @@ class Scheduler:
         self._executor = Executor([])
         self._monitor = LeaseMonitor()
         self._lease_first_seen: dict[str, float] = {}
+        self._files: dict[str, Path] = {}
         self._waiting: list[CohortTask] = []
         self._running: list[tuple[CohortTask, WorkerGroup]] = []
 
@@ -118,9 +117,7 @@ class Scheduler:
         missing = self._missing([cell.trial for cell in planned], self.folder)
         teachers = self._missing([trial.teacher for trial in missing if trial.teacher is not None], self.teachers)
         self._waiting = group_into_cohorts(teachers, self.teachers, self.options.cohort_size)
-        files = {cell.teacher_id: cell.weights for cell in planned}
-        for cohort in self._waiting:
-            cohort.weights = files.get(cohort.trials[0].id)
+        self._files = {cell.teacher_id or cell.trial_id: cell.weights for cell in planned if cell.weights}
         self._waiting += group_into_cohorts(missing, self.folder, self.options.cohort_size)
         if self._waiting:
             self._executor = _make_executor(self.options, self.folder, self._launcher)
@@ -261,10 +258,12 @@ class Scheduler:
     def _start(self, cohort: CohortTask) -> None:
         cohort.attempts += 1
         cohort.error = cohort.fault = None
+        files = {trial.id: str(file) for trial in cohort.trials if (file := self._files.get(trial.id))}
         job = WorkerJob(
             folder=str(cohort.folder),
             trials=[trial.settings() for trial in cohort.trials],
-            weights=str(cohort.weights) if cohort.weights else None,
+            weights=next(iter(files.values()), None) if isinstance(cohort.trials[0], PretrainedTeacher) else None,
+            pretrained=files,
             teacher=str(self.teachers / cohort.teacher.id) if cohort.teacher else None,
             data=str(self.options.data) if self.options.data else None,
             device=self.options.device,
@@ -309,7 +308,7 @@ class Scheduler:
                 "one slot"
             )
             halves = (unfinished[:half], unfinished[half:])
-            return [CohortTask(cohort.folder, trials, weights=cohort.weights, fresh=True) for trials in halves]
+            return [CohortTask(cohort.folder, trials, fresh=True) for trials in halves]
         if cohort.fault in (None, "crash") and cohort.failures < self.options.retries and unfinished:
             cohort.failures += 1
             cohort.fresh = True

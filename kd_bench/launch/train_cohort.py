@@ -7,6 +7,7 @@ import io
 import json
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from kd_bench.launch.worker_protocol import EventWriter, WorkerJob, stop_request
 from kd_bench.training.build import build_student, load_network
 from kd_bench.training.callbacks import KeepSigtermHandler, MidEpochCheckpoint, ProgressReporter, StopRequested
 from kd_bench.training.cohort import CohortModule
+from kd_bench.training.energy import EnergyMeter
+from kd_bench.training.features import FeatureFile
 from kd_bench.training.fit import fit
-from kd_bench.training.loaders import TrainLoader, holdout_loader, loaders
+from kd_bench.training.loaders import EVALUATION_BATCH, GPU_EVALUATION_BATCH, TrainLoader, holdout_loader, loaders
 from kd_bench.training.logit_cache import LogitCache, logits_folder, open_cache
 from kd_bench.training.recorder import choose_recorder
 from kd_bench.training.result_writer import ResultWriter, serialize_state
@@ -34,6 +37,7 @@ from kd_bench.trials.lease import Lease
 from kd_bench.trials.reader import read_environment
 from kd_bench.trials.result_writer import TrialResultWriter
 from kd_bench.utils import distributed
+from kd_bench.utils.energy_counters import open_counters
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import sha256
 
@@ -71,15 +75,46 @@ class _CohortContext:
         """Builds the student of a trial.
 
         Raises:
-            UserError: As ``build_student``, if batch norms cannot be synchronised on this device, or if the teacher's
-                result is from other images.
+            UserError: As ``build_student``, if batch norms cannot be synchronised on this device, if the teacher's
+                result is from other images, or if the file of the initial weights is missing or has changed.
         """
         if trial.teacher is not None and self.teacher_folder is not None and trial.teacher.dataset == trial.dataset:
             folder = self.teacher_folder.path
             check_same_images(folder, "this teacher's result is", self.teacher_result, self.images.record)
         if trial.sync_batch_norm and self.job.world_size > 1 and self.device.type == "cpu":
             raise UserError("sync_batch_norm: torch synchronises batch norms between GPUs only")
-        return build_student(trial, self.images, self.teacher, writer)
+        if trial.pretrained is None:
+            return build_student(trial, self.images, self.teacher, writer)
+        file = self.job.pretrained.get(trial.id)
+        if file is None:
+            raise UserError(
+                f"{trial.model}: its training starts from weights whose SHA-256 is {trial.pretrained}, and their file "
+                "is not known"
+            )
+        if sha256(Path(file)) != trial.pretrained:
+            raise UserError(f"{file}: has changed since this run was planned; run the recipe again")
+        open_features = partial(self._open_feature_file, trial)
+        return build_student(trial, self.images, self.teacher, writer, Path(file), open_features)
+
+    def _open_feature_file(self, trial: Trial, count: int, length: int) -> FeatureFile | None:
+        """Opens the file of the features of a network whose classifier is trained; None if there is no space for it."""
+        images = self.images
+        assert isinstance(images, ArrayDataset)
+        size = GPU_EVALUATION_BATCH if self.device.type == "cuda" else EVALUATION_BATCH
+        key = {
+            "kind": "features",
+            "teacher": trial.model,
+            "weights": trial.pretrained,
+            "dataset": trial.dataset.title,
+            "images": [_images_hash(part.test_images) for part in (images, images.holdout) if part is not None]
+            + [_images_hash(images.train_images)],
+            "normalised": [list(images.mean), list(images.std)],
+            "input": trial.input.model_dump(mode="json"),
+            "numerics": [trial.precision, trial.channels_last],
+            "machine": numerics_fingerprint(self.device, self.job.threads),
+        }
+        file = open_cache(logits_folder(), key, count, length, size, kind=FeatureFile)
+        return file if isinstance(file, FeatureFile) else None
 
     def fit(self, members: list[StudentModule], mid_epoch_states: dict[str, list[bytes]]) -> None:
         """Trains the members to the end.
@@ -101,7 +136,8 @@ class _CohortContext:
         train, test = loaders(self.first, self.images, self.device, self.job.workers, self.data_dir)
         holdout = holdout_loader(self.first, self.images, self.device, self.job.workers)
         recorder = None if self.job.eager else choose_recorder(self.device, self.first)
-        cohort = CohortModule(members, self.teacher, self.view, self._logit_cache(train), recorder)
+        energy = EnergyMeter(open_counters(self.job.device))
+        cohort = CohortModule(members, self.teacher, self.view, self._logit_cache(train), recorder, energy)
         callbacks = [
             ProgressReporter(progress),
             MidEpochCheckpoint(self.job.checkpoint_seconds, stop_requested.is_set),
@@ -142,7 +178,7 @@ class _CohortContext:
                 "trained": teacher.id,
                 "weights": sha256(teacher_folder.weights),
                 "dataset": first.dataset.title,
-                "images": hashlib.blake2b(images.train_images.contiguous().numpy().data, digest_size=16).hexdigest(),
+                "images": _images_hash(images.train_images),
                 "normalised": [list(images.mean), list(images.std)],
                 "augment": [first.augment.crop, first.augment.flip],
                 "input": teacher.input.model_dump(mode="json"),
@@ -155,6 +191,10 @@ class _CohortContext:
             return open_cache(logits_folder(), key, rows, images.num_classes, size, parts=not compiled)
 
         return open_teacher_cache
+
+
+def _images_hash(images: torch.Tensor) -> str:
+    return hashlib.blake2b(images.contiguous().numpy().data, digest_size=16).hexdigest()
 
 
 def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events: EventWriter) -> None:

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TextIO
 
 Event = dict[str, Any]
@@ -58,6 +58,7 @@ class WorkerJob:
         folder: ``OUT/<recipe>``.
         trials: Settings of the trials, or of one pretrained teacher.
         weights: File of the pretrained teacher's weights; None for trials to train.
+        pretrained: Files of the weights that the training of trials starts from, by trial.
         teacher: Folder of the finished trial whose network is the teacher; None without a teacher.
         data, threads, loggers, workers: As in ``RunOptions``.
         device: ``cpu``, or ``cuda:<n>``.
@@ -78,6 +79,7 @@ class WorkerJob:
     data: str | None
     device: str
     threads: int
+    pretrained: Mapping[str, str] = field(default_factory=dict)
     loggers: Sequence[str] = ()
     workers: int = 0
     rank: int = 0

@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 from kd_bench.models import cards
 from kd_bench.models.cards import Card
 from kd_bench.models.registry import PREFIX
+from kd_bench.models.timm_names import timm_names
 from kd_bench.utils import download
-from kd_bench.utils.errors import RunFailed, UserError, first_line
+from kd_bench.utils.errors import RunFailed, UserError, first_line, unknown
 from kd_bench.utils.files import sha256
-from kd_bench.utils.paths import cache_folder
+from kd_bench.utils.paths import cache_folder, expand_user, is_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,6 +37,49 @@ def weights_folder() -> Path:
 def weights_path(card: Card) -> Path:
     """Returns the path of a card's weights, downloaded or not."""
     return weights_folder() / card.dataset / f"{card.name}{'.safetensors' if card.timm else '.pth'}"
+
+
+def initial_weights_path(model: str) -> Path:
+    """Returns the path of timm's weights of a network, downloaded or not, from which training may start."""
+    return weights_folder() / "timm" / f"{model}.safetensors"
+
+
+def initial_weights(model: str, value: str, context: str) -> Path:
+    """Returns the file of the weights that the training of a network starts from.
+
+    Args:
+        model: Full name of the network.
+        value: A path, or ``timm`` for timm's weights of the network.
+        context: Key of the value, for error messages.
+
+    Raises:
+        UserError: If there is no such file, timm has no weights of the network, or they are not downloaded.
+    """
+    if value != "timm":
+        file = expand_user(value)
+        if not is_file(file):
+            raise UserError(f"{context}: there is no file {file}")
+        return file
+    tagged = timm_names().pretrained
+    if model not in tagged:
+        choices = [name for name in tagged if name.partition(".")[0] == model] or tagged
+        raise unknown("network with pretrained weights in timm", model, choices, context)
+    path = initial_weights_path(model)
+    if not is_file(path):
+        raise UserError(
+            f"{context}: timm's weights of {model} are not at {path}; get them with: kd-bench teacher fetch {model}; "
+            f"without a network, fetch {_hub_title(model)} elsewhere and name the file instead of: timm"
+        )
+    return path
+
+
+def input_advice(model: str) -> str:
+    """Returns the setting of a pretrained network's input, as far as timm knows it."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(model)
+    size = "SIZE" if cfg is None else cfg.input_size[-1]
+    return f"input: {{size: {size}, normalise: network}}"
 
 
 def require_weights(card: Card | None, name: str, dataset: str, context: str) -> Path:
@@ -58,10 +102,9 @@ def require_weights(card: Card | None, name: str, dataset: str, context: str) ->
 def manual_instructions(card: Card) -> str:
     """Returns instructions for a machine without a network: what to download, where to put it, how to name it."""
     if card.timm:
-        repository, file, url = _hub_file(card.model)
         size = 4 * (card.parameters or 0)
         about = f", about {size / 1e9:.2f} GB" if size >= 1e9 else f", about {size / 1e6:.0f} MB" if size else ""
-        files = f"{file} of {repository} ({url}{about})"
+        files = _hub_title(card.model, about)
     else:
         files = " or ".join(
             f"{source.url}{f', in it {source.member}' if source.member else ''}" for source in card.weights
@@ -80,7 +123,7 @@ def fetch(card: Card, progress: download.Progress | None = None) -> download.Dow
         RunFailed: If no mirror sends the expected file.
     """
     if card.timm:
-        return _fetch_from_timm(card)
+        return _fetch_from_timm(card.model, weights_path(card), manual_instructions(card))
     if not card.weights:
         hint = f"; train it with: kd-bench teacher train {card.name} --dataset {card.dataset}" if card.train else ""
         raise UserError(f"{card.path}: names no weights to fetch{hint}")
@@ -93,6 +136,19 @@ def fetch(card: Card, progress: download.Progress | None = None) -> download.Dow
         except RunFailed as failure:
             failures.append(str(failure))
     raise RunFailed("; ".join([*failures, manual_instructions(card)]))
+
+
+def fetch_initial_weights(model: str) -> download.DownloadedFile:
+    """Downloads timm's weights of a network, from which training may start.
+
+    Raises:
+        UserError: If timm has no weights of the network.
+        RunFailed: If they cannot be downloaded.
+    """
+    if model not in timm_names().pretrained:
+        raise unknown("network with pretrained weights in timm", model, timm_names().pretrained, "teacher fetch")
+    advice = f"fetch {_hub_title(model)} elsewhere and name the file: --set teachers.{model}.pretrained=FILE"
+    return _fetch_from_timm(model, initial_weights_path(model), advice)
 
 
 def load_overlay(model: str, dataset: str | None = None) -> dict[str, Any] | None:
@@ -142,18 +198,16 @@ def without_state(network: Network) -> Network:
     return network
 
 
-def _fetch_from_timm(card: Card) -> download.DownloadedFile:
-    path = weights_path(card)
+def _fetch_from_timm(model: str, path: Path, advice: str) -> download.DownloadedFile:
     if not path.is_file():
         import timm
 
         from kd_bench.models import weights
 
-        model = card.model
-        network = from_timm(model, lambda: timm.create_model(model, pretrained=True), manual_instructions(card))
+        network = from_timm(model, lambda: timm.create_model(model, pretrained=True), advice)
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights.write(path, network.state_dict(), {"model": card.model})
-    return download.DownloadedFile(path=path, sha256=sha256(path), url=f"timm:{card.model}", pinned=False)
+        weights.write(path, network.state_dict(), {"model": model})
+    return download.DownloadedFile(path=path, sha256=sha256(path), url=f"timm:{model}", pinned=False)
 
 
 def from_timm(model: str, create: Callable[[], nn.Module], advice: str = "") -> nn.Module:
@@ -182,6 +236,11 @@ def from_timm(model: str, create: Callable[[], nn.Module], advice: str = "") -> 
         raise
     except Exception as error:  # the hub's client raises various errors without a network
         raise RunFailed(f"{model}: timm could not get its weights ({first_line(error)}){end}") from None
+
+
+def _hub_title(model: str, about: str = "") -> str:
+    repository, file, url = _hub_file(model)
+    return f"{file} of {repository} ({url}{about})"
 
 
 def _hub_file(model: str) -> tuple[str, str, str]:

@@ -24,7 +24,8 @@ from kd_bench.launch.devices import find_devices
 from kd_bench.launch.options import RunOptions, check_options
 from kd_bench.launch.run_recipe import PlannedRecipe
 from kd_bench.models import cards
-from kd_bench.plan import plan, plan_teacher, resolve_network, select
+from kd_bench.plan import plan, plan_teacher, resolve_network
+from kd_bench.selection import select
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.utils import seeding
 from kd_bench.utils.errors import RunFailed, UserError, unknown

@@ -35,6 +35,8 @@ _DIFFERENCES = {
     "high": "difference_high",
     **{name: name for name in ("p_paired_t", "p_paired_t_holm", "p_sign_flip", "p_sign_flip_holm")},
     **{name: name for name in ("bootstrap_low", "bootstrap_high")},
+    "teachers": "difference_teachers",
+    "seeds": "difference_seeds",
 }
 
 
@@ -87,7 +89,8 @@ class Results:
     def frame(self) -> pd.DataFrame:
         """Returns a row for each trial: its settings, status, accuracies in percent, times in seconds.
 
-        ``label`` is the row of the table, and ``status`` is done, failed, missing or damaged, with a ``reason``. A
+        ``label`` is the row of the table, and ``status`` is done, failed, missing or damaged, with a ``reason``.
+        ``teacher_seed`` is the seed of the trial's teacher, missing without a teacher that was trained here. A
         trial that several pairs share, such as the student alone, has a row in each.
         """
         import pandas as pd
@@ -119,7 +122,9 @@ class Results:
 
         ``mean`` is the mean difference to the baseline in percentage points, paired by seed, over ``n`` seeds, and
         ``low`` and ``high`` are the ends of its 95 % interval (paired t). The p-values are two-sided; those with
-        "holm" are corrected for the number of methods of the pair. The bootstrap interval needs 8 seeds.
+        "holm" are corrected for the number of methods of the pair. The bootstrap interval needs 8 seeds. If students
+        are crossed with several teachers, ``n`` is ``teachers`` times ``seeds`` (which are missing otherwise), and
+        interval and p-value are those for other teachers and other seeds.
         """
         import pandas as pd
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.attack import Attack, chained, is_pgd, title
+from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, is_taught
 from kd_bench.report.render import DASH, Table, simple_table
 from kd_bench.report.results_frame import teacher_name
-from kd_bench.report.statistics import Difference, MeanAndStd, estimate, paired_difference
+from kd_bench.report.statistics import Difference, MeanAndStd
 from kd_bench.trials.reader import read_trial
 from kd_bench.utils.regular_files import BadFile, read_json_object
 
@@ -115,7 +116,7 @@ class AttackRow:
 
     Attributes:
         label: Label of the row.
-        values: Mean and standard deviation over seeds, by key of the table's columns.
+        values: Mean and standard deviation over trials, by key of the table's columns.
         difference: Last column minus the baseline's, paired by seed; None for the baseline, or without a baseline.
     """
 
@@ -154,34 +155,49 @@ def summarise_attacks(evaluations: Iterable[tuple[PlannedTrial, Evaluation]], ba
         evaluations: From ``trial_evaluations``.
         baseline: Label of the row that the others are compared with.
     """
-    tables: dict[tuple[str, str], dict[str, dict[int, Evaluation]]] = {}
+    tables: dict[tuple[str, str], list[tuple[PlannedTrial, Evaluation]]] = {}
     for cell, evaluation in evaluations:
         teacher = teacher_name(cell)
         networks = f"{teacher} → {cell.student}" if teacher else cell.student
-        by_label = tables.setdefault((f"{networks} on {cell.dataset}", evaluation.attack.id), {})
-        by_label.setdefault(cell.label, {})[cell.seed] = evaluation
-    return [_attack_table(title, by_label, baseline) for (title, _), by_label in tables.items()]
+        tables.setdefault((f"{networks} on {cell.dataset}", evaluation.attack.id), []).append((cell, evaluation))
+    made = []
+    for (heading, _), of_table in tables.items():
+        cells, _ = find_cells((trial.label, trial.teacher_seed, trial.seed) for trial, _ in of_table)
+        by_label: dict[str, dict[Cell, Evaluation]] = {}
+        for (trial, evaluation), cell_of in zip(of_table, cells, strict=True):
+            by_label.setdefault(trial.label, {})[cell_of] = evaluation
+        made.append(_attack_table(heading, by_label, baseline))
+    return made
 
 
-def _attack_table(title: str, by_label: dict[str, dict[int, Evaluation]], baseline: str) -> AttackTable:
-    """The table of evaluations of one attack, by label and seed."""
-    evaluations = [evaluation for by_seed in by_label.values() for evaluation in by_seed.values()]
+def _attack_table(title: str, by_label: dict[str, dict[Cell, Evaluation]], baseline: str) -> AttackTable:
+    """The table of evaluations of one attack, by label and cell."""
+    evaluations = [evaluation for by_cell in by_label.values() for evaluation in by_cell.values()]
     first, columns = evaluations[0], evaluations[0].columns
     last = list(columns)[-1]
-    robust = {
-        label: {seed: evaluation.accuracy[last] for seed, evaluation in by_seed.items()}
-        for label, by_seed in by_label.items()
+    accuracies = {
+        key: {
+            label: {cell: evaluation.accuracy[key] for cell, evaluation in by_cell.items()}
+            for label, by_cell in by_label.items()
+        }
+        for key in columns
     }
-    compared = robust.get(baseline, {})
+    compared = accuracies[last].get(baseline, {})
     rows = []
-    for label, by_seed in by_label.items():
-        means = {key: estimate([evaluation.accuracy[key] for evaluation in by_seed.values()]) for key in columns}
-        difference = paired_difference(robust[label], compared) if label != baseline else None
+    for label in by_label:
+        means = {key: estimate_cells(accuracies[key][label]) for key in columns}
+        difference = difference_of_cells(accuracies[last][label], compared)[0] if label != baseline else None
         rows.append(AttackRow(label, {key: mean for key, mean in means.items() if mean}, difference))
+    crossed = any(is_taught(by_cell) for by_cell in by_label.values())
     notes = _notes(evaluations, columns[last])
+    if crossed:
+        notes.append("Several teachers: each seed of the student is trained with each teacher; the standard deviation "
+                     "is that of a single training with another teacher and another seed.")  # fmt: skip
     if compared:
-        notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by seed, "
-                     "with the 95 % interval of the paired t distribution.")  # fmt: skip
+        paired = "teacher and seed, with the 95 % interval for other teachers and other seeds (quasi-F)."
+        if not crossed:
+            paired = "seed, with the 95 % interval of the paired t distribution."
+        notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by {paired}")
     baseline_or_none = baseline if compared and len(by_label) > 1 else None
     title = f"{title}, {first.description}"
     return AttackTable(title, columns, tuple(rows), baseline_or_none, tuple(notes), first.attack)
@@ -189,7 +205,7 @@ def _attack_table(title: str, by_label: dict[str, dict[int, Evaluation]], baseli
 
 def network_table(name: str, about: str, evaluation: Evaluation) -> AttackTable:
     """Returns the table of one network, with its name in the row, and ``about`` (network and dataset) in the title."""
-    table = _attack_table(about, {name: {0: evaluation}}, "")
+    table = _attack_table(about, {name: {(None, 0): evaluation}}, "")
     return replace(table, kind="network", notes=table.notes[1:])
 
 

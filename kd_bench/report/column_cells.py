@@ -13,7 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_bench.report import ood_columns
 from kd_bench.report.columns import COLUMNS, Value
+from kd_bench.report.crossed import estimate_cells, is_taught
 from kd_bench.report.statistics import estimate
 from kd_bench.report.summary import ColumnCell, PairTable, Summary, SummaryRow
 from kd_bench.trials.evaluation_file import EVALUATION, Evaluation, other_subject, read_evaluation_file
@@ -30,7 +32,8 @@ MARK = "*"
 _NAMED = 3
 
 #: Columns of ``trial_values`` about how values were measured, and the values that they are about.
-PROTOCOLS = {"ece_scaled_protocol": "ece_scaled", "latency_protocol": "latency"}
+PROTOCOLS = {"ece_scaled_protocol": "ece_scaled", "latency_protocol": "latency", "corrupted_protocol": "corrupted",
+             "auroc_protocol": "auroc", "energy_protocol": "energy"}  # fmt: skip
 
 #: Trials of a recipe, and the folder that has a folder for each of them.
 RecipeCells = tuple[Path, Sequence["PlannedTrial"]]
@@ -49,7 +52,7 @@ def with_columns(
     """
     reader = _Reader(recipes)
     names = tuple(dict.fromkeys((*shown, *others)))
-    measured = [name for name in names if COLUMNS[name].metric]
+    measured = [name for name in names if COLUMNS[name].has_protocol]
     values = {id(row): reader.values(pair, row, measured) for pair in summary.pairs for row in pair.rows}
     usual = {name: _usual_protocols(summary, values, name) for name in measured}
     pairs = []
@@ -59,7 +62,9 @@ def with_columns(
             of, by_column = values[id(row)]
             cells = {name: _cell(by_column[name], of, usual[name].get(pair.dataset)) for name in measured}
             cells |= {
-                name: ColumnCell(COLUMNS[name].of_row(row), row.done) for name in names if not COLUMNS[name].metric
+                name: ColumnCell(COLUMNS[name].of_row(row), row.done)
+                for name in names
+                if not COLUMNS[name].has_protocol
             }
             rows.append(replace(row, columns=cells))
         pairs.append(replace(pair, rows=tuple(rows)))
@@ -69,20 +74,22 @@ def with_columns(
 
 
 def trial_values(folder: Path, teachers: Sequence[str]) -> tuple[dict[str, Any], str | None]:
-    """Returns the values of a finished trial's evaluation by column, and what is wrong with the evaluation.
+    """Returns the values of a finished trial's evaluation and result by column, and what is wrong with the evaluation.
 
     The protocols of ``PROTOCOLS`` are among them. A value that was measured on several machines is not, because a line
-    has place for one.
+    has place for one. Of several other sets of images, the mean is.
 
     Args:
         folder: The trial's folder.
         teachers: Ids of the teachers that fidelity may be to.
     """
     evaluation, problem = read_trial_evaluation(folder)
-    if evaluation is None:
-        return {}, problem
-    found = {name: column.values(evaluation, teachers) for name, column in COLUMNS.items()}
-    single = {name: values[0] for name, values in found.items() if len(values) == 1}
+    found = {name: _values(name, folder, evaluation, teachers) for name in COLUMNS}
+    single = {
+        name: values[0]
+        for name, values in found.items()
+        if len(values) == 1 or (values and name in ood_columns.READERS)
+    }
     protocols = {key: single[name].protocol for key, name in PROTOCOLS.items() if name in single}
     return {name: value.value for name, value in single.items()} | protocols, problem
 
@@ -101,6 +108,15 @@ def read_trial_evaluation(folder: Path) -> tuple[Evaluation | None, str | None]:
         return None, None
     fault = other_subject(evaluation, result["weights_sha256"], result.get("images"))
     return (None, f"{path}: {fault}; its columns are empty") if fault else (evaluation, None)
+
+
+def _values(name: str, folder: Path, evaluation: Evaluation | None, teachers: Iterable[str]) -> list[Value]:
+    """Returns the values of a column for a trial with this evaluation, or without one."""
+    column = COLUMNS[name]
+    if column.of_result is not None:
+        result = read_trial(folder).result
+        return [] if result is None or result["status"] != "done" else column.of_result(result)
+    return [] if evaluation is None else column.values(evaluation, teachers)
 
 
 class _Reader:
@@ -128,12 +144,13 @@ class _Reader:
             of_trials: Mapping[str, list[str]] = {name: [] for name in ids}
         else:
             of_trials = {trial: teachers[trial] for trial in row.trials}
+        cells = dict(zip(row.trials, row.cells, strict=False))
         found: dict[str, list[list[Value]]] = {name: [] for name in names}
         for trial, known in of_trials.items():
             evaluation = self._read(trial)
-            if evaluation is not None:
-                for name, values in found.items():
-                    values.append(COLUMNS[name].values(evaluation, known))
+            for name, values in found.items():
+                of_trial = _values(name, self._folders[trial], evaluation, known)
+                values.append([value._replace(cell=cells.get(trial)) for value in of_trial])
         return len(of_trials), {name: [item for item in values if item] for name, values in found.items()}
 
     def _teachers_of(self, pair: PairTable) -> dict[str, list[str]]:
@@ -164,21 +181,23 @@ def _usual_protocols(
     for pair in summary.pairs:
         for row in pair.rows:
             for of_trial in values[id(row)][1][name]:
-                counts[pair.dataset].update({value.protocol for value in of_trial})
+                counts[pair.dataset].update(list(dict.fromkeys(value.protocol for value in of_trial)))
     return {dataset: count.most_common(1)[0][0] for dataset, count in counts.items() if count}
 
 
 def _cell(trials: Sequence[Sequence[Value]], of: int, usual: str | None) -> ColumnCell:
     """Returns the mean of the values of the usual protocol; if there are none, that of the row's most frequent one."""
-    counts = Counter(protocol for values in trials for protocol in {value.protocol for value in values})
+    counts = Counter(protocol for values in trials for protocol in dict.fromkeys(item.protocol for item in values))
     if not counts:
         return ColumnCell(None, of)
     protocol = usual if usual in counts else counts.most_common(1)[0][0]
-    chosen = [value.value for values in trials for value in _first(values, lambda item: item.protocol == protocol)]
+    chosen = [value for values in trials for value in _first(values, lambda item: item.protocol == protocol)]
+    by_cell = {value.cell: value.value for value in chosen if value.cell is not None}
+    mean = estimate_cells(by_cell) if is_taught(by_cell) else estimate([value.value for value in chosen])
     others = tuple(dict.fromkeys(
         values[0].protocol for values in trials if all(value.protocol != protocol for value in values)
     ))  # fmt: skip
-    return ColumnCell(estimate(chosen), of, protocol, protocol != usual, others)
+    return ColumnCell(mean, of, protocol, protocol != usual, others)
 
 
 def _first(values: Iterable[Value], wanted: Callable[[Value], bool]) -> list[Value]:
@@ -191,7 +210,7 @@ def _notes(summary: Summary, shown: Sequence[str], usual: Mapping[str, Mapping[s
     protocols: dict[str, list[str]] = {}
     for name in shown:
         column = COLUMNS[name]
-        if not column.metric:
+        if not column.has_protocol:
             continue
         yield column.note
         text = "; ".join(f"{key}: {value}" if several else value for key, value in usual[name].items() if value)
@@ -204,7 +223,9 @@ def _notes(summary: Summary, shown: Sequence[str], usual: Mapping[str, Mapping[s
                for row, column, cell in cells)  # fmt: skip
     if any(lacking):
         yield "Empty cells: not evaluated yet; see kd-bench evaluate."
-    if any(column.metric and cell.partial for _, column, cell in cells):
+    if any(column.of_result and cell.value is None for _, column, cell in cells):
+        yield "Empty energy: no counter measured all epochs; see kd-bench doctor."
+    if any(column.has_protocol and cell.partial for _, column, cell in cells):
         yield "n of m: only n of the line's m finished trials have this value."
     left_out = dict.fromkeys(
         f"{column.name.replace(',', '')} of {row.name} ({other} instead of {cell.protocol})"
@@ -230,7 +251,7 @@ def column_text(name: str, cell: ColumnCell | None) -> str:
         return ""
     column = COLUMNS[name]
     text = column.spread(cell.value)
-    if column.metric and cell.partial:
+    if column.has_protocol and cell.partial:
         text += f" ({cell.value.n} of {cell.of})"
     return f"{text} {MARK}" if cell.marked else text
 

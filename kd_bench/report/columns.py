@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from kd_bench.report import corruption_columns, ood_columns
+from kd_bench.report.crossed import Cell
 from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.summary import SummaryRow
 from kd_bench.trials.evaluation_file import Efficiency, Errors, Evaluation, Fidelity, Timing
@@ -13,10 +15,11 @@ from kd_bench.utils.errors import UserError, unknown
 
 
 class Value(NamedTuple):
-    """A value of a trial, and how it was measured. Only values of equal protocols are averaged."""
+    """A value of a trial, how it was measured, and the trial's cell. Only values of equal protocols are averaged."""
 
     value: float
     protocol: str
+    cell: Cell | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class ResultColumn:
         metric: The metric of ``kd-bench evaluate`` that it is a part of; empty for a column of every trial's result.
         values: Returns the values of an evaluation for the teachers with these ids, the best known first.
         of_row: Returns the value of a row, for a column of every trial's result.
+        of_result: Returns the values of a trial's ``result.json``, for a column that has a protocol; None for others.
         scale: Factor from stored values, which CSV has, to printed ones.
         counted: Whether values are counted and not measured, so that a standard deviation of zero says nothing.
     """
@@ -44,8 +48,14 @@ class ResultColumn:
     metric: str = ""
     values: Callable[[Evaluation, Iterable[str]], list[Value]] = lambda *_: []
     of_row: Callable[[SummaryRow], MeanAndStd | None] = lambda _: None
+    of_result: Callable[[Mapping[str, Any]], list[Value]] | None = None
     scale: float = 1.0
     counted: bool = False
+
+    @property
+    def has_protocol(self) -> bool:
+        """Whether its values say how they were measured."""
+        return bool(self.metric) or self.of_result is not None
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -116,6 +126,18 @@ def _timing(read: Callable[[Timing], float], batched: bool) -> Callable[[Evaluat
     return values
 
 
+def _pairs(read: corruption_columns.Read | ood_columns.Read) -> Callable[[Evaluation, Iterable[str]], list[Value]]:
+    return lambda evaluation, _: [Value(value, protocol) for value, protocol in read(evaluation)]
+
+
+def _energy(result: Mapping[str, Any]) -> list[Value]:
+    energy = result.get("energy")
+    if not energy or not energy["joules"]:
+        return []
+    counters = " + ".join(energy["joules"])
+    return [Value(sum(energy["joules"].values()), f"{counters}, {energy['device']}, the whole device")]
+
+
 def _images(evaluation: Evaluation, count: int) -> str:
     return f"{count} test images, digest {evaluation.images.digest[:16]}"
 
@@ -147,6 +169,11 @@ COLUMNS: dict[str, ResultColumn] = {
         ("epoch", "selected on", "held-out"), "%", 2, "higher",
         "is the accuracy on the test set of the epoch with the highest one on held-out training images",
         of_row=lambda row: row.selected,
+    ),
+    "energy": ResultColumn(
+        ("energy,",), "Wh", 2, "lower",
+        "is that of the training epochs as if the trial were trained alone, in watt-hours, with the work of other "
+        "processes on the device", scale=1 / 3600, of_result=_energy,
     ),
     "ece": ResultColumn(
         ("ECE",), "%", 2, "lower", "is the expected calibration error of the predicted class, in 15 bins",
@@ -205,10 +232,18 @@ COLUMNS: dict[str, ResultColumn] = {
         ("throughput,",), "images/s", 1, "higher", "is the number of images a second in batches, by the median time",
         "efficiency", _timing(lambda item: item.throughput, True),
     ),
+    **{
+        name: ResultColumn(title, "%", 2, better, meaning, "ood", _pairs(read))
+        for name, (read, title, better, meaning) in ood_columns.READERS.items()
+    },
+    **{
+        name: ResultColumn(title, "%", 2, "higher", meaning, "corruptions", _pairs(read))
+        for name, (read, title, meaning) in corruption_columns.READERS.items()
+    },
 }  # fmt: skip
 
 #: Columns that are shown of several metrics together.
-MAIN = ("ece", "nll", "agreement", "kl_to_teacher", "parameters", "macs", "latency")
+MAIN = ("ece", "nll", "agreement", "kl_to_teacher", "parameters", "macs", "latency", "auroc", corruption_columns.MEAN)
 
 
 def parse_columns(text: str | None, option: str = "--columns") -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from kd_bench.report.significance import format_p, holm, paired_t
+from kd_bench.report.significance import format_p, holm
 from kd_bench.report.summary import PairTable, SummaryRow
 
 #: Largest corrected p-value of a difference that is called one.
@@ -12,6 +12,9 @@ LEVEL = 0.05
 
 #: Largest number of pairs that have a sentence each.
 _MOST_SENTENCES = 3
+
+#: Largest number of methods without a difference that are named.
+_MOST_NAMES = 10
 
 
 def conclusions(pairs: Sequence[PairTable], baseline: str) -> Iterator[str]:
@@ -36,8 +39,8 @@ def _compared(pair: PairTable) -> list[SummaryRow]:
 
 
 def _corrected(rows: Sequence[SummaryRow]) -> list[float | None]:
-    """Returns the p-values of the rows' paired t tests after Holm's correction; None without spread."""
-    return holm([paired_t(row.differences) for row in rows])
+    """Returns the p-values of the rows' differences after Holm's correction; None without spread."""
+    return holm([row.p_t for row in rows])
 
 
 def _sign(row: SummaryRow, p: float | None) -> int:
@@ -47,24 +50,38 @@ def _sign(row: SummaryRow, p: float | None) -> int:
 
 def _sentence(rows: Sequence[SummaryRow], baseline: str) -> str:
     seeds = sorted({len(row.differences) for row in rows})
+    crossed = list(dict.fromkeys(row.difference.over for row in rows if row.difference and row.difference.crossing))
     if seeds[-1] == 1:
-        return f"nothing about differences to {baseline}, because one seed has no spread to compare them with."
+        return _one_seed(baseline)
     groups: dict[int, list[str]] = {1: [], -1: [], 0: []}
-    for row, p in zip(rows, _corrected(rows), strict=True):
+    corrected = _corrected(rows)
+    for row, p in zip(rows, corrected, strict=True):
         groups[_sign(row, p)].append(row.name if p is None else f"{row.name} (p {format_p(p)})")
     parts = [
         f"{_list(names)} {_verb(names)} {phrase} {baseline}"
         for names, phrase in ((groups[1], "above"), (groups[-1], "below"))
         if names
     ]
-    if groups[0]:
+    if len(groups[0]) > _MOST_NAMES:
+        values = [p for p in corrected if p is not None and p > LEVEL]
+        shown = f" (p {format_p(min(values))} or more)" if values else ""
+        subject = "the other" if parts else "all"
+        parts.append(f"{subject} {len(groups[0])} methods{shown} cannot be told from {baseline}")
+    elif groups[0]:
         parts.append(f"{_list(groups[0])} cannot be told from {baseline}")
     over = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     methods = "1 method" if len(rows) == 1 else f"{len(rows)} methods, which the intervals do not have"
+    test, holds = f"paired t test over {over}", "this pair, its settings and its teacher"
+    if crossed:
+        test = f"test of the interval over {_list(crossed)}"
+        single = [row.difference.crossing for row in rows if row.difference and row.difference.crossing]
+        alone = "one teacher" if any(found.teachers == 1 for found in single) else "one seed of the student"
+        holds = "this pair, its settings and teachers that are trained like these"
+        if not all(found.is_split for found in single):
+            holds = f"this pair and its settings, and where there is {alone} only, for that one"
     return (
-        f"{'; '.join(parts)} at 5 % (paired t test over {over}, p after Holm's correction for {methods}). It holds for "
-        "this pair, its settings and its teacher. What cannot be told apart may still differ by as much as its "
-        "interval allows."
+        f"{'; '.join(parts)} at 5 % ({test}, p after Holm's correction for {methods}). It holds for {holds}. What "
+        "cannot be told apart may still differ by as much as its interval allows."
     )
 
 
@@ -75,13 +92,24 @@ def _over_pairs(rows_of_pairs: Sequence[Sequence[SummaryRow]], baseline: str) ->
             sign = _sign(row, p)
             above, below, pairs = counts.setdefault(row.name, [0, 0, 0])
             counts[row.name] = [above + (sign > 0), below + (sign < 0), pairs + 1]
-    verdicts = ", ".join(
-        f"{name} above in {above}, below in {below} of {n}" for name, (above, below, n) in counts.items()
-    )
+    if all(len(row.differences) == 1 for rows in rows_of_pairs for row in rows):
+        return f"What this shows: {_one_seed(baseline)}"
+    verdicts = [
+        f"{name} above in {above}, below in {below} of {n}"
+        for name, (above, below, n) in counts.items()
+        if above or below
+    ]
+    found = ", ".join(verdicts) or f"none of {len(counts)} methods in any pair"
+    crossed = any(row.difference and row.difference.crossing for rows in rows_of_pairs for row in rows)
+    test = "test of the interval" if crossed else "paired t test"
     return (
-        f"What this shows, by the number of pairs in which a method differs from {baseline} (paired t test, 5 % after "
-        f"Holm's correction within the pair): {verdicts}. In the other pairs it cannot be told from {baseline}."
+        f"What this shows, by the number of pairs in which a method differs from {baseline} ({test}, 5 % after "
+        f"Holm's correction within the pair): {found}. Otherwise a method cannot be told from {baseline}."
     )
+
+
+def _one_seed(baseline: str) -> str:
+    return f"nothing about differences to {baseline}, because one seed has no spread to compare them with."
 
 
 def _list(names: Sequence[str]) -> str:

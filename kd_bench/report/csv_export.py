@@ -24,10 +24,10 @@ KEYS = ("recipe", "dataset", "teacher", "student", "label", "method", "hyperpara
 
 #: Result of a trial: accuracies in percent, times in seconds, memory in bytes, digest of the images. Missing values are
 #: empty.
-RESULTS = ("teacher_id", "status", "reason", *PERCENTAGES, *NUMBERS, *COUNTS, "finished", *IMAGES)
+RESULTS = ("teacher_id", "teacher_seed", "status", "reason", *PERCENTAGES, *NUMBERS, *COUNTS, "finished", *IMAGES)
 
 #: Values of ``kd-bench evaluate`` in the units of ``evaluation.json``, and how those were measured that may differ.
-EVALUATION = (*(name for name, column in COLUMNS.items() if column.metric and name not in RESULTS), *PROTOCOLS)
+EVALUATION = (*(name for name, column in COLUMNS.items() if column.has_protocol and name not in RESULTS), *PROTOCOLS)
 
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,60}")
 

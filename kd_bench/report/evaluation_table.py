@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kd_bench.report import corruption_columns
 from kd_bench.report.columns import COLUMNS
 from kd_bench.report.render import Column, Table, TableRow
 from kd_bench.trials.evaluation_file import Evaluation
@@ -30,7 +31,10 @@ def network_table(title: str, evaluation: Evaluation, exact: bool) -> Table:
             if teacher and len(evaluation.fidelity) > 1:
                 quantity += f" ({evaluation.fidelity[teacher].teacher}, {teacher})"
             for value in column.values(evaluation, [teacher]):
+                # each corruption is measured on the copies that the mean is measured on
+                is_part = name in corruption_columns.COLUMN_OF.values() and len(evaluation.corruptions) == 1
+                measured_on = "the same" if is_part and not exact else value.protocol
                 shown = value.value if exact else column.format(value.value)
                 unit = "" if exact else column.unit
-                groups.setdefault(column.metric, []).append(TableRow([quantity, shown, unit, value.protocol]))
+                groups.setdefault(column.metric, []).append(TableRow([quantity, shown, unit, measured_on]))
     return Table(title, _COLUMNS, tuple(map(tuple, groups.values())))

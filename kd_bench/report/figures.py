@@ -59,13 +59,14 @@ def draw_curves(pair: PairTable, curves: Mapping[str, Sequence[float | None]], a
 
 
 def draw_differences(pair: PairTable, baseline: str | None, axes: Axes) -> None:
-    """Draws each row's difference to the baseline, paired by seed, with its interval; the first row is at the top."""
+    """Draws each row's difference to the baseline, with its interval; the first row is at the top."""
     rows = [item for item in _styled(pair) if item[0].difference is not None]
     names = []
     for height, (row, style) in enumerate(rows):
         difference = row.difference
         assert difference is not None
-        names.append(f"{_text(row.name)} (n = {difference.n})")
+        over = difference.over if difference.crossing else f"n = {difference.n}"
+        names.append(f"{_text(row.name)} ({over})")
         if difference.low is not None and difference.high is not None:
             axes.plot([difference.low, difference.high], [height, height], color=style.colour)
         axes.plot([difference.mean], [height], style.marker, color=style.colour)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_bench.report.conclusion import conclusions
 from kd_bench.report.cost_notes import cost_notes
+from kd_bench.report.crossed_notes import CROSSED_DIFFERENCE, crossed_notes
 from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
 from kd_bench.report.summary import CONFIDENCE, PairTable
@@ -52,6 +53,7 @@ def footnotes(
     if baseline in labels:
         yield from conclusions(pairs, baseline)
     yield _TOP1
+    yield from crossed_notes(pairs)
     if baseline in labels:
         yield from _differences(pairs, baseline)
     else:
@@ -65,7 +67,11 @@ def footnotes(
 
 def _differences(pairs: Sequence[PairTable], baseline: str) -> Iterator[str]:
     """The meaning of the differences, and of their p-values if any difference has two seeds."""
-    sizes = sorted({row.difference.n for pair in pairs for row in pair.rows if row.difference})
+    if any(pair.crossed for pair in pairs):
+        yield CROSSED_DIFFERENCE.format(baseline=baseline, confidence=round(100 * CONFIDENCE))
+    if all(pair.crossed for pair in pairs):
+        return
+    sizes = sorted({row.difference.n for pair in pairs if not pair.crossed for row in pair.rows if row.difference})
     if not sizes:
         over = "the seeds"
     elif len(sizes) == 1:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from kd_bench.report import class_plots, page_classes, palette, plots
+from kd_bench.report import class_plots, corruption_plot, page_classes, palette, plots
 from kd_bench.report.attack_table import summarise_attacks, trial_evaluations
 from kd_bench.report.column_cells import column_text
 from kd_bench.report.columns import COLUMNS
+from kd_bench.report.crossed_notes import freedom_text, split_rows
 from kd_bench.report.footnotes import count
 from kd_bench.report.palette import Look
 from kd_bench.report.paper_layout import paper_tables, short_names
@@ -137,7 +138,13 @@ class _PageBuilder:
             forests += self._forests(pair)
             classes += self._classes(pair)
         attacks = list(self._attacks(results))
-        return {"results": results, "plots": figures, "forests": forests, "classes": classes, "attacks": attacks}
+        splits = [
+            {"pair": pair, "rows": rows, "freedom": freedom_text(rows)}
+            for pair in results.summary.pairs
+            if (rows := split_rows(pair))
+        ]
+        return {"results": results, "plots": figures, "forests": forests, "splits": splits, "classes": classes,
+                "attacks": attacks}  # fmt: skip
 
     def attributes(self, pair: PairTable, row: SummaryRow | None = None) -> dict[str, Any]:
         """Returns title and number of a pair, and number and family of a row's method, for the page's filters."""
@@ -176,8 +183,8 @@ class _PageBuilder:
             for record in trials.to_dict("records"):
                 cell, recipe = planned[record["trial_id"]], results.recipe
                 keys.append(f"{results.folder.name}/{cell.trial_id}")
-                command = training_command(cell, recipe, results.methods) if recipe else None
-                self.trials.add(keys[-1], record, results.folder / cell.trial_id, cell, command)
+                command = training_command(cell, recipe, results.methods, pair.crossed) if recipe else None
+                self.trials.add(keys[-1], record, results.folder / cell.trial_id, cell, command, pair.crossed)
         self._numbers[id(row)] = len(self.cells)
         self._trials_behind[id(row)] = keys if row.kind == "teacher" else _keys(results, row)
         sentences = list(_sentences(pair, row, results.summary.baseline))
@@ -218,12 +225,21 @@ class _PageBuilder:
             if plot is not None:
                 more = plots.losses(title, loss) if kind == "curves" else None
                 yield kind, {"svg": plot, "more": more, **captions.get(kind, {})}
+        yield from (("corruptions", figure) for figure in self._corruptions(pair))
         yield from (("classes", figure) for figure in self._changes(results, pair))
+
+    def _corruptions(self, pair: PairTable) -> Iterator[dict[str, Any]]:
+        """Yields the heat map of the rows that were evaluated on corrupted images, if there are any."""
+        found = [(row, known) for row in pair.rows if (known := corruption_plot.values_of(row)) is not None]
+        lines = [corruption_plot.HeatMapLine(self._mark(pair, row), values) for row, (values, _) in found]
+        plot = corruption_plot.heat_map(self.attributes(pair)["title"], lines)
+        if plot is not None:
+            yield {"svg": plot, "more": None, "caption": found[0][1][1]}  # the protocol, the same for all rows
 
     def _changes(self, results: FolderResults, pair: PairTable) -> Iterator[dict[str, Any]]:
         """Yields the plots of the changes by class."""
         trials = {
-            row.label: {self.trials.seed(key): self.trials.details[key] for key in _keys(results, row)}
+            row.label: dict(zip(row.cells, (self.trials.details[key] for key in _keys(results, row)), strict=True))
             for row in pair.rows
             if row.kind == "method"
         }
@@ -280,18 +296,26 @@ def _keys(results: FolderResults, row: SummaryRow) -> list[str]:
 def _sentences(pair: PairTable, row: SummaryRow, baseline: str | None) -> Iterator[str]:
     """Yields the statistics of a row in sentences."""
     planned = f"{row.done} of {count(row.planned, 'planned trial')} done"
-    yield f"Top-1 after the last epoch: {row.top1 or DASH} % ({planned})."
+    crossing = row.top1.crossing if row.top1 else None
+    over = f"over {crossing.text}, " if crossing else ""
+    yield f"Top-1 after the last epoch: {row.top1 or DASH} % ({over}{planned})."
+    if crossing and crossing.stds:
+        teacher, seed, residual = (f"{value:.2f}" for value in crossing.stds)
+        yield f"Spread: {teacher} points due to the teacher, {seed} to the student's seed, {residual} the residual."
     if row.best is not None:
         yield f"Best epoch, selected on the test set: {row.best} %."
     difference, tests = row.difference, pair.significance.get(row.label)
     if difference is not None:
         interval = ""
         if difference.low is not None and difference.high is not None:
-            interval = f", 95 % interval {signed(difference.low)} to {signed(difference.high)} (paired t)"
-        yield f"Difference to {baseline}: {signed(difference.mean)} points over {difference.n} seeds{interval}."
+            test = "quasi-F" if difference.crossing else "paired t"
+            interval = f", 95 % interval {signed(difference.low)} to {signed(difference.high)} ({test})"
+        yield f"Difference to {baseline}: {signed(difference.mean)} points over {difference.over}{interval}."
     if tests is not None:
-        yield f"Differences by seed: {', '.join(map(signed, tests.differences))}."
-        for name, p, holm in (("paired t test", tests.p_t, tests.p_t_holm),
+        crossed = difference is not None and difference.crossing is not None
+        by = "by teacher and seed" if crossed else "by seed"
+        yield f"Differences {by}: {', '.join(map(signed, tests.differences))}."
+        for name, p, holm in (("quasi-F test" if crossed else "paired t test", tests.p_t, tests.p_t_holm),
                               ("exact sign-flip test", tests.p_flip, tests.p_flip_holm)):  # fmt: skip
             if p is not None:
                 corrected = "" if holm is None else f", after Holm's correction {format_p(holm)}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from kd_bench.report import class_plots
+from kd_bench.report.crossed import Cell, pair_cells
 from kd_bench.report.footnotes import count
 from kd_bench.report.summary import PairTable, SummaryRow
 from kd_bench.report.trial_files import TrialDetails
@@ -104,24 +105,25 @@ def confusions(title: str, rows: Sequence[tuple[SummaryRow, Sequence[TrialDetail
 
 
 def changes(
-    pair: PairTable, baseline: str | None, trials: Mapping[str, Mapping[int | None, TrialDetails]]
+    pair: PairTable, baseline: str | None, trials: Mapping[str, Mapping[Cell, TrialDetails]]
 ) -> Iterator[tuple[SummaryRow, list[float], tuple[str, ...]]]:
     """Yields each method's changes by class against the baseline, with the names of the classes.
 
-    Classes without test images are left out. A change is the mean over the seeds of which both have accuracies.
+    Classes without test images are left out. A change is the mean over the seeds, with several teachers over the pairs
+    of a teacher's seed and a student's, of which both have accuracies.
 
     Args:
         pair: The pair.
         baseline: Label of the baseline.
-        trials: The trials of each label by seed.
+        trials: The trials of each label by cell.
     """
     rows = {row.label: row for row in pair.rows if row.kind == "method" and row.comparable}
     compared = trials.get(baseline or "", {}) if baseline in rows else {}
     for label, row in rows.items():
         pairs = [
-            (trial, compared[seed])
-            for seed, trial in trials.get(label, {}).items()
-            if label != baseline and seed in compared and 0 < len(trial.classes) == len(compared[seed].classes)
+            (ours, theirs)
+            for ours, theirs in pair_cells(trials.get(label, {}), compared).values()
+            if label != baseline and 0 < len(ours.classes) == len(theirs.classes)
         ]
         if not pairs:
             continue

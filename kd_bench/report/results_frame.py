@@ -51,7 +51,8 @@ def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path |
 
     Returns:
         ``dataset``, ``teacher`` (empty for a pair without one), ``student``, ``label``, ``method``, ``seed``,
-        ``trial_id`` and ``teacher_id`` of the cell; ``status`` (done, failed, missing or damaged) and ``reason``
+        ``trial_id`` and ``teacher_id`` of the cell; ``teacher_seed`` (NA for a trial without a teacher, and for a
+        pretrained teacher); ``status`` (done, failed, missing or damaged) and ``reason``
         (text, absent for done); ``protocol`` (JSON, equal for trials that were trained alike); the fields of
         ``result.json`` (accuracies in percent, times in seconds, NA if a trial has none); and for the teacher
         ``teacher_status``, ``teacher_reason``, ``teacher_top1`` (last epoch of its own trial, otherwise the value that
@@ -63,6 +64,7 @@ def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path |
     rows = []
     for cell in planned:
         row = {key: getattr(cell, key) for key in _CELL_COLUMNS}
+        row |= {"teacher_seed": getattr(cell, "teacher_seed", None)}
         row |= {"teacher": teacher_name(cell), **read(folder / cell.trial_id)}
         teacher = read((teachers or folder.parent / "teachers") / cell.teacher_id) if cell.teacher_id else {}
         for column, field in _TEACHER_COLUMNS.items():
@@ -117,6 +119,7 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
     kinds = {
         **dict.fromkeys(("dataset", "teacher", "student", "label", "method"), "string"),
         "seed": "int64",
+        "teacher_seed": "Int64",
         **dict.fromkeys(("trial_id", "teacher_id", "status", "reason", "protocol", "finished"), "string"),
         **dict.fromkeys((*PERCENTAGES, *NUMBERS), "float64"),
         **dict.fromkeys(COUNTS, "Int64"),

@@ -5,10 +5,16 @@ a standard deviation of exactly zero. Every table needs Student's quantile, so i
 ``scipy.stats`` takes a second to import.
 """
 
+from __future__ import annotations
+
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kd_bench.report.crossed import Crossing
 
 
 @dataclass(frozen=True)
@@ -17,13 +23,16 @@ class MeanAndStd:
 
     Attributes:
         mean: Mean over the trials.
-        std: Sample standard deviation; None for a single trial.
+        std: Sample standard deviation; None for a single trial. With a ``crossing``, that of a single trial with
+            another teacher and another seed.
         n: Number of trials.
+        crossing: The analysis of variance of trials of several teachers; None for trials of one.
     """
 
     mean: float
     std: float | None
     n: int
+    crossing: Crossing | None = None
 
     def __str__(self) -> str:
         """Mean and standard deviation, as in ``76.64 ± 0.02``."""
@@ -37,13 +46,20 @@ class Difference:
     Attributes:
         mean: Mean of the differences.
         low, high: Ends of the confidence interval; None for a single seed.
-        n: Number of seeds that both have.
+        n: Number of seeds that both have; with a ``crossing``, of pairs of a teacher's seed and a student's.
+        crossing: The analysis of variance of the differences of several teachers; None for one teacher.
     """
 
     mean: float
     low: float | None
     high: float | None
     n: int
+    crossing: Crossing | None = None
+
+    @property
+    def over(self) -> str:
+        """What it is the mean over, in words."""
+        return self.crossing.text if self.crossing else f"{self.n} seed{'s' * (self.n != 1)}"
 
 
 def estimate(values: Sequence[float]) -> MeanAndStd | None:
@@ -57,6 +73,8 @@ def estimate(values: Sequence[float]) -> MeanAndStd | None:
 def mean_interval(value: MeanAndStd, confidence: float = 0.95) -> tuple[float, float] | None:
     """Returns Student's interval of a mean: mean -+ t(n - 1, (1 + confidence) / 2) * std / sqrt(n).
 
+    Trials of several teachers have that of ``Crossing.interval``.
+
     Args:
         value: Mean, standard deviation and number of the trials.
         confidence: Coverage of the interval, in (0, 1).
@@ -64,6 +82,8 @@ def mean_interval(value: MeanAndStd, confidence: float = 0.95) -> tuple[float, f
     Returns:
         The ends of the interval; None for a single trial.
     """
+    if value.crossing is not None:
+        return value.crossing.interval(confidence)
     if value.std is None:
         return None
     from scipy.special import stdtrit

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, without_gaps
 from kd_bench.report.footnotes import count, footnotes, most_frequent, problems
 from kd_bench.report.image_sets import OTHER_IMAGES, leave_out_other_images
 from kd_bench.report.protocol import comparable, explain
 from kd_bench.report.ranks import Ranking, ranking
-from kd_bench.report.statistics import estimate, paired_difference
+from kd_bench.report.statistics import MeanAndStd, estimate
 from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Summary, SummaryRow
 from kd_bench.utils.errors import UserError
 
@@ -30,7 +32,7 @@ def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
         baseline: Label of the rows that the others are compared with.
 
     Raises:
-        UserError: If two different trials of a pair have the same label and seed.
+        UserError: If two different trials of a pair have the same label, seed and teacher's seed.
     """
     frame = leave_out_other_images(frame)
     epochs = {str(dataset): most_frequent(_done(trials)["epochs"]) for dataset, trials in frame.groupby("dataset")}
@@ -54,10 +56,11 @@ def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
 def _pair_table(
     dataset: str, teacher: str, student: str, trials: pd.DataFrame, baseline: str, usual_epochs: int | None
 ) -> PairTable:
+    trials, crossed = _with_cells(trials)
     by_label: dict[str, pd.DataFrame] = {}
     for label, repeated in trials.groupby("label", sort=False):
         by_label[str(label)] = of_label = repeated.drop_duplicates("trial_id")
-        twice = of_label.loc[of_label["seed"].duplicated(), "seed"]
+        twice = of_label.loc[of_label["cell"].duplicated(), "seed"]
         if len(twice):
             raise UserError(
                 f"{label!r} with student {student!r} stands for two different trials of seed {twice.iloc[0]}, "
@@ -68,15 +71,24 @@ def _pair_table(
     by_label = {label: _mark_other_protocols(of_label, protocol) for label, of_label in by_label.items()}
     compared = None
     if baseline in by_label:
-        compared = _top1_by_seed(by_label[baseline]) if _protocol(by_label[baseline]) == protocol else {}
+        compared = _top1_by_cell(by_label[baseline]) if _protocol(by_label[baseline]) == protocol else {}
     rows = [
-        _student_row(label, of_label, baseline, compared, protocol, usual_epochs)
+        _student_row(label, of_label, baseline, compared, protocol, usual_epochs, crossed)
         for label, of_label in by_label.items()
     ]
     rows.sort(key=lambda row: row.kind != "student")  # stable, so the recipe's order stays
     if teacher:
-        rows.insert(0, _teacher_row(teacher, trials))
-    return PairTable(dataset, teacher, student, tuple(rows))
+        rows.insert(0, _teacher_row(teacher, trials, crossed))
+    return PairTable(dataset, teacher, student, tuple(rows), crossed)
+
+
+def _with_cells(trials: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
+    """Returns a pair's trials with a column ``cell``, and whether its students are crossed with teachers."""
+    teachers = trials["teacher_seed"].astype(object).where(trials["teacher_seed"].notna(), None)
+    cells, crossed = find_cells(zip(trials["label"], teachers.tolist(), trials["seed"].tolist(), strict=True))
+    trials = trials.copy()
+    trials["cell"] = cells
+    return trials, crossed
 
 
 def _done(trials: pd.DataFrame) -> pd.DataFrame:
@@ -103,18 +115,20 @@ def _student_row(
     label: str,
     trials: pd.DataFrame,
     baseline: str,
-    compared: dict[int, float] | None,
+    compared: dict[Cell, float] | None,
     pair_protocol: str | None,
     usual_epochs: int | None,
+    crossed: bool,
 ) -> SummaryRow:
     """The row of a method's trials, or of the student alone.
 
     Args:
         label, baseline: Labels of the row and of the baseline.
-        trials: Its trials, one a seed.
-        compared: Accuracy of the baseline by seed; None if the pair does not plan the baseline.
+        trials: Its trials, one a cell.
+        compared: Accuracy of the baseline by cell; None if the pair does not plan the baseline.
         pair_protocol, usual_epochs: Protocol of the pair and most frequent number of epochs on the dataset; None if
             nothing is done.
+        crossed: Whether the pair's students are crossed with teachers.
     """
     done = _done(trials)
     protocol = _protocol(trials)
@@ -129,22 +143,28 @@ def _student_row(
         notes.append(f"{remark}: {explain(protocol, pair_protocol)}")
     elif epochs and epochs != (usual_epochs,):
         notes.append(f"{' and '.join(map(str, epochs))} epochs")
+    by_cell = _top1_by_cell(trials)
+    cells = without_gaps(by_cell)
+    top1 = _estimate(done["cell"], done["top1_last"])
+    if top1 and len(cells) < len(done):
+        notes.append(f"mean over {top1.crossing.text if top1.crossing else count(top1.n, 'seed')}")
+    done = done[done["cell"].map(lambda cell: cell in cells).astype(bool)]
     difference = None
     differences: tuple[float, ...] = ()
     if compared is not None and label != baseline and fits:
-        top1 = _top1_by_seed(trials)
-        difference = paired_difference(top1, compared, CONFIDENCE)
-        differences = tuple(top1[seed] - compared[seed] for seed in sorted(top1.keys() & compared))
-        if difference is None and len(done):
+        difference, differences = difference_of_cells(by_cell, compared, CONFIDENCE)
+        if difference is None and by_cell:
             notes.append(f"no seed in common with {baseline}")
-        elif difference is not None and difference.n != len(done):
-            notes.append(f"difference over {count(difference.n, 'seed')}")
+        elif difference is not None:
+            seeds = difference.crossing.seeds if difference.crossing and not (top1 and top1.crossing) else difference.n
+            if seeds != len(done):
+                notes.append(f"difference over {difference.over}")
     memory = done["peak_memory_bytes"].dropna()
     return SummaryRow(
         kind="student" if trials["method"].iloc[0] == ALONE else "method",
         label=label,
-        top1=estimate(done["top1_last"].tolist()),
-        best=estimate(done["top1_best"].tolist()),
+        top1=top1,
+        best=_estimate(done["cell"], done["top1_best"]),
         difference=difference,
         seconds=_mean(done["seconds_per_epoch"]),
         epochs=epochs,
@@ -153,14 +173,17 @@ def _student_row(
         differences=differences,
         trials=tuple(done["trial_id"].tolist()),
         memory=int(memory.max()) if len(memory) else None,
-        gap=estimate((done["top1_best"] - done["top1_last"]).tolist()),
-        held_out=estimate(done["val_top1_last"].dropna().tolist()),
-        selected=estimate(done["top1_val_best"].dropna().tolist()),
+        gap=_estimate(done["cell"], done["top1_best"] - done["top1_last"]),
+        held_out=_estimate(done["cell"], done["val_top1_last"]),
+        selected=_estimate(done["cell"], done["top1_val_best"]),
+        layout=_layout(top1, crossed),
+        cells=tuple(done["cell"]),
+        teacher_seeds=tuple(sorted(map(int, done["teacher_seed"].dropna().unique()))),
         **_counts(trials["status"], notes),
     )
 
 
-def _teacher_row(name: str, trials: pd.DataFrame) -> SummaryRow:
+def _teacher_row(name: str, trials: pd.DataFrame, crossed: bool) -> SummaryRow:
     """The row of a pair's teachers: one teacher if all seeds share it, otherwise one a seed."""
     # the student alone may know less of a teacher without a trial of its own than the trials that it taught
     known_first = trials.sort_values("teacher_top1", na_position="last", kind="stable")
@@ -177,6 +200,7 @@ def _teacher_row(name: str, trials: pd.DataFrame) -> SummaryRow:
         difference=None,
         seconds=_mean(done["teacher_seconds_per_epoch"]),
         epochs=_epochs(done["teacher_epochs"]),
+        layout=f"{len(done)} x –" if crossed else "",
         **_counts(teachers["teacher_status"].fillna("missing").mask(measured, "done"), []),
     )
 
@@ -214,7 +238,21 @@ def _ranking(pairs: Sequence[PairTable]) -> Ranking | None:
     return ranking(blocks) if len(labels) > 1 and len(blocks) > 1 else None
 
 
-def _top1_by_seed(trials: pd.DataFrame) -> dict[int, float]:
-    """Last-epoch accuracy of the finished trials by seed."""
+def _top1_by_cell(trials: pd.DataFrame) -> dict[Cell, float]:
+    """Last-epoch accuracy of the finished trials by cell."""
     done = _done(trials)
-    return dict(zip(done["seed"].tolist(), done["top1_last"].tolist(), strict=True))
+    return dict(zip(done["cell"], done["top1_last"].tolist(), strict=True))
+
+
+def _estimate(cells: Iterable[Cell], values: pd.Series[float]) -> MeanAndStd | None:
+    """Mean and standard deviation of the values that are there, of one trial a cell."""
+    known = {cell: value for cell, value in zip(cells, values.tolist(), strict=True) if not math.isnan(value)}
+    return estimate_cells(known)
+
+
+def _layout(top1: MeanAndStd | None, crossed: bool) -> str:
+    """What the trials behind a mean are, if the pair's students are crossed with teachers."""
+    if top1 is None or not crossed:
+        return ""
+    found = top1.crossing
+    return f"{found.teachers} x {found.seeds}" if found else f"– x {top1.n}"

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kd_bench.report.crossed import Cell
 from kd_bench.report.ranks import Ranking
-from kd_bench.report.significance import Significance, correct, significance
+from kd_bench.report.significance import Significance, correct, paired_t, significance
 from kd_bench.report.statistics import Difference, MeanAndStd
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class SummaryRow:
         top1: Accuracy of the last epoch.
         best: Accuracy of the best epoch, which the test set itself selected.
         difference: ``top1`` minus the baseline's; None for the teacher, the baseline, and rows without a common seed.
+            ``top1`` and ``difference`` of trials of several teachers have a ``crossing``.
         seconds: Mean seconds that training alone takes for an epoch.
         epochs: The different numbers of epochs of the finished trials.
         planned, done, failed, damaged, missing: Numbers of trials.
@@ -108,14 +110,18 @@ class SummaryRow:
         other_images: Number of finished trials that are left out, because they saw other images than most of the table.
         comparable: Whether data, augmentation, epochs and evaluated weights are those of the pair, so that the row may
             be compared with others.
-        differences: The differences of ``difference`` by ascending seed; empty if there is none.
+        differences: The differences of ``difference`` by ascending seed, teacher by teacher; empty if there is none.
         trials: Ids of the trials behind the means; empty for a teacher.
+        cells: Seeds of the teacher and of the student of each of these trials.
         memory: Largest memory in bytes that training took on its device; None if it was not recorded.
         gap: Accuracy of the best epoch minus that of the last, over the trials.
         held_out: Accuracy of the last epoch on held-out training images; None without any.
         selected: Accuracy of the epoch that the held-out images select; None without any.
         untuned: Whether the recipe says that no hyper-parameters of the method are published for the pair.
         columns: Cells of the columns of ``--columns`` by name.
+        layout: Numbers of teachers and seeds if the pair's students are crossed with teachers: ``3 x 3``, ``– x 3`` of
+            the student alone, ``3 x –`` of the teachers themselves; empty otherwise.
+        teacher_seeds: Seeds of the teachers behind the means; empty if there are none.
     """
 
     kind: RowKind
@@ -146,6 +152,9 @@ class SummaryRow:
     selected: MeanAndStd | None = None
     untuned: bool = False
     columns: Mapping[str, ColumnCell] = field(default_factory=dict)
+    cells: tuple[Cell, ...] = ()
+    layout: str = ""
+    teacher_seeds: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -153,6 +162,24 @@ class SummaryRow:
         if self.kind == "student":
             return "student alone" if self.label == ALONE else f"student alone ({self.label})"
         return "teacher" if self.kind == "teacher" else self.label
+
+    @property
+    def p_t(self) -> float | None:
+        """p-value that the mean difference is zero, by the distribution of its interval; None if there is no test."""
+        crossing = self.difference.crossing if self.difference else None
+        return crossing.p if crossing else paired_t(self.differences)
+
+    @property
+    def significance(self) -> Significance:
+        """Tests of the differences, without Holm's correction.
+
+        If they can be split into teachers and seeds, they are no independent replications, so that only the test of the
+        interval remains.
+        """
+        crossing = self.difference.crossing if self.difference else None
+        if crossing is not None and crossing.is_split:
+            return Significance(self.differences, crossing.p, None)
+        return significance(self.differences, CONFIDENCE)
 
     @property
     def ranked(self) -> bool:
@@ -166,20 +193,28 @@ class SummaryRow:
 
     @property
     def counts(self) -> str:
-        """Number of finished trials, with that of planned and of damaged trials if they differ: ``2/3, 1 damaged``."""
+        """Number of finished trials or their layout; with that of planned trials if they differ: ``2/3, 1 damaged``."""
         if self.complete:
-            return str(self.done)
+            return self.layout or str(self.done)
         return f"{self.done}/{self.planned}" + (f", {self.damaged} damaged" if self.damaged else "")
 
 
 @dataclass(frozen=True)
 class PairTable:
-    """The rows of one pair, teacher first. ``teacher`` is empty if the recipe has none."""
+    """The rows of one pair, teacher first.
+
+    Attributes:
+        dataset, student: Their names.
+        teacher: Name of the teacher; empty if the recipe has none.
+        rows: The rows.
+        crossed: Whether students are crossed with several teachers of the name.
+    """
 
     dataset: str
     teacher: str
     student: str
     rows: tuple[SummaryRow, ...]
+    crossed: bool = False
 
     @property
     def title(self) -> str:
@@ -194,7 +229,7 @@ class PairTable:
     @cached_property
     def significance(self) -> dict[str, Significance]:
         """Tests of the rows' differences by label, with Holm's correction for all methods. Imports ``scipy.stats``."""
-        tests = {row.label: significance(row.differences, CONFIDENCE) for row in self.rows if row.differences}
+        tests = {row.label: row.significance for row in self.rows if row.differences}
         methods = {row.label for row in self.rows if row.kind == "method"}
         return tests | correct({label: test for label, test in tests.items() if label in methods})
 

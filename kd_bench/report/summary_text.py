@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from kd_bench.report import render
 from kd_bench.report.column_cells import best_two_rows, column_text
 from kd_bench.report.columns import COLUMNS
+from kd_bench.report.crossed import Parts
 from kd_bench.report.footnotes import LONG_ONLY
 from kd_bench.report.paper_layout import LEGEND, latex_tables
 from kd_bench.report.render import DASH, Column, Table, TableRow
@@ -86,8 +87,10 @@ def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable
     Differences, with their p-values if ``tests``, have columns if there is a baseline. Published values have columns if
     there are any; those of best epochs stand beside the measured best epoch only.
     """
+    crossed = any(pair.crossed for pair in summary.pairs)
+    spread = ("mean ± std", "(teachers x seeds)") if crossed else ("mean ± std (n)",)
     cells: dict[tuple[str, ...], Callable[[PairTable, SummaryRow], str]] = {
-        ("top-1 %", "mean ± std (n)"): lambda _, row: _with_count(row)
+        ("top-1 %", *spread): lambda _, row: _with_count(row)
     }
     if any(row.published for row in summary.rows):
         cells["published %", "(source)"] = lambda _, row: _published(row.published)
@@ -96,8 +99,11 @@ def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable
         interval = f"[{round(100 * CONFIDENCE)} % interval]"
         cells[f"difference to {summary.baseline}", interval] = lambda _, row: _interval(row.difference)
         if tests:
-            cells["p of the paired t test", "(Holm)"] = lambda pair, row: _p(pair, row, "p_t")
-            cells["p of the sign-flip test", "(Holm)"] = lambda pair, row: _p(pair, row, "p_flip")
+            seeds_only = not all(pair.crossed for pair in summary.pairs)
+            test = "paired t test" if seeds_only else "difference"
+            cells[f"p of the {test}", "(Holm)"] = lambda pair, row: _p(pair, row, "p_t")
+            if seeds_only:
+                cells["p of the sign-flip test", "(Holm)"] = lambda pair, row: _p(pair, row, "p_flip")
     cells["best epoch,", "selected on", "the test set"] = lambda _, row: _spread(row.best)
     if any(row.published_best for row in summary.rows):
         cells["published best epoch %", "(source)"] = lambda _, row: _published(row.published_best)
@@ -200,15 +206,31 @@ def _record(pair: PairTable, row: SummaryRow, baseline: str | None, columns: Seq
         "seconds_per_epoch": row.seconds,
         "peak_memory_bytes": row.memory,
         "epochs": row.epochs[0] if len(row.epochs) == 1 else None,
+        **_teacher_fields(row),
         **_column_fields(row, columns),
         "note": row.note,
     }
 
 
+def _teacher_fields(row: SummaryRow) -> dict[str, Any]:
+    """Seeds of the teachers behind the means, and the parts of the spread if there are several."""
+    fields: dict[str, Any] = {"teacher_seeds": " ".join(map(str, row.teacher_seeds)) or None}
+    if row.difference and row.difference.low is not None:
+        fields["difference_test"] = "quasi-F" if row.difference.crossing else "paired t"
+    else:
+        fields["difference_test"] = None
+    for prefix, value in (("top1_last", row.top1), ("difference", row.difference)):
+        crossing = value.crossing if value else None
+        fields |= _fields(crossing, **{f"{prefix}_teachers": "teachers", f"{prefix}_seeds": "seeds"})
+        stds = crossing.stds if crossing else None
+        fields |= _fields(stds, **{f"{prefix}_std_{part}": part for part in Parts._fields})
+    return fields
+
+
 def _column_fields(row: SummaryRow, columns: Sequence[str]) -> dict[str, Any]:
     """Mean, standard deviation, number and protocol of the columns of ``--columns`` that CSV does not have anyway."""
     fields: dict[str, Any] = {}
-    for name in (name for name in columns if COLUMNS[name].metric):
+    for name in (name for name in columns if COLUMNS[name].has_protocol):
         cell = row.columns.get(name)
         value = cell.value if cell is not None else None
         fields |= _fields(value, **{f"{name}_mean": "mean", f"{name}_std": "std", f"{name}_n": "n"})

@@ -38,14 +38,19 @@ class PageTrials:
         self._trials: dict[str, dict[str, Any]] = {}
         self._shared: dict[str, tuple[int, Any]] = {}
 
-    def add(self, key: str, row: Mapping[Any, Any], folder: Path, cell: PlannedTrial, command: str | None) -> None:
+    def add(
+        self, key: str, row: Mapping[Any, Any], folder: Path, cell: PlannedTrial, command: str | None, crossed: bool
+    ) -> None:
         """Adds a student's trial, if its key on the page is new.
 
-        ``row`` is the trial's row of the frame. ``command`` trains the trial again; None for none.
+        ``row`` is the trial's row of the frame. ``command`` trains the trial again; None for none. ``crossed`` is
+        whether students are crossed with several teachers of one name.
         """
         settings = {name: value for name, value in cell.trial.settings().items() if name not in ("seed", "teacher")}
         taught = cell.teacher_id if cell.trial.teacher else None
         name = f"{cell.label}, {cell.student}, seed {cell.seed}"
+        if crossed and cell.teacher_seed is not None:
+            name += f", teacher's seed {cell.teacher_seed}"
         self._add(key, row, folder, settings, name=name, seed=cell.seed, taught=taught, again=command)
 
     def add_teacher(self, key: str, row: Mapping[Any, Any], folder: Path) -> None:
@@ -53,10 +58,6 @@ class PageTrials:
         settings = read_trial(folder).settings or {}
         name = f"teacher {settings.get('model', '')}".strip()
         self._add(key, row, folder, settings, name=name, seed=settings.get("seed"))
-
-    def seed(self, key: str) -> int | None:
-        """Returns the seed of a trial."""
-        return self._trials[key].get("seed")
 
     def _add(
         self, key: str, row: Mapping[Any, Any], folder: Path, settings: Mapping[str, Any], **facts: str | int | None
@@ -105,17 +106,20 @@ def script(data: Any) -> str:
     return text
 
 
-def training_command(cell: PlannedTrial, recipe: str, methods: Sequence[str] = ()) -> str:
+def training_command(cell: PlannedTrial, recipe: str, methods: Sequence[str] = (), crossed: bool = False) -> str:
     """Returns the command that trains one trial again, in a separate folder.
 
     Args:
         cell: The trial.
         recipe: Name or file of a recipe that plans it.
         methods: Rows that ``--method`` adds to the recipe.
+        crossed: Whether the recipe has several teachers of one name.
     """
     wanted = {"method": cell.label, "student": cell.student, "seed": str(cell.seed)}
     if cell.teacher != "-":
         wanted["teacher"] = cell.teacher
+    if crossed and cell.teacher_seed is not None:
+        wanted["teacher_seed"] = str(cell.teacher_seed)
     only = " ".join(f"--only {shlex.quote(f'{key}={value}')}" for key, value in wanted.items() if "," not in value)
     rows = "".join(f"--method {shlex.quote(method)} " for method in methods)
     return f"kd-bench run {shlex.quote(recipe)} {rows}{only} --out again"

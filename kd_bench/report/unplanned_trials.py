@@ -130,13 +130,23 @@ def _groups(trials: Iterable[Trial]) -> Iterator[tuple[_Group, list[str], list[T
 
 
 def _split_by_teacher(trials: list[Trial]) -> list[tuple[list[str], list[Trial]]]:
-    """Splits trials by their teacher, with a remark that names it, if two would otherwise have one method and seed."""
+    """Splits trials by their teacher, with a remark that names it, if two would otherwise have one method and seed.
+
+    Teachers that differ in nothing but their seed stay together: students were crossed with them.
+    """
     if len({(_variant(trial), trial.seed) for trial in trials}) == len(trials):
         return [([], trials)]
-    teachers = dict.fromkeys(trial.teacher.id for trial in trials if trial.teacher)
+    kinds: dict[str, dict[str, None]] = defaultdict(dict)  # ids of teachers by their settings without a seed
+    for teacher in (trial.teacher for trial in trials if trial.teacher):
+        kinds[canonical({**teacher.settings(), "seed": None})][teacher.id] = None
+    if len(kinds) == 1:
+        return [([], trials)]
     return [
-        ([f"teacher {name}"], [trial for trial in trials if trial.teacher is None or trial.teacher.id == name])
-        for name in teachers
+        (
+            [f"teacher{'s' * (len(ids) > 1)} {', '.join(ids)}"],
+            [trial for trial in trials if trial.teacher is None or trial.teacher.id in ids],
+        )
+        for ids in kinds.values()
     ]
 
 

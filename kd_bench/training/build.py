@@ -16,12 +16,17 @@ from kd_bench.methods.base import Method
 from kd_bench.models import registry as models
 from kd_bench.models import weights
 from kd_bench.models.fast_convs import use_fast_convs
+from kd_bench.models.initial_weights import create_from_file
 from kd_bench.models.input_transform import InputTransform
 from kd_bench.models.outputs import average_classifier, preact_norms, shapes
 from kd_bench.models.student_with_head import StudentWithHead, check_head, has_head, remove_classifier
+from kd_bench.models.trainable import freeze
 from kd_bench.training.adversarial import AdversarialStudentModule
+from kd_bench.training.features import OpenFeatureFile, allows_features, feature_length
+from kd_bench.training.head_on_features import HeadOnFeaturesModule
 from kd_bench.training.isolation import unchanged_process
 from kd_bench.training.loaders import Images
+from kd_bench.training.partly_trained import PartlyTrainedModule
 from kd_bench.training.result_writer import ResultWriter
 from kd_bench.training.student import StudentModule
 from kd_bench.types import Pair
@@ -29,13 +34,14 @@ from kd_bench.utils import plugins, seeding
 from kd_bench.utils.distributed import is_distributed
 
 
-def build_network(trial: Trial, images: Images) -> tuple[nn.Module, InputTransform]:
+def build_network(trial: Trial, images: Images, pretrained: Path | None = None) -> tuple[nn.Module, InputTransform]:
     """Returns the trial's student and its input transform.
 
-    The initial weights depend on the trial's seed and network, and not on the method.
+    The initial weights depend on the trial's seed and network, and not on the method. With ``pretrained`` they come
+    from this file, except for the classifier's.
     """
     seeding.seed_global(trial.seed, f"{seeding.WEIGHTS}/{trial.model}")
-    network, view = _build(trial, images, trial.channels_last)
+    network, view = _build(trial, images, trial.channels_last, pretrained)
     if methods.describe(trial.method.name).keeps_layers:
         remove_classifier(network, trial.model, trial.method.name)
     if trial.sync_batch_norm and is_distributed():
@@ -84,30 +90,73 @@ def add_head(trial: Trial, images: Images, network: nn.Module) -> nn.Module:
     return StudentWithHead(network, head)
 
 
-def _build(trial: Trial | PretrainedTeacher, images: Images, channels_last: bool) -> tuple[nn.Module, InputTransform]:
+def _build(
+    trial: Trial | PretrainedTeacher, images: Images, channels_last: bool, pretrained: Path | None = None
+) -> tuple[nn.Module, InputTransform]:
     plugins.refuse_changes(trial.model, models.source_hash(trial.model), trial.model_source)
     image_size = images.image_shape[-1]
     options = {"drop_path_rate": trial.drop_path} if isinstance(trial, Trial) and trial.drop_path else {}
+    size = trial.input.size or image_size
     with unchanged_process(trial.model):
-        network = models.create(trial.model, images.num_classes, trial.input.size or image_size, **options)
+        if pretrained is None:
+            network = models.create(trial.model, images.num_classes, size, **options)
+        else:
+            network = create_from_file(pretrained, trial.model, images.num_classes, size, **options)
     view = InputTransform(network, trial.input, image_size, images.mean, images.std, channels_last)
     use_fast_convs(network)  # students and teachers alike, so that another evaluation has the same bits
     return network.to(memory_format=torch.channels_last) if channels_last else network, view
 
 
-def build_student(trial: Trial, images: Images, teacher: nn.Module | None, writer: ResultWriter) -> StudentModule:
+def build_student(
+    trial: Trial,
+    images: Images,
+    teacher: nn.Module | None,
+    writer: ResultWriter,
+    pretrained: Path | None = None,
+    open_features: OpenFeatureFile | None = None,
+) -> StudentModule:
     """Returns a student with its method, ready to be trained.
 
+    Args:
+        trial: The settings.
+        images: The data set.
+        teacher: The teacher's network; None without a teacher.
+        writer: Receives the results.
+        pretrained: File of the weights that training starts from. Without it a trial that has initial weights begins
+            with random ones, which suffices to count and to time its steps.
+        open_features: Opens the file of the features of a network whose classifier is trained. None: the whole network
+            runs in every step.
+
     Raises:
-        UserError: If the networks lack what the method needs, or the method's source has changed since it was planned.
+        UserError: If the networks lack what the method needs, the method's source has changed since it was planned, or
+            the file does not hold the network's weights.
     """
-    network, view = build_network(trial, images)
+    network, view = build_network(trial, images, pretrained)
     method = _build_method(trial, images, network, teacher)
     if method.inference_head is not None and trial.sync_batch_norm and is_distributed():
         method.inference_head = nn.SyncBatchNorm.convert_sync_batchnorm(method.inference_head)
+    if trial.trainable != "all":
+        return _build_partly_trained(trial, images, network, view, method, writer, open_features)
     if isinstance(method, AdversarialMethod) and isinstance(images, ArrayDataset):
         return AdversarialStudentModule(trial, network, view, method, writer, images)
     return StudentModule(trial, network, view, method, writer)
+
+
+def _build_partly_trained(
+    trial: Trial,
+    images: Images,
+    network: nn.Module,
+    view: InputTransform,
+    method: Method,
+    writer: ResultWriter,
+    open_features: OpenFeatureFile | None,
+) -> StudentModule:
+    shape = _image_shape(trial, images)
+    trained = freeze(network, trial.trainable, shape, trial.model)
+    length = feature_length(network, shape) if open_features is not None and allows_features(trial) else None
+    if length is None or not isinstance(images, ArrayDataset):
+        return PartlyTrainedModule(trial, network, view, method, writer, trained)
+    return HeadOnFeaturesModule(trial, network, view, method, writer, trained, images, length, open_features)
 
 
 def _build_method(trial: Trial, images: Images, network: nn.Module, teacher: nn.Module | None) -> Method:

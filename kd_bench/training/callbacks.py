@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from kd_bench.training.cohort import CohortModule
+from kd_bench.training.energy import EpochEnergy, add_joules, divide, note_energy_so_far
 from kd_bench.types import Batch
 from kd_bench.utils.distributed import all_gather_object, all_reduce_max, gather_object, rank
 
@@ -37,25 +38,39 @@ class EpochResults(pl.Callback):
     def __init__(self, checkpoint_seconds: float = 0.0) -> None:
         self._checkpoint_seconds = checkpoint_seconds
         self._epoch_start = self._training_seconds = 0.0
+        self._joules: dict[str, float] = {}
         self._last_checkpoint = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
         """Starts the epoch's clock."""
         self._epoch_start = time.perf_counter()
+        cohort.energy.begin()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, cohort: CohortModule, outputs: Any, batches: Sequence[Batch], batch_idx: int
+    ) -> None:
+        """Reads the energy counters often enough."""
+        cohort.energy.keep_up()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
         """Stops the epoch's clock: evaluation does not count as training time."""
         if cohort.device.type == "cuda":
             torch.cuda.synchronize()
         self._training_seconds = time.perf_counter() - self._epoch_start
+        self._joules = cohort.energy.joules()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
         """Writes the results, and stops the trainer if all members have stopped."""
         own_seconds = {id(member): member.stopwatch.read() for member in cohort.members}
+        # what an interrupted epoch took before the resume is no part of what was measured now
+        now_seconds = {
+            id(member): own_seconds[id(member)] - (member.stopwatch.energy.seconds or 0.0) for member in cohort.members
+        }
         cached_seconds = None if cohort.teacher is None else cohort.teacher.cached_seconds()
         batch_seconds, teacher_seconds = cohort.shared_seconds(
-            self._training_seconds - sum(own_seconds.values()), len(trainer.train_dataloader.loader)
+            self._training_seconds - sum(now_seconds.values()), len(trainer.train_dataloader.loader)
         )
+        work = sum(now_seconds.values()) + batch_seconds + teacher_seconds
         epoch, members, corrupt = cohort.epoch, cohort.active_members, _corrupt_files(trainer)
         now = time.perf_counter()
         checkpoint = now - self._last_checkpoint >= self._checkpoint_seconds
@@ -70,9 +85,13 @@ class EpochResults(pl.Callback):
                 divergence = member.end_epoch(epoch, own, shared, len(members), cached)
             if divergence is not None:
                 member.writer.write_divergence(member, divergence)
-            elif member.stopped:
+                continue
+            if member.stopped:
                 continue  # its method raised an error, which was reported
-            elif checkpoint or member.next_epoch in (0, member.trial.epochs):
+            joules = divide(self._joules, now_seconds[id(member)] + shared, work)
+            add_joules((member.history or member.preparation.history)[-1], member.stopwatch.energy.with_rest(joules))
+            member.stopwatch.energy = EpochEnergy()
+            if checkpoint or member.next_epoch in (0, member.trial.epochs):
                 member.writer.write_epoch(member)
             else:
                 member.writer.write_row(member)
@@ -137,6 +156,7 @@ class MidEpochCheckpoint(pl.Callback):
             return
         self._last_save = now
         step = batches[-1].step + 1
+        note_energy_so_far(cohort)
         for member in cohort.active_members:
             member.writer.write_mid_epoch(member, step, gather_object(member.mid_epoch_state(step)))
         if action == _STOP:

@@ -15,6 +15,7 @@ from torch import nn
 
 from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.models.input_transform import InputTransform
+from kd_bench.training.energy import EnergyMeter
 from kd_bench.training.micro_batch import split_micro_batches
 from kd_bench.training.recorded_cohort import RecordedCohort
 from kd_bench.training.recorder import Recorder
@@ -33,6 +34,7 @@ class CohortModule(pl.LightningModule):
         view: Transforms images into the teacher's input; None leaves images as they are.
         open_logit_cache: Opens the cache of the teacher's logits; None for no cache.
         recorder: Records the steps and replays them; None for steps that are not recorded.
+        energy: Reads the energy counters; None without any.
 
     Attributes:
         recorder: The argument.
@@ -54,6 +56,7 @@ class CohortModule(pl.LightningModule):
         view: InputTransform | None = None,
         open_logit_cache: OpenLogitCache | None = None,
         recorder: Recorder | None = None,
+        energy: EnergyMeter | None = None,
     ) -> None:
         super().__init__()
         if len({member.trial.stream_key for member in members}) != 1:
@@ -68,6 +71,7 @@ class CohortModule(pl.LightningModule):
         self.first_step = max(first_steps)
         self._settings = members[0].trial
         self.recorder = recorder
+        self.energy = energy or EnergyMeter(())
         self.recorded: RecordedCohort | None = None
         self.teacher_stopwatch = Stopwatch()
         self.teacher: Teacher | None = None

@@ -198,6 +198,7 @@ def open_cache(
     batch_size: int,
     limit: int | None = None,
     parts: bool = True,
+    kind: type[LogitCache] = LogitCache,
 ) -> LogitCache | None:
     """Opens the cache for a teacher and a data set.
 
@@ -207,6 +208,7 @@ def open_cache(
         folder: Folder of all caches.
         key, rows, classes, batch_size, parts: As for ``LogitCache``.
         limit: Bytes of all files together; 0 for no cache, None for ``size_limit()``.
+        kind: The class of the cache.
 
     Returns:
         None if there is no space, or the platform cannot share files in this way.
@@ -231,7 +233,7 @@ def open_cache(
         if total + size > limit or shutil.disk_usage(folder).free < size - present + MIN_FREE_DISK:
             log.info("%s: no space for %.1f GB of a teacher's logits, so they are not cached", folder, size / 1e9)
             return None
-        return LogitCache(path, key, rows, classes, batch_size, parts)
+        return kind(path, key, rows, classes, batch_size, parts)
     except (OSError, ValueError, KeyError) as error:
         log.warning("%s: the teacher's logits are not cached (%s)", path, error)
         return None

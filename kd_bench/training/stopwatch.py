@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+
+from kd_bench.training.energy import EpochEnergy
 
 
 class Stopwatch:
     """Adds up the time spent inside ``with stopwatch.running(device):`` blocks.
 
     On a GPU the time is that between two events, which are read once an epoch.
+
+    Attributes:
+        energy: The energy of an epoch that was interrupted.
     """
 
     def __init__(self) -> None:
         self._seconds = 0.0
+        self.energy = EpochEnergy()
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
@@ -36,6 +42,11 @@ class Stopwatch:
     def add(self, seconds: float) -> None:
         """Adds time that was measured before."""
         self._seconds += seconds
+
+    def restore(self, seconds: float, joules: Mapping[str, float]) -> None:
+        """Adds what was measured in an epoch before a resume within it."""
+        self.add(seconds)
+        self.energy.restore(seconds, joules)
 
     def read(self) -> float:
         """Returns the seconds since the last call. Synchronises the device."""

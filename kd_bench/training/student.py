@@ -90,7 +90,8 @@ class StudentModule(nn.Module):
         self.first_step = 0
         self.stopped = False
         self.stopwatch = Stopwatch()
-        self._parameters_to_train = [*network.parameters(), *method.parameters()]
+        of_network = (tensor for tensor in network.parameters() if tensor.requires_grad or trial.trainable == "all")
+        self._parameters_to_train = [*of_network, *method.parameters()]
         self.optimizer = build_optimizer(trial.optimizer, self._parameters_to_train)
         self.preparation = Preparation(trial)
         head = method.inference_head
@@ -163,10 +164,9 @@ class StudentModule(nn.Module):
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the learning rate."""
-        settings = self.trial
         self._learning_rate = self.preparation.learning_rate
         if epoch >= 0:
-            self._learning_rate = learning_rate(settings.optimizer.lr, settings.schedule, epoch, settings.epochs)
+            self._learning_rate = learning_rate(self.trial.optimizer.lr, self.trial.schedule, epoch, self.trial.epochs)
         set_learning_rate(self.optimizer, self._learning_rate)
 
     def step(self, teacher: Outputs | None, part: MicroBatch, backward: Callable[[Tensor], None]) -> None:
@@ -286,10 +286,10 @@ class StudentModule(nn.Module):
 
     def step_tensors(self) -> list[Tensor]:
         """Returns the tensors of optimiser, metrics and moving average that a step changes."""
-        state = [value for values in self.optimizer.state.values() for value in values.values()]
+        states = self.optimizer.state.values()
+        tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
         average = [] if self.average is None else [*self.average.parameters(), *self.average.buffers()]
         divergence = [] if self._divergence_step is None else [self._divergence_step]
-        tensors = [value for value in state if isinstance(value, Tensor)]
         return [*tensors, *average, *divergence, *self.train_sums.tensors()]
 
     def before_evaluation(self) -> None:
@@ -300,14 +300,16 @@ class StudentModule(nn.Module):
     def _networks_to_test(self) -> list[tuple[ForwardPass, MetricSums]]:
         return self._tests
 
+    def _test_inputs(self, batch: Batch, held_out: bool) -> Tensor:
+        return self.view(batch.images if self._plugin is None else batch.images.clone())
+
     @torch.no_grad()
     def evaluate(self, batch: Batch, held_out: bool = False) -> None:
         """Adds a batch of the test set, or of held-out images, to the metrics, in evaluation mode."""
-        images = self.view(batch.images if self._plugin is None else batch.images.clone())
-        tests = self._networks_to_test()
-        for forward_pass, sums in [(tests[0][0], self.holdout_sums)] if held_out else tests:
-            with precision_context(self.trial.precision, images.device):
-                logits = forward_pass(images).logits
+        inputs, tests = self._test_inputs(batch, held_out), self._networks_to_test()
+        for forward_pass, sums in ((tests[0][0], self.holdout_sums),) if held_out else tests:
+            with precision_context(self.trial.precision, inputs.device):
+                logits = forward_pass(inputs).logits
             sums.update({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
 
     def end_epoch(
@@ -386,12 +388,12 @@ class StudentModule(nn.Module):
         self.stopwatch.add(seconds)
         divergence_step = -1 if self._divergence_step is None else int(self._divergence_step)
         position = {"within": (step, seconds, divergence_step), "sums": self.train_sums.state()}
-        return serialize_state(self.state() | position)
+        return serialize_state(self.state() | position | self.stopwatch.energy.state())
 
     def restore_mid_epoch(self, state: dict[str, Any]) -> None:
         """Restores a deserialized ``mid_epoch_state()``."""
         self.restore(state)
         self.first_step, seconds, divergence_step = state["within"]
-        self.stopwatch.add(seconds)
+        self.stopwatch.restore(seconds, state.get("joules", {}))
         self.train_sums.restore(state["sums"])
         self._divergence_step = torch.tensor(divergence_step)

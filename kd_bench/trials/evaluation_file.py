@@ -1,4 +1,4 @@
-"""``evaluation.json``: calibration, fidelity and efficiency of a network, see ``kd_bench.evaluation``.
+"""``evaluation.json``: calibration, fidelity, efficiency and robustness of a network, see ``kd_bench.evaluation``.
 
 Each metric says what it is from: the weights and images of the whole file, the images its temperature was fitted on,
 the weights of the teacher, the machine.
@@ -6,6 +6,10 @@ the weights of the teacher, the machine.
 
 from __future__ import annotations
 
+import hashlib
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +17,7 @@ from annotated_types import Interval, MaxLen
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from kd_bench.config.base import Sha256
+from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES
 from kd_bench.config.numbers import NonNegative, Positive
 from kd_bench.config.validate import parse
 from kd_bench.trials.result_file import Count, Images, Percentage
@@ -24,7 +29,10 @@ from kd_bench.utils.regular_files import BadFile, read_json_object
 EVALUATION = "evaluation.json"
 
 #: The metrics, in the order in which they are computed and shown.
-METRICS = ("calibration", "fidelity", "efficiency")
+METRICS = ("calibration", "fidelity", "efficiency", "ood", "corruptions")
+
+#: Metrics that take so long that they are computed only if they are asked for by name.
+SLOW_METRICS = ("corruptions",)
 
 #: What a temperature was fitted on: images that no network was trained on, or for each half of the test set the other.
 FittedOn = Literal["held-out images", "cross-fitted"]
@@ -33,6 +41,7 @@ _Text = Annotated[str, StringConstraints(max_length=200)]
 _TeacherId = Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")]
 _PositiveCount = Annotated[int, Interval(ge=1, le=2**62)]
 _Brier = Annotated[float, Interval(ge=0, le=2)]
+_Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
 
 
 class _Content(BaseModel):
@@ -180,6 +189,84 @@ class Efficiency(_Content):
     timings: Annotated[list[Timing], MaxLen(100)]
 
 
+class Corruptions(_Content):
+    """Accuracy on corrupted copies of the test set, in percent. It is not finished as long as copies are lacking.
+
+    Attributes:
+        source: Whether the copies are published or were made.
+        origin: The set of published files, or the package that made the copies, with its version.
+        libraries: Versions of the libraries that computed the pixels, by name; empty for published copies.
+        images: Number of test images.
+        accuracy: Accuracy by corruption, at severities 1, 2 and so on.
+        digests: Digests of the pixels of the copies in the same order.
+        mean: Mean accuracy over all corruptions and severities; None if it is not finished.
+        machine: Where it was computed.
+    """
+
+    source: Literal["published", "made"]
+    origin: _Text
+    libraries: Annotated[dict[_Text, _Text], MaxLen(20)]
+    images: _PositiveCount
+    accuracy: Annotated[dict[_Text, Annotated[list[Percentage], MaxLen(len(SEVERITIES))]], MaxLen(len(CORRUPTIONS))]
+    digests: Annotated[dict[_Text, Annotated[list[_Digest], MaxLen(len(SEVERITIES))]], MaxLen(len(CORRUPTIONS))]
+    mean: Percentage | None
+    machine: Machine
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        other = next((name for name in self.accuracy if name not in CORRUPTIONS), None)
+        if other is not None:
+            raise ValueError(f"accuracy has {other!r}, which is no corruption")
+        if {name: len(values) for name, values in self.accuracy.items()} != {
+            name: len(values) for name, values in self.digests.items()
+        }:
+            raise ValueError("digests are not of the copies that accuracy is on")
+        mean = self.mean_of(self.accuracy)
+        if (self.mean is None) != (mean is None) or not math.isclose(self.mean or 0, mean or 0, abs_tol=1e-6):
+            raise ValueError(f"mean is {self.mean}, but the mean of the accuracies is {mean}")
+        return self
+
+    @staticmethod
+    def mean_of(accuracy: Mapping[str, Sequence[float]]) -> float | None:
+        """Returns the mean over all corruptions and severities; None if some are lacking."""
+        values = [value for name in CORRUPTIONS for value in accuracy.get(name, ())]
+        return statistics.fmean(values) if len(values) == len(CORRUPTIONS) * len(SEVERITIES) else None
+
+    @property
+    def protocol(self) -> str:
+        """Which copies these are, in words."""
+        if self.source == "made":
+            return f"made by {self.origin} with the strengths of ImageNet-C"
+        digests = "".join(digest for name in CORRUPTIONS for digest in self.digests.get(name, ()))
+        return f"published {self.origin}, digest {hashlib.blake2b(digests.encode(), digest_size=8).hexdigest()}"
+
+
+class OutOfDistribution(_Content):
+    """How far scores of the test images are above those of other images, see ``evaluation.out_of_distribution``.
+
+    Attributes:
+        name: The other data set, or the folder's name.
+        digest: Digest of its images.
+        folder: The folder of the images; None for a data set.
+        images, test_images: Number of other images, and of test images.
+        auroc, fpr95: Area under the ROC curve, and false positive rate at 95 % true positive rate, of the largest
+            probability; in percent.
+        auroc_energy, fpr95_energy: The same of the energy score.
+        machine: Where it was computed.
+    """
+
+    name: _Text
+    digest: _Digest
+    folder: Annotated[str, StringConstraints(max_length=4096)] | None
+    images: _PositiveCount
+    test_images: _PositiveCount
+    auroc: Percentage
+    fpr95: Percentage
+    auroc_energy: Percentage
+    fpr95_energy: Percentage
+    machine: Machine
+
+
 class Evaluation(_Content):
     """The content of the file.
 
@@ -189,6 +276,8 @@ class Evaluation(_Content):
         images: What images were evaluated.
         calibration, efficiency: The metrics; None for one that was not computed.
         fidelity: The metric by the teacher's id.
+        corruptions: The metric for each origin of corrupted images.
+        ood: Out of distribution: the metric for each other set of images.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -198,6 +287,8 @@ class Evaluation(_Content):
     calibration: Calibration | None = None
     fidelity: Annotated[dict[_TeacherId, Fidelity], MaxLen(100)] = {}
     efficiency: Efficiency | None = None
+    corruptions: Annotated[list[Corruptions], MaxLen(20)] = []
+    ood: Annotated[list[OutOfDistribution], MaxLen(100)] = []
 
     @property
     def subject(self) -> tuple[Any, ...]:

@@ -32,6 +32,18 @@ class Images(_Content):
     kind: Annotated[str, StringConstraints(max_length=60)]
 
 
+class Energy(_Content):
+    """The energy of the training epochs, as if the trial were trained alone.
+
+    Attributes:
+        joules: By kind of counter: ``GPU`` and ``CPU package``, of those that measured every epoch.
+        device: The device, or the devices if the training went on on another one.
+    """
+
+    joules: dict[str, NonNegative]
+    device: str
+
+
 class _Result(_Content):
     """What finished and failed trials have in common. Values that were not measured are None or absent."""
 
@@ -58,6 +70,7 @@ class _Result(_Content):
     corrupt_files: list[str] | None = None
     weights_file: str | None = None
     images: Images | None = None
+    energy: Energy | None = None
     finished: str | None = None
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kd_bench.models import weights
+from kd_bench.training.energy import summed_joules
 from kd_bench.training.result_writer import ResultWriter, serialize_state
 from kd_bench.training.student import StudentModule
 from kd_bench.trials.confusion import format_rows
@@ -20,6 +21,7 @@ from kd_bench.trials.environment import peak_memory, utc_timestamp
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Lease
 from kd_bench.trials.loggers import Loggers
+from kd_bench.trials.reader import read_environment
 from kd_bench.utils.errors import first_line
 
 #: Largest number of corrupt files that a result names.
@@ -189,10 +191,21 @@ class TrialResultWriter(ResultWriter):
             "method_parameters": _parameter_count(member.method) - of_head,
             "cohort": max((row["members"] for row in member.history), default=1),
             "peak_memory_bytes": peak_memory(next(member.network.parameters()).device),
+            **self._energy(member),
             "teacher_top1": self._teacher_top1,
             **({} if member.trial.pipeline is None else _corrupt(member.corrupt)),
             "finished": utc_timestamp(),
         }
+
+    def _energy(self, member: StudentModule) -> dict[str, Any]:
+        """Returns the energy of all epochs and the devices that used it; nothing if no counter measured each epoch."""
+        joules = summed_joules([*member.preparation.history, *member.history])
+        if not joules:
+            return {}
+        environment = read_environment(self.folder.path) or {}
+        parts = [*(environment.get("earlier") or ()), environment]
+        names = dict.fromkeys(str(part["device_name"]) for part in parts if part.get("device_name"))
+        return {"energy": {"joules": joules, "device": " and ".join(names)}}
 
     def _write_result(self, result: dict[str, Any], reason: str | None) -> None:
         self._check_lease()

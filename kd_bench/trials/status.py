@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+from kd_bench.config.teacher_seeds import teacher_suffix, teachers_of_several_seeds
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.trials.lease import EXPIRY, LeaseMonitor, latest_holder
@@ -41,13 +42,15 @@ class TrialStatus:
 def trial_statuses(planned: Sequence[PlannedTrial], out: Path, recipe: str) -> list[TrialStatus]:
     """Returns the status of each teacher and then of each trial of a recipe, from the results folder ``out``."""
     now = _file_system_time(out / recipe)
+    several = teachers_of_several_seeds(cell.trial for cell in planned)
     rows: dict[str, tuple[Path, str, Trial | PretrainedTeacher]] = {}
     for cell in planned:
         if (teacher := cell.trial.teacher) is not None:
             seed = f"seed {teacher.seed}" if isinstance(teacher, Trial) else "weights from a file"
             rows[teacher.id] = (out / TEACHERS / teacher.id, f"teacher {teacher.model}, {seed}", teacher)
     for cell in planned:
-        pair = f"{cell.teacher} -> {cell.student}" if cell.taught_by else cell.student
+        teacher_name = f"{cell.teacher}{teacher_suffix(cell.trial, several)}"
+        pair = f"{teacher_name} -> {cell.student}" if cell.taught_by else cell.student
         rows[cell.trial_id] = (out / recipe / cell.trial_id, f"{pair}, {cell.label}, seed {cell.seed}", cell.trial)
     monitor = LeaseMonitor()
     return [TrialStatus(trial.id, name, *_state(path, trial, monitor, now)) for path, name, trial in rows.values()]

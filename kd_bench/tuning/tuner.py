@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.load import merge
 from kd_bench.config.recipe import MethodEntry, PairEntry, Recipe
+from kd_bench.config.teacher_seeds import with_first_teachers
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.launch.options import RunOptions, require_package
 from kd_bench.launch.run_recipe import train_trials, training_failure
@@ -105,7 +106,7 @@ class TunedRow:
 
 
 def holdout_recipe(recipe: Recipe, settings: TuningSettings, context: str) -> Recipe:
-    """Returns the recipe of the tries: its training images without the held-out ones, and one seed.
+    """Returns the recipe of the tries: its training images without the held-out ones, and one seed, also of teachers.
 
     Raises:
         UserError: If nothing is held out, or a row does not exist.
@@ -122,7 +123,7 @@ def holdout_recipe(recipe: Recipe, settings: TuningSettings, context: str) -> Re
             "add e.g. --holdout 5000"
         )
     update = {"dataset": dataset, "seeds": (settings.seed,), "name": f"tune-{recipe.name}", "published": None}
-    return recipe.model_copy(update=update)
+    return with_first_teachers(recipe.model_copy(update=update))
 
 
 def selected_pairs(recipe: Recipe, planned: Sequence[PlannedTrial]) -> list[PairEntry]:

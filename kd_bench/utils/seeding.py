@@ -35,6 +35,7 @@ ATTACK = "attack"
 CALIBRATION = "calibration"
 TIMING = "timing"
 TUNING = "tuning"
+CORRUPTIONS = "corruptions"
 
 
 def derive(seed: int, stream: str, epoch: int = 0, step: int = 0) -> int:

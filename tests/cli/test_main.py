@@ -247,6 +247,7 @@ def test_every_packaged_recipe_can_be_planned(tmp_path, monkeypatch):
     fetched = tmp_path / "fetched.pth"
     fetched.write_bytes(b"any")
     monkeypatch.setattr(pretrained, "require_weights", lambda *_: fetched)
+    monkeypatch.setattr(pretrained, "initial_weights", lambda *_: fetched)
     generated = tmp_path / "generated" / "cifar100_50m.npz"
     generated.parent.mkdir()
     generated.write_bytes(b"any")

@@ -231,6 +231,21 @@ def test_a_teacher_that_normalises_by_the_batch_has_a_pass_more() -> None:
     assert both.teacher.flops == 2 * batch.teacher.flops
 
 
+def test_a_teacher_that_makes_tensors_in_its_pass_is_counted() -> None:
+    # Rotary embeddings are computed in the pass.
+    name = "vit_tiny_patch16_dinov3_qkvb"
+    teacher = trial("none", model=name, input={"size": 64}, pretrained="0" * 64, trainable="head")
+    cost = count_cohort([trial("kd", taught=False, teacher=teacher.settings())], IMAGES)
+    assert not cost.members[0].uncounted
+    assert cost.teacher.flops > 16 * 2 * 5e6  # 16 images, and more operations than weights, 5 M
+
+
+def test_a_frozen_network_has_no_backward_pass() -> None:
+    settings = {"model": "test_resnet", "augment": {"crop": 0, "flip": False}}
+    whole, head = (one("none", trainable=part, **settings).members[0].step.flops for part in ("all", "head"))
+    assert head < whole / 2
+
+
 def test_a_cohort_shares_the_teacher_and_adds_up_its_students() -> None:
     kd, none = one("kd"), one("none")
     both = count_cohort([trial("kd"), trial("dkd")], IMAGES)

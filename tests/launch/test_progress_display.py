@@ -49,6 +49,22 @@ def test_plain_lines_where_there_is_no_terminal(clock):
     ]
 
 
+def test_teachers_that_differ_in_their_seed_are_told_apart(clock):
+    first = trial("kd", epochs=2)
+    second = first.model_copy(update={"teacher": first.teacher.model_copy(update={"seed": first.teacher.seed + 1})})
+    display = plain()
+    display.start({first.id: "kd", second.id: "kd"}, [], [first, second])
+    display.cohort_started([first])
+    display.cohort_started([second])
+    display.trial_finished(second, 55.5, None)
+    seed = first.teacher.seed
+    assert printed_lines(display)[1:] == [
+        f"resnet14 (seed {seed}) -> resnet8, seed 3: kd: started",
+        f"resnet14 (seed {seed + 1}) -> resnet8, seed 3: kd: started",
+        f"resnet14 (seed {seed + 1}) -> resnet8, kd, seed 3: done, 55.50 %",
+    ]
+
+
 def test_a_resumed_cohort_is_not_called_new(clock):
     first, second = trial("kd", epochs=10), trial("dkd", epochs=10)
     display = plain()

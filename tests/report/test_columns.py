@@ -24,7 +24,7 @@ from kd_bench.trials.evaluation_file import EVALUATION, METRICS
 from kd_bench.utils.errors import UserError
 from tests.evaluation.results import make
 from tests.report.trials import Cell, plan, put, render_summary, trial_id
-from tests.trials.test_evaluation_file import MACHINE, content
+from tests.trials.test_evaluation_file import MACHINE, content, corruptions
 
 TEACHER = trial_id("t0")
 
@@ -121,7 +121,9 @@ def test_every_column_is_shown_in_every_format(folder: Path) -> None:
                 assert item.unit.replace("%", r"\%" if "latex" in format_ else "%") in text
     rows = {row["label"]: row for row in csv.DictReader(io.StringIO(render_summary(summary, "csv")))}
     for name, item in COLUMNS.items():
-        if item.metric:
+        if item.of_result is not None:  # of trainings that were measured, see test_energy_columns
+            assert rows["kd"][f"{name}_n"] == rows["kd"][f"{name}_mean"] == ""
+        elif item.metric:
             assert rows["kd"][f"{name}_n"] == "2" and float(rows["kd"][f"{name}_mean"]) > 0
             assert rows["none"][f"{name}_mean"] == rows["none"][f"{name}_n"] == ""
     assert rows["kd"]["macs_mean"] == "12501632.0" and rows["kd"]["latency_mean"] == "2.0"
@@ -341,3 +343,37 @@ def test_columns_of_the_results_themselves(folder: Path) -> None:
     assert other.gap is not None and other.held_out is None and other.selected is None
     text = render_summary(summary, "plain")
     assert "held-out" in text and "71.00" in text
+
+
+def test_an_unfinished_evaluation_on_corrupted_images_is_an_empty_cell(folder: Path) -> None:
+    cells = cells_of(folder)
+    whole, partial = corruptions(), corruptions(mean=None)
+    for part in ("accuracy", "digests"):
+        partial[part] = {name: values for name, values in partial[part].items() if name != "fog"}
+    write(folder, "kd0", evaluation(2.0, corruptions=[partial]))
+    write(folder, "kd1", evaluation(2.0, corruptions=[whole]))
+    summary = summary_of(folder, cells, "corrupted", "corrupted_snow", "corrupted_fog")
+    for name in ("corrupted", "corrupted_snow", "corrupted_fog"):
+        found = column(summary, "kd", name)
+        assert found.value is not None and (found.value.mean, found.value.n) == (40.0, 1) and found.partial
+        assert column(summary, "none", name).value is None
+
+
+def test_corrupted_images_of_other_origins_are_not_averaged(folder: Path) -> None:
+    """Published copies of different pixels, made ones, and made ones of another version of the package."""
+    cells = plan(folder, {"kd": [60.0] * 6})
+    published = {"source": "published", "origin": "CIFAR-100-C", "libraries": {}}
+    other_pixels = {name: ["5" * 32] * 5 for name in corruptions()["digests"]}
+    written = [
+        corruptions(**published),
+        corruptions(**published, digests=other_pixels),
+        corruptions(),
+        corruptions(),
+        corruptions(origin="imagecorruptions-imaug 9"),
+        corruptions(libraries={"numpy": "1.0"}),
+    ]
+    for seed, value in enumerate(written):
+        write(folder, f"kd{seed}", evaluation(2.0, corruptions=[value]))
+    found = column(summary_of(folder, cells, "corrupted"), "kd", "corrupted")
+    assert found.value is not None and found.value.n == 3 and len(found.others) == 3
+    assert found.protocol is not None and "made by imagecorruptions-imaug 1.1.5 with the strengths" in found.protocol

@@ -61,6 +61,24 @@ def test_pairs_have_a_sentence_each_and_many_pairs_one_together() -> None:
     assert "up above in 2, below in 1 of 4, new above in 1, below in 0 of 1." in sentence
 
 
+def test_many_methods_without_a_difference_are_counted() -> None:
+    unclear = [row(f"m{number}", *UNCLEAR) for number in range(11)]
+    (sentence,) = conclusions([pair(*unclear)], "kd")
+    assert sentence.startswith("What this shows: all 11 methods (p 1.000 or more) cannot be told from kd at 5 % (")
+    (sentence,) = conclusions([pair(row("up", *ABOVE), *unclear, row("same", 1.0, 1.0, 1.0, 1.0, 1.0))], "kd")
+    assert "up (p < 0.001) is above kd; the other 12 methods (p 1.000 or more) cannot be told from kd" in sentence
+
+
+def test_many_pairs_name_only_methods_that_differ() -> None:
+    rows = (row("up", *ABOVE), row("maybe", *UNCLEAR))
+    (sentence,) = conclusions([pair(*rows)] * 4, "kd")
+    assert "within the pair): up above in 4, below in 0 of 4. Otherwise a method cannot be told" in sentence
+    (sentence,) = conclusions([pair(row("a", *UNCLEAR), row("b", *UNCLEAR))] * 4, "kd")
+    assert "within the pair): none of 2 methods in any pair. Otherwise" in sentence
+    (sentence,) = conclusions([pair(row("a", 1.0), row("b", 2.0))] * 4, "kd")
+    assert sentence.startswith("What this shows: nothing about differences to kd, because one seed")
+
+
 @pytest.mark.parametrize("differences", [(0.0, 0.0, 0.0), (2.0, 2.0, 2.0)])
 def test_differences_without_spread_cannot_be_tested(differences: tuple[float, ...]) -> None:
     (sentence,) = conclusions([pair(row("same", *differences))], "kd")

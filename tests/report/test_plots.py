@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 
-from kd_bench.report import class_plots, plots
+from kd_bench.config.corruptions import CORRUPTIONS
+from kd_bench.report import class_plots, corruption_plot, plots
 from kd_bench.report.palette import Look
 from kd_bench.report.statistics import Difference, MeanAndStd
 
@@ -103,3 +104,21 @@ def test_a_large_matrix_is_a_path_for_each_shade() -> None:
 def _filled(path: str) -> set[tuple[int, int]]:
     """The cells of a path of lines that each begin with an absolute move."""
     return {(int(x), int(float(y))) for x, y in re.findall(r"M(\d+) ([\d.]+)h1", path)}
+
+
+def test_a_heat_map_has_numbers_shades_and_a_text() -> None:
+    def line(mark: plots.Mark, first: float) -> corruption_plot.HeatMapLine:
+        return corruption_plot.HeatMapLine(mark, tuple(MeanAndStd(first + index, 0.5, 3) for index in range(15)))
+
+    svg = corruption_plot.heat_map("a <b>", [line(MARKS[0], 40.0), line(MARKS[1], 50.0)])
+    assert svg is not None and corruption_plot.heat_map("a", []) is None
+    assert svg.count("<rect") == 31 and "<b>" not in svg
+    assert f"<title>kd, {CORRUPTIONS[0].replace('_', ' ')}: 40.00 ± 0.50 %</title>" in svg
+    assert [text.replace(" ", "_") for text in re.findall(r'class="tick"[^>]*>([^<]+)<', svg)] == list(CORRUPTIONS)
+    shades = [int(shade) for shade in re.findall(r'class="hit h(\d)"', svg)]
+    assert shades[0] == 0 and shades[29] == 7 and shades[:15] == sorted(shades[:15])
+    assert shades[10] == shades[15], "the same accuracy has the same shade"
+    assert "kd: 47.0 % in the mean, from 40.0 % with gaussian noise to 54.0 % with jpeg compression." in svg
+    assert "mine: 57.0 % in the mean" in svg
+    flat = corruption_plot.heat_map("flat", [corruption_plot.HeatMapLine(MARKS[0], (MeanAndStd(1.0, None, 1),) * 15)])
+    assert flat is not None and 'class="hit h0"' in flat and "h7" not in flat

@@ -23,8 +23,8 @@ def method(cell: PlannedTrial, **hyperparameters: Any) -> PlannedTrial:
     return otherwise(cell, method=settings | {"hyperparameters": settings["hyperparameters"] | hyperparameters})
 
 
-def taught_by(cell: PlannedTrial, seed: int) -> PlannedTrial:
-    teacher = cell.trial.settings()["teacher"] | {"seed": seed}
+def taught_by(cell: PlannedTrial, **changes: int) -> PlannedTrial:
+    teacher = cell.trial.settings()["teacher"] | changes
     settings = cell.trial.settings() | {"teacher": teacher}
     trial = Trial.model_validate_json(json.dumps(settings))
     return PlannedTrial(trial, cell.label, trial.teacher)
@@ -92,12 +92,23 @@ def test_protocols_whose_differences_read_alike_are_told_apart_all_the_same(tmp_
 
 def test_teachers_of_one_name_are_told_apart_where_they_must_be(tmp_path: Path) -> None:
     planned = cells()
-    planned += [taught_by(cell, 7) for cell in planned if cell.label == "kd"]
+    planned += [taught_by(cell, epochs=7) for cell in planned if cell.label == "kd"]
     result = written(tmp_path, planned)
     assert len(result.summary.pairs) == 2
     teachers = {cell.teacher_id for cell in planned}
     assert {pair.dataset for pair in result.summary.pairs} == {f"digits: teacher {name}" for name in teachers}
     assert sum(row.done for pair in result.summary.pairs for row in pair.rows if row.kind == "method") == 12
+
+
+def test_teachers_that_differ_in_their_seed_stay_together(tmp_path: Path) -> None:
+    planned = cells()
+    others = [taught_by(cell, seed=seed, **changes) for cell in planned if cell.label == "kd"
+              for seed, changes in ((7, {}), (0, {"epochs": 7}), (7, {"epochs": 7}))]  # fmt: skip
+    (pair,) = written(tmp_path / "one", [*planned, *others[::3]]).summary.pairs
+    assert pair.crossed and {row.label: row.counts for row in pair.rows}["kd"] == "2 x 3"
+    pairs = written(tmp_path / "two", [*planned, *others]).summary.pairs
+    assert [pair.crossed for pair in pairs] == [True, True] and len({pair.dataset for pair in pairs}) == 2
+    assert all(pair.dataset.startswith("digits: teachers ") for pair in pairs)
 
 
 def test_the_student_alone_stands_under_every_pair_it_serves(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Cell:
     method: str = ""
     dataset: str = "digits"
     epochs: InitVar[int | None] = None
+    teacher_seed: int | None = None
 
     def __post_init__(self, epochs: int | None) -> None:
         object.__setattr__(self, "method", self.method or self.label)
@@ -124,6 +125,23 @@ def plan(
             cells.append(Cell(label, seed, name, epochs=length, **pair))
             if value is not None:
                 put(folder / name, top1_last=value, top1_best=value + 1, **({"epochs": length} if length else {}))
+    return cells
+
+
+def plan_crossed(
+    folder: Path, values: Mapping[str, Mapping[tuple[int, int], float | None]], alone: Mapping[int, float] | None = None
+) -> list[Cell]:
+    """A trial for each label and cell (teacher's seed, seed), and for each seed of the student alone; None: not run."""
+    cells = []
+    for seed, value in (alone or {}).items():
+        cells.append(Cell("none", seed, f"none{seed}", "t0"))
+        put(folder / f"none{seed}", top1_last=value, top1_best=value + 1)
+    for label, of_label in values.items():
+        for (teacher, seed), top1 in of_label.items():
+            name = f"{label}-{teacher}-{seed}"
+            cells.append(Cell(label, seed, name, f"t{teacher}", teacher_seed=teacher))
+            if top1 is not None:
+                put(folder / name, top1_last=top1, top1_best=top1 + 1, teacher_top1=90.0 + teacher)
     return cells
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kd_bench.config.corruptions import CORRUPTIONS
 from kd_bench.trials.evaluation_file import (
     EVALUATION,
     evaluation_faults,
@@ -31,6 +32,38 @@ MACHINE = {
     "threads": 1,
     "finished": "2026-11-28T12:00:00+00:00",
 }
+
+
+def corruptions(**changes: Any) -> dict[str, Any]:
+    """Accuracies on corrupted images: 20 to 60 % at the severities of each corruption."""
+    return {
+        "source": "made",
+        "origin": "imagecorruptions-imaug 1.1.5",
+        "libraries": {"numpy": "2.4.6"},
+        "images": 100,
+        "accuracy": {name: [60.0, 50.0, 40.0, 30.0, 20.0] for name in CORRUPTIONS},
+        "digests": {name: ["4" * 32] * 5 for name in CORRUPTIONS},
+        "mean": 40.0,
+        "machine": MACHINE,
+        **changes,
+    }
+
+
+def other_images(**changes: Any) -> dict[str, Any]:
+    """How far the test images are told from those of a folder."""
+    return {
+        "name": "val",
+        "digest": "5" * 32,
+        "folder": "/images/val",
+        "images": 50,
+        "test_images": 100,
+        "auroc": 75.0,
+        "fpr95": 81.5,
+        "auroc_energy": 77.0,
+        "fpr95_energy": 79.0,
+        "machine": MACHINE,
+        **changes,
+    }
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -70,6 +103,8 @@ def content(**changes: Any) -> dict[str, Any]:
                 {"latency": 0.5, "throughput": 400.0, "batch": 256, "runs": [200, 5], "machine": MACHINE},
             ],
         },
+        "corruptions": [corruptions()],
+        "ood": [other_images()],
         **changes,
     }
 
@@ -113,11 +148,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_metrics_may_be_absent(tmp_path: Path) -> None:
     file = tmp_path / EVALUATION
-    short = {key: value for key, value in content().items() if key not in ("calibration", "fidelity", "efficiency")}
+    metrics = ("calibration", "fidelity", "efficiency", "corruptions", "ood")
+    short = {key: value for key, value in content().items() if key not in metrics}
     file.write_text(json.dumps(short))
     evaluation = read_evaluation_file(file)
     assert evaluation is not None
     assert (evaluation.calibration, evaluation.fidelity, evaluation.efficiency) == (None, {}, None)
+    assert evaluation.corruptions == [] and evaluation.ood == []
 
 
 @pytest.mark.parametrize(
@@ -152,6 +189,16 @@ def test_metrics_may_be_absent(tmp_path: Path) -> None:
         ("efficiency.timings.0.latency", 0, "efficiency.timings.0.latency: should be above 0"),
         ("efficiency.timings", [{}] * 101, "efficiency.timings"),
         ("efficiency.input", [3, 32, -32], "efficiency.input.2: should be at least 1"),
+        ("corruptions.0.source", "drawn", "corruptions.0.source: 'drawn' is none of"),
+        ("corruptions.0.accuracy.fog", [50.0] * 6, "corruptions.0.accuracy.fog: should be at most 5 entries long"),
+        ("corruptions.0.accuracy.fog", [101.0], "corruptions.0.accuracy.fog.0: should be at most 100"),
+        ("corruptions.0.accuracy", {"rain": []}, "corruptions.0: accuracy has 'rain', which is no corruption"),
+        ("corruptions.0.accuracy.fog", [60.0], "corruptions.0: digests are not of the copies that accuracy is on"),
+        ("corruptions.0.digests.fog", ["x"] * 5, "corruptions.0.digests.fog.0"),
+        ("ood.0.auroc", 101.0, "ood.0.auroc: should be at most 100"),
+        ("ood.0.images", 0, "ood.0.images: should be at least 1"),
+        ("corruptions.0.mean", 41.0, "corruptions.0: mean is 41.0, but the mean of the accuracies is 40.0"),
+        ("corruptions.0.mean", None, "corruptions.0: mean is None, but the mean of the accuracies is 40.0"),
     ],
 )
 def test_other_values_are_sentences(path: str, value: Any, sentence: str, tmp_path: Path) -> None:
@@ -178,7 +225,9 @@ def test_what_is_no_regular_file_is_a_sentence(tmp_path: Path) -> None:
 
 PATHS = ["kind", "model", "images", "images.kind", "calibration", "calibration.plain", "calibration.machine",
          "calibration.temperatures", "fidelity", f"fidelity.{TEACHER}", f"fidelity.{TEACHER}.images", "efficiency",
-         "efficiency.input", "efficiency.timings", "efficiency.timings.0", "efficiency.timings.0.runs"]  # fmt: skip
+         "efficiency.input", "efficiency.timings", "efficiency.timings.0", "efficiency.timings.0.runs", "corruptions",
+         "corruptions.0", "corruptions.0.accuracy", "corruptions.0.accuracy.fog", "corruptions.0.digests",
+         "corruptions.0.mean"]  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=9),

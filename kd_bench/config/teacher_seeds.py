@@ -1,0 +1,97 @@
+"""The seeds of teachers: ``teachers: {resnet20: {seeds: 3}}``, or ``teacher_training: {seeds: 3}`` for all teachers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from kd_bench.config.base import Settings
+from kd_bench.config.limits import MAX_TRIALS, Trials
+from kd_bench.config.load import merge
+from kd_bench.config.trial import PretrainedTeacher, Seed, Trial
+from kd_bench.config.validate import parse
+from kd_bench.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_bench.config.recipe import Recipe
+
+
+class _Number(Settings):
+    seeds: Trials
+
+
+class _List(Settings):
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_TRIALS)]
+
+
+def merge_settings(general: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of all teachers with those of one. Its ``seed``, ``seeds`` or ``weights`` replace seeds."""
+    if own.keys() & {"seed", "seeds", "weights"}:
+        general = {key: value for key, value in general.items() if key not in ("seed", "seeds")}
+    return merge(general, own)
+
+
+def pop_seeds(settings: dict[str, Any], context: str) -> tuple[Any, ...]:
+    """Removes the seeds from a teacher's settings and returns them. A single ``seed`` is still to be checked.
+
+    Args:
+        settings: From ``merge_settings``.
+        context: File and key of the settings, for error messages.
+
+    Raises:
+        UserError: If the seeds are invalid, or do not go with other settings.
+    """
+    if "seeds" not in settings:
+        return (settings.pop("seed", 0),)
+    value = settings.pop("seeds")
+    if "seed" in settings:
+        raise UserError(f"{context}: seed and seeds exclude each other; leave out one of the two")
+    if "weights" in settings:
+        raise UserError(
+            f"{context}: seeds: a teacher whose weights come in a file is not trained, so it has no seeds; leave out "
+            "seeds or weights"
+        )
+    if not isinstance(value, list | tuple):
+        return tuple(range(parse(_Number, {"seeds": value}, context).seeds))
+    seeds = parse(_List, {"seeds": value}, context).seeds
+    twice = next((seed for index, seed in enumerate(seeds) if seed in seeds[:index]), None)
+    if twice is not None:
+        raise UserError(f"{context}: seeds: {twice} is there twice")
+    return seeds
+
+
+def teachers_of_several_seeds(trials: Iterable[Trial | PretrainedTeacher]) -> set[str]:
+    """Returns the networks of the teachers that these trials have with several seeds, whose name says too little."""
+    seeds: dict[str, set[int]] = defaultdict(set)
+    for trial in trials:
+        if isinstance(trial.teacher, Trial):
+            seeds[trial.teacher.model].add(trial.teacher.seed)
+    return {name for name, of in seeds.items() if len(of) > 1}
+
+
+def teacher_suffix(trial: Trial | PretrainedTeacher, several: Container[str]) -> str:
+    """Returns the seed of a trial's teacher as in `` (seed 1)``; empty if the teacher is not one of ``several``."""
+    teacher = trial.teacher
+    return f" (seed {teacher.seed})" if isinstance(teacher, Trial) and teacher.model in several else ""
+
+
+def with_first_teachers(recipe: Recipe) -> Recipe:
+    """Returns the recipe with the first of each teacher's seeds only.
+
+    Raises:
+        UserError: If seeds are invalid.
+    """
+
+    def first(settings: dict[str, Any], key: str) -> dict[str, Any]:
+        if "seeds" not in settings:
+            return settings
+        rest = dict(settings)
+        seed = pop_seeds(rest, f"{recipe.name}: {key}")[0]
+        return rest | {"seed": seed}
+
+    teachers = {name: first(settings, f"teachers.{name}") for name, settings in recipe.teachers.items()}
+    general = first(recipe.teacher_training, "teacher_training")
+    return recipe.model_copy(update={"teachers": teachers, "teacher_training": general})
