@@ -219,6 +219,7 @@ def test_a_trial_without_evaluation_is_an_empty_cell(made: Made, capsys: pytest.
     assert "Empty cells: not evaluated yet; see kd-bench evaluate." in shown.replace("\n  ", " ")
 
 
+@pytest.mark.slow
 def test_it_is_measured_only_if_it_is_asked_for(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_WARMUP_SECONDS", "_SECONDS"):
         monkeypatch.setattr(efficiency, name, 0.0)

@@ -75,6 +75,7 @@ def test_it_is_an_ordinary_trained_teacher(folder: Path) -> None:
     assert (folder / "exported" / "model.safetensors").read_bytes() == (teacher / "student.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_one_teacher_alone(folder: Path) -> None:
     teacher = only(folder / "runs" / "teachers")
     settings = json.loads((teacher / "trial.json").read_text())
@@ -95,6 +96,7 @@ def test_one_teacher_alone(folder: Path) -> None:
     assert f"{top1:.2f} % after training" in verified.stdout
 
 
+@pytest.mark.slow
 def test_its_features_are_found_by_the_next_training(folder: Path) -> None:
     shown = run(folder, "cache")
     assert "features" in shown.stdout
@@ -118,6 +120,7 @@ def test_a_replay_needs_the_file_and_agrees(folder: Path) -> None:
     assert "agrees: every number of every epoch is the same" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_replay_of_the_student_trains_its_teacher_from_the_file(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(only(folder / "runs" / "r"), tmp_path / "kept" / "r" / only(folder / "runs" / "r").name)
     student = only(tmp_path / "kept" / "r")
@@ -129,6 +132,7 @@ def test_a_replay_of_the_student_trains_its_teacher_from_the_file(folder: Path, 
     assert "agrees: every number of every epoch is the same" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_another_teacher(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(4)
     torch.save(registry.create("test_vit", 1000).state_dict(), tmp_path / "vit.pth")

@@ -57,6 +57,7 @@ def test_it_trains_to_the_same_bytes_with_and_without_workers(recipe: Path, tmp_
     assert all("average_top1" in text for text in rows)
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_is_refused_or_skipped_and_named(recipe: Path, tmp_path: Path) -> None:
     file = spoil(tmp_path / "data" / "mine" / "train" / "bee" / "003.JPEG")
     only = ("--only", "method=none", "--workers", "0")

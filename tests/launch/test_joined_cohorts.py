@@ -94,7 +94,8 @@ def test_nothing_joins_a_cohort_that_has_failed(tmp_path: Path) -> None:
     assert scheduler._waiting == [replace(alone)]
 
 
-@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "2"])
 def test_the_bytes_do_not_depend_on_it(jobs: str, tmp_path: Path) -> None:
     recipe = tmp_path / "small.yaml"
     content = {

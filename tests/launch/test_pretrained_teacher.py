@@ -60,6 +60,7 @@ def test_a_given_teacher_is_read_once_and_measured(file, tmp_path):
     assert f"{result['top1_last']:.2f} % now, 12.50 % recorded in the file" in verified.stderr
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_the_teachers(file, tmp_path):
     wrong = [*COMPARE]
     wrong[wrong.index("resnet14")] = "wrn_16_1"

@@ -131,6 +131,7 @@ def test_a_single_seed_decides_nothing(tmp_path: Path) -> None:
     assert not outcome.agrees and "not decided" in describe(outcome)[-1]
 
 
+@pytest.mark.slow
 def test_a_trial_and_its_teacher_are_trained_again(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(RECIPE))
     done = run("run", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "kept"))

@@ -100,6 +100,7 @@ def peak(out: Path, settings: Trial) -> int:
     return int((TrialFolder(out / settings.id).result() or {})["peak_memory_bytes"])
 
 
+@pytest.mark.slow
 def test_each_job_has_its_log_and_the_worker_ends_with_the_executor(executor: LocalExecutor, tmp_path: Path) -> None:
     missing = trial("none", **SMALL | {"dataset": {"name": "folder", "path": "missing", "size": 32}})
     group, process = start(executor, job(tmp_path, COHORTS[1]), log="first")

@@ -153,6 +153,7 @@ def test_trials_that_fail_are_warned_of_and_are_in_the_table(results: Any, out: 
         kd_bench.run(content, out=out, **SMALL)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(tmp_path: Path) -> None:
     """As interrupting a notebook's kernel: the first SIGINT saves a checkpoint, and the same call resumes."""
     settings = SMALL | {"epochs": 500, "dataset.train_images": 200}
