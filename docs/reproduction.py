@@ -268,7 +268,8 @@ def _table(cells: Sequence[PlannedTrial]) -> str:
 
 
 def _command(part: FolderResults) -> str:
-    return f"kd-bench table {part.recipe or part.folder.name} --out results/measured"
+    kept = not part.recipe or Path(part.recipe).parent == part.folder  # it is found by the folder's name
+    return f"kd-bench table {part.folder.name if kept else part.recipe} --out results/measured"
 
 
 def page(text: str, measured: Path = MEASURED) -> str:

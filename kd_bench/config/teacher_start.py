@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from kd_bench.config.base import NonEmpty, Settings
-from kd_bench.config.trial import Trainable
+from kd_bench.config.data import Augment
+from kd_bench.config.trial import Trainable, Trial
 from kd_bench.config.validate import parse
 
 
@@ -35,3 +36,10 @@ def pop_start(settings: dict[str, Any], context: str) -> TeacherStart:
     """
     own = {key: settings.pop(key) for key in TeacherStart.model_fields if key in settings}
     return parse(TeacherStart, own, context)
+
+
+def allows_features(trial: Trial) -> bool:
+    """Whether the classifier of a trial's network is trained on features that are the same in every epoch."""
+    augment = trial.augment.model_copy(update={"crop": trial.augment.crop or 0, "flip": bool(trial.augment.flip)})
+    plain = augment == Augment(crop=0, flip=False) and trial.second_view is None and trial.adversarial is None
+    return trial.trainable == "head" and plain and trial.pipeline is None

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial, identity
 from kd_bench.estimate.timing_job import EpochTime, Timing
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.scheduler import group_into_cohorts
-from kd_bench.training.features import allows_features
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.methods import _registry as methods
@@ -22,7 +23,7 @@ from kd_bench.models.outputs import average_classifier, preact_norms, shapes
 from kd_bench.models.student_with_head import StudentWithHead, check_head, has_head, remove_classifier
 from kd_bench.models.trainable import freeze
 from kd_bench.training.adversarial import AdversarialStudentModule
-from kd_bench.training.features import OpenFeatureFile, allows_features, feature_length
+from kd_bench.training.features import OpenFeatureFile, feature_length
 from kd_bench.training.head_on_features import HeadOnFeaturesModule
 from kd_bench.training.isolation import unchanged_process
 from kd_bench.training.loaders import Images

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kd_bench.config.data import Augment
 from kd_bench.config.trial import Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.models.timm_interface import dry_run
@@ -53,13 +52,6 @@ class FeatureFile(LogitCache):
         computed = compute()
         self._write(rows[~known], computed.numpy()[~known])
         return computed
-
-
-def allows_features(trial: Trial) -> bool:
-    """Whether the classifier of a trial's network is trained on features that are the same in every epoch."""
-    augment = trial.augment.model_copy(update={"crop": trial.augment.crop or 0, "flip": bool(trial.augment.flip)})
-    plain = augment == Augment(crop=0, flip=False) and trial.second_view is None and trial.adversarial is None
-    return trial.trainable == "head" and plain and trial.pipeline is None
 
 
 def feature_length(network: nn.Module, image: tuple[int, ...]) -> int | None:

@@ -124,6 +124,7 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
     from kd_bench.data import registry as datasets
     from kd_bench.models import registry as models
     from kd_bench.report.render import FORMATS
+    from kd_bench.trials.recipe_file import recipe_file
 
     of = Namespace(**{"set_": (), "only": (), "trials": None, "dataset": None, "recipe": (), **dict(given)})
     if "format_" in of:
@@ -150,6 +151,8 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
         if pair is not None:
             datasets.spec(pair["dataset"])
             assert models.resolve(pair["teacher"]) and models.resolve(pair["student"])
+        elif "out" in of and recipe_file(recipe, ROOT / of.out):
+            planned(str(recipe_file(recipe, ROOT / of.out)), of.set_, of.only, of.trials)
         elif not READERS_FILE.fullmatch(recipe):
             planned(recipe.removeprefix("recipes/").removesuffix(".yaml"), of.set_, of.only, of.trials)
 

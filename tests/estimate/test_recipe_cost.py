@@ -7,6 +7,8 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -367,3 +369,8 @@ def test_it_is_timed_kept_and_compared_with_the_run(recipe: Path, tmp_path: Path
     done = run("estimate", str(recipe), *few, "--out", str(out))
     assert "all 2 trials have a result; nothing is left to train" in done.stdout
     assert json.loads((out / "few" / "estimate.json").read_text())["outcomes"] == outcome
+
+
+def test_planning_costs_imports_nothing_heavy() -> None:
+    code = "import sys, kd_bench.estimate.history; sys.exit(bool({'torch', 'timm'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

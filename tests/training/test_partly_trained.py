@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.models import registry
 from kd_bench.training.build import build_student
 from kd_bench.training.cohort import CohortModule
-from kd_bench.training.features import FeatureFile, OpenFeatureFile, allows_features, compute_features, image_count
+from kd_bench.training.features import FeatureFile, OpenFeatureFile, compute_features, image_count
 from kd_bench.training.fit import fit
 from kd_bench.training.head_on_features import HeadOnFeaturesModule
 from kd_bench.training.loaders import holdout_loader, loaders
