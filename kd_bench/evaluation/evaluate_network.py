@@ -231,18 +231,14 @@ class _Run:
             measured = self.efficiency(evaluation.efficiency)
             if measured is not evaluation.efficiency:
                 keep("efficiency", efficiency=measured)
-        if "ood" in metrics:
-            for others in self.others(evaluation.ood):
-                if isinstance(others, str):
-                    left_out.append(others)
-                else:
-                    keep("ood", ood=others)
-        if "corruptions" in metrics:
-            for state in self.corruptions(evaluation.corruptions):
+        for name, measure in (("ood", self.others), ("corruptions", self.corruptions)):
+            if name not in metrics:
+                continue
+            for state in measure(getattr(evaluation, name)):
                 if isinstance(state, str):
                     left_out.append(state)
                 else:
-                    keep("corruptions", corruptions=state)
+                    keep(name, **{name: state})
         return Outcome(evaluation, path, tuple(dict.fromkeys(computed)), tuple(left_out))
 
     def _earlier(self, path: Path) -> Evaluation:
