@@ -32,11 +32,11 @@ from typing import Any
 from benchmarks import campaign_archive
 from benchmarks.markdown import Table, argument_parser
 from kd_bench import api
+from kd_bench.config.selection import select
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.run_recipe import PlannedRecipe, train
 from kd_bench.plan import plan_teacher
-from kd_bench.selection import select
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.trials.reader import TrialRecord, read_trial
 from kd_bench.utils.errors import RunFailed, Terminated, UserError

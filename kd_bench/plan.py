@@ -9,8 +9,10 @@ from typing import Any
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
 from kd_bench.config.load import find_published, merge
+from kd_bench.config.network_names import PREFIX
 from kd_bench.config.optimizer import DOT, Schedule, StepSchedule
 from kd_bench.config.recipe import Recipe, RowOfPair
+from kd_bench.config.selection import select
 from kd_bench.config.teacher_seeds import merge_settings, pop_seeds
 from kd_bench.config.teacher_start import TeacherStart, pop_start
 from kd_bench.config.trial import MethodSettings, PlannedTrial, PretrainedTeacher, Training, Trial
@@ -19,7 +21,6 @@ from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
 from kd_bench.models import cards, pretrained
 from kd_bench.models import registry as models
-from kd_bench.selection import select
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, unknown
 from kd_bench.utils.files import sha256
@@ -70,7 +71,7 @@ def resolve_network(recipe: Recipe, name: str, context: str) -> str:
         UserError: If there is no such network.
     """
     small = datasets.resolve_spec(recipe.dataset).image_size <= 64
-    return models.resolve(name, context, prefix=models.PREFIX if small else "")
+    return models.resolve(name, context, prefix=PREFIX if small else "")
 
 
 def _check_second_views(recipe: Recipe, context: str) -> None:

@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from kd_bench.config.base import NonEmpty, Settings, added_field
 from kd_bench.config.data import Dataset
-from kd_bench.config.limits import MAX_TRIALS, Label, RecipeName, Trials
-from kd_bench.config.trial import Seed, Training
+from kd_bench.config.limits import Label, RecipeName, Trials
+from kd_bench.config.trial import Seeds, Training
 
 #: A mark of hyper-parameters that nobody published for a pair: true, or what was used instead, in words.
 Untuned = bool | NonEmpty
@@ -93,7 +93,7 @@ class Recipe(Training):
     pairs: Annotated[tuple[PairEntry, ...], Field(min_length=1)]
     methods: Annotated[dict[Label, MethodEntry], Field(min_length=1)]
     trials: Trials = 3
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_TRIALS)] | None = None
+    seeds: Seeds | None = None
     baseline: str = "kd"
     teacher_training: dict[str, Any] = {}
     teachers: dict[str, dict[str, Any]] = {}
@@ -107,13 +107,6 @@ class Recipe(Training):
                 f"name: {self.name!r} is the folder of the trained teachers, where students do not belong; choose "
                 "another name (it is the name of the recipe's file unless the recipe has a name)"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_seeds(self) -> Recipe:
-        for index, seed in enumerate(self.seeds or ()):
-            if seed in (self.seeds or ())[:index]:
-                raise ValueError(f"seeds: {seed} is there twice")
         return self
 
     def shared_training(self) -> dict[str, Any]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.base import Settings
-from kd_bench.config.limits import MAX_TRIALS, Trials
+from kd_bench.config.limits import Trials
 from kd_bench.config.load import merge
-from kd_bench.config.trial import PretrainedTeacher, Seed, Trial
+from kd_bench.config.trial import PretrainedTeacher, Seeds, Trial
 from kd_bench.config.validate import parse
 from kd_bench.utils.errors import UserError
 
@@ -24,14 +22,14 @@ class _Number(Settings):
 
 
 class _List(Settings):
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_TRIALS)]
+    seeds: Seeds
 
 
-def merge_settings(general: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(of_all: Mapping[str, Any], of_one: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of all teachers with those of one. Its ``seed``, ``seeds`` or ``weights`` replace seeds."""
-    if own.keys() & {"seed", "seeds", "weights"}:
-        general = {key: value for key, value in general.items() if key not in ("seed", "seeds")}
-    return merge(general, own)
+    if of_one.keys() & {"seed", "seeds", "weights"}:
+        of_all = {key: value for key, value in of_all.items() if key not in ("seed", "seeds")}
+    return merge(of_all, of_one)
 
 
 def pop_seeds(settings: dict[str, Any], context: str) -> tuple[Any, ...]:
@@ -56,11 +54,7 @@ def pop_seeds(settings: dict[str, Any], context: str) -> tuple[Any, ...]:
         )
     if not isinstance(value, list | tuple):
         return tuple(range(parse(_Number, {"seeds": value}, context).seeds))
-    seeds = parse(_List, {"seeds": value}, context).seeds
-    twice = next((seed for index, seed in enumerate(seeds) if seed in seeds[:index]), None)
-    if twice is not None:
-        raise UserError(f"{context}: seeds: {twice} is there twice")
-    return seeds
+    return parse(_List, {"seeds": value}, context).seeds
 
 
 def teachers_of_several_seeds(trials: Iterable[Trial | PretrainedTeacher]) -> set[str]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Interval
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.base import PerTrial, Settings, Sha256, Shared, added_field, shared_fields
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
-from kd_bench.config.limits import BatchSize, Epochs, Positive
+from kd_bench.config.limits import MAX_TRIALS, BatchSize, Epochs, Positive
 from kd_bench.config.numbers import FractionBelowOne, OpenFraction
 from kd_bench.config.optimizer import SGD, Optimizer, Schedule, StepSchedule
 
@@ -24,6 +24,16 @@ from kd_bench.config.optimizer import SGD, Optimizer, Schedule, StepSchedule
 SCHEMA = 1
 
 Seed = Annotated[int, Interval(ge=0, lt=2**31)]
+
+
+def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    twice = next((seed for index, seed in enumerate(seeds) if seed in seeds[:index]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is there twice")
+    return seeds
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_TRIALS), AfterValidator(_check_distinct)]
 
 #: Loss between logits and labels, the "ce" term of the methods.
 LabelLoss = Literal["cross_entropy", "binary_cross_entropy"]

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from kd_bench.config.network_names import PREFIX
 from kd_bench.config.teacher_seeds import teacher_suffix, teachers_of_several_seeds
 from kd_bench.config.trial import PretrainedTeacher, Trial
-from kd_bench.models.registry import PREFIX
 from kd_bench.utils.plugins import is_file_name
 
 #: A trial, or a teacher to import.

@@ -14,10 +14,11 @@ from pydantic import Field, model_validator
 
 from kd_bench.config.base import Settings
 from kd_bench.config.data import Input
+from kd_bench.config.network_names import PREFIX
 from kd_bench.config.numbers import Positive, PositiveCount
 from kd_bench.config.validate import parse
 from kd_bench.config.yaml_reader import read_mapping
-from kd_bench.models.registry import PREFIX, PUBLISHED_NAMES
+from kd_bench.models.registry import PUBLISHED_NAMES
 from kd_bench.utils.errors import unknown
 from kd_bench.utils.paths import package_path
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from kd_bench.config.network_names import PREFIX
 from kd_bench.models import cards
 from kd_bench.models.cards import Card
-from kd_bench.models.registry import PREFIX
 from kd_bench.models.timm_names import timm_names
 from kd_bench.utils import download
 from kd_bench.utils.errors import RunFailed, UserError, first_line, unknown

@@ -15,6 +15,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_bench.config.network_names import PREFIX
 from kd_bench.models.timm_names import is_timm_model, timm_names
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, nearest, unknown
@@ -22,9 +23,6 @@ from kd_bench.utils.plugins import MODEL, Plugin
 
 if TYPE_CHECKING:
     from torch import nn
-
-#: Prefix of the names of our networks, so that they never hide one of timm's.
-PREFIX = "cifar_"
 
 #: Names of our networks in the literature's code and checkpoints, if they differ from our name without prefix.
 PUBLISHED_NAMES = {

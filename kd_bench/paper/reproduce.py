@@ -14,6 +14,7 @@ from typing import Any, Literal
 from kd_bench.config.base import Settings
 from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.config.load import find_recipe, read_recipe
+from kd_bench.config.selection import select
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.config.validate import parse
 from kd_bench.config.yaml_reader import read_mapping
@@ -25,7 +26,6 @@ from kd_bench.launch.options import RunOptions, check_options
 from kd_bench.launch.run_recipe import PlannedRecipe
 from kd_bench.models import cards
 from kd_bench.plan import plan, plan_teacher, resolve_network
-from kd_bench.selection import select
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.utils import seeding
 from kd_bench.utils.errors import RunFailed, UserError, unknown

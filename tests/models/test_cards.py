@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from kd_bench.config.load import read_recipe
+from kd_bench.config.network_names import PREFIX
 from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.models import cards, registry
@@ -71,8 +72,8 @@ def test_card_says_what_is_so(key: tuple[cards.Role, str, str]) -> None:
     card = cards.load(role, dataset, name)
     assert (card.role, card.dataset, card.name) == key
     assert dataset in datasets.names()
-    own = card.model.startswith(registry.PREFIX)
-    assert registry.resolve(card.model, prefix=registry.PREFIX if own else "") == card.model
+    own = card.model.startswith(PREFIX)
+    assert registry.resolve(card.model, prefix=PREFIX if own else "") == card.model
     if own:
         assert registry.resolve(name) == card.model
     with torch.device("meta"):
@@ -327,7 +328,7 @@ def test_description_tells_everything(write: Write) -> None:
 @pytest.mark.parametrize(("role", "kind"), [("teachers", cards.TeacherFile), ("students", cards.StudentFile)])
 def test_example_in_the_readme_is_a_card(role: str, kind: type[cards.TeacherFile]) -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", package_path(role, "README.md").read_text(), re.DOTALL)
-    assert parse(kind, yaml.safe_load(example), "README.md").model.startswith(registry.PREFIX)
+    assert parse(kind, yaml.safe_load(example), "README.md").model.startswith(PREFIX)
 
 
 def test_reading_all_cards_imports_nothing_heavy() -> None:

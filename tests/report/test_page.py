@@ -18,7 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kd_bench.cli.main import app
-from kd_bench.selection import select
+from kd_bench.config.selection import select
 from kd_bench.utils.errors import UserError
 from tests.report.page_made import Made, Reader
 from tests.report.table6 import HOSTILE, RECIPE
