@@ -114,7 +114,7 @@ class ProgressDisplay:
         self._rows: dict[str, _Row] = {}
         self._labels: dict[str, str] = {}
         self._several: set[str] = set()
-        self._epochs_left: dict[str, int] = {}
+        self._epochs_left: dict[str, float] = {}
         self._epochs_total = self._epochs_done = 0.0
         self._started = time.monotonic()
 
@@ -150,19 +150,33 @@ class ProgressDisplay:
             row.report(float(epochs - row.preparation_epochs))
             verb = f"resumed after {'the preparation' if not row.epochs_done else f'epoch {row.position[0]:.0f}'}"
             verb += " of the preparation" if row.epochs_done < 0 else ""
-        for trial in trials if epochs else ():  # what an earlier run did took no time of this one
-            left = trial.preparation_epochs + trial.epochs - epochs
-            if left < self._epochs_left.get(trial.id, 0):
-                self._epochs_total -= self._epochs_left[trial.id] - left
-                self._epochs_left[trial.id] = left
+        for trial in trials if epochs else ():
+            self._leave_out_earlier_work(trial, trial.preparation_epochs + trial.epochs - epochs)
         self._print_plain(self._fitted(row.name, [f": {names}: {verb}" for names in row.names]))
+
+    def _leave_out_earlier_work(self, trial: AnyTrial, left: float) -> None:
+        """Counts only the epochs that are left for this run, since those of an earlier run took no time of this one."""
+        if left < self._epochs_left.get(trial.id, 0):
+            self._epochs_total -= self._epochs_left[trial.id] - left
+            self._epochs_left[trial.id] = left
+
+    def cohort_resumed(self, trials: Sequence[AnyTrial], event: Mapping[str, Any]) -> None:
+        """Takes note of the step at which a cohort goes on within an epoch, from a worker's ``resumed`` event."""
+        position = _position(event)
+        for trial in trials:
+            if trial.id in self._rows:
+                self._rows[trial.id].first_report = time.monotonic(), position
+                self._leave_out_earlier_work(trial, trial.epochs - position)
 
     def cohort_progress(self, trials: Sequence[AnyTrial], event: Mapping[str, Any]) -> None:
         """Shows the position of a cohort in its epoch, from a worker's ``progress`` event."""
         row = next((self._rows[trial.id] for trial in trials if trial.id in self._rows), None)
         if row is not None:
-            row.report(event["epoch"] + event["step"] / event["steps"])
+            position = _position(event)
+            row.report(position)
             row.rate = event["rate"]
+            for trial in row.trials if event["step"] < event["steps"] else ():  # else the epoch is about to be counted
+                self._count_epochs(trial, trial.epochs - position)
             if time.monotonic() - row.last_printed > LONG_EPOCH_SECONDS:
                 self._print_row(row, f"{row.position[0]:.2f}")
 
@@ -190,8 +204,8 @@ class ProgressDisplay:
         if complete and due and trial is row.trials[-1]:
             self._print_row(row, str(epoch))
 
-    def _count_epochs(self, trial: AnyTrial, left: int) -> None:
-        if trial.id in self._epochs_left:
+    def _count_epochs(self, trial: AnyTrial, left: float) -> None:
+        if left < self._epochs_left.get(trial.id, 0):  # a member of a cohort may be ahead of the others
             self._epochs_done += self._epochs_left[trial.id] - left
             self._epochs_left[trial.id] = left
 
@@ -241,7 +255,7 @@ class ProgressDisplay:
 
     def _time_left(self) -> str:
         elapsed = time.monotonic() - self._started
-        if self._epochs_done < 1 or elapsed < 5:
+        if self._epochs_done < 0.1 or elapsed < 5:
             return ""
         seconds = (self._epochs_total - self._epochs_done) * elapsed / self._epochs_done
         return f", {_duration(seconds)} left" if seconds >= 1 else ""
@@ -291,6 +305,11 @@ class ProgressDisplay:
     def _print_plain(self, text: str) -> None:
         if not self._live:
             self.message(text)
+
+
+def _position(event: Mapping[str, Any]) -> float:
+    """Returns the epochs before the step that a worker's event names."""
+    return float(event["epoch"]) + event["step"] / event["steps"]
 
 
 def _pair(trial: AnyTrial, students: Sequence[str], several: Container[str]) -> str:

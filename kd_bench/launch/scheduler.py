@@ -295,7 +295,7 @@ class Scheduler:
             elif code == 0 and cohort.attempts < MAX_ATTEMPTS:
                 again.append(cohort)
             else:
-                again += self._retry(cohort, group.cause or cohort.error or _describe_exit(code, group))
+                again += self._retry(cohort, group.cause or cohort.error or group.describe_exit(code))
         return again
 
     def _retry(self, cohort: CohortTask, reason: str) -> list[CohortTask]:
@@ -327,6 +327,8 @@ class Scheduler:
             case "claimed":
                 claimed = [trial for trial in cohort.trials if trial.id in event["trials"]]
                 self.display.cohort_started(claimed, event["epochs"])
+            case "resumed":
+                self.display.cohort_resumed(cohort.trials, event)
             case "progress":
                 self.display.cohort_progress(cohort.trials, event)
             case "left":  # a cluster stopped the worker because its time was up
@@ -389,10 +391,3 @@ def _stream_key(trials: Sequence[AnyTrial]) -> str | None:
 
 def _raise_terminated(*_: Any) -> None:
     raise Terminated
-
-
-def _describe_exit(code: int, group: WorkerGroup) -> str:
-    if code < 0:
-        return f"the worker was killed by signal {-code}"
-    line = group.last_log_line() if code else ""
-    return f"the worker ended with code {code}{f': {line}' if line else ''}"

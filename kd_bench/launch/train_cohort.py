@@ -138,6 +138,8 @@ class _CohortContext:
         recorder = None if self.job.eager else choose_recorder(self.device, self.first)
         energy = EnergyMeter(open_counters(self.job.device))
         cohort = CohortModule(members, self.teacher, self.view, self._logit_cache(train), recorder, energy)
+        if cohort.first_step:
+            self.send_event("resumed", epoch=cohort.start_epoch, step=cohort.first_step, steps=len(train))
         callbacks = [
             ProgressReporter(progress),
             MidEpochCheckpoint(self.job.checkpoint_seconds, stop_requested.is_set),

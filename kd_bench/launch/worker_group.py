@@ -92,6 +92,13 @@ class WorkerGroup:
         failed = [rank for rank, code in self._codes.items() if code] or [0]
         return self._workers[failed[0]].last_log_line()
 
+    def describe_exit(self, code: int) -> str:
+        """Returns a sentence that says how the workers ended, from the exit code of ``poll``."""
+        if code < 0:
+            return f"the worker was killed by signal {-code}"
+        line = self.last_log_line() if code else ""
+        return f"the worker ended with code {code}{f': {line}' if line else ''}"
+
 
 class LoggedWorker(Worker):
     """A worker whose log, the file ``log``, this machine can read."""

@@ -80,6 +80,42 @@ def test_a_resumed_cohort_is_not_called_new(clock):
     ]
 
 
+def test_the_time_that_is_left_counts_parts_of_epochs(clock):
+    one = trial("kd", epochs=10)
+    display = plain()
+    display.start({one.id: "kd"}, [], [one])
+    display.cohort_started([one])
+    clock[0] = 660.0
+    display.cohort_progress([one], {"epoch": 0, "step": 30, "steps": 60, "rate": 10.0})
+    # Half of one of ten epochs took 11 minutes.
+    assert printed_lines(display)[-1] == "resnet14 -> resnet8, seed 3: epoch 0.50/10, kd, 10 images/s, 3.5 h left"
+
+
+def test_what_an_earlier_run_did_of_an_epoch_took_no_time_of_this_one(clock):
+    first, second = trial("kd", epochs=10), trial("dkd", epochs=10)
+    display = plain()
+    display.start({first.id: "kd", second.id: "soft"}, [], [first, second])
+    display.cohort_started([first, second], 8)
+    display.cohort_resumed([first, second], {"epoch": 8, "step": 45, "steps": 60})
+    clock[0] = 20.0
+    for one in (first, second):
+        display.epoch_finished(one, 9, 50.0)
+    # A quarter of an epoch took 20 seconds.
+    assert printed_lines(display)[-1] == "resnet14 -> resnet8, seed 3: epoch 9/10, kd 50.0, soft 50.0 %, 80 s left"
+
+
+def test_a_member_that_is_ahead_of_its_cohort_has_not_more_to_do(clock):
+    first, second = trial("kd", epochs=10), trial("dkd", epochs=10)
+    display = plain()
+    display.start({first.id: "kd", second.id: "soft"}, [], [first, second])
+    display.cohort_started([second], 8)
+    display.cohort_started([first, second], 4)
+    clock[0] = 660.0
+    display.cohort_progress([first, second], {"epoch": 6, "step": 0, "steps": 60, "rate": 10.0})
+    # Two of the eight epochs that both have left took 11 minutes.
+    assert printed_lines(display)[-1].endswith(" 33 min left")
+
+
 def test_the_epochs_of_a_preparation_are_named_and_counted(clock):
     first, second = trial("ab", epochs=2), trial("kd", epochs=2)  # two epochs of preparation, and none
     display = plain()
@@ -166,7 +202,7 @@ def test_a_log_has_fewer_and_fewer_lines_and_one_now_and_then_within_a_long_epoc
         clock[0] += seconds
         display.cohort_progress([member], {"epoch": 100, "step": step, "steps": 4, "rate": 10.0})
     lines = printed_lines(display)[2 + len(epochs) :]
-    assert lines == ["resnet14 -> resnet8, seed 3: epoch 100.75/240, kd 50.0 %, 61 min left"]
+    assert lines == ["resnet14 -> resnet8, seed 3: epoch 100.75/240, kd 50.0 %, 60 min left"]
 
 
 def test_a_member_that_fails_does_not_silence_the_others(clock):
