@@ -246,11 +246,10 @@ def tune(
     from kd_bench.tuning import tuner
 
     content = tuner.holdout_recipe(recipe.recipe, settings, recipe.context)
+    datasets.check(content.dataset, f"{recipe.context}: dataset")
+    rows = tuner.rows_to_tune(content, tuner.selected_pairs(recipe.recipe, recipe.planned), settings)
     datasets.locate(content.dataset, options.data)
-    pairs = tuner.selected_pairs(recipe.recipe, recipe.planned)
-    tuned = [
-        tuner.tune_row(content, pair, label, settings, options, log) for pair in pairs for label in settings.labels
-    ]
+    tuned = [tuner.tune_row(content, pair, label, settings, options, log) for pair, label in rows]
     comparison = tuner.tuned_recipe(recipe.recipe, tuned, seeds)
     return tuned, PlannedRecipe(comparison, comparison.name, planning.plan(comparison, comparison.name), in_file=False)
 

@@ -27,6 +27,7 @@ from kd_bench.models.outputs import observe
 from kd_bench.plan import plan
 from kd_bench.training.build import build_network, build_student
 from kd_bench.training.cohort import CohortModule
+from kd_bench.training.epoch_rows import MEASURED
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import holdout_loader, loaders
 from kd_bench.training.result_writer import ResultWriter
@@ -34,9 +35,6 @@ from kd_bench.training.student import StudentModule
 from kd_bench.types import Batch, Outputs
 
 _CPU = torch.device("cpu")
-
-#: Keys of measured times, which differ between runs.
-_TIMES = {"seconds", "own_seconds", "members", "spared_seconds"}
 
 
 class SmallRun:
@@ -205,12 +203,12 @@ class _StateWriter(ResultWriter):
 
 
 def first_difference(state: Any, other: Any, path: str = "state") -> str:
-    """Returns the path of the first difference between two states, except in times; empty if they are equal."""
+    """Returns the path of the first difference of two states, except in times and energy; empty if they are equal."""
     if isinstance(state, (list, tuple)) and isinstance(other, (list, tuple)):
         state, other = dict(enumerate(state)), dict(enumerate(other))
     if isinstance(state, Mapping) and isinstance(other, Mapping):
-        keys = [key for key in state if key not in _TIMES]
-        if set(keys) != other.keys() - _TIMES:
+        keys = [key for key in state if key not in MEASURED]
+        if set(keys) != other.keys() - MEASURED:
             return path
         return next(filter(None, (first_difference(state[key], other[key], f"{path}.{key}") for key in keys)), "")
     if isinstance(state, Tensor) and isinstance(other, Tensor):

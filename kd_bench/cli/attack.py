@@ -10,7 +10,7 @@ import typer
 
 from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import whole_number
-from kd_bench.cli.targets import find_targets
+from kd_bench.cli.targets import find_targets, raising_on_sigterm
 from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def attack(
     from kd_bench.evaluation.attack_settings import parse_attacks
     from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
     from kd_bench.launch.devices import find_devices
+    from kd_bench.utils.allocator import keep_freed_memory
 
     if screen is not None:
         if attacks_ is not None:
@@ -73,6 +74,7 @@ def attack(
         target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials,
         overrides=set_,
     )  # fmt: skip
+    keep_freed_memory()
     evaluator = AutoAttackEvaluator(data, find_devices(device)[0], threads)
     if check:
         _check(evaluator, targets, settings)
@@ -81,7 +83,8 @@ def attack(
         for attack in settings:
             name = f"{network.name}, {network.folder.name}" if recipe is not None else network.name
             _log(f"{name}: {attack.title}, {', '.join(map(title, attack.attacks))}")
-            evaluator.evaluate(network, attack, save_examples, _log_progress)
+            with raising_on_sigterm():
+                evaluator.evaluate(network, attack, save_examples, _log_progress)
     if recipe is not None:
         _print_recipe(recipe, out, settings, format_)
     else:

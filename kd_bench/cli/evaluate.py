@@ -10,8 +10,8 @@ import typer
 
 from kd_bench.cli import completion
 from kd_bench.cli import options as opt
-from kd_bench.cli.targets import find_targets
-from kd_bench.utils.errors import UserError
+from kd_bench.cli.targets import find_targets, raising_on_sigterm
+from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PretrainedTeacher, Trial
@@ -61,32 +61,57 @@ def evaluate(
     if ood and "ood" not in chosen:
         raise UserError(f"--ood: has no meaning for --metrics {metrics}, which does not name ood")
 
+    from kd_bench.evaluation.dataset_reader import NO_OTHER_SETS
     from kd_bench.evaluation.evaluate_network import NetworkEvaluator
     from kd_bench.launch.devices import find_devices
+    from kd_bench.utils.allocator import keep_freed_memory
 
+    keep_freed_memory()
     targets, recipe = find_targets(
         target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials,
         overrides=set_,
     )  # fmt: skip
     evaluator = NetworkEvaluator(data, find_devices(device)[0], threads, ood or ())
-    outcomes = []
+    evaluator.images.check_names(ood or ())
+    outcomes: list[Outcome] = []
+    failures: list[str] = []
+    applied: set[str] = set()
     for network in targets:
         teachers = _teachers(network, recipe)
         # where nobody names them, fidelity needs a teacher, and ood another data set
         applies = {"fidelity": bool(teachers), "ood": bool(ood or evaluator.images.other_sets(network.trained))}
         wanted = tuple(name for name in chosen if named or applies.get(name, True))
+        applied.update(wanted)
         _log(f"{network.name}, {network.folder.name}" if recipe is not None else network.name)
-        outcome = evaluator.evaluate(network, wanted, teachers, _log_progress)
+        try:
+            with raising_on_sigterm():
+                outcome = evaluator.evaluate(network, wanted, teachers, _log_progress)
+        except (UserError, RunFailed) as error:
+            # what is said of a second trial, too, is not about one trial
+            if recipe is None or str(error) in failures:
+                raise
+            failures.append(str(error))
+            _log(f"{error}; left out")
+            continue
+        outcomes.append(outcome)
+        if len(chosen) == 1 and outcome.left_out and recipe is None and not getattr(outcome.evaluation, chosen[0]):
+            raise UserError("; ".join(outcome.left_out))
         for sentence in outcome.left_out:
             _log(sentence)
-        outcomes.append(outcome)
+    if "ood" in chosen and "ood" not in applied:
+        _log(NO_OTHER_SETS)
     refused = [outcome.left_out for outcome in outcomes if not getattr(outcome.evaluation, chosen[0])]
-    if len(chosen) == 1 and len(refused) == len(outcomes) and all(refused):
+    if len(chosen) == 1 and outcomes and len(refused) == len(outcomes) and all(refused):
         raise UserError(refused[0][0])
+    if not outcomes:
+        raise RunFailed(failures[0])
     if recipe is not None:
-        _print_recipe(recipe, chosen, out, format_)
+        _print_recipe(recipe, tuple(name for name in chosen if name in applied), out, format_)
     else:
         _print_network(targets[0], outcomes[0], format_)
+    if failures:
+        raise RunFailed(f"{len(failures)} of {len(targets)} networks are not evaluated, see above; for the others "
+                        "nothing is measured again when the command is repeated")  # fmt: skip
 
 
 def _metrics(text: str | None) -> tuple[str, ...]:

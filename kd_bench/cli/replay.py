@@ -40,7 +40,8 @@ def describe(replay: Replay) -> list[str]:
     """Returns lines about the outcome of a replay."""
     assert replay.kept.metrics is not None
     kept, again = replay.top1
-    lines = [f"{replay.kept.path}: {kept:.2f} % kept, {again:.2f} % trained again ({replay.kept.metrics.rows} epochs)"]
+    epochs = f"{replay.kept.metrics.rows} epoch{'s' * (replay.kept.metrics.rows != 1)}"
+    lines = [f"{replay.kept.path}: {kept:.2f} % kept, {again:.2f} % trained again ({epochs})"]
     if replay.machine:
         lines.append(f"trained elsewhere: {'; '.join(replay.machine)}")
     else:

@@ -36,8 +36,16 @@ def status(
         opt.refuse_without_recipe(method=method, only=only, trials=trials, set=set_)
         parts = [(part.name, part.folder.name, part.cells) for part in api.report_parts(None, None, out)]
     else:
-        planned = api.plan(find_recipe_in(recipe, out), methods=method, only=only, trials=trials, overrides=set_)
-        parts = [(planned.recipe.name, planned.recipe.name, planned.planned)]
+        try:
+            source = find_recipe_in(recipe, out)
+        except UserError:  # the name of a folder whose trials no recipe plans, e.g. the tries of a tuning
+            part = None if method or only or trials or set_ else api.folder_part(recipe, out)
+            if part is None:
+                raise
+            parts = [(part.name, part.folder.name, part.cells)]
+        else:
+            planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
+            parts = [(planned.recipe.name, planned.recipe.name, planned.planned)]
     unlisted = set() if everything else {"done"} if recipe is not None else {"done", "waiting"}
     unfinished = False
     for name, folder, cells in parts:
@@ -64,12 +72,13 @@ def verify(
 ) -> None:
     """Verify finished trials: their settings, metrics and checksums of weights.
 
-    With --accuracy, also their accuracies, and calibration and fidelity of those that were evaluated.
+    With --accuracy, also their accuracies, and all but the timing of what kd-bench evaluate has measured.
     """
     from kd_bench.evaluation.verify_evaluation import verify_evaluations
     from kd_bench.launch.devices import find_devices
     from kd_bench.trials import integrity
     from kd_bench.trials.images import differing_images
+    from kd_bench.utils.allocator import keep_freed_memory
 
     if accuracy and without_weights:
         raise UserError("--accuracy measures the weights, so --without-weights must be left out")
@@ -77,6 +86,7 @@ def verify(
     faults = [fault for trial in checked for fault in trial.faults]
     faults += differing_images(trial.path for trial in checked)
     if accuracy:
+        keep_freed_memory()
         sound = [trial.path for trial in checked if trial.status == "done" and not trial.faults]
         chosen = find_devices(device)[0]
         faults += filter(None, (integrity.check_accuracy(path, data, chosen) for path in sound))

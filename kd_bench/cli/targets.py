@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kd_bench.cli import options as opt
-from kd_bench.utils.errors import UserError
+from kd_bench.utils.errors import Terminated, UserError
 from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
@@ -59,6 +62,9 @@ def find_targets(
 
     path = expand_user(target)
     if path.is_dir() and ((path / "trial.json").is_file() or target not in packaged_recipes()):
+        if count := sum(1 for _ in path.glob("*/trial.json")):
+            raise UserError(f"{path}: is a folder of trials ({count}), not a trial's; name one of the folders in it, "
+                            f"or their recipe with --out {path.parent}")  # fmt: skip
         _refuse("a trial", model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials)
         return Targets([trial_target(path)])
     if path.suffix in _WEIGHTS or model is not None:
@@ -82,6 +88,23 @@ def find_targets(
         raise UserError(f"{planned.context}: none of its {len(folders)} trials is finished in {results}; "
                         f"train them with: kd-bench run {planned.context} --out {out}")  # fmt: skip
     return Targets(networks, planned)
+
+
+@contextmanager
+def raising_on_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM raises ``Terminated``: locks and processes end, and the command says that it can go on."""
+
+    def raise_terminated(*_: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _refuse(target: str, **options: object) -> None:

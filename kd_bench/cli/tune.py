@@ -19,12 +19,16 @@ def tune(
     recipe: opt.RecipeName,
     method: Annotated[
         list[str],
-        typer.Option("--method", help="Row to tune; repeatable, or with commas.", autocompletion=completion.methods),
+        typer.Option(
+            "--method",
+            help="Row to tune, or another row as [LABEL=]FILE.py:CLASS; repeatable, or with commas.",
+            autocompletion=completion.methods,
+        ),
     ],
     budget: Annotated[int, whole_number("--budget", "Tries for each row and pair.", 2, 1000)] = 20,
     batch: Annotated[int, whole_number("--batch", "Tries that are trained together.", 1, 64)] = 4,
     holdout: Annotated[
-        int | None, whole_number("--holdout", "Training images to hold out, if the recipe has none.", 2, 10**9)
+        int | None, whole_number("--holdout", "Training images to hold out, instead of the recipe's.", 2, 10**9)
     ] = None,
     search: Annotated[
         list[str] | None, typer.Option("--search", help="NAME=LOW..HIGH: a range to search, also lr; repeatable.")
@@ -47,8 +51,17 @@ def tune(
     labels = list(dict.fromkeys(name.strip() for names in method for name in names.split(",") if name.strip()))
     if not labels:
         raise UserError("--method: should name at least one row of the recipe")
+    for condition in only or ():
+        if condition.partition("=")[0].strip() in ("method", "seed", "teacher_seed"):
+            raise UserError(
+                f"--only {condition}: tune selects pairs, by student or teacher; rows are named by --method, and the "
+                "number of seeds by --trials"
+            )
+    added = [name for name in labels if ".py:" in name]
+    labels = [next(iter(api.method_rows([name], "--method"))) if name in added else name for name in labels]
     settings = TuningSettings(labels, budget, batch, holdout, read_ranges(search or ()))
-    planned = api.plan(find_recipe_in(recipe, options.out), only=only, trials=trials, overrides=set_)
+    source = find_recipe_in(recipe, options.out)
+    planned = api.plan(source, methods=added, only=only, trials=trials, overrides=set_)
 
     def log(text: str) -> None:
         typer.echo(text, err=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+#: Whether corrupted copies of images are published files, or were made by a package.
+Source = Literal["published", "made"]
+
 #: The 15 corruptions, in the order of the paper: noise, blur, weather, digital.
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise",

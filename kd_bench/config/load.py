@@ -20,7 +20,7 @@ _MAX_PARENTS = 20
 #: Keys of a row that are not hyper-parameters.
 _ROW_KEYS = ("method", "training", "untuned")
 
-_TEACHER_KEYS = {*Training.model_fields, "seed", "weights", *TeacherStart.model_fields}
+_TEACHER_KEYS = {*Training.model_fields, "seed", "seeds", "weights", *TeacherStart.model_fields}
 
 
 def read_recipe(

@@ -38,7 +38,6 @@ PositiveFraction = Annotated[float, Interval(gt=0, le=1)]
 #: (0, 1)
 OpenFraction = Annotated[float, Interval(gt=0, lt=1)]
 Count = Annotated[int, Interval(ge=0)]
-AtLeastTwo = Annotated[int, Interval(ge=2)]
 PositiveCount = Annotated[int, Interval(ge=1)]
 #: Weight of a term of a loss.
 Weight = Annotated[float, Interval(ge=0), Search(1 / 8, 8, relative=True)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from kd_bench.config.corruptions import Source
     from kd_bench.config.data import Dataset
     from kd_bench.data.array_dataset import ArrayDataset
     from kd_bench.data.file_dataset import FileDataset
@@ -43,7 +44,7 @@ class CorruptedImages(Protocol):
     """
 
     @property
-    def source(self) -> Literal["published", "made"]: ...  # noqa: D102
+    def source(self) -> Source: ...  # noqa: D102
     @property
     def origin(self) -> str: ...  # noqa: D102
     @property

@@ -24,11 +24,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES
+from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES, Source
 from kd_bench.data import decoded_cache
 from kd_bench.data.corrupted import CorruptedCopy, Progress, digest_of
 from kd_bench.data.decoded_cache import Allocate, Decoded
@@ -78,17 +78,14 @@ class MadeCorruptions:
         workers: Processes that make images; 0 for this one.
     """
 
+    source: ClassVar[Source] = "made"
+
     name: str
     test_images: Tensor
     labels: Tensor
     version: str
     libraries: Mapping[str, str]
     workers: int
-
-    @property
-    def source(self) -> Literal["published", "made"]:
-        """That they are made."""
-        return "made"
 
     @property
     def origin(self) -> str:

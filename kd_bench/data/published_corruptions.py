@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES
+from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES, Source
 from kd_bench.data.corrupted import CorruptedCopy, Progress, digest_of
 from kd_bench.utils.errors import UserError, first_line
 from kd_bench.utils.regular_files import BadFile, check_regular
@@ -41,7 +41,11 @@ class PublishedCorruptions:
         shape: Height, width and channels of an image.
         rows: (N,) int64: the chosen images among these.
         labels: (N,) int64.
+        libraries: Empty, because nothing is computed.
     """
+
+    source: ClassVar[Source] = "published"
+    libraries: ClassVar[Mapping[str, str]] = {}
 
     folder: Path
     size: int
@@ -50,19 +54,9 @@ class PublishedCorruptions:
     labels: Tensor
 
     @property
-    def source(self) -> Literal["published", "made"]:
-        """That they are published."""
-        return "published"
-
-    @property
     def origin(self) -> str:
         """The name of the set, which is the folder's."""
         return self.folder.name
-
-    @property
-    def libraries(self) -> Mapping[str, str]:
-        """None, because nothing is computed."""
-        return {}
 
     def copy(self, corruption: str, severity: int, progress: Progress | None = None) -> CorruptedCopy:
         """Returns the images under a corruption at a severity from 1 to 5.

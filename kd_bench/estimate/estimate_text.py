@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kd_bench.estimate.history import format_duration
 from kd_bench.report.render import Column, Table, TableRow, render
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     from kd_bench.estimate.gpus import Assumptions, Gpu
@@ -92,10 +93,10 @@ def _summary(cost: RecipeCost) -> str:
         sum(len(group.trials) * len(group.epochs) for group in cost.groups if group.trains_teacher == trains_teacher)
         for trains_teacher in (False, True)
     )
-    text = f"{cost.recipe}: to train: {_plural(trials, 'trial')} in {_plural(cohorts, 'cohort')}"
-    text += f" and {_plural(teachers, 'teacher')}" if teachers else ""
-    text += f"; to read: {_plural(cost.pretrained_teachers, 'teacher')}" if cost.pretrained_teachers else ""
-    text += f"; {_plural(cost.finished, 'trial')} finished before" if cost.finished else ""
+    text = f"{cost.recipe}: to train: {count(trials, 'trial')} in {count(cohorts, 'cohort')}"
+    text += f" and {count(teachers, 'teacher')}" if teachers else ""
+    text += f"; to read: {count(cost.pretrained_teachers, 'teacher')}" if cost.pretrained_teachers else ""
+    text += f"; {count(cost.finished, 'trial')} finished before" if cost.finished else ""
     return f"{text}.\nA cohort is the students that one process trains side by side, with one pass of the teacher."
 
 
@@ -106,12 +107,14 @@ def _local_part(cost: RecipeCost, prices: Prices, threads: int, page: _Page) -> 
         if group.timing is None:
             continue
         timing, epoch = group.timing, group.timing.epoch
-        timed_on = _plural(timing.images, "image")
+        timed_on = count(timing.images, "image")
         if timing.steps:
-            timed_on = f"{_plural(timing.steps, 'step')} of\n{timed_on}"
+            timed_on = f"{count(timing.steps, 'step')} of\n{timed_on}"
         seconds = [epoch.shared, sum(epoch.own), epoch.evaluation + epoch.checkpoint, 3600 * group.hours(epoch)]
         least, most = min(group.epochs), max(group.epochs)
         epochs = str(most) if least == most else f"{least} to {most}"
+        if before := _most_preparation_epochs(group):
+            epochs += f"\n+ {before}"
         rows.append(
             [_group_name(group), len(group.epochs), epochs, timed_on, *map(format_duration, seconds),
              f"{timing.memory / _GB:.1f} GB"]
@@ -126,8 +129,7 @@ def _local_part(cost: RecipeCost, prices: Prices, threads: int, page: _Page) -> 
         total += f"; {_euros(wall * prices[None])}"
     saved = 100 * (1 - hours / unshared) if unshared else 0.0
     title = (
-        f"On this machine ({cost.device_name}; {_plural(concurrent, 'cohort')} at once, {_plural(threads, 'thread')} "
-        "each):"
+        f"On this machine ({cost.device_name}; {count(concurrent, 'cohort')} at once, {count(threads, 'thread')} each):"
     )
     total += f". One trial at a time it would take {_hours(unshared)}: sharing saves {saved:.0f} %."
     return "\n".join([page.wrap([title]), page.table(_table(headers, rows)), page.wrap([total])])
@@ -189,9 +191,18 @@ def _assumption_lines(cost: RecipeCost, gpus: Mapping[str, Gpu], assumed: Assump
     ]
 
 
+def _most_preparation_epochs(group: CohortGroup) -> int:
+    return max((max(of_cohort) for of_cohort in group.preparations), default=0)
+
+
 def _timing_notes(groups: Sequence[CohortGroup]) -> list[str]:
     timings = [group.timing for group in groups if group.timing]
     notes = []
+    if any(map(_most_preparation_epochs, groups)):
+        notes.append(
+            "epochs behind a + are those of preparations, in which only the methods train that have one; their steps "
+            "are taken to be as long as those of the other epochs"
+        )
     if any(not timing.steps for timing in timings):
         notes.append(
             "if the table names images only, a whole step takes too long here or its images are missing: teacher and "
@@ -236,10 +247,6 @@ def _group_name(group: CohortGroup) -> str:
             lines.append("")
         lines[-1] += f"{', ' if lines[-1] else ''}{label}"
     return "\n  ".join([group.title, *lines])
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _hours(value: float) -> str:

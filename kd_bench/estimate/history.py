@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PlannedTrial, Trial
 from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, cost_key
 from kd_bench.trials.environment import utc_timestamp
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import read_json, write_json
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     from kd_bench.launch.options import RunOptions
@@ -77,16 +79,18 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
     estimated = took = 0.0
     compared = []
     for identity in trained:
-        trial, folder = trials.get(identity, (None, out))
-        seconds = epoch_seconds.get(cost_key(trial)) if trial is not None else None
-        rows = _read_metrics(folder / identity)
+        if identity not in trials:
+            continue
+        trial, folder = trials[identity]
+        seconds, rows = epoch_seconds.get(cost_key(trial)), _read_metrics(folder / identity)
         if seconds is None or not rows:
             continue
         estimated_shared, estimated_own = seconds
-        for row in rows:
+        for number, row in enumerate(rows):
             members, own = float(row["members"]), float(row["own_seconds"])
             cached = float(row.get("spared_seconds") or 0.0)
-            estimated += estimated_own + estimated_shared / members
+            if number == 0 or not allows_features(trial):  # as ``group_missing_trials`` counts epochs
+                estimated += estimated_own + estimated_shared / members
             took += own + (float(row["seconds"]) - own - cached) / members
         compared.append(identity)
     if not compared or not estimated:
@@ -101,8 +105,10 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
         "error_percent": error,
     }
     write_json(path, estimate | {"outcomes": [*estimate.get("outcomes", []), outcome]})
-    count = f"{len(compared)} training{'' if len(compared) == 1 else 's'}"
-    return f"{name}: {count}: estimated {format_duration(estimated)}, took {format_duration(took)} ({error:+.0f} %)"
+    return (
+        f"{name}: {count(len(compared), 'training')}: estimated {format_duration(estimated)}, "
+        f"took {format_duration(took)} ({error:+.0f} %)"
+    )
 
 
 def format_duration(seconds: float) -> str:

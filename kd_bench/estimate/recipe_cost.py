@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,8 @@ class CohortGroup:
         labels: The table's rows, one per member.
         trials: The members of one of the cohorts.
         trains_teacher: Whether the members are teachers.
-        epochs: Epochs left to train, one number per cohort.
+        epochs: The students' own epochs left to train, one number per cohort.
+        preparations: Epochs of preparations left to train, one number per member of each cohort.
         images: Numbers of training and test images.
         cost: Counted cost of one cohort.
         timing: Measured time of one cohort on this machine; None if it was not timed.
@@ -44,6 +45,7 @@ class CohortGroup:
     trials: list[Trial]
     trains_teacher: bool = False
     epochs: list[int] = field(default_factory=list)
+    preparations: list[tuple[int, ...]] = field(default_factory=list)
     images: tuple[int, int] = (0, 0)
     cost: CohortCost | None = None
     timing: Timing | None = None
@@ -63,8 +65,9 @@ class CohortGroup:
             unshared: Assume that every student is trained in a process of its own.
         """
         seconds = epoch.unshared_seconds if unshared else epoch.seconds
+        before = sum(epoch.preparation_seconds(epochs, unshared=unshared) for epochs in self.preparations)
         processes = len(self.epochs) * (len(self.trials) if unshared else 1)
-        return (seconds * sum(self.epochs) + epoch.startup * processes) / 3600
+        return (seconds * sum(self.epochs) + before + epoch.startup * processes) / 3600
 
 
 @dataclass
@@ -103,9 +106,9 @@ class RecipeCost:
             epoch, teacher = group.local_epoch, group.trials[0].teacher
             if epoch is None:
                 continue
-            for epochs in group.epochs:
+            for epochs, before in zip(group.epochs, group.preparations, strict=True):
                 start = max(heapq.heappop(idle_since), teacher_ready.get(teacher.model, 0.0) if teacher else 0.0)
-                end = start + epoch.seconds * epochs + epoch.startup
+                end = start + epoch.seconds * epochs + epoch.preparation_seconds(before) + epoch.startup
                 heapq.heappush(idle_since, end)
                 if group.trains_teacher:
                     teacher_ready |= {trial.model: end for trial in group.trials}
@@ -146,8 +149,8 @@ def group_missing_trials(
             left = max(trial.epochs - _epochs_done(path / trial.id) for trial in members)
             if all(map(allows_features, members)):
                 left = min(left, 1)  # the network runs once, and the epochs of its classifier take next to no time
-            # In the epochs of a preparation only the members train whose methods have one.
-            groups[key].epochs.append(left + round(sum(map(_preparation_left(path), members)) / len(members)))
+            groups[key].epochs.append(left)
+            groups[key].preparations.append(tuple(_preparation_left(path / trial.id, trial) for trial in members))
     return list(groups.values()), len(trials) - len(missing), len(missing_teachers) - len(trained_teachers)
 
 
@@ -160,8 +163,8 @@ def _epochs_done(folder: Path, name: str = "metrics.csv") -> int:
     return max(0, len(file.read_text(encoding="utf-8").splitlines()) - 1) if file.is_file() else 0
 
 
-def _preparation_left(folder: Path) -> Callable[[Trial], int]:
-    return lambda trial: max(0, trial.preparation_epochs - _epochs_done(folder / trial.id, "preparation.csv"))
+def _preparation_left(folder: Path, trial: Trial) -> int:
+    return max(0, trial.preparation_epochs - _epochs_done(folder, "preparation.csv"))
 
 
 def _title(members: Sequence[Trial]) -> str:

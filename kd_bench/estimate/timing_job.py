@@ -64,6 +64,18 @@ class EpochTime:
         """The same if each student were trained in a process of its own."""
         return self.seconds + (len(self.own) - 1) * self.shared
 
+    def preparation_seconds(self, epochs: Sequence[int], *, unshared: bool = False) -> float:
+        """Returns the seconds of the epochs before the students' own, in which nothing is tested.
+
+        Their steps are taken to be as long as those of the students' own epochs.
+
+        Args:
+            epochs: Number of these epochs of each student, 0 for one that waits meanwhile.
+            unshared: Assume that every student is trained in a process of its own.
+        """
+        shared = sum(epochs) if unshared else max(epochs)
+        return self.shared * shared + sum(own * count for own, count in zip(self.own, epochs, strict=True))
+
 
 @dataclass(frozen=True)
 class Timing:

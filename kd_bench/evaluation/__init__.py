@@ -1,1 +1,1 @@
-"""Evaluates trained networks: accuracy, calibration, fidelity to the teacher, efficiency, and adversarial attacks."""
+"""Evaluates trained networks: accuracy, calibration, fidelity to the teacher, efficiency, and robustness."""

@@ -48,9 +48,10 @@ class AutoAttackEvaluator:
             report_progress: Called after each batch.
 
         Raises:
-            UserError: If the weights do not fit the network, or a file is damaged.
+            UserError: If the weights do not fit the network or are not the trial's, or a file is damaged.
             RunFailed: If the logits are not finite, or another process is doing the same evaluation.
         """
+        target.check_weights()
         with evaluation_lock(target.record_path(attack)):
             record, images, labels, classes = self._open(target, attack)
             resumed = record.resume()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,19 @@ from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.data import corrupted, other_images
 from kd_bench.data import registry as datasets
+from kd_bench.trials.evaluation_file import LONGEST_NAME
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
     from kd_bench.training.loaders import Images
+
+
+#: Why nothing is out of distribution.
+NO_OTHER_SETS = (
+    "out of distribution is left out, because there are no other data sets in the data folder; name a folder of images "
+    "with --ood"
+)
 
 
 class DatasetReader:
@@ -62,11 +70,8 @@ class DatasetReader:
         """
         names = named or self.other_sets(trained)
         if not names:
-            yield (
-                "out of distribution is left out, because there are no other data sets in the data folder; name a "
-                "folder of images with --ood"
-            )
-        folders: dict[str, str] = {}
+            yield NO_OTHER_SETS
+        self.check_names(names)
         for name in dict.fromkeys(names):
             if name == trained.dataset.name:
                 yield f"{name} is left out, because it is the network's own data set"
@@ -78,11 +83,22 @@ class DatasetReader:
                     raise
                 yield f"{name} is left out: {error}"
                 continue
-            if folders.setdefault(other.name, name) != name:
-                raise UserError(f"--ood: {folders[other.name]} and {name} have one name, by which results are kept; "
-                                "rename one of them")  # fmt: skip
             self._others[name] = other
             yield other
+
+    def check_names(self, named: Iterable[str]) -> None:
+        """Checks names of data sets and folders before anything is measured.
+
+        Raises:
+            UserError: If there is no such folder, or if results cannot be kept by its name.
+        """
+        kept: dict[str, str] = {}
+        for name in dict.fromkeys(named):
+            base = name if name in other_images.SETS else _find_folder(name).resolve().name
+            other = kept.setdefault(base, name)
+            if other != name:
+                raise UserError(f"--ood: {other} and {name} have one name, by which results are kept; "
+                                "rename one of them")  # fmt: skip
 
     def other_sets(self, trained: Trial | PretrainedTeacher) -> list[str]:
         """Returns the names of the data sets in the data folder that are not the network's own."""
@@ -93,7 +109,24 @@ class DatasetReader:
     def _open_other(self, name: str) -> other_images.OtherImages:
         if name in other_images.SETS:
             return other_images.open_set(name, datasets.resolve_data_dir(self._data))
-        folder = expand_user(name)
-        if not folder.is_dir():
-            raise UserError(f"--ood: {name} is no folder, and none of the data sets {', '.join(other_images.SETS)}")
-        return other_images.open_folder(folder)
+        return other_images.open_folder(_find_folder(name))
+
+
+def _find_folder(name: str) -> Path:
+    """Returns the folder of images that a user named.
+
+    Raises:
+        UserError: If there is none, or if it has no name that can be written into a file.
+    """
+    sets = ", ".join(other_images.SETS)
+    if not name:
+        raise UserError(f"--ood: is empty; it needs a folder of images, or one of the data sets {sets}")
+    folder = expand_user(name)
+    if not folder.is_dir():
+        raise UserError(f"--ood: {name} is no folder, and none of the data sets {sets}")
+    path = str(folder.resolve())
+    base = folder.resolve().name
+    if not path.isprintable() or not 0 < len(base) <= LONGEST_NAME:
+        raise UserError(f"--ood: {name} needs a name of 1 to {LONGEST_NAME} printable characters, by which results "
+                        "are kept; rename it")  # fmt: skip
+    return folder

@@ -53,7 +53,7 @@ def count_macs(network: nn.Module, image_shape: Sequence[int]) -> int:
 def measure_speed(network: nn.Module, images: Tensor) -> Speed:
     """Returns the median time of a forward pass in evaluation mode, on the device of the images.
 
-    Passes of half a second go before, at least one. A GPU is synchronised around each pass.
+    Passes of half a second go before, at least one and at most 200. A GPU is synchronised around each pass.
 
     Args:
         network: On the device of the images.
@@ -79,7 +79,7 @@ def measure_speed(network: nn.Module, images: Tensor) -> Speed:
 
 
 def _repeat(timed_pass: Callable[[], float], least: int, enough: float) -> list[float]:
-    """Repeats until ``enough`` seconds have passed, at least ``least`` times."""
+    """Repeats until ``enough`` seconds have passed, at least ``least`` times and at most 200 times."""
     seconds: list[float] = []
     while len(seconds) < least or (sum(seconds) < enough and len(seconds) < _MOST_RUNS):
         seconds.append(timed_pass())

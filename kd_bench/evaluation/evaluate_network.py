@@ -109,7 +109,7 @@ class NetworkEvaluator:
 
         Raises:
             UserError: If the weights do not fit the network, the file of an earlier evaluation is damaged, or the
-                images are not those of the trial's result.
+                images or weights are not those of the trial's result.
             RunFailed: If logits are not finite, or another process is evaluating the same network.
         """
         torch.set_num_threads(self._threads)
@@ -196,6 +196,7 @@ class _Run:
         self._evaluator, self._target, self._report_progress = evaluator, target, report_progress
         self._images = evaluator.images.open(target.trained)
         self.images_record = ImagesRecord(**self._images.record)
+        target.check_weights()
         if target.is_trial:
             result = TrialFolder(target.folder.resolve()).result() or {}
             check_same_images(target.folder, "its result is", result, self._images.record)
@@ -219,7 +220,10 @@ class _Run:
             keep("calibration", calibration=self.calibration())
         if "fidelity" in metrics:
             if not teachers:
-                left_out.append(f"{self._target.name}: has no known teacher, so fidelity is left out")
+                left_out.append(
+                    f"{self._target.name}: has no known teacher, so fidelity is left out; a student's teacher is known "
+                    "if its trial's folder is evaluated, and that of a student alone if its recipe is"
+                )
             for teacher in teachers:
                 earlier = evaluation.fidelity.get(teacher.id)
                 value = self.fidelity(teacher, earlier)
@@ -317,7 +321,8 @@ class _Run:
         if result is None:
             return (
                 f"{self._target.name}: fidelity is left out, because the weights of its teacher {settings.model} are "
-                f"not in {folder.path}; restore them, or train the teacher again with: kd-bench run"
+                f"not in {folder.path}; restore them (kd-bench run trains a teacher only for trials that are not "
+                "finished)"
             )
         digest = sha256(folder.weights)
         if digest != result["weights_sha256"]:

@@ -14,14 +14,14 @@ from kd_bench.config.attack import Attack
 from kd_bench.config.data import Input
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import PretrainedTeacher, Trial, identity
-from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.models import cards
 from kd_bench.models import registry as models
 from kd_bench.trials.evaluation_file import EVALUATION
 from kd_bench.trials.folder import TrialFolder
+from kd_bench.trials.reader import WEIGHTS, read_trial, trial_settings
 from kd_bench.utils.errors import UserError
-from kd_bench.utils.files import read_json, sha256
+from kd_bench.utils.files import sha256
 
 Normalisation = Literal["none", "dataset", "network"]
 
@@ -59,7 +59,10 @@ class EvaluationTarget:
 
     def subject(self) -> dict[str, Any]:
         """Returns everything that an evaluation depends on besides its own settings."""
+        # a file may have several networks' weights; without a key there are evaluations of earlier versions
+        key = {} if self.key is None else {"key": self.key}
         return {
+            **key,
             "model": self.trained.model,
             "weights": self.sha256,
             "dataset": self.trained.dataset.model_dump(mode="json"),
@@ -78,9 +81,20 @@ class EvaluationTarget:
         """Whether the weights are those of a trial's folder, and not a file of weights."""
         return self.normalise is None
 
+    def check_weights(self) -> None:
+        """Raises a UserError if the weights are not those that a trial's ``result.json`` is about."""
+        if not self.is_trial:
+            return
+        result = read_trial(self.folder.resolve()).result or {}
+        if self.sha256 != result.get("weights_sha256"):
+            raise UserError(
+                f"{self.weights}: is not what was written: its checksum differs from that in result.json; restore it, "
+                f"or remove {self.folder} to train this trial again"
+            )
+
     @property
     def evaluation_path(self) -> Path:
-        """The file of calibration, fidelity and efficiency."""
+        """The file of all evaluations except those under attack."""
         if self.is_trial:
             return self.folder / EVALUATION
         return self.folder / EVALUATIONS_FOLDER / f"{identity({'evaluation': self.subject()})}.json"
@@ -116,20 +130,20 @@ def trial_target(path: Path) -> EvaluationTarget:
     """Returns the target for a finished trial.
 
     Raises:
-        UserError: If the folder is not a trial's, or the trial is not finished.
+        UserError: If the folder is not a trial's or is damaged, or the trial is not finished or has lost its weights.
     """
-    folder = TrialFolder(path.resolve())
     if not (path / "trial.json").is_file():
         raise UserError(f"{path}: is no trial's folder: there is no trial.json in it")
-    folder.check_settings()
-    settings = read_json(path / "trial.json")
-    kind: type[Trial] | type[PretrainedTeacher] = Trial if "method" in settings else PretrainedTeacher
-    trained = parse(kind, settings, str(path / "trial.json"))
-    if folder.status() != "done":
-        raise UserError(f"{path}: the trial is {folder.status() if folder.result() else 'not finished'}, "
-                        "so there is no network to evaluate")  # fmt: skip
+    record = read_trial(path.resolve())
+    if record.is_damaged:
+        raise UserError(record.advice)
+    trained = trial_settings(record)
+    if record.verdict != "done" or not record.has_weights:
+        states = {"failed": "the trial has failed", "done": "its weights are gone"}
+        state = states.get(record.verdict, "the trial is not finished")
+        raise UserError(f"{path}: {state}, so there is no network to evaluate")
     label = f"{trained.method.title}, seed {trained.seed}" if isinstance(trained, Trial) else "given"
-    return EvaluationTarget(trained, folder.weights, None, None, path, f"{trained.model} ({label})")
+    return EvaluationTarget(trained, record.path / WEIGHTS, None, None, path, f"{trained.model} ({label})")
 
 
 def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) -> list[EvaluationTarget]:

@@ -14,10 +14,12 @@ from kd_bench.evaluation.target import EvaluationTarget
 from kd_bench.models import registry as models
 from kd_bench.models import weights
 from kd_bench.models.input_transform import InputTransform
+from kd_bench.models.student_with_head import has_head
 from kd_bench.robustness.pixel_input import NormalisedNetwork
 from kd_bench.training.build import add_head, keeps_layers, load_network
 from kd_bench.training.loaders import Images
 from kd_bench.utils import plugins
+from kd_bench.utils.errors import UserError
 
 
 class DeployedNetwork(NamedTuple):
@@ -62,12 +64,17 @@ def load_pixel_network(target: EvaluationTarget, images: Images) -> NormalisedNe
     """Returns a target's network on the CPU, in evaluation mode. It maps pixels from 0 to 1 to logits.
 
     Raises:
-        UserError: If the file does not hold this network's weights.
+        UserError: If the file does not hold this network's weights, or a method's layers beside them.
     """
     trained, image_size = target.trained, images.image_shape[-1]
     plugins.refuse_changes(trained.model, models.source_hash(trained.model), trained.model_source)
     network = models.create(trained.model, images.num_classes, trained.input.size or image_size)
     state = weights.read(target.weights, target.key).state
+    if not target.is_trial and has_head(state):
+        raise UserError(
+            f"{target.weights}: holds layers of a method beside those of {trained.model}, which only the trial's "
+            "settings describe; evaluate the trial's folder instead"
+        )
     if isinstance(trained, Trial) and keeps_layers(trained, state):
         network = add_head(trained, images, network)
     weights.load_into(network, state, target.weights, trained.model)

@@ -30,6 +30,8 @@ _LISTED = ("torch", "torchvision", "pytorch-lightning", "timm", "numpy", "pandas
 #: Optional packages by extra: the package, and the command or option that needs it.
 _EXTRAS = {
     "robust": ("pyautoattack", "kd-bench attack"),
+    "corruptions": ("imagecorruptions-imaug", "kd-bench evaluate --metrics corruptions"),
+    "tune": ("optuna", "kd-bench tune"),
     "ray": ("ray", "--executor ray"),
     "slurm": ("submitit", "--executor slurm"),
     "tensorboard": ("tensorboard", "--tensorboard"),

@@ -17,12 +17,9 @@ from typing import IO
 from kd_bench.launch.launcher import RankEnvironment
 from kd_bench.launch.worker_group import LoggedWorker
 from kd_bench.launch.worker_protocol import Event, WorkerJob
+from kd_bench.utils.allocator import allocator_variables
 from kd_bench.utils.command_line import command_line
 from kd_bench.utils.python_process import module_command
-
-#: By default glibc returns the memory of every large tensor to the system and gets it again, page by page, in the next
-#: step. This takes a quarter of a small network's training time on a CPU. Keeping the memory changes no result.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_TOP_PAD_": str(2**26)}
 
 #: Seconds that an idle worker has to end after its input was closed.
 _CLOSE_SECONDS = 5.0
@@ -137,5 +134,4 @@ def _write_job(process: subprocess.Popen[bytes], job: str) -> None:
 def worker_environment(threads: int) -> dict[str, str]:
     """Returns the environment variables that a worker needs in addition to those of its machine."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    allocator = {name: value for name, value in _ALLOCATOR.items() if name not in os.environ}
-    return allocator | limits | {"KD_BENCH_COMMAND": command_line()}
+    return allocator_variables() | limits | {"KD_BENCH_COMMAND": command_line()}

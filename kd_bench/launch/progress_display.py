@@ -18,6 +18,7 @@ from kd_bench.config.network_names import PREFIX
 from kd_bench.config.teacher_seeds import teacher_suffix, teachers_of_several_seeds
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.utils.plugins import is_file_name
+from kd_bench.utils.text import count
 
 #: A trial, or a teacher to import.
 AnyTrial = Trial | PretrainedTeacher
@@ -71,7 +72,7 @@ class _Row:
     @property
     def names(self) -> tuple[str, str]:
         """The students, and a shorter text."""
-        return ", ".join(self.labels.values()), _count(len(self.labels), "student")
+        return ", ".join(self.labels.values()), count(len(self.labels), "student")
 
     @property
     def accuracies(self) -> tuple[str, ...]:
@@ -81,7 +82,7 @@ class _Row:
         labelled = ", ".join(f"{self.labels[trial]} {top1:.1f}" for trial, top1 in self.top1.items())
         low, high = f"{min(self.top1.values()):.1f}", f"{max(self.top1.values()):.1f}"
         span = f"{low} %" if len(self.top1) == 1 else f"{low}-{high} %"
-        return f"{labelled} %", f"{_count(len(self.top1), 'student')} {span}", span
+        return f"{labelled} %", f"{count(len(self.top1), 'student')} {span}", span
 
     def report(self, epochs_done: float) -> None:
         """Takes note of the epochs that are done; their number is negative in a preparation."""
@@ -128,12 +129,12 @@ class ProgressDisplay:
         self._epochs_left = {trial.id: trial.preparation_epochs + trial.epochs for trial in [*teachers, *missing]}
         self._epochs_total = float(sum(self._epochs_left.values()))
         if not self._epochs_left:
-            self.message(f"{self.name}: all is done ({_count(len(labels), 'trial')}); nothing to train")
+            self.message(f"{self.name}: all is done ({count(len(labels), 'trial')}); nothing to train")
             return
         trained = sum(isinstance(teacher, Trial) for teacher in teachers)
-        imported = f", to read: {_count(len(teachers) - trained, 'teacher')}" if trained < len(teachers) else ""
+        imported = f", to read: {count(len(teachers) - trained, 'teacher')}" if trained < len(teachers) else ""
         counts = {"trial": len(missing), "teacher": trained}
-        work = " and ".join(_count(number, noun) for noun, number in counts.items() if number) or "nothing"
+        work = " and ".join(count(number, noun) for noun, number in counts.items() if number) or "nothing"
         self.message(f"{self.name}: to train: {work}{imported}")
         if self.console.is_terminal:
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
@@ -331,10 +332,6 @@ def _cut(text: str, width: int) -> str:
 
 def _seed(trial: AnyTrial) -> str:
     return f", seed {trial.seed}" if isinstance(trial, Trial) else ", given weights"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

@@ -17,14 +17,12 @@ from kd_bench.data import registry as datasets
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.run_recipe import train_trials, training_failure
 from kd_bench.report.statistics import MeanAndStd, estimate, prediction_interval
+from kd_bench.training.epoch_rows import MEASURED
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.trials.metrics_file import Metrics
 from kd_bench.trials.reader import TrialRecord, read_trial, trial_settings
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import sha256
-
-#: Columns of ``metrics.csv`` that depend on the machine's speed and on the company of the trial.
-_TIMES = frozenset({"seconds", "own_seconds", "members", "spared_seconds"})
 
 #: Entries of ``environment.json`` that the last bits of a training depend on.
 _NUMERICS = ("code", "processor", "cpu_capability", "device_name", "cuda", "cudnn", "tf32", "threads", "processes")
@@ -153,7 +151,7 @@ def compare(kept: TrialRecord, replayed: TrialRecord, trial: Trial) -> Replay:
 
 
 def _first_difference(kept: Metrics, replayed: Metrics) -> Difference | None:
-    names = [name for name in {**kept.columns, **replayed.columns} if name not in _TIMES]
+    names = [name for name in {**kept.columns, **replayed.columns} if name not in MEASURED]
     for epoch in range(max(kept.rows, replayed.rows)):
         for name in names:
             values = [_value(metrics.columns.get(name, ()), epoch) for metrics in (kept, replayed)]

@@ -62,8 +62,10 @@ def train(
         published_numbers.read(name, f"{part.context}: published")
 
     def keep_recipe() -> None:
-        if not part.in_file:
-            write_recipe(recipe, options.out)
+        if not part.in_file and (note := write_recipe(recipe, options.out, part.planned)):
+            print(f"{recipe.name}: {note}", file=sys.stderr)
+        for note in warmup_notes(part.planned):
+            print(f"{recipe.name}: {note}", file=sys.stderr)
 
     return train_trials(recipe.name, part.planned, options, title, console, keep_recipe)
 
@@ -97,8 +99,6 @@ def train_trials(
     check_options(options)
     launcher = join_launcher(environment, options.device)
     before_training()
-    for note in warmup_notes(planned):
-        print(f"{name}: {note}", file=sys.stderr)
     sound, damaged = split_damaged(planned, options.out, name)
     for sentence in damaged.values():
         print(f"{name}: left out: {sentence}", file=sys.stderr)

@@ -10,7 +10,9 @@ event        fields                                           meaning
 ============ ================================================ =======================================================
 claimed      trials, epochs                                   the worker holds the leases of these trials, whose
                                                               checkpoints have at least this number of epochs
+resumed      epoch (from 0), step, steps                      where training goes on within an epoch
 progress     epoch (from 0), step, steps, rate (images/s)     position in the current epoch
+prepared     trial, epoch (from 1)                            a trial has finished an epoch of its preparation
 epoch        trial, epoch (from 1), top1 (percent)            a trial has finished an epoch
 finished     trial, status, reason, top1                      a trial has a result; ``status`` is done or failed
 crashed      trial, reason                                    a trial cannot be trained, the others continue

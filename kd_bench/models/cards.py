@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kd_bench.config.base import Settings
+from kd_bench.config.base import Settings, Sha256
 from kd_bench.config.data import Input
 from kd_bench.config.network_names import PREFIX
 from kd_bench.config.numbers import Positive, PositiveCount
@@ -26,7 +26,6 @@ Role = Literal["teachers", "students"]
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Url = Annotated[str, Field(pattern=r"^https?://\S+$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(min_length=1)]
 
 

@@ -52,9 +52,9 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
         UserError: If the network lacks an output, or cannot process images of this size.
     """
     with dry_run(model, image) as black, torch.no_grad():
-        outputs = observe(model, black, needs)
+        outputs = observe(model, _noise_like(black) if "class_maps" in needs else black, needs)
     if "class_maps" in needs:
-        average_classifier(model, image)
+        _check_class_maps(model, outputs)
     of_pixels = (outputs.features, outputs.class_maps)
     features, class_maps = (None if maps is None else tuple(maps.shape[1:]) for maps in of_pixels)
     return Shapes(
@@ -76,16 +76,25 @@ def average_classifier(model: nn.Module, image: tuple[int, ...]) -> tuple[Tensor
         UserError: If the network computes its logits in another way.
     """
     with dry_run(model, image) as black, torch.no_grad():
-        # "cpu", because the estimate of costs makes "meta" the default device.
-        images = torch.rand(black.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(black)
-        outputs = observe(model, images, _MAPS_OF_CLASSIFIER)
+        outputs = observe(model, _noise_like(black), _MAPS_OF_CLASSIFIER)
+    _check_class_maps(model, outputs)
+    weight, bias = (tensor.detach().clone() for tensor in _classifier(model))
+    # The estimate of costs builds networks on the device "meta", whose tensors cannot be copied to another one.
+    return (weight, bias) if weight.is_meta else (weight.cpu(), bias.cpu())
+
+
+def _noise_like(image: Tensor) -> Tensor:
+    """Returns an image of noise with the shape, device and type of an image."""
+    # "cpu", because the estimate of costs makes "meta" the default device.
+    return torch.rand(image.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(image)
+
+
+def _check_class_maps(model: nn.Module, outputs: Outputs) -> None:
+    """Raises UserError unless the average of the class maps of an image that is not black are the logits."""
     assert outputs.class_maps is not None
     difference = (outputs.class_maps.mean((2, 3)) - outputs.logits).abs().max()
     if not difference.is_meta and difference > 1e-3 * max(1.0, float(outputs.logits.abs().max())):
         raise missing_output(model, "class_maps", "its classifier does not read the average of its last feature map")
-    weight, bias = (tensor.detach().clone() for tensor in _classifier(model))
-    # The estimate of costs builds networks on the device "meta", whose tensors cannot be copied to another one.
-    return (weight, bias) if weight.is_meta else (weight.cpu(), bias.cpu())
 
 
 def _classifier(network: Any) -> tuple[Tensor, Tensor]:

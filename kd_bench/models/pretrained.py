@@ -68,7 +68,8 @@ def initial_weights(model: str, value: str, context: str) -> Path:
     if not is_file(path):
         raise UserError(
             f"{context}: timm's weights of {model} are not at {path}; get them with: kd-bench teacher fetch {model}; "
-            f"without a network, fetch {_hub_title(model)} elsewhere and name the file instead of: timm"
+            f"without a network, fetch {_hub_title(model)} elsewhere and name the file: "
+            f"--set teachers.{model}.pretrained=FILE"
         )
     return path
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
 
 #: Mark of a cell whose protocol is not the column's.
-MARK = "*"
+MARK = "#"
+
+#: Columns of trials with held-out images.
+_HELD_OUT = ("val_top1", "top1_val_best")
 
 #: Number of protocols, and of rows, that a note names.
 _NAMED = 3
@@ -207,22 +210,30 @@ def _first(values: Iterable[Value], wanted: Callable[[Value], bool]) -> list[Val
 def _notes(summary: Summary, shown: Sequence[str], usual: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """Yields what each column is and how it was measured, and what is lacking or left out."""
     several = len({pair.dataset for pair in summary.pairs}) > 1
+    if shown and "top1" not in shown:
+        yield "Cells: mean ± sample standard deviation (ddof = 1) over the line's trials."
     protocols: dict[str, list[str]] = {}
     for name in shown:
         column = COLUMNS[name]
+        if name != "top1":  # whose note every table has
+            yield column.note
         if not column.has_protocol:
             continue
-        yield column.note
         text = "; ".join(f"{key}: {value}" if several else value for key, value in usual[name].items() if value)
         if text:
             protocols.setdefault(text, []).append(column.name.replace(",", ""))
     for text, titles in protocols.items():
         yield f"Measured with ({', '.join(titles)}): {text}."
     cells = [(row, COLUMNS[name], row.columns[name]) for row in summary.rows for name in shown]
-    lacking = (column.metric and cell.value is None and (row.kind, column.metric) != ("teacher", "fidelity")
-               for row, column, cell in cells)  # fmt: skip
-    if any(lacking):
+    lacking = {row.kind == "teacher" for row, column, cell in cells if column.metric and cell.value is None
+               and (row.kind, column.metric) != ("teacher", "fidelity")}  # fmt: skip
+    if False in lacking:
         yield "Empty cells: not evaluated yet; see kd-bench evaluate."
+    if True in lacking:
+        yield "Empty cells of a teacher: to fill them, evaluate its folder, which is teachers/ID in the results folder."
+    if any(name in _HELD_OUT and row.done and row.kind != "teacher" and row.columns[name].value is None
+           for row in summary.rows for name in shown):  # fmt: skip
+        yield "Empty held-out columns: no training images were held out; see dataset.holdout."
     if any(column.of_result and cell.value is None for _, column, cell in cells):
         yield "Empty energy: no counter measured all epochs; see kd-bench doctor."
     if any(column.has_protocol and cell.partial for _, column, cell in cells):

@@ -11,7 +11,7 @@ from kd_bench.report.crossed import Cell
 from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.summary import SummaryRow
 from kd_bench.trials.evaluation_file import Efficiency, Errors, Evaluation, Fidelity, Timing
-from kd_bench.utils.errors import UserError, unknown
+from kd_bench.utils.errors import UserError, nearest
 
 
 class Value(NamedTuple):
@@ -92,7 +92,7 @@ def _calibration(read: Callable[[Errors], float], scaled: bool) -> Callable[[Eva
         errors = calibration.scaled if scaled else calibration.plain
         if errors is None:
             return []
-        protocol = _images(evaluation, calibration.images)
+        protocol = evaluation.describe_images(calibration.images)
         temperature = "cross-fitted" if calibration.fitted_on == "cross-fitted" else f"of {calibration.fitted_on}"
         return [Value(read(errors), f"temperature {temperature}, {protocol}" if scaled else protocol)]
 
@@ -103,7 +103,7 @@ def _fidelity(read: Callable[[Fidelity], float | None]) -> Callable[[Evaluation,
     def values(evaluation: Evaluation, teachers: Iterable[str]) -> list[Value]:
         known = (evaluation.fidelity[name] for name in teachers if name in evaluation.fidelity)
         pairs = ((read(fidelity), fidelity) for fidelity in known)
-        return [Value(value, _images(evaluation, item.images)) for value, item in pairs if value is not None]
+        return [Value(value, evaluation.describe_images(item.images)) for value, item in pairs if value is not None]
 
     return values
 
@@ -136,10 +136,6 @@ def _energy(result: Mapping[str, Any]) -> list[Value]:
         return []
     counters = " + ".join(energy["joules"])
     return [Value(sum(energy["joules"].values()), f"{counters}, {energy['device']}, the whole device")]
-
-
-def _images(evaluation: Evaluation, count: int) -> str:
-    return f"{count} test images, digest {evaluation.images.digest[:16]}"
 
 
 _SCALED = "divided by a temperature that was fitted on other images"
@@ -253,6 +249,9 @@ def parse_columns(text: str | None, option: str = "--columns") -> tuple[str, ...
         UserError: If there is no such column, or one is named twice.
     """
     names = () if text is None else tuple(name.strip() for name in text.split(","))
+    if "" in names:
+        raise UserError(f"{option}: a name is lacking (it is {text!r}); names of columns stand between commas, e.g. "
+                        "top1,ece")  # fmt: skip
     check_columns(names, option)
     return names
 
@@ -262,7 +261,10 @@ def check_columns(names: Iterable[str], option: str = "columns") -> None:
     seen = set()
     for name in names:
         if name not in COLUMNS:
-            raise unknown("column", name, COLUMNS, option)
+            hint, parts = nearest(name.lower(), COLUMNS), corruption_columns.COLUMN_OF.values()
+            whole = ", ".join(column for column in COLUMNS if column not in parts)
+            end = f"did you mean {hint!r}?" if hint else f"there are: {whole}, and corrupted_NAME for each corruption"
+            raise UserError(f"{option}: no column is called {name!r}; {end}")
         if name in seen:
             raise UserError(f"{option}: {name} is there twice")
         seen.add(name)

@@ -23,8 +23,7 @@ def _reader(corruption: str | None) -> Read:
         for item in evaluation.corruptions:
             if item.mean is not None:
                 value = item.mean if corruption is None else statistics.fmean(item.accuracy[corruption])
-                images = f"{item.images} test images, digest {evaluation.images.digest[:16]}"
-                yield value, f"{images}, {item.protocol}"
+                yield value, f"{evaluation.describe_images(item.images)}, {item.protocol}"
 
     return read
 

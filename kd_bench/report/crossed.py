@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from kd_bench.report.statistics import Difference, MeanAndStd, estimate, paired_difference
+from kd_bench.utils.text import count
 
 T = TypeVar("T")
 
@@ -59,9 +60,7 @@ class Crossing:
     @property
     def text(self) -> str:
         """The numbers in words, as in ``3 teachers x 3 seeds``."""
-        return " x ".join(
-            f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((self.teachers, "teacher"), (self.seeds, "seed"))
-        )
+        return f"{count(self.teachers, 'teacher')} x {count(self.seeds, 'seed')}"
 
     @property
     def variances(self) -> Parts | None:

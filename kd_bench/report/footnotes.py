@@ -12,12 +12,16 @@ from kd_bench.report.crossed_notes import CROSSED_DIFFERENCE, crossed_notes
 from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
 from kd_bench.report.summary import CONFIDENCE, PairTable
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: First words of the notes on columns that only the long layouts have.
 LONG_ONLY = ("Difference:", "No differences:", "P-values", "Best epoch:", "Seconds an epoch:", "Minus published:")
+
+#: First words of the notes on top-1, which a table of other columns does not have.
+TOP1_ONLY = ("What ", "Top-1:", "Average rank")
 
 _TOP1 = (
     "Top-1: accuracy on the test set after the last epoch, in percent; mean ± sample standard deviation (ddof = 1) "
@@ -57,7 +61,8 @@ def footnotes(
     if baseline in labels:
         yield from _differences(pairs, baseline)
     else:
-        yield f"No differences: the recipe plans no {baseline!r} to compare with (it has {', '.join(labels)})."
+        rows = f"{', '.join(labels[:6])}{', ...' * (len(labels) > 6)}"
+        yield f"No differences: there is no row {baseline!r} to compare with (there are {rows})."
     yield from (_BEST, _SECONDS, *cost_notes(frame))
     for dataset, ranking in rankings:
         yield _ranks(dataset if len(rankings) > 1 else "", ranking)
@@ -140,8 +145,3 @@ def most_frequent(values: pd.Series[Any]) -> Any:
     """Returns the most frequent value, the first one if several are; None if there are no values."""
     counts = Counter(values.dropna().tolist()).most_common(1)
     return counts[0][0] if counts else None
-
-
-def count(n: int, noun: str) -> str:
-    """Returns ``1 seed`` or ``2 seeds``."""
-    return f"{n} {noun}{'s' * (n != 1)}"

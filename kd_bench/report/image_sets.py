@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kd_bench.utils.text import count
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -70,15 +72,15 @@ def image_notes(frame: pd.DataFrame) -> Iterator[str]:
         if left_out:
             named = ", ".join(list(left_out.values())[:_NAMED]) + ", ..." * (len(left_out) > _NAMED)
             yield (
-                f"Left out: {_trials(len(left_out))} of other images of {dataset} than the others "
+                f"Left out: {count(len(left_out), 'trial')} of other images of {dataset} than the others "
                 f"(digest {' or '.join(map(short, usual.values()))}): {named}."
             )
         done = trials[trials["status"] == "done"].drop_duplicates("trial_id")
         unknown = int(done["images"].isna().sum())
         if unknown and usual:
             yield (
-                f"Not known to be of the same images of {dataset}: {_trials(unknown)} of an earlier version, which did "
-                "not record them."
+                f"Not known to be of the same images of {dataset}: {count(unknown, 'trial')} of an earlier version, "
+                "which did not record them."
             )
 
 
@@ -112,7 +114,3 @@ def note_differences(parts: Sequence[FolderResults]) -> list[FolderResults]:
 def short(digest: str) -> str:
     """Returns the digits of a digest that a sentence shows."""
     return digest[:16]
-
-
-def _trials(count: int) -> str:
-    return f"{count} trial{'s' * (count != 1)}"

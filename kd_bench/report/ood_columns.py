@@ -23,7 +23,7 @@ def _reader(name: str) -> Read:
         lists: list[Sequence[OutOfDistribution]] = [items] if items else []
         lists += [[item] for item in items] if len(items) > 1 else []
         for chosen in lists:
-            own = f"{chosen[0].test_images} test images, digest {evaluation.images.digest[:16]}"
+            own = evaluation.describe_images(chosen[0].test_images)
             sets = " and ".join(f"{item.name} ({item.images} images, digest {item.digest[:16]})" for item in chosen)
             yield statistics.fmean(getattr(item, name) for item in chosen), f"{own}, against {sets}"
 

@@ -18,7 +18,6 @@ from kd_bench.report.attack_table import summarise_attacks, trial_evaluations
 from kd_bench.report.column_cells import column_text
 from kd_bench.report.columns import COLUMNS
 from kd_bench.report.crossed_notes import freedom_text, split_rows
-from kd_bench.report.footnotes import count
 from kd_bench.report.palette import Look
 from kd_bench.report.paper_layout import paper_tables, short_names
 from kd_bench.report.published_robustness import published_cells
@@ -28,6 +27,7 @@ from kd_bench.report.significance import format_p
 from kd_bench.report.summary import FolderResults, PairTable, SummaryRow
 from kd_bench.report.summary_text import format_signed
 from kd_bench.report.trial_data import PageTrials, script, training_command
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from kd_bench.report import class_plots
 from kd_bench.report.crossed import Cell, pair_cells
-from kd_bench.report.footnotes import count
 from kd_bench.report.summary import PairTable, SummaryRow
 from kd_bench.report.trial_files import TrialDetails
+from kd_bench.utils.text import count
 
 #: Number of confusions that a matrix's list has.
 _CONFUSIONS = 10

@@ -241,7 +241,9 @@ def _tabulated(tables: Sequence[Table], notes: Sequence[str], format: str, ascii
         )
         blocks.append(f"{title_mark}{plain(table.title)}\n\n{text}\n" if table.title else f"{text}\n")
         blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in table.notes))
-    blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in notes))
+    ranked = any(row.ranks for table in tables for row in table.rows)
+    legend = ("*: the best value of its column; +: the second best.",) if ranked and not markdown else ()
+    blocks.append("".join(f"{note_mark}{plain(note)}\n" for note in (*legend, *notes)))
     return "\n".join(filter(None, blocks))
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kd_bench.utils.text import count
+
 if TYPE_CHECKING:
     from kd_bench.report.crossed import Crossing
 
@@ -59,7 +61,7 @@ class Difference:
     @property
     def over(self) -> str:
         """What it is the mean over, in words."""
-        return self.crossing.text if self.crossing else f"{self.n} seed{'s' * (self.n != 1)}"
+        return self.crossing.text if self.crossing else count(self.n, "seed")
 
 
 def estimate(values: Sequence[float]) -> MeanAndStd | None:

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, without_gaps
-from kd_bench.report.footnotes import count, footnotes, most_frequent, problems
+from kd_bench.report.footnotes import footnotes, most_frequent, problems
 from kd_bench.report.image_sets import OTHER_IMAGES, leave_out_other_images
 from kd_bench.report.protocol import comparable, explain
 from kd_bench.report.ranks import Ranking, ranking
 from kd_bench.report.statistics import MeanAndStd, estimate
 from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Summary, SummaryRow
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     import pandas as pd

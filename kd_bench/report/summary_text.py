@@ -9,7 +9,7 @@ from kd_bench.report import render
 from kd_bench.report.column_cells import best_two_rows, column_text
 from kd_bench.report.columns import COLUMNS
 from kd_bench.report.crossed import Parts
-from kd_bench.report.footnotes import LONG_ONLY
+from kd_bench.report.footnotes import LONG_ONLY, TOP1_ONLY
 from kd_bench.report.paper_layout import LEGEND, latex_tables
 from kd_bench.report.render import DASH, Column, Table, TableRow
 from kd_bench.report.significance import format_p
@@ -58,7 +58,8 @@ def summary_tables(summary: Summary, format: str) -> tuple[list[Table], tuple[st
         tables.append(Table(pair.title, columns, tuple(groups)))
     footnotes = summary.footnotes
     if summary.columns:
-        footnotes = tuple(note for note in footnotes if not note.startswith(LONG_ONLY))
+        lacking = LONG_ONLY if "top1" in summary.columns else (*LONG_ONLY, *TOP1_ONLY)
+        footnotes = tuple(note for note in footnotes if not note.startswith(lacking))
     return tables, footnotes if format.startswith("latex") else (*footnotes, *summary.problems)
 
 

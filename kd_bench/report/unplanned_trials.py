@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from kd_bench.config.trial import PlannedTrial, Trial, canonical
-from kd_bench.report.footnotes import count
 from kd_bench.report.protocol import explain, format_value, protocol
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import ALONE, FolderResults
 from kd_bench.trials.reader import read_trial, trial_settings
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.text import count
 
 _ID = re.compile("[0-9a-f]{16}")
 

@@ -6,14 +6,13 @@ All bounds hold exactly: in float64, no image leaves the ball by as much as one 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 #: ``Linf``: no pixel's channel changes by more than eps. ``L2``: the Euclidean norm of the change is at most eps.
 Norm = Literal["Linf", "L2"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
 
 #: By how much the L2 ball is made smaller, relative to it: above the rounding of a norm in float64, below all else.
 _MARGIN = 1e-9

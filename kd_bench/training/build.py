@@ -154,10 +154,11 @@ def _build_partly_trained(
 ) -> StudentModule:
     shape = _image_shape(trial, images)
     trained = freeze(network, trial.trainable, shape, trial.model)
-    length = feature_length(network, shape) if open_features is not None and allows_features(trial) else None
-    if length is None or not isinstance(images, ArrayDataset):
-        return PartlyTrainedModule(trial, network, view, method, writer, trained)
-    return HeadOnFeaturesModule(trial, network, view, method, writer, trained, images, length, open_features)
+    if open_features is not None and isinstance(images, ArrayDataset) and allows_features(trial):
+        length = feature_length(network, shape)
+        if length is not None:
+            return HeadOnFeaturesModule(trial, network, view, method, writer, trained, images, length, open_features)
+    return PartlyTrainedModule(trial, network, view, method, writer, trained)
 
 
 def _build_method(trial: Trial, images: Images, network: nn.Module, teacher: nn.Module | None) -> Method:

@@ -7,13 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.utils.distributed import all_gather_object
-from kd_bench.utils.energy_counters import CPU, GPU, EnergyCounter
+from kd_bench.utils.energy_counters import COLUMNS, EnergyCounter
 
 if TYPE_CHECKING:
     from kd_bench.training.cohort import CohortModule
-
-#: Columns of ``metrics.csv`` by kind of counter.
-COLUMNS = {GPU: "gpu_joules", CPU: "cpu_joules"}
 
 #: Seconds between two readings, so that a counter that begins again at zero is noticed.
 _READ_SECONDS = 20.0

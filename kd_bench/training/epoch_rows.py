@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kd_bench.utils.energy_counters import COLUMNS
+
+#: Columns that depend on the machine's speed and counters, and on the company of the trial, also in equal trainings.
+MEASURED = frozenset({"seconds", "own_seconds", "members", "spared_seconds", *COLUMNS.values()})
+
 
 def student_row(
     epoch: int, learning_rate: float, train: Mapping[str, float], test: Mapping[str, float], more: Mapping[str, Any]

@@ -25,7 +25,7 @@ class HeadOnFeaturesModule(PartlyTrainedModule):
         trial, network, view, method, writer, trained: As for ``PartlyTrainedModule``.
         images: The data set.
         length: Length of the features, see ``features.feature_length``.
-        open_file: Opens the file of the features; None to keep them in memory only.
+        open_file: Opens the file of the features. If there is none, they are kept in memory only.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class HeadOnFeaturesModule(PartlyTrainedModule):
         trained: frozenset[nn.Module],
         images: ArrayDataset,
         length: int,
-        open_file: OpenFeatureFile | None = None,
+        open_file: OpenFeatureFile,
     ) -> None:
         super().__init__(trial, network, view, method, writer, trained)
         self._images, self._length, self._open_file = images, length, open_file
@@ -56,7 +56,7 @@ class HeadOnFeaturesModule(PartlyTrainedModule):
 
     def _compute(self, batch: Batch) -> None:
         count = image_count(self._images)
-        file = None if self._open_file is None else self._open_file(count, self._length)
+        file = self._open_file(count, self._length)
         if file is None or not file.is_complete:
             place = "for this training" if file is None else f"in {file.path}"
             text = f"computes the features of {count:,} images once, and keeps them {place}"

@@ -17,13 +17,14 @@ from annotated_types import Interval, MaxLen
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from kd_bench.config.base import Sha256
-from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES
+from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES, Source
 from kd_bench.config.numbers import NonNegative, Positive
 from kd_bench.config.validate import parse
-from kd_bench.trials.result_file import Count, Images, Percentage
+from kd_bench.trials.result_file import Count, Digest, Images, Percentage
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import write_json
 from kd_bench.utils.regular_files import BadFile, read_json_object
+from kd_bench.utils.text import count
 
 #: Name of the file in a trial's folder.
 EVALUATION = "evaluation.json"
@@ -37,11 +38,13 @@ SLOW_METRICS = ("corruptions",)
 #: What a temperature was fitted on: images that no network was trained on, or for each half of the test set the other.
 FittedOn = Literal["held-out images", "cross-fitted"]
 
-_Text = Annotated[str, StringConstraints(max_length=200)]
+#: Characters of the longest name in the file.
+LONGEST_NAME = 200
+
+_Text = Annotated[str, StringConstraints(max_length=LONGEST_NAME)]
 _TeacherId = Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$")]
 _PositiveCount = Annotated[int, Interval(ge=1, le=2**62)]
 _Brier = Annotated[float, Interval(ge=0, le=2)]
-_Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
 
 
 class _Content(BaseModel):
@@ -77,8 +80,7 @@ class Machine(_Content):
     @property
     def title(self) -> str:
         """Name for people: ``NVIDIA H100 (cuda), 1 thread, torch 2.9.0``."""
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        return f"{self.device_name} ({self.device}), {threads}, torch {self.torch}"
+        return f"{self.device_name} ({self.device}), {count(self.threads, 'thread')}, torch {self.torch}"
 
 
 class Errors(_Content):
@@ -203,12 +205,12 @@ class Corruptions(_Content):
         machine: Where it was computed.
     """
 
-    source: Literal["published", "made"]
+    source: Source
     origin: _Text
     libraries: Annotated[dict[_Text, _Text], MaxLen(20)]
     images: _PositiveCount
     accuracy: Annotated[dict[_Text, Annotated[list[Percentage], MaxLen(len(SEVERITIES))]], MaxLen(len(CORRUPTIONS))]
-    digests: Annotated[dict[_Text, Annotated[list[_Digest], MaxLen(len(SEVERITIES))]], MaxLen(len(CORRUPTIONS))]
+    digests: Annotated[dict[_Text, Annotated[list[Digest], MaxLen(len(SEVERITIES))]], MaxLen(len(CORRUPTIONS))]
     mean: Percentage | None
     machine: Machine
 
@@ -256,7 +258,7 @@ class OutOfDistribution(_Content):
     """
 
     name: _Text
-    digest: _Digest
+    digest: Digest
     folder: Annotated[str, StringConstraints(max_length=4096)] | None
     images: _PositiveCount
     test_images: _PositiveCount
@@ -294,6 +296,10 @@ class Evaluation(_Content):
     def subject(self) -> tuple[Any, ...]:
         """What must be equal for the metrics to be those of the same network: its name, weights and images."""
         return self.model, self.weights_sha256, self.images
+
+    def describe_images(self, number: int) -> str:
+        """Returns what a metric of this number of images was measured on, in words."""
+        return f"{number} test images, digest {self.images.digest[:16]}"
 
 
 def read_evaluation_file(path: Path) -> Evaluation | None:

@@ -40,8 +40,10 @@ def trial_folders(out: Path) -> list[Path]:
     What has the name of a trial but is no folder is among them, because it stands where a trial was.
 
     Raises:
-        UserError: If there are no trials.
+        UserError: If there is no such folder, or there are no trials in it.
     """
+    if not out.is_dir():
+        raise UserError(f"{out}: there is no such folder")
     paths = (path for pattern in ("*", "*/*") for path in out.glob(pattern))
     folders = sorted(path for path in paths if is_trial_id(path.name))
     if not folders:

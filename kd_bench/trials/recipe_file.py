@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
-from kd_bench.config.load import find_recipe, packaged_recipes
+from kd_bench.config.load import find_recipe, packaged_recipes, read_recipe
 from kd_bench.config.recipe import Recipe
+from kd_bench.config.trial import PlannedTrial
 from kd_bench.config.validate import question
+from kd_bench.plan import plan
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import write_atomic
 from kd_bench.utils.paths import is_file
@@ -17,13 +22,47 @@ _NAME = "recipe.yaml"
 _HEAD = "# Written by kd-bench: the recipe of these trials. kd-bench table, status and report find it by its name.\n"
 
 
-def write_recipe(recipe: Recipe, out: Path) -> None:
-    """Writes a recipe, with all settings, into the folder of its trials."""
+def write_recipe(recipe: Recipe, out: Path, planned: Iterable[PlannedTrial]) -> str | None:
+    """Writes a recipe, with all settings, into the folder of its trials.
+
+    A recipe that is there already, and has trials in the folder that the new one does not plan, is kept in a file
+    beside it, so that its table can still be shown.
+
+    Args:
+        recipe: The recipe.
+        out: The results folder.
+        planned: The trials of the recipe.
+
+    Returns:
+        A sentence about the recipe that was there; None if it has no other trials.
+    """
     folder = out / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     # JSON is YAML, and its texts are in quotes, so that none of them can be read as a number.
     content = json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    note = _keep_earlier(folder / _NAME, {cell.trial_id for cell in planned})
     write_atomic(folder / _NAME, f"{_HEAD}{content}\n")
+    return note
+
+
+def _keep_earlier(file: Path, planned: set[str]) -> str | None:
+    """Copies a recipe that will be replaced if it has trials that are not planned, and returns a sentence about it."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        trials = {cell.trial_id for cell in plan(read_recipe(file), str(file))}
+    except (OSError, ValueError, UserError):  # there is none; or it was damaged, or needs a plug-in that is gone
+        return None
+    others = sum((file.parent / name).is_dir() for name in trials - planned)
+    if not others:
+        return None
+    kept = file.with_name(f"recipe-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml")
+    write_atomic(kept, text)
+    count = "1 trial that is" if others == 1 else f"{others} trials that are"
+    command = f"kd-bench table {shlex.quote(str(kept))} --out {shlex.quote(str(file.parent.parent))}"
+    return (
+        f"this replaces the recipe of an earlier comparison with this name, which has {count} not in this "
+        f"one; to show it: {command}"
+    )
 
 
 def recipe_file(name: str, out: Path) -> Path | None:

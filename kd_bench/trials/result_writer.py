@@ -18,7 +18,7 @@ from kd_bench.training.result_writer import ResultWriter, serialize_state
 from kd_bench.training.student import StudentModule
 from kd_bench.trials.confusion import format_rows
 from kd_bench.trials.environment import peak_memory, utc_timestamp
-from kd_bench.trials.folder import TrialFolder
+from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.trials.lease import Lease
 from kd_bench.trials.loggers import Loggers
 from kd_bench.trials.reader import read_environment
@@ -140,7 +140,8 @@ class TrialResultWriter(ResultWriter):
     def report_note(self, member: StudentModule, text: str) -> None:
         """Shows a note with the trial's networks, method and seed."""
         trial = member.trial
-        self._send_event("note", text=f"{trial.model}, {trial.method.title}, seed {trial.seed}: {text}")
+        role = "teacher" if self.folder.path.parent.name == TEACHERS else trial.method.title
+        self._send_event("note", text=f"{trial.model}, {role}, seed {trial.seed}: {text}")
 
     def _finish(self, member: StudentModule) -> None:
         metadata = {"model": member.trial.model, "trial": self.folder.id}

@@ -35,9 +35,9 @@ def read_ranges(texts: Iterable[str]) -> dict[str, tuple[float, float]]:
     """Reads ranges that a user has written as ``NAME=LOW..HIGH``.
 
     Raises:
-        UserError: If one is not of this form, or not a range of positive numbers.
+        UserError: If one is not of this form, or not a range of positive numbers, or two are for one name.
     """
-    ranges = {}
+    ranges: dict[str, tuple[float, float]] = {}
     for text in texts:
         match = _RANGE.fullmatch(text.strip())
         if match is None:
@@ -48,7 +48,10 @@ def read_ranges(texts: Iterable[str]) -> dict[str, tuple[float, float]]:
             raise UserError(f"--search {text}: {match[2]} and {match[3]} should be numbers") from None
         if not 0 < low < high < math.inf:
             raise UserError(f"--search {text}: should be two positive numbers, the smaller one first")
-        ranges[match[1].strip()] = (low, high)
+        name = match[1].strip()
+        if name in ranges:
+            raise UserError(f"--search {text}: {name} has a range already; leave one of the two out")
+        ranges[name] = (low, high)
     return ranges
 
 
@@ -65,12 +68,18 @@ def search_space(
         context: The row, for error messages.
 
     Raises:
-        UserError: If a name is unknown, a range has values that its hyper-parameter does not allow, or nothing is left.
+        UserError: If a name is unknown or its value is not a positive number, a range has values that its
+            hyper-parameter does not allow, or nothing is left.
     """
     info = methods.describe(method, context)
     kinds = {parameter.name: resolve(parameter.annotation) for parameter in info.parameters}
-    known = [name for name, kind in kinds.items() if isinstance(values.get(name), float)]
+    known = [name for name, value in values.items() if isinstance(value, float) and value > 0]
     for name, bounds in ranges.items():
+        if name in values and name not in known:  # e.g. a number of epochs, a word, or a weight of 0
+            raise UserError(
+                f"--search {name}: {context} has {name} {values[name]!r}, and only positive numbers that need not be "
+                f"whole can be searched; there are: {', '.join([*known, LEARNING_RATE])}"
+            )
         if name != LEARNING_RATE and name not in known:
             raise unknown(f"number among the hyper-parameters of {method}", name, [*known, LEARNING_RATE], "--search")
         for bound in bounds if name in known else ():
@@ -82,7 +91,8 @@ def search_space(
     chosen = {name: bounds for name, bounds in found.items() if bounds is not None} | dict(ranges)
     if not chosen:
         raise UserError(
-            f"{context}: {method} has no hyper-parameter with a range to search; name one, e.g. --search lr=0.01..0.2"
+            f"{context}: {info.name} has no hyper-parameter with a range to search; give a range for one of "
+            f"{', '.join([*known, LEARNING_RATE])}, e.g. --search lr=0.01..0.2"
         )
     start = {name: lr if name == LEARNING_RATE else float(values[name]) for name in chosen}
     widened = {name: (min(low, start[name]), max(high, start[name])) for name, (low, high) in chosen.items()}

@@ -17,7 +17,7 @@ from kd_bench.config.trial import PlannedTrial
 from kd_bench.launch.options import RunOptions, require_package
 from kd_bench.launch.run_recipe import train_trials, training_failure
 from kd_bench.methods import _registry as methods
-from kd_bench.plan import plan, resolve_network
+from kd_bench.plan import plan, resolve_network, warmup_notes
 from kd_bench.report.paper_layout import short_names
 from kd_bench.trials.reader import TrialRecord, read_trial
 from kd_bench.tuning.search_space import LEARNING_RATE, SearchSpace, search_space
@@ -39,7 +39,7 @@ class TuningSettings:
         labels: The rows.
         budget: Number of tries for each row and pair, the published settings included.
         batch: Tries that are asked for, and trained in a cohort, at a time.
-        holdout: Number of held-out images, if the recipe has none; None for the recipe's.
+        holdout: Number of held-out images; None for the recipe's.
         ranges: Ranges that replace those of the hyper-parameters' types.
         seed: Seed of the search, and of the tries.
     """
@@ -101,7 +101,10 @@ class TunedRow:
     def _done(self) -> list[Try]:
         done = [one for one in self.tries if one.val_top1 is not None]
         if not done:
-            raise RunFailed(f"{self.label}, {self.pair.student}: no try has a result")
+            raise RunFailed(
+                f"{self.label}, {_title(self.pair)}: the losses of all {len(self.tries)} tries diverged, so that there "
+                f"is nothing to choose from; leave {self.label} out of --method, or search other ranges, e.g. of lr"
+            )
         return done
 
 
@@ -137,6 +140,54 @@ def selected_pairs(recipe: Recipe, planned: Sequence[PlannedTrial]) -> list[Pair
     return [pair for pair in recipe.pairs if names(pair) in chosen]
 
 
+def rows_to_tune(recipe: Recipe, pairs: Sequence[PairEntry], settings: TuningSettings) -> list[tuple[PairEntry, str]]:
+    """Returns the pairs and rows to tune, in their order. A row that a pair leaves out is not tuned for it.
+
+    Everything that a user can have got wrong is found here, before hours of training.
+
+    Args:
+        recipe: From ``holdout_recipe``.
+        pairs: The selected pairs.
+        settings: How to tune.
+
+    Raises:
+        UserError: If a row is in none of the pairs, or a range fits none of the rows or not the values of one.
+    """
+    chosen = [(pair, label) for pair in pairs for label in settings.labels if label not in pair.leave_out]
+    for label in settings.labels:
+        if label not in (of for _, of in chosen):
+            raise UserError(f"--method {label}: leave_out takes this row from all selected pairs")
+    for pair, label in chosen:
+        row_space(recipe, pair, label, settings)
+    return chosen
+
+
+def row_space(recipe: Recipe, pair: PairEntry, label: str, settings: TuningSettings) -> SearchSpace:
+    """Returns what is searched for a row and a pair.
+
+    A range of a hyper-parameter that the row does not have, and another tuned row has, is not for this row.
+
+    Raises:
+        UserError: If a setting is invalid.
+    """
+    row, of_pair = recipe.methods[label], pair.methods.get(label, {})
+    (start,) = _plan(recipe, pair, row, {label: of_pair})
+    parameters = methods.check(row.method, start.trial.method.hyperparameters)
+    others = {name for other in settings.labels for name in _hyperparameters(recipe.methods[other].method)}
+    foreign = others - parameters.keys() - {LEARNING_RATE}
+    ranges = {name: bounds for name, bounds in settings.ranges.items() if name not in foreign}
+    for rate in ranges.get(LEARNING_RATE, ()):
+        try:
+            _plan(recipe, pair, row, {label: merge(of_pair, _changes({LEARNING_RATE: rate}))})
+        except UserError as error:
+            raise UserError(f"--search {LEARNING_RATE}: {error}") from None
+    return search_space(row.method, parameters, start.trial.optimizer.lr, ranges, f"row {label}")
+
+
+def _hyperparameters(method: str) -> list[str]:
+    return [parameter.name for parameter in methods.describe(method).parameters]
+
+
 def tune_row(
     recipe: Recipe,
     pair: PairEntry,
@@ -159,14 +210,14 @@ def tune_row(
         UserError: If a setting is invalid.
     """
     row, of_pair = recipe.methods[label], pair.methods.get(label, {})
-    (start,) = _plan(recipe, pair, row, {label: of_pair})
-    parameters = methods.check(row.method, start.trial.method.hyperparameters)
-    space = search_space(row.method, parameters, start.trial.optimizer.lr, settings.ranges, f"row {label}")
+    space = row_space(recipe, pair, label, settings)
+    for note in warmup_notes(_plan(recipe, pair, row, {label: of_pair})):  # once, and not for each try
+        log(note)
     study = _study(space, settings, f"{pair.teacher}/{pair.student}/{label}")
     tries: list[Try] = []
     while len(tries) < settings.budget:
         asked = [study.ask(_distributions(space)) for _ in range(min(settings.batch, settings.budget - len(tries)))]
-        values = [{name: _rounded(one.params[name], space.start[name]) for name in space.ranges} for one in asked]
+        values = [{name: _rounded(one.params[name], name, space) for name in space.ranges} for one in asked]
         numbers = range(len(tries) + 1, len(tries) + len(asked) + 1)
         settings_of_tries = (merge(of_pair, _changes(of_try)) for of_try in values)
         labels = (f"{label} try {number}" for number in numbers)
@@ -180,7 +231,8 @@ def tune_row(
             result = _result(record)
             tries.append(Try(number, of_try, cell, *result))
             study.tell(one, result[0], state=None if result[0] is not None else _failed())
-            outcome = "failed" if result[0] is None else f"{result[0]:.2f} % on held-out images"
+            diverged = "its loss diverged, so it cannot be chosen"
+            outcome = diverged if result[0] is None else f"{result[0]:.2f} % on held-out images"
             log(f"{label}, try {number} of {settings.budget}: {_text(of_try)}: {outcome}")
     return TunedRow(label, pair, space, tuple(tries))
 
@@ -199,13 +251,16 @@ def tuned_recipe(recipe: Recipe, tuned: Sequence[TunedRow], seeds: int | None) -
     pairs = list({id(row.pair): row.pair for row in tuned}.values())
     rows = {label: row for label, row in recipe.methods.items() if row.method == "none"}
     for label in labels:
-        rows |= {label: recipe.methods[label], f"{label} tuned": recipe.methods[label]}
+        row = recipe.methods[label]
+        rows |= {label: row, f"{label} tuned": row.model_copy(update={"untuned": False})}
     changed = []
     for pair in pairs:
         of_pair = {label: values for label, values in pair.methods.items() if label in rows}
         for one in (one for one in tuned if one.pair is pair):
-            of_pair[f"{one.label} tuned"] = merge(pair.methods.get(one.label, {}), _changes(one.best.values))
-        leave_out = tuple(label for label in pair.leave_out if label in rows)
+            of_row = {key: value for key, value in pair.methods.get(one.label, {}).items() if key != "untuned"}
+            of_pair[f"{one.label} tuned"] = merge(of_row, _changes(one.best.values))
+        left_out = (label for label in pair.leave_out if label in rows)
+        leave_out = tuple(name for label in left_out for name in (label, f"{label} tuned") if name in rows)
         changed.append(pair.model_copy(update={"methods": of_pair, "leave_out": leave_out}))
     update: dict[str, Any] = {
         "name": f"tuned-{recipe.name}",
@@ -213,38 +268,56 @@ def tuned_recipe(recipe: Recipe, tuned: Sequence[TunedRow], seeds: int | None) -
         "notes": tuple(describe_choice(row) for row in tuned),
         "dataset": recipe.dataset.model_copy(update={"holdout": None}),
         "methods": rows,
-        "pairs": tuple(changed),
         "baseline": recipe.baseline if recipe.baseline in rows else labels[0],
         "published": None,
     }
     if seeds is not None:
         update |= {"trials": seeds, "seeds": None}
-    return recipe.model_copy(update=update)
+    return _with_pairs(recipe, changed).model_copy(update=update)
 
 
 def describe_choice(row: TunedRow) -> str:
-    """Returns a sentence about the choice, and about the one that the test set would have made."""
+    """Returns sentences about the choice, and about the one that the test set would have made."""
     best, on_test, first = row.best, row.best_on_test, row.tries[0]
-    names = short_names(filter(None, (row.pair.teacher, row.pair.student)))
-    pair = " → ".join(names.values())
     published = "no accuracy" if first.val_top1 is None else f"{first.val_top1:.2f} %"
+    equal = sum(one.val_top1 == best.val_top1 for one in row.tries)
+    diverged = sum(one.val_top1 is None for one in row.tries)
     text = (
-        f"{row.label} tuned, {pair}: try {best.number} of {len(row.tries)} has the best accuracy on held-out images, "
-        f"{best.val_top1:.2f} % (the recipe's settings: {published}): {_text(best.values)}."
+        f"{row.label} tuned, {_title(row.pair)}: try {best.number} of {len(row.tries)} has the best accuracy on "
+        f"held-out images, {best.val_top1:.2f} %{f', as the first of {equal} tries' * (equal > 1)} (the recipe's "
+        f"settings: {published}): {_text(best.values)}."
     )
+    if diverged:
+        text += f" The loss of {'1 try' if diverged == 1 else f'{diverged} tries'} diverged."
     if on_test.number == best.number:
         return f"{text} The test set would have chosen the same."
+    if on_test.top1 == best.top1:
+        return f"{text} No try has a higher accuracy on the test set."
     return (
         f"{text} The test set would have chosen try {on_test.number} and claimed {on_test.top1:.2f} %, "
         f"where the choice has {best.top1:.2f} %."
     )
 
 
+def _title(pair: PairEntry) -> str:
+    networks = [name for name in (pair.teacher, pair.student) if name is not None]
+    names = short_names(networks)
+    return " → ".join(names[name] for name in networks)
+
+
 def _plan(recipe: Recipe, pair: PairEntry, row: MethodEntry, values: dict[str, dict[str, Any]]) -> list[PlannedTrial]:
     """Plans the trials of one row with different settings of the pair, by label."""
     alone = pair.model_copy(update={"methods": values, "leave_out": ()})
-    update = {"pairs": (alone,), "methods": dict.fromkeys(values, row), "baseline": next(iter(values))}
-    return plan(recipe.model_copy(update=update), recipe.name)
+    update = {"methods": dict.fromkeys(values, row), "baseline": next(iter(values))}
+    return plan(_with_pairs(recipe, [alone]).model_copy(update=update), recipe.name)
+
+
+def _with_pairs(recipe: Recipe, pairs: Sequence[PairEntry]) -> Recipe:
+    """Returns the recipe with these pairs only. A recipe must not have settings of teachers that are in no pair."""
+    used = {resolve_network(recipe, pair.teacher, recipe.name) for pair in pairs if pair.teacher is not None}
+    settings = recipe.teachers.items()
+    teachers = {name: of_one for name, of_one in settings if resolve_network(recipe, name, recipe.name) in used}
+    return recipe.model_copy(update={"pairs": tuple(pairs), "teachers": teachers})
 
 
 def _changes(values: dict[str, float]) -> dict[str, Any]:
@@ -284,8 +357,9 @@ def _failed() -> Any:
     return TrialState.FAIL
 
 
-def _rounded(value: float, start: float) -> float:
-    return value if value == start else float(f"{value:.{_DIGITS}g}")
+def _rounded(value: float, name: str, space: SearchSpace) -> float:
+    low, high = space.ranges[name]
+    return value if value == space.start[name] else min(max(float(f"{value:.{_DIGITS}g}"), low), high)
 
 
 def _text(values: dict[str, float]) -> str:

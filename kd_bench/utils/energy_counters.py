@@ -16,6 +16,9 @@ from typing import Any
 #: Kinds of counters, as results and tables name them.
 GPU, CPU = "GPU", "CPU package"
 
+#: Columns of ``metrics.csv`` by kind of counter.
+COLUMNS = {GPU: "gpu_joules", CPU: "cpu_joules"}
+
 
 @dataclass(frozen=True)
 class EnergyCounter:

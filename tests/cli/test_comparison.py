@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from kd_bench import api
 from kd_bench.config.load import packaged_recipes, read_recipe
 from kd_bench.trials.recipe_file import find_recipe_in, kept_recipes, recipe_file, write_recipe
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.paths import package_path
 from tests.cli.test_main import refused, run
 
 PAIR = ("--dataset", "digits", "--teacher", "resnet14", "--student", "resnet8")
@@ -18,7 +21,7 @@ NAME = "compare-digits-resnet14-resnet8"
 def test_every_recipe_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     for name in packaged_recipes():
         recipe = read_recipe(name)
-        write_recipe(recipe, tmp_path)
+        write_recipe(recipe, tmp_path, [])
         file = recipe_file(recipe.name, tmp_path)
         assert file is not None
         assert read_recipe(file) == recipe, name
@@ -29,7 +32,7 @@ def test_texts_that_look_like_numbers_are_read_back(tmp_path: Path) -> None:
     pair = {"teacher": "resnet14", "student": "resnet8"}
     content = {"name": "demo", "description": "1e5", "dataset": "digits", "pairs": [pair], "methods": rows}
     recipe = read_recipe(content | {"baseline": "1e5"})
-    write_recipe(recipe, tmp_path)
+    write_recipe(recipe, tmp_path, [])
     assert read_recipe(tmp_path / "demo" / "recipe.yaml") == recipe
 
 
@@ -37,7 +40,7 @@ def test_names_are_found_in_their_order(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     out = Path("runs")
     for name in ("demo", "compare-a"):
-        write_recipe(read_recipe("demo").model_copy(update={"name": name}), out)
+        write_recipe(read_recipe("demo").model_copy(update={"name": name}), out, [])
     assert find_recipe_in("demo", out) == "demo"  # the packaged one
     assert find_recipe_in("compare-a", out) == "runs/compare-a/recipe.yaml"
     assert kept_recipes(out) == ["compare-a", "demo"]
@@ -139,3 +142,38 @@ def test_short_options_are_the_settings_of_the_same_name(tmp_path: Path) -> None
 )
 def test_baselines_that_are_refused(tmp_path: Path, arguments: list[str], expected: str) -> None:
     assert expected in refused("compare", *PAIR, "--out", str(tmp_path), *arguments)
+
+
+def test_a_recipe_that_is_replaced_is_kept_if_it_has_other_trials(tmp_path: Path) -> None:
+    def write(**changes: object) -> tuple[str | None, list[str]]:
+        settings: dict[str, object] = {"trials": 1, "overrides": ["epochs=1"], **changes}
+        planned = api.plan_comparison("digits", "resnet14", "resnet8", settings.pop("methods"), **settings)  # type: ignore[arg-type]
+        note = write_recipe(planned.recipe, tmp_path, planned.planned)
+        return note, [cell.trial_id for cell in planned.planned]
+
+    assert write(methods=["kd", "dkd"])[0] is None
+    note, trials = write(methods=["ikl_kd"])
+    assert note is None and sorted(path.name for path in (tmp_path / NAME).iterdir()) == ["recipe.yaml"]
+    (tmp_path / NAME / trials[-1]).mkdir()  # now there is a trial, of ikl_kd
+    note, _ = write(methods=["ikl_kd", "dist"])
+    assert note is None  # this one has all of it
+    note, _ = write(methods=["kd"])
+    (earlier,) = (tmp_path / NAME).glob("recipe-*.yaml")
+    assert list(read_recipe(earlier).methods) == ["none", "ikl_kd", "dist"]
+    assert note == (
+        "this replaces the recipe of an earlier comparison with this name, which has 1 trial that is not in this one; "
+        f"to show it: kd-bench table {earlier} --out {tmp_path}"
+    )
+    assert list(read_recipe(tmp_path / NAME / "recipe.yaml").methods) == ["none", "kd"]
+    table = run("table", str(earlier), "--out", str(tmp_path), "--format", "plain")
+    assert table.returncode == 0 and "\nikl_kd" in table.stdout and "\ndist" in table.stdout
+
+
+def test_the_status_of_a_folder_without_a_recipe(tmp_path: Path) -> None:
+    shutil.copytree(
+        package_path("results", "measured", "demo"), tmp_path / "tune-x", ignore=shutil.ignore_patterns("*.yaml")
+    )
+    shown = run("status", "tune-x", "--out", str(tmp_path))
+    assert shown.stdout.endswith("tune-x: 26 trainings: 26 waiting\n") and not shown.stderr  # their weights are gone
+    assert "tune-y: there is no such recipe" in refused("status", "tune-y", "--out", str(tmp_path))
+    assert "tune-x: there is no such recipe" in refused("status", "tune-x", "--trials", "1", "--out", str(tmp_path))

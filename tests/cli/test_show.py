@@ -125,5 +125,5 @@ def test_an_invalid_recipe_is_a_sentence(recipe: str) -> None:
 
 
 def test_the_recipe_of_a_comparison_is_found_by_its_name(recipe: str) -> None:
-    write_recipe(read_recipe(recipe).model_copy(update={"name": "compare-x"}), Path("runs"))
+    write_recipe(read_recipe(recipe).model_copy(update={"name": "compare-x"}), Path("runs"), [])
     assert describe("compare-x", Path("runs")).startswith("compare-x: Two files.\nruns/compare-x/recipe.yaml\n")

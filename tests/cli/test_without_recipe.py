@@ -49,6 +49,12 @@ def test_what_needs_a_recipe(out: Path) -> None:
         invoke("table", "--out", str(MEASURED / "demo"))
 
 
+def test_verify_names_what_is_missing(tmp_path: Path) -> None:
+    for folder, message in ((tmp_path / "gone", "there is no such folder"), (tmp_path, "there are no trials in this")):
+        with pytest.raises(UserError, match=f"{folder}: {message}"):
+            invoke("verify", str(folder))
+
+
 def test_the_status_of_all_results(out: Path) -> None:
     lines = invoke("status", "--out", str(out)).splitlines()
     assert [line.split(":")[0] for line in lines] == ["demo", "robust_digits"]

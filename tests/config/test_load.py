@@ -58,8 +58,10 @@ def test_overrides(recipe_file):
 
 def test_a_mapping_of_teachers_is_merged(recipe_file):
     overrides = ["teachers.wrn_16_2.epochs=3", "teachers={wrn_16_2: {weights: wrn.pth}, resnet14: {seed: 1}}"]
+    overrides += ["teachers.resnet14.tv_in1k.seeds=3"]
     teachers = read_recipe(recipe_file, overrides).teachers
-    assert teachers == {"wrn_16_2": {"epochs": 3, "weights": "wrn.pth"}, "resnet14": {"seed": 1}}
+    expected = {"wrn_16_2": {"epochs": 3, "weights": "wrn.pth"}, "resnet14": {"seed": 1}}
+    assert teachers == expected | {"resnet14.tv_in1k": {"seeds": 3}}
 
 
 def test_another_optimiser_replaces_the_settings_of_the_old(recipe_file):

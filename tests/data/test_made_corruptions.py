@@ -24,13 +24,9 @@ from kd_bench.data.file_dataset import FileDataset, Files
 from kd_bench.data.made_corruptions import MadeCorruptions, corrupt, find_made
 from kd_bench.utils.errors import RunFailed
 from kd_bench.utils.paths import cache_folder
+from tests.data.opencv import require_opencv
 
-try:
-    import cv2  # noqa: F401
-except ImportError as error:  # OpenCV's wheel needs libGL, which small systems lack
-    if "lib" not in str(error):
-        raise
-    pytest.skip(f"OpenCV cannot be imported: {error}", allow_module_level=True)
+require_opencv()
 
 #: Corruptions by the generators that they draw from: NumPy's global one, ones that seeds are given to, none.
 SOME = ("gaussian_noise", "impulse_noise", "glass_blur", "snow", "elastic_transform", "jpeg_compression")

@@ -21,7 +21,7 @@ from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import PretrainedTeacher
 from kd_bench.data.registry import spec
-from kd_bench.estimate import history, placeholders
+from kd_bench.estimate import placeholders
 from kd_bench.estimate.estimate_recipe import timing_rounds, training_phases
 from kd_bench.estimate.gpus import Assumptions, Gpu, estimate_seconds, load_gpus, select_gpus
 from kd_bench.estimate.operation_counter import Operation, OperationCounts
@@ -31,30 +31,9 @@ from kd_bench.launch.options import RunOptions
 from kd_bench.plan import plan
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import UserError
+from tests.estimate.few import RECIPE, planned
 from tests.launch.test_end_to_end import run
 from tests.trials.folders import finish
-
-RECIPE = {
-    "dataset": {"name": "digits", "test_images": 40},
-    "epochs": 1,
-    "batch_size": 50,
-    "trials": 2,
-    "teacher_training": {"epochs": 2},
-    "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
-    "methods": {"none": {}, "kd": {}, "dkd": {"warmup_epochs": 0}},
-}
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "few.yaml"
-    path.write_text(yaml.safe_dump(RECIPE, sort_keys=False))
-    return path
-
-
-def planned(recipe: Path, *overrides: str):
-    return plan(read_recipe(str(recipe), overrides), str(recipe))
-
 
 # --- GPUs ---
 
@@ -170,10 +149,27 @@ def test_hours_of_a_cohort_and_of_its_trials_one_at_a_time(recipe: Path, tmp_pat
     assert cost.hours(unshared=True) > cost.hours()
 
 
+def test_in_a_preparation_only_the_methods_train_that_have_one(recipe: Path, tmp_path: Path) -> None:
+    cells = planned(recipe, "trials=1", "methods.fsp.preparation_epochs=4")
+    options = RunOptions(out=tmp_path / "out")
+    taught = group_missing_trials(cells, options, "few")[0][-1]
+    assert (taught.labels, taught.epochs, taught.preparations) == (("kd", "dkd", "fsp"), [1], [(0, 0, 4)])
+    epoch = EpochTime(shared=100, own=(10, 20, 30), evaluation=4, checkpoint=2, startup=6)
+    taught.timing = Timing(epoch, steps=1, images=1)
+    assert taught.hours(epoch) * 3600 == pytest.approx(166 + 4 * 130 + 6)
+    assert recipe_cost(taught).wall_hours() == taught.hours(epoch)
+    assert taught.hours(epoch, unshared=True) * 3600 == pytest.approx(366 + 4 * 130 + 3 * 6)
+    folder = tmp_path / "out" / "few" / next(cell.trial_id for cell in cells if cell.label == "fsp")
+    folder.mkdir(parents=True)
+    (folder / "preparation.csv").write_text("epoch\n1\n2\n3\n")
+    assert group_missing_trials(cells, options, "few")[0][-1].preparations == [(0, 0, 1)]
+
+
 def test_cohorts_are_spread_over_devices_once_their_teacher_is_trained(recipe: Path, tmp_path: Path) -> None:
     teacher, none, taught = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
     for group, length in ((teacher, 50), (none, 10), (taught, 30)):
-        group.timing = Timing(EpochTime(0, (length,), 0), steps=1, images=1)
+        members = len(group.trials)
+        group.timing = Timing(EpochTime(0, (length / members,) * members, 0), steps=1, images=1)
     # 2 x 50 s of the teacher on one device, 2 x 10 s of students alone on the other, then 30 s on both
     assert recipe_cost(teacher, taught, none, devices=2).wall_hours() * 3600 == pytest.approx(130)
     assert recipe_cost(teacher, none, taught).wall_hours() * 3600 == pytest.approx(100 + 20 + 60)
@@ -232,59 +228,6 @@ def test_existing_weights_are_those_of_the_run(recipe: Path, tmp_path: Path) -> 
     found, notes = placeholders.plan_with_placeholders(read, "few")
     assert notes == []
     assert [cell.trial_id for cell in found] == [cell.trial_id for cell in plan(read, "few")]
-
-
-# --- comparison with the run ---
-
-
-def test_the_time_of_a_run_is_compared_and_kept(recipe: Path, tmp_path: Path) -> None:
-    cells = planned(recipe)
-    out = tmp_path / "out"
-    assert history.compare_with_estimate(cells, [cell.trial_id for cell in cells], out, "few") == ""
-    keys = [cost_key(cell.trial) for cell in cells if cell.label in ("kd", "dkd")]
-    content = {
-        "made": "then",
-        "groups": [
-            {"cost_keys": [keys[0], keys[-1]], "here": {"shared_seconds": 8.0, "own_seconds": [3.0, 5.0]}},
-            {"cost_keys": [cost_key(cells[0].trial)], "here": None},
-        ],
-    }
-    (out / "few").mkdir(parents=True)
-    (out / "few" / "estimate.json").write_text(json.dumps(content))
-    ids = {}
-    for label, own in (("kd", 4.0), ("dkd", 6.0), ("none", 1.0)):
-        ids[label] = next(cell.trial_id for cell in cells if cell.label == label)
-        metrics(out / "few" / ids[label], [(own, own + 10.0, 2), (own, own + 10.0, 2)])
-    comparison = history.compare_with_estimate(cells, list(ids.values()), out, "few")
-    assert comparison == "few: 2 trainings: estimated 32 s, took 40 s (+25 %)"
-    outcome = json.loads((out / "few" / "estimate.json").read_text())["outcomes"]
-    assert len(outcome) == 1
-    assert outcome[0]["trainings"] == [ids["kd"], ids["dkd"]]
-    assert (outcome[0]["estimated_seconds"], outcome[0]["took_seconds"]) == (32.0, 40.0)
-    assert outcome[0]["error_percent"] == pytest.approx(25.0)
-    history.compare_with_estimate(cells, [ids["kd"]], out, "few")
-    assert len(json.loads((out / "few" / "estimate.json").read_text())["outcomes"]) == 2
-
-
-def test_a_damaged_estimate_is_ignored(recipe: Path, tmp_path: Path) -> None:
-    cells = planned(recipe)
-    (tmp_path / "few").mkdir()
-    (tmp_path / "few" / "estimate.json").write_text("{")
-    assert history.compare_with_estimate(cells, [cells[0].trial_id], tmp_path, "few") == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.26, "0.3 s"), (45, "45 s"), (300, "5.0 min"), (36_000, "10 h"), (4.8e6, "1,333 h"), (1.42e10, "450 years")],
-)
-def test_durations_have_a_few_digits(seconds: float, text: str) -> None:
-    assert history.format_duration(seconds) == text
-
-
-def metrics(folder: Path, rows: list[tuple[float, float, int]]) -> None:
-    folder.mkdir(parents=True)
-    lines = ["own_seconds,seconds,members", *(",".join(map(str, row)) for row in rows)]
-    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
 
 
 # --- the command ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,11 @@ class Made:
         """The folder of a trial."""
         (name,) = {cell.trial_id for cell in self.planned if (cell.label, cell.seed) == (label, seed)}
         return self.out / "small" / name
+
+    def copied(self, root: Path) -> Made:
+        """A copy in another folder, which a test may change."""
+        shutil.copytree(self.recipe.parent, root, dirs_exist_ok=True)
+        return Made(root / self.recipe.name, self.planned, root / self.out.name)
 
     @property
     def teacher(self) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,12 @@ from kd_bench.evaluation import efficiency
 from kd_bench.models import create, weights
 from kd_bench.trials.evaluation_file import EVALUATION, Corruptions, read_evaluation_file
 from kd_bench.utils.errors import RunFailed, UserError
+from tests.data.opencv import require_opencv
 from tests.evaluation.results import Made, make
 
 IMAGES = 10
 COPIES = [(corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES]
-try:
-    import cv2  # noqa: F401
-except ImportError as error:  # OpenCV's wheel needs libGL, which small systems lack
-    if "lib" not in str(error):
-        raise
-    pytest.skip(f"OpenCV cannot be imported: {error}", allow_module_level=True)
+require_opencv()
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +46,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(made_once: Made, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     """Results that a test may change, and a cache of the copies that all tests make."""
     monkeypatch.setenv("KD_BENCH_CACHE", str(cache))
-    shutil.copytree(made_once.recipe.parent, tmp_path, dirs_exist_ok=True)
-    return Made(tmp_path / made_once.recipe.name, made_once.planned, tmp_path / "runs")
+    return made_once.copied(tmp_path)
 
 
 def run(*arguments: Any) -> None:

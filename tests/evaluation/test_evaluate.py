@@ -6,7 +6,8 @@ import csv
 import fcntl
 import io
 import json
-import shutil
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import pytest
 import torch
 
 from kd_bench.cli.main import app
+from kd_bench.cli.targets import raising_on_sigterm
 from kd_bench.config.data import Dataset
 from kd_bench.data import registry as datasets
 from kd_bench.evaluation import calibration, efficiency, evaluate_network
 from kd_bench.models import create, weights
 from kd_bench.trials.evaluation_file import EVALUATION, Evaluation, read_evaluation_file
 from kd_bench.trials.reader import read_trial
-from kd_bench.utils.errors import RunFailed, UserError
+from kd_bench.utils.errors import RunFailed, Terminated, UserError
 from tests.evaluation.results import Made, make
 
 #: Metrics without timing, which takes seconds.
@@ -35,8 +37,7 @@ def made_once(tmp_path_factory) -> Made:
 @pytest.fixture
 def made(made_once: Made, tmp_path: Path) -> Made:
     """Results that a test may change."""
-    shutil.copytree(made_once.recipe.parent, tmp_path, dirs_exist_ok=True)
-    return Made(tmp_path / made_once.recipe.name, made_once.planned, tmp_path / "runs")
+    return made_once.copied(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +231,55 @@ def test_a_file_of_weights_has_a_file_of_its_own(made: Made, capsys) -> None:
     assert known is not None
     assert found.calibration.plain.model_dump() == pytest.approx(known.plain.model_dump(), rel=1e-4, abs=1e-3)
     assert "has no known teacher" in refused(*common, "--metrics", "fidelity")
+    with_head = made.folder("simkd") / "student.safetensors"
+    assert refused(with_head, *common[1:]).endswith("settings describe; evaluate the trial's folder instead")
+
+
+def test_the_key_says_which_weights_of_a_file_are_measured(made: Made, tmp_path: Path) -> None:
+    one, other = (weights.read(made.folder("kd", seed) / "student.safetensors").state for seed in (0, 1))
+    file = tmp_path / "two.pth"
+    torch.save({"model": one, "ema": {"model": other}}, file)
+    common = (file, "--model", "resnet8", "--dataset", "digits", "--out", made.out, "--set", "dataset.test_images=60")
+    for key, state in {"model": one, "ema.model": other}.items():
+        before = set((made.out / "evaluations").glob("*.json"))
+        evaluate(*common, "--metrics", "calibration", "--key", key)
+        (new,) = set((made.out / "evaluations").glob("*.json")) - before
+        found = read_evaluation_file(new)
+        expected = calibration.probability_errors(*logits_of(create("cifar_resnet8", 10), state))
+        assert found is not None and found.calibration is not None
+        assert found.calibration.plain.nll == pytest.approx(expected.nll, rel=1e-4)
+
+
+def test_weights_of_another_trial_are_refused(made: Made) -> None:
+    folder = made.folder("kd", 0)
+    file = folder / "student.safetensors"
+    file.write_bytes((made.folder("kd", 1) / "student.safetensors").read_bytes())
+    assert refused(folder, *FAST).startswith(f"{file}: is not what was written: its checksum differs from that in")
+    assert not (folder / EVALUATION).exists()
+
+
+def test_one_trial_that_cannot_be_evaluated_does_not_stop_the_others(made: Made, capsys) -> None:
+    first, second = (made.folder("kd", seed) for seed in (0, 1))
+    (first / EVALUATION).write_text("[]")
+    recipe = (made.recipe, "--out", made.out, "--only", "method=kd", "--metrics", "calibration")
+    with pytest.raises(RunFailed, match=r"^1 of 2 networks are not evaluated, see above"):
+        evaluate(*recipe)
+    shown = capsys.readouterr()
+    assert f"{first / EVALUATION}: is damaged: it holds no mapping" in shown.err and "(1 of 2)" in shown.out
+    assert evaluation(second).calibration is not None
+    # what concerns all trials is not said of each of them
+    for folder in (first, second):
+        (folder / EVALUATION).unlink(missing_ok=True)
+    (made.teacher / "student.safetensors").write_bytes(b"other")
+    sentence = refused(*recipe[:-1], "fidelity")
+    assert "is not what was written" in sentence and capsys.readouterr().err.count("; left out") == 1
+
+
+def test_sigterm_is_raised_and_the_handler_of_before_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), raising_on_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_verify_finds_what_was_changed(made: Made, capsys) -> None:
@@ -282,12 +332,17 @@ def test_bad_options_are_sentences(made_once: Made, arguments: tuple[str, ...], 
 def test_bad_targets_are_sentences(made: Made, tmp_path: Path) -> None:
     assert "there is no such recipe" in refused("demoo")
     assert "there is no such file of weights" in refused(tmp_path / "a.pth")
+    sentence = refused(made.out / "small")
+    assert "is a folder of trials (6), not a trial's;" in sentence and f"with --out {made.out}" in sentence
     folder = made.folder("kd")
     (folder / EVALUATION).write_text("[]")
     assert refused(folder) == f"{folder / EVALUATION}: is damaged: it holds no mapping; remove it to evaluate anew"
     (folder / EVALUATION).unlink()
     (folder / "result.json").unlink()
-    assert "so there is no network to evaluate" in refused(folder)
+    assert refused(folder) == f"{folder}: the trial is not finished, so there is no network to evaluate"
+    other = made.folder("simkd")
+    (other / "student.safetensors").unlink()
+    assert refused(other) == f"{other}: its weights are gone, so there is no network to evaluate"
 
 
 def test_two_processes_do_not_evaluate_the_same_at_once(made: Made) -> None:

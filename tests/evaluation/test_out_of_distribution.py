@@ -19,6 +19,7 @@ from scipy.special import logsumexp, softmax
 from kd_bench.cli.main import app
 from kd_bench.config.data import Dataset
 from kd_bench.data import other_images, registry
+from kd_bench.evaluation import efficiency
 from kd_bench.evaluation import out_of_distribution as ood
 from kd_bench.evaluation.dataset_reader import DatasetReader
 from kd_bench.models import create, weights
@@ -126,8 +127,7 @@ def made_once(tmp_path_factory) -> Made:
 def made(made_once: Made, tmp_path: Path, monkeypatch) -> Made:
     """Results that a test may change, and no data folder."""
     monkeypatch.setenv("KD_BENCH_DATA", str(tmp_path / "no data"))
-    shutil.copytree(made_once.recipe.parent, tmp_path, dirs_exist_ok=True)
-    return Made(tmp_path / made_once.recipe.name, made_once.planned, tmp_path / "runs")
+    return made_once.copied(tmp_path)
 
 
 def evaluate(*arguments: Any) -> None:
@@ -200,12 +200,25 @@ def test_what_cannot_be_compared_with_is_a_sentence(made: Made, tmp_path: Path, 
     pictures(tmp_path / "a" / "photos"), pictures(tmp_path / "b" / "photos")
     two = ("--ood", tmp_path / "a" / "photos", "--ood", tmp_path / "b" / "photos")
     assert "have one name" in refused("--metrics", "ood", *two)
+    empty, long = tmp_path / "empty", pictures(tmp_path / ("x" * 201))
+    assert "--ood: is empty; it needs a folder" in refused("--metrics", "ood", "--ood", "")
+    assert "needs a name of 1 to 200 printable characters" in refused("--metrics", "ood", "--ood", long)
+    assert "is no folder" in refused("--metrics", "ood", "--ood", tmp_path / "a" / "photos", "--ood", empty)
+    assert not (folder / EVALUATION).exists()  # names are checked before anything is measured
     # nobody asked for it
     capsys.readouterr()
     evaluate(folder, "--metrics", "calibration")
     assert "left out" not in capsys.readouterr().err
     evaluate(folder, "--metrics", "ood", "--ood", tmp_path / "a" / "photos", "--ood", "cifar10")
     assert "cifar10 is left out" in capsys.readouterr().err and len(kept(folder)) == 1
+
+
+def test_a_recipe_without_other_sets_says_so_and_has_no_empty_column(made: Made, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(efficiency, "_SECONDS", 0.0)
+    evaluate(made.recipe, "--out", made.out, "--trials", 1)
+    shown = capsys.readouterr()
+    assert shown.err.count("out of distribution is left out, because there are no other data sets in the data") == 1
+    assert "AUROC" not in shown.out and "ECE" in shown.out
 
 
 def test_verify_computes_it_again(made: Made, tmp_path: Path, capsys) -> None:

@@ -85,6 +85,20 @@ def test_packages_that_are_old_missing_or_do_not_fit(findings, monkeypatch):
     assert mark_of(marks, "wandb is not installed", "--wandb", "pip install 'kd-bench[wandb]'") == "note"
 
 
+@pytest.mark.parametrize(
+    ("package", "use", "extra"),
+    [
+        ("pyautoattack", "kd-bench attack", "robust"),
+        ("imagecorruptions-imaug", "--metrics corruptions", "corruptions"),
+        ("optuna", "kd-bench tune", "tune"),
+        ("zeus", "the column energy", "energy"),
+    ],
+)
+def test_optional_packages_name_their_extra(findings, monkeypatch, package, use, extra):
+    versions(monkeypatch, **{package: None})
+    assert mark_of(findings(), f"{package} is not installed", use, f"pip install 'kd-bench[{extra}]'") == "note"
+
+
 def test_a_torchvision_that_does_not_load(findings, monkeypatch):
     import builtins
 

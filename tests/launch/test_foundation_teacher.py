@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "r.yaml").write_text(yaml.safe_dump(RECIPE))
     done = run(path, "run", "r.yaml")
     assert done.returncode == 0, done.stderr
-    assert "computes the features of 180 images once, and keeps them in" in done.stderr
+    assert "test_vit, teacher, seed 0: computes the features of 180 images once, and keeps them in" in done.stderr
     assert "Traceback" not in done.stderr
     return path
 

@@ -61,6 +61,13 @@ def change_loss(folder: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def add_energy(folder: Path) -> None:
+    """Adds what energy counters, which the machine of the kept trial lacked, have measured in each epoch."""
+    path = folder / "metrics.csv"
+    header, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},gpu_joules,cpu_joules", *(f"{row},5.5,7.25" for row in rows)]) + "\n")
+
+
 def change_environment(folder: Path) -> None:
     environment = json.loads((folder / "environment.json").read_text())
     environment["processor"] = "another processor"
@@ -96,6 +103,12 @@ def test_equal_trainings_agree(tmp_path: Path) -> None:
     outcome = replayed(tmp_path)
     assert outcome.is_equal and outcome.agrees and outcome.same_weights
     assert describe(outcome)[-1].endswith("to the last bit, and so are the weights")
+
+
+def test_energy_is_not_compared(tmp_path: Path) -> None:
+    outcome = replayed(tmp_path, add_energy)
+    assert outcome.replayed.metrics is not None and "gpu_joules" in outcome.replayed.metrics.columns
+    assert outcome.is_equal and outcome.agrees
 
 
 def test_a_digit_of_one_epoch_is_found(tmp_path: Path) -> None:

@@ -37,6 +37,42 @@ def assert_same(loss: Loss, reference: Loss, *inputs: Tensor, rtol: float = 1e-9
         )
 
 
+def assert_finite(loss: Loss, *inputs: Tensor) -> None:
+    """Value and gradients are finite."""
+    assert all(torch.isfinite(result).all() for result in value_and_gradients(loss, *inputs))
+
+
+def assert_single_is_close_to_double(loss: Loss, *inputs: Tensor) -> None:
+    """Value and gradients of inputs in float32 are close to those in float64."""
+    single = value_and_gradients(loss, *inputs)
+    double = value_and_gradients(loss, *(tensor.double() for tensor in inputs))
+    for actual, reference in zip(single, double, strict=True):
+        torch.testing.assert_close(actual.double(), reference, rtol=1e-4, atol=2e-6 * reference.abs().max().item())
+
+
+def assert_half_is_computed_in_single(loss: Loss, *inputs: Tensor) -> None:
+    """The loss of inputs in half precision has the value of float32, and gradients in the inputs' precision."""
+    value, *gradients = value_and_gradients(loss, *inputs)
+    assert value.dtype == torch.float32
+    assert value == loss(*(tensor.float() for tensor in inputs))
+    assert [gradient.dtype for gradient in gradients] == [tensor.dtype for tensor in inputs]
+
+
+def assert_autocast_changes_nothing(loss: Loss, *inputs: Tensor) -> None:
+    """Value and gradients of inputs in float32 have the same bits under autocast."""
+    expected = value_and_gradients(loss, *inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = value_and_gradients(loss, *inputs)
+    for actual, reference in zip(values, expected, strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, reference)
+
+
+def assert_double_stays(loss: Loss, *inputs: Tensor) -> None:
+    """Value and gradients of inputs in float64 are in float64."""
+    assert {result.dtype for result in value_and_gradients(loss, *inputs)} == {torch.float64}
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes how many elements the largest result of any operation has."""
 

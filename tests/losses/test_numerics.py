@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from kd_bench import losses
-from tests.losses.cases import LargestTensor, draw, value_and_gradients
+from tests.losses.cases import (
+    LargestTensor,
+    assert_autocast_changes_nothing,
+    assert_double_stays,
+    assert_finite,
+    assert_half_is_computed_in_single,
+    draw,
+    value_and_gradients,
+)
 
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
 
@@ -53,8 +61,7 @@ every_loss = pytest.mark.parametrize("name", LOSSES)
 def test_finite_for_logits_of_ten_thousand(name: str, dtype: torch.dtype, classes: int) -> None:
     logits = (draw(1, 2, 8, classes).sign() * 1e4).to(dtype)
     logits[:, :, 0] = 0
-    for value in value_and_gradients(LOSSES[name], *logits):
-        assert torch.isfinite(value).all()
+    assert_finite(LOSSES[name], *logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -104,27 +111,17 @@ def test_a_common_shift_changes_nothing_at_any_temperature(temperature: float, s
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
-    student, teacher = draw(4, 2, 8, 10, scale=3).to(dtype)
-    value = LOSSES[name](student, teacher)
-    expected = LOSSES[name](student.float(), teacher.float())
-    assert value.dtype == torch.float32
-    assert value == expected
+    assert_half_is_computed_in_single(LOSSES[name], *draw(4, 2, 8, 10, scale=3).to(dtype))
 
 
 @every_loss
 def test_autocast_changes_nothing(name: str) -> None:
-    student, teacher = draw(5, 2, 8, 10, scale=3).float()
-    expected = value_and_gradients(LOSSES[name], student, teacher)
-    with torch.autocast("cpu", torch.bfloat16):
-        values = value_and_gradients(LOSSES[name], student, teacher)
-    for actual, reference in zip(values, expected, strict=True):
-        assert actual.dtype == torch.float32
-        assert torch.equal(actual, reference)
+    assert_autocast_changes_nothing(LOSSES[name], *draw(5, 2, 8, 10, scale=3).float())
 
 
 @every_loss
 def test_double_precision_stays(name: str) -> None:
-    assert LOSSES[name](*draw(6, 2, 8, 4)).dtype == torch.float64
+    assert_double_stays(LOSSES[name], *draw(6, 2, 8, 4))
 
 
 @every_loss

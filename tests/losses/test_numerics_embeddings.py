@@ -10,7 +10,16 @@ from torch import Tensor
 
 from kd_bench import losses
 from tests.losses import direct
-from tests.losses.cases import LargestTensor, draw, value_and_gradients
+from tests.losses.cases import (
+    LargestTensor,
+    assert_autocast_changes_nothing,
+    assert_double_stays,
+    assert_finite,
+    assert_half_is_computed_in_single,
+    assert_single_is_close_to_double,
+    draw,
+    value_and_gradients,
+)
 
 BANK = F.normalize(draw(100, 30, 12)).float()
 INDEX = torch.randint(30, (8, 11), generator=torch.Generator().manual_seed(0))
@@ -47,25 +56,16 @@ def _usual(name: str, seed: int) -> tuple[Tensor, Tensor]:
     return (F.normalize(student), teacher) if name == "contrast" else (student, teacher)
 
 
-def _assert_finite(name: str, student: Tensor, teacher: Tensor) -> None:
-    for value in value_and_gradients(LOSSES[name], student, teacher):
-        assert torch.isfinite(value).all()
-
-
 @every_loss
 def test_single_precision_is_close_to_double(name: str) -> None:
-    student, teacher = (x.float() for x in _usual(name, 1))
-    single = value_and_gradients(LOSSES[name], student, teacher)
-    double = value_and_gradients(LOSSES[name], student.double(), teacher.double())
-    for actual, reference in zip(single, double, strict=True):
-        torch.testing.assert_close(actual.double(), reference, rtol=1e-4, atol=2e-6 * reference.abs().max().item())
+    assert_single_is_close_to_double(LOSSES[name], *(x.float() for x in _usual(name, 1)))
 
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_finite_for_values_of_ten_thousand(name: str, dtype: torch.dtype) -> None:
-    _assert_finite(name, *(draw(2, 2, 8, 12).sign() * 1e4).to(dtype))
-    _assert_finite(name, *(draw(2, 2, 8, 12) * 1e4).to(dtype))
+    assert_finite(LOSSES[name], *(draw(2, 2, 8, 12).sign() * 1e4).to(dtype))
+    assert_finite(LOSSES[name], *(draw(2, 2, 8, 12) * 1e4).to(dtype))
 
 
 @every_loss
@@ -82,7 +82,7 @@ def test_finite_where_embeddings_coincide(name: str, dtype: torch.dtype, duplica
     else:
         student = student[:1].repeat(8, 1)
         teacher = teacher[:1].repeat(8, 1) if duplicated == "all" else teacher
-    _assert_finite(name, student.to(dtype), teacher.to(dtype))
+    assert_finite(LOSSES[name], student.to(dtype), teacher.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -140,11 +140,11 @@ def test_dist_of_constant_columns_and_rows(term: str) -> None:
     student, teacher = draw(9, 2, 8, 12).float()
     constant = student.clone()
     constant[2] = 0.5  # all classes of one image alike
-    _assert_finite(term, constant, teacher)
+    assert_finite(LOSSES[term], constant, teacher)
     certain = student.clone()
     certain[:, 0], certain[:, 1:] = 1e4, 0  # every class has the same probability, 0 or 1, for all images
     value, *_ = value_and_gradients(LOSSES[term], certain, teacher)
-    _assert_finite(term, certain, teacher)
+    assert_finite(LOSSES[term], certain, teacher)
     if term == "dist intra":
         assert value == 1
 
@@ -153,7 +153,7 @@ def test_dist_of_constant_columns_and_rows(term: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_batch_of_one(name: str, dtype: torch.dtype) -> None:
     student, teacher = (x[:1].to(dtype) for x in _usual(name, 10))
-    _assert_finite(name, student, teacher)
+    assert_finite(LOSSES[name], student, teacher)
     if name in SHIFTS:  # which have no pairs
         assert all(result.abs().max() == 0 for result in value_and_gradients(LOSSES[name], student, teacher))
 
@@ -161,29 +161,17 @@ def test_a_batch_of_one(name: str, dtype: torch.dtype) -> None:
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
-    student, teacher = (x.to(dtype) for x in _usual(name, 11))
-    value, *gradients = value_and_gradients(LOSSES[name], student, teacher)
-    assert value.dtype == torch.float32
-    assert value == LOSSES[name](student.float(), teacher.float())
-    assert {gradient.dtype for gradient in gradients} == {dtype}
+    assert_half_is_computed_in_single(LOSSES[name], *(x.to(dtype) for x in _usual(name, 11)))
 
 
 @every_loss
 def test_autocast_changes_nothing(name: str) -> None:
-    student, teacher = (x.float() for x in _usual(name, 12))
-    expected = value_and_gradients(LOSSES[name], student, teacher)
-    with torch.autocast("cpu", torch.bfloat16):
-        values = value_and_gradients(LOSSES[name], student, teacher)
-    for actual, reference in zip(values, expected, strict=True):
-        assert actual.dtype == torch.float32
-        assert torch.equal(actual, reference)
+    assert_autocast_changes_nothing(LOSSES[name], *(x.float() for x in _usual(name, 12)))
 
 
 @every_loss
 def test_double_precision_stays(name: str) -> None:
-    student, teacher = _usual(name, 13)
-    results = value_and_gradients(LOSSES[name], student, teacher)
-    assert {result.dtype for result in results} == {torch.float64}
+    assert_double_stays(LOSSES[name], *_usual(name, 13))
 
 
 @pytest.mark.parametrize("rows", [30, 200], ids=["product", "copies"])

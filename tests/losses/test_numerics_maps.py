@@ -7,7 +7,16 @@ import torch
 from torch import Tensor
 
 from kd_bench import losses
-from tests.losses.cases import LargestTensor, draw, value_and_gradients
+from tests.losses.cases import (
+    LargestTensor,
+    assert_autocast_changes_nothing,
+    assert_double_stays,
+    assert_finite,
+    assert_half_is_computed_in_single,
+    assert_single_is_close_to_double,
+    draw,
+    value_and_gradients,
+)
 
 
 def _of_maps(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -55,33 +64,24 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
-def _assert_finite(name: str, student: Tensor, teacher: Tensor) -> None:
-    for value in value_and_gradients(LOSSES[name], student, teacher):
-        assert torch.isfinite(value).all()
-
-
 @every_loss
 def test_single_precision_is_close_to_double(name: str) -> None:
-    student, teacher = draw(1, 2, 8, 48).float()
-    single = value_and_gradients(LOSSES[name], student, teacher)
-    double = value_and_gradients(LOSSES[name], student.double(), teacher.double())
-    for actual, reference in zip(single, double, strict=True):
-        torch.testing.assert_close(actual.double(), reference, rtol=1e-4, atol=2e-6 * reference.abs().max().item())
+    assert_single_is_close_to_double(LOSSES[name], *draw(1, 2, 8, 48).float())
 
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_finite_for_values_of_ten_thousand(name: str, dtype: torch.dtype) -> None:
-    _assert_finite(name, *(draw(2, 2, 8, 48).sign() * 1e4).to(dtype))
-    _assert_finite(name, *(draw(2, 2, 8, 48) * 1e4).to(dtype))
-    _assert_finite(name, *(draw(2, 2, 8, 48) * 1e4).relu().to(dtype))
+    assert_finite(LOSSES[name], *(draw(2, 2, 8, 48).sign() * 1e4).to(dtype))
+    assert_finite(LOSSES[name], *(draw(2, 2, 8, 48) * 1e4).to(dtype))
+    assert_finite(LOSSES[name], *(draw(2, 2, 8, 48) * 1e4).relu().to(dtype))
 
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1e-3, 1e-12, 1e-30])
 def test_finite_for_tiny_values(name: str, dtype: torch.dtype, scale: float) -> None:
-    _assert_finite(name, *(draw(2, 2, 8, 48) * scale).to(dtype))
+    assert_finite(LOSSES[name], *(draw(2, 2, 8, 48) * scale).to(dtype))
 
 
 @every_loss
@@ -97,40 +97,29 @@ def test_finite_where_embeddings_coincide(name: str, dtype: torch.dtype, duplica
     else:
         student = student[:1].repeat(8, 1)
         teacher = teacher[:1].repeat(8, 1) if duplicated == "all" else teacher
-    _assert_finite(name, student.to(dtype), teacher.to(dtype))
+    assert_finite(LOSSES[name], student.to(dtype), teacher.to(dtype))
 
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_batch_of_one(name: str, dtype: torch.dtype) -> None:
-    _assert_finite(name, *draw(10, 2, 1, 48).to(dtype))
+    assert_finite(LOSSES[name], *draw(10, 2, 1, 48).to(dtype))
 
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
-    student, teacher = draw(11, 2, 8, 48).to(dtype)
-    value, *gradients = value_and_gradients(LOSSES[name], student, teacher)
-    assert value.dtype == torch.float32
-    assert value == LOSSES[name](student.float(), teacher.float())
-    assert {gradient.dtype for gradient in gradients} == {dtype}
+    assert_half_is_computed_in_single(LOSSES[name], *draw(11, 2, 8, 48).to(dtype))
 
 
 @every_loss
 def test_autocast_changes_nothing(name: str) -> None:
-    student, teacher = draw(12, 2, 8, 48).float()
-    expected = value_and_gradients(LOSSES[name], student, teacher)
-    with torch.autocast("cpu", torch.bfloat16):
-        values = value_and_gradients(LOSSES[name], student, teacher)
-    for actual, reference in zip(values, expected, strict=True):
-        assert actual.dtype == torch.float32
-        assert torch.equal(actual, reference)
+    assert_autocast_changes_nothing(LOSSES[name], *draw(12, 2, 8, 48).float())
 
 
 @every_loss
 def test_double_precision_stays(name: str) -> None:
-    results = value_and_gradients(LOSSES[name], *draw(13, 2, 8, 48))
-    assert {result.dtype for result in results} == {torch.float64}
+    assert_double_stays(LOSSES[name], *draw(13, 2, 8, 48))
 
 
 @pytest.mark.parametrize(

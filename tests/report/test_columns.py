@@ -164,8 +164,8 @@ def test_a_row_of_another_machine_is_marked_and_not_ranked(folder: Path) -> None
     summary = summary_of(folder, cells, "latency", "macs")
     assert column(summary, "dkd", "latency").marked and not column(summary, "kd", "latency").marked
     text = render_summary(summary, "terminal", width=200)
-    assert line(text, "dkd")[1] == "1.000 ± 0.000 *"
-    assert ("*: measured otherwise than the rest of the column, not to be compared: latency of dkd (A GPU (cuda), "
+    assert line(text, "dkd")[1] == "1.000 ± 0.000 #"
+    assert ("#: measured otherwise than the rest of the column, not to be compared: latency of dkd (A GPU (cuda), "
             "1 thread, torch 2.9.0).") in notes(summary)  # fmt: skip
     best = [text for text in render_summary(summary, "markdown").splitlines() if "**" in text]
     assert any("**3.000 ± 1.414**" in text for text in best) and not any("**1.000" in text for text in best)
@@ -273,6 +273,11 @@ def test_without_columns_nothing_changes(folder: Path) -> None:
     [
         ("top1,latecy", "--columns: no column is called 'latecy'; did you mean 'latency'?"),
         ("ece,ece", "--columns: ece is there twice"),
+        ("ECE", "--columns: no column is called 'ECE'; did you mean 'ece'?"),
+        (
+            "top1,",
+            "--columns: a name is lacking (it is 'top1,'); names of columns stand between commas, e.g. top1,ece",
+        ),
     ],
 )
 def test_unknown_columns_are_sentences(text: str, sentence: str) -> None:
@@ -285,6 +290,8 @@ def test_names_of_columns() -> None:
     assert parse_columns("top1, ece") == ("top1", "ece") and parse_columns(None) == ()
     with pytest.raises(UserError, match=r"^columns: no column is called ''"):
         check_columns([""])
+    with pytest.raises(UserError, match=r"there are: top1, .* throughput, .* and corrupted_NAME for each corruption$"):
+        check_columns(["zzz"])
 
 
 def test_commands_have_the_columns_and_the_page_a_plot(tmp_path: Path, capsys) -> None:

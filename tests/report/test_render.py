@@ -168,7 +168,7 @@ def test_without_a_baseline_there_is_no_column_of_differences(tmp_path: Path) ->
     summary = summarise(read_results(tmp_path, plan(tmp_path, {"dkd": [62.0, 63.0]})))
     for format in ("terminal", "markdown", "plain", "latex-long"):
         text = render_summary(summary, format)
-        assert "difference to" not in text and "No differences: the recipe plans no 'kd'" in text
+        assert "difference to" not in text and "No differences: there is no row 'kd'" in text
     assert "difference_mean" in render_summary(summary, "csv")
 
 

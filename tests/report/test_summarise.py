@@ -152,7 +152,9 @@ def test_baselines(tmp_path: Path) -> None:
     frame = read_results(tmp_path, cells)
     unplanned = summarise(frame)
     assert unplanned.baseline is None and all(row.difference is None for row in unplanned.pairs[0].rows)
-    assert "No differences: the recipe plans no 'kd' to compare with (it has none, dkd)." in unplanned.footnotes
+    assert "No differences: there is no row 'kd' to compare with (there are none, dkd)." in unplanned.footnotes
+    many = summarise(read_results(tmp_path, plan(tmp_path, {f"row{number}": [60.0] for number in range(8)})))
+    assert any(note.endswith("(there are row0, row1, row2, row3, row4, row5, ...).") for note in many.footnotes)
     alone = summarise(frame, baseline="none")
     assert rows(alone)["none"].difference is None
     assert rows(alone)["dkd"].difference == Difference(2.0, 2.0, 2.0, 2)

@@ -20,23 +20,17 @@ from kd_bench.estimate.step_cost import count_cohort
 from kd_bench.models.outputs import observe
 from kd_bench.plan import plan
 from kd_bench.testing import SmallRun
-from kd_bench.training.build import build_network, build_student
 from kd_bench.training.dot import DOT
 from kd_bench.training.gradients import add_gradients, all_gradients, finish_gradients
-from kd_bench.training.loaders import loaders
-from kd_bench.training.micro_batch import split_micro_batches
 from kd_bench.training.optimizers import build_optimizer, set_learning_rate
 from kd_bench.training.student import StudentModule
-from kd_bench.types import Batch
 from kd_bench.utils.errors import UserError
-from tests.training.parts import CPU, MemoryWriter, same, splits, train, trial
+from tests.training.parts import same, splits, train, trial
+from tests.training.steps import PLAIN, built, close, step_as_one_of_two, stepped
 from tests.training.tape import TapeRecorder
 from tests.training.test_recorded import run, without
 
 OPTIMIZER = {"name": "dot", "lr": 0.03}
-
-#: Without batch statistics, so that it does not matter how a batch is divided.
-PLAIN = "test_vit"
 
 RECIPE = {
     "name": "r",
@@ -172,35 +166,9 @@ def flat(optimizer: DOT) -> list[float]:
     return [value for weight in weights if weight.grad is not None for value in weight.grad.tolist()]
 
 
-def built(data: Any, **changes: Any) -> tuple[StudentModule, nn.Module, list[Batch]]:
-    settings = {"model": PLAIN, "batch_size": 8, "optimizer": OPTIMIZER} | changes
-    one = trial(settings.pop("method", "kd"), **settings)
-    teacher = build_network(one.teacher, data)[0].eval()
-    return build_student(one, data, teacher, MemoryWriter()), teacher, list(loaders(one, data, CPU)[0])
-
-
-def stepped(
-    member: StudentModule, teacher: nn.Module, batches: list[Batch], micro_batch: int | None = None
-) -> dict[str, Tensor]:
-    member.train()
-    for batch in batches[:3]:
-        for part in split_micro_batches(batch, micro_batch):
-            with torch.no_grad():
-                taught = observe(teacher, part.batch.images, member.method.needs.teacher)
-            member.step(taught, part, Tensor.backward)
-    assert not member.stopped
-    return {name: value.detach().clone() for name, value in member.named_parameters()}
-
-
-def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        torch.testing.assert_close(value, other[key], rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(("method", "model"), [("kd", PLAIN), ("fitnet", "cifar_resnet8"), ("vid", "cifar_resnet8")])
 def test_a_student_trains_by_the_formula(data, method: str, model: str) -> None:
-    member, teacher, batches = built(data, method=method, model=model, clip_norm=None)
+    member, teacher, batches = built(data, method, model=model, optimizer=OPTIMIZER, clip_norm=None)
     reference = copy.deepcopy(nn.ModuleList([member.network, member.method])).train()
     weights = dict(reference.named_parameters())
     momenta: list[dict[str, Tensor]] = [{}, {}]
@@ -237,17 +205,13 @@ def test_a_student_trains_by_the_formula(data, method: str, model: str) -> None:
 @pytest.mark.parametrize("micro_batch", [2, 6])
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 def test_micro_batches_add_up(data, micro_batch: int, clip_norm: float | None) -> None:
-    whole = stepped(*built(data, clip_norm=clip_norm))
-    close(stepped(*built(data, clip_norm=clip_norm), micro_batch=micro_batch), whole)
+    changes = {"optimizer": OPTIMIZER, "clip_norm": clip_norm}
+    whole = stepped(*built(data, **changes))
+    close(stepped(*built(data, **changes), micro_batch=micro_batch), whole)
 
 
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    member, teacher, batches = built(splits(train=32, test=16), clip_norm=0.5)
-    rows = slice(4 * rank, 4 * rank + 4)
-    own = [Batch(one.images[rows], one.labels[rows], one.index[rows], one.epoch, one.step) for one in batches]
-    torch.save(stepped(member, teacher, own), folder / f"{rank}.pth")
+    step_as_one_of_two(rank, folder, splits(train=32, test=16), optimizer=OPTIMIZER, clip_norm=0.5)
     weight = nn.Parameter(torch.ones(2))  # with a gradient of the task only
     weight.grad = torch.full((2,), 1.0 + rank)
     finish_gradients(DOT([weight], 0.1, 0.9, 0.05, 0.0), [weight], None)
@@ -260,7 +224,7 @@ def test_two_processes_train_as_one_with_both_their_batches(data, tmp_path: Path
     mp.spawn(work, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
     assert same(first, second)
-    close(first, stepped(*built(data, clip_norm=0.5)))
+    close(first, stepped(*built(data, optimizer=OPTIMIZER, clip_norm=0.5)))
 
 
 @pytest.mark.parametrize(

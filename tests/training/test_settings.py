@@ -5,57 +5,26 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from kd_bench.config.optimizer import Lamb
 from kd_bench.config.trial import Training
 from kd_bench.models.outputs import observe
-from kd_bench.training.build import build_network, build_student
-from kd_bench.training.loaders import loaders
 from kd_bench.training.micro_batch import MicroBatch, split_micro_batches
 from kd_bench.training.optimizers import build_optimizer, learning_rate
-from kd_bench.training.student import StudentModule
-from kd_bench.types import Batch
-from tests.training.parts import CPU, MemoryWriter, same, splits, train, trial
-
-#: Without batch statistics, so that it does not matter how a batch is divided.
-PLAIN = "test_vit"
+from tests.training.parts import same, splits, train, trial
+from tests.training.steps import PLAIN, built, close, step_as_one_of_two, stepped
 
 
 @pytest.fixture(scope="module")
 def data():
     return splits(train=32, test=16)
-
-
-def built(data, **changes: Any) -> tuple[StudentModule, nn.Module, list[Batch]]:
-    one = trial(changes.pop("method", "kd"), model=PLAIN, batch_size=8, **changes)
-    teacher = build_network(one.teacher, data)[0].eval()
-    return build_student(one, data, teacher, MemoryWriter()), teacher, list(loaders(one, data, CPU)[0])
-
-
-def stepped(
-    member: StudentModule, teacher: nn.Module, batches: list[Batch], micro_batch: int | None = None
-) -> dict[str, Tensor]:
-    member.train()
-    for batch in batches[:3]:
-        for part in split_micro_batches(batch, micro_batch):
-            with torch.no_grad():
-                taught = observe(teacher, part.batch.images, member.method.needs.teacher)
-            member.step(taught, part, lambda loss: loss.backward())
-    assert not member.stopped
-    return {key: value.clone() for key, value in member.network.state_dict().items()}
-
-
-def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    for key, value in one.items():
-        torch.testing.assert_close(value, other[key], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch", [2, 4, 6])
@@ -85,13 +54,8 @@ def test_parts_of_a_batch(data) -> None:
 
 
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    member, teacher, batches = built(splits(train=32, test=16), method="ikl_kd", clip_norm=1.0, ema=0.9)
-    rows = slice(4 * rank, 4 * rank + 4)
-    own = [Batch(one.images[rows], one.labels[rows], one.index[rows], one.epoch, one.step) for one in batches]
-    state = stepped(member, teacher, own)
-    torch.save(state, folder / f"{rank}.pth")
+    changes = {"method": "ikl_kd", "clip_norm": 1.0, "ema": 0.9}
+    step_as_one_of_two(rank, folder, splits(train=32, test=16), **changes)
     dist.destroy_process_group()
 
 

@@ -3,8 +3,10 @@
 import hashlib
 import math
 import random
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,17 @@ from kd_bench.trials.reader import TrialRecord
 from kd_bench.trials.recipe_file import write_recipe
 from kd_bench.tuning import tuner
 from kd_bench.tuning.search_space import read_ranges, search_space
-from kd_bench.tuning.tuner import TunedRow, TuningSettings, describe_choice, holdout_recipe, tune_row, tuned_recipe
-from kd_bench.utils.errors import UserError
+from kd_bench.tuning.tuner import (
+    TunedRow,
+    TuningSettings,
+    describe_choice,
+    holdout_recipe,
+    rows_to_tune,
+    tune_row,
+    tuned_recipe,
+)
+from kd_bench.utils.errors import RunFailed, UserError
+from tests.cli.test_main import refused
 
 RECIPE = {
     "name": "small",
@@ -44,11 +55,14 @@ def recipe(**changes: Any) -> Recipe:
 class Trainings:
     """Stands for the training of trials: the accuracies are functions of the settings.
 
-    ``poison`` changes the accuracy on the test set, and ``kill_after`` raises Ctrl-C after so many trainings.
+    ``poison`` changes the accuracy on the test set, ``failing`` is the temperature above which the loss diverges, and
+    ``kill_after`` raises Ctrl-C after so many trainings. With ``equal``, all accuracies are 50 %.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, poison: int = 0, failing: bool = False) -> None:
-        self.poison, self.failing = poison, failing
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, poison: int = 0, failing: float = math.inf, equal: bool = False
+    ) -> None:
+        self.poison, self.failing, self.equal = poison, failing, equal
         self.done: dict[str, dict[str, Any]] = {}
         self.kill_after: int | None = None
         monkeypatch.setattr(tuner, "train_trials", self.train)
@@ -63,10 +77,9 @@ class Trainings:
             values = cell.trial.method.hyperparameters
             distance = abs(math.log(values["kd_weight"] / 0.5)) + abs(math.log(values["temperature"] / 12))
             number = int(hashlib.sha256(f"{cell.trial_id}{self.poison}".encode()).hexdigest(), 16) % 1000 / 10
-            failed = self.failing and values["temperature"] > 6
-            self.done[cell.trial_id] = (
-                {"status": "failed"} if failed else {"val_top1_last": 90 - 10 * distance, "top1_last": number}
-            )
+            top1s = {"val_top1_last": 90 - 10 * distance, "top1_last": number}
+            top1s = dict.fromkeys(top1s, 50.0) if self.equal else top1s
+            self.done[cell.trial_id] = {"status": "failed"} if values["temperature"] > self.failing else top1s
         return {}
 
     def read(self, path: Path) -> TrialRecord:
@@ -126,10 +139,101 @@ def test_the_test_set_chooses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_tries_whose_loss_diverged_are_counted_and_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Trainings(monkeypatch, failing=True)
+    Trainings(monkeypatch, failing=6)
     row = tuned(tmp_path)
     failed = [one for one in row.tries if one.val_top1 is None]
     assert failed and len(row.tries) == 12 and row.best.values["temperature"] <= 6
+    assert f". The loss of {len(failed)} tries diverged. The test set" in describe_choice(row)
+
+
+def test_a_row_whose_tries_have_all_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainings(monkeypatch, failing=0)
+    row = tuned(tmp_path)
+    with pytest.raises(RunFailed) as error:
+        tuned_recipe(recipe(), [row], seeds=None)
+    assert str(error.value) == (
+        "kd, resnet14 → resnet8: the losses of all 12 tries diverged, so that there is nothing to choose from; leave "
+        "kd out of --method, or search other ranges, e.g. of lr"
+    )
+
+
+def test_equal_accuracies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainings(monkeypatch, equal=True)
+    row = tuned(tmp_path)
+    assert describe_choice(row) == (
+        "kd tuned, resnet14 → resnet8: try 1 of 12 has the best accuracy on held-out images, 50.00 %, as the first of "
+        "12 tries (the recipe's settings: 50.00 %): kd_weight 2, temperature 4. The test set would have chosen the "
+        "same."
+    )
+    better = replace(row, tries=(*row.tries[:2], replace(row.tries[2], val_top1=51.0), *row.tries[3:]))
+    assert "try 3 of 12 has the best accuracy on held-out images, 51.00 % (the recipe" in describe_choice(better)
+    assert describe_choice(better).endswith(". No try has a higher accuracy on the test set.")
+
+
+def test_a_warm_up_that_is_too_long_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, labels=["dkd"], ranges=read_ranges(["temperature=1..6"]))
+    tries = holdout_recipe(recipe(methods={"dkd": {"warmup_epochs": 9}}, pairs=RECIPE["pairs"][1:]), settings, "small")  # type: ignore[index]
+    lines: list[str] = []
+    monkeypatch.setattr(tuner, "_result", lambda record: (50.0, 50.0))
+    monkeypatch.setattr(tuner, "train_trials", lambda *arguments: {})
+    monkeypatch.setattr(tuner, "read_trial", lambda path: TrialRecord(path, "done", result={}))
+    tune_row(tries, tries.pairs[0], "dkd", settings, RunOptions(out=tmp_path), lines.append)
+    notes = [line for line in lines if "warm-up" in line]
+    assert len(notes) == 1 and notes[0].startswith("dkd: its warm-up takes 9 epochs and the training 2, so its terms")
+    assert notes[0].endswith("; set methods.dkd.warmup_epochs") and len(lines) == 13
+
+
+def test_tried_values_stay_in_their_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainings(monkeypatch)
+    ranges = read_ranges(["temperature=4.0001..4.0004"])  # with three digits, all are 4
+    row = tuned(tmp_path, replace(SETTINGS, ranges=ranges, budget=6))
+    assert row.space.ranges["temperature"] == (4.0, 4.0004)
+    row = tuned(tmp_path, replace(SETTINGS, ranges=read_ranges(["temperature=3.9996..4"]), budget=6))
+    assert all(3.9996 <= one.values["temperature"] <= 4 for one in row.tries)
+
+
+def test_a_tuned_row_is_not_marked_as_untuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainings(monkeypatch)
+    mark = {"kd": {"method": "kd", "untuned": "the settings of VGG13"}}
+    pairs = [{"teacher": "resnet14", "student": "resnet8", "methods": {"kd": {"untuned": True}}}]
+    content = recipe(methods=RECIPE["methods"] | mark, pairs=pairs)  # type: ignore[operator]
+    tries = holdout_recipe(content, SETTINGS, "small")
+    row = tune_row(tries, tries.pairs[0], "kd", SETTINGS, RunOptions(out=tmp_path), lambda _: None)
+    planned = plan(tuned_recipe(content, [row], seeds=1), "comparison")
+    assert {cell.label: cell.untuned for cell in planned} == {"none": False, "kd": True, "kd tuned": False}
+
+
+def test_a_row_is_not_tuned_for_a_pair_that_leaves_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainings(monkeypatch)
+    pairs = [{"teacher": "resnet14", "student": "resnet8", "leave_out": ["kd"]}, RECIPE["pairs"][1]]  # type: ignore[index]
+    settings = replace(SETTINGS, labels=["kd", "dkd"])
+    tries = holdout_recipe(recipe(pairs=pairs), settings, "small")
+    chosen = rows_to_tune(tries, tries.pairs, settings)
+    assert [(pair.student, label) for pair, label in chosen] == [
+        ("resnet8", "dkd"), ("resnet20", "kd"), ("resnet20", "dkd")
+    ]  # fmt: skip
+    done = tune_row(tries, tries.pairs[1], "kd", SETTINGS, RunOptions(out=tmp_path), lambda _: None)
+    tries_of_any = tuple(replace(one, values={"temperature": 3.0}) for one in done.tries)
+    tuned_rows = [replace(done, pair=pair, label=label, tries=tries_of_any) for pair, label in chosen]
+    planned = plan(tuned_recipe(recipe(pairs=pairs), tuned_rows, seeds=1), "comparison")
+    assert [cell.label for cell in planned if cell.student == "cifar_resnet8"] == ["none", "dkd", "dkd tuned"]
+    with pytest.raises(UserError, match="--method kd: leave_out takes this row from all selected pairs"):
+        rows_to_tune(tries, tries.pairs[:1], settings)
+
+
+def test_a_range_is_for_the_rows_that_have_it_and_is_checked_before_training() -> None:
+    tries = holdout_recipe(recipe(), SETTINGS, "small")
+    settings = replace(SETTINGS, labels=["kd", "dkd"], ranges=read_ranges(["beta=1..2"]))
+    rows_to_tune(tries, tries.pairs, settings)  # kd has no beta
+    assert "beta" not in tuner.row_space(tries, tries.pairs[0], "kd", settings).ranges
+    assert tuner.row_space(tries, tries.pairs[0], "dkd", settings).ranges["beta"] == (1, 8)
+    for text, sentence in (
+        ("bta=1..2", "no number among the hyper-parameters of kd is called 'bta'"),
+        ("warmup_epochs=1..2", "--search warmup_epochs: row dkd has warmup_epochs 0, and only positive numbers"),
+        ("lr=1..1e10", "--search lr: .*optimizer.lr: should be at most 1,000,000,000"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            rows_to_tune(tries, tries.pairs, replace(settings, ranges=read_ranges([text])))
 
 
 def test_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +251,23 @@ def test_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert {cell.trial_id for cell in planned if cell.label != "kd tuned" and cell.seed < 2} < whole
     assert comparison.notes == (describe_choice(row),)
     assert comparison.notes[0].startswith(f"kd tuned, resnet14 → resnet8: try {row.best.number} of 12 has the best")
-    write_recipe(comparison, tmp_path)
+    write_recipe(comparison, tmp_path, planned)
     table = api.table([api.plan(str(tmp_path / "tuned-small" / "recipe.yaml"))], tmp_path)
     assert table.footnotes[-1] == describe_choice(row)
+
+
+def test_pairs_whose_teachers_have_settings_are_tuned_and_compared_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainings(monkeypatch)
+    pairs = [{"teacher": "resnet14", "student": "resnet8"}, {"teacher": "resnet20", "student": "resnet20"}]
+    content = recipe(pairs=pairs, teachers={"resnet14": {"epochs": 3}, "cifar_resnet20": {"epochs": 4}})
+    tries = holdout_recipe(content, SETTINGS, "small")
+    for pair, epochs, title in zip(tries.pairs, (3, 4), ("resnet14 → resnet8", "resnet20 → resnet20"), strict=True):
+        row = tune_row(tries, pair, "kd", SETTINGS, RunOptions(out=tmp_path), lambda _: None)
+        planned = [one.trial for one in row.tries] + plan(tuned_recipe(content, [row], seeds=1), "comparison")
+        assert {cell.taught_by.epochs for cell in planned if cell.taught_by} == {epochs}
+        assert describe_choice(row).startswith(f"kd tuned, {title}: ")
 
 
 def test_a_learning_rate_is_searched_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,11 +290,13 @@ def test_a_learning_rate_is_searched_if_asked_for(tmp_path: Path, monkeypatch: p
         (["kd_weight=0..2"], "should be two positive numbers"),
         (["kd_weight=1..inf"], "should be two positive numbers"),
         (["kd_weigt=1..2"], "did you mean 'kd_weight'"),
+        (["lr=1..2", "lr = 2..3"], "--search lr = 2..3: lr has a range already; leave one of the two out"),
+        (["ce_weight=0.1..1"], "--search ce_weight: row kd has ce_weight 0.0, and only positive numbers"),
     ],
 )
 def test_wrong_ranges(texts: list[str], sentence: str) -> None:
     with pytest.raises(UserError) as error:
-        search_space("kd", {"ce_weight": 0.1, "kd_weight": 0.9, "temperature": 4.0}, 0.05, read_ranges(texts), "row kd")
+        search_space("kd", {"ce_weight": 0.0, "kd_weight": 0.9, "temperature": 4.0}, 0.05, read_ranges(texts), "row kd")
     assert sentence in str(error.value)
 
 
@@ -185,8 +305,19 @@ def test_wrong_settings() -> None:
         holdout_recipe(recipe(), TuningSettings(["kd"], 5), "small.yaml")
     with pytest.raises(UserError, match="did you mean 'dkd'"):
         holdout_recipe(recipe(), TuningSettings(["dkdd"], 5, holdout=20), "small.yaml")
-    with pytest.raises(UserError, match="no hyper-parameter with a range"):
+    with pytest.raises(UserError, match=r"no hyper-parameter with a range.*for one of lr, e\.g\. --search lr="):
         search_space("none", {}, 0.05, {}, "row none")
+
+
+@pytest.mark.parametrize("condition", ["method=kd", "seed=0", "teacher_seed=0"])
+def test_only_selects_pairs(condition: str, tmp_path: Path) -> None:
+    message = refused("tune", "demo", "--method", "kd", "--holdout", "50", "--only", condition, "--out", str(tmp_path))
+    assert message.startswith(f"kd-bench: --only {condition}: tune selects pairs, by student or teacher; rows are ")
+
+
+def test_a_holdout_of_all_images_names_the_key(tmp_path: Path) -> None:
+    message = refused("tune", "demo", "--method", "kd", "--holdout", "2000", "--out", str(tmp_path))
+    assert re.match(r"kd-bench: \S*demo.yaml: dataset: holdout: 2000 of \d+ training images leave none to", message)
 
 
 @pytest.mark.slow

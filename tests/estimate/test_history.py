@@ -1,0 +1,75 @@
+"""Estimates that are kept, and compared with the time of the trainings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kd_bench.config.trial import PlannedTrial
+from kd_bench.estimate import history
+from kd_bench.estimate.recipe_cost import cost_key
+from tests.estimate.few import planned
+
+
+def test_the_time_of_a_run_is_compared_and_kept(recipe: Path, tmp_path: Path) -> None:
+    cells = planned(recipe)
+    out = tmp_path / "out"
+    assert history.compare_with_estimate(cells, [cell.trial_id for cell in cells], out, "few") == ""
+    keys = [cost_key(cell.trial) for cell in cells if cell.label in ("kd", "dkd")]
+    content = {
+        "made": "then",
+        "groups": [
+            {"cost_keys": [keys[0], keys[-1]], "here": {"shared_seconds": 8.0, "own_seconds": [3.0, 5.0]}},
+            {"cost_keys": [cost_key(cells[0].trial)], "here": None},
+        ],
+    }
+    (out / "few").mkdir(parents=True)
+    (out / "few" / "estimate.json").write_text(json.dumps(content))
+    ids = {}
+    for label, own in (("kd", 4.0), ("dkd", 6.0), ("none", 1.0)):
+        ids[label] = next(cell.trial_id for cell in cells if cell.label == label)
+        metrics(out / "few" / ids[label], [(own, own + 10.0, 2), (own, own + 10.0, 2)])
+    comparison = history.compare_with_estimate(cells, list(ids.values()), out, "few")
+    assert comparison == "few: 2 trainings: estimated 32 s, took 40 s (+25 %)"
+    outcome = json.loads((out / "few" / "estimate.json").read_text())["outcomes"]
+    assert len(outcome) == 1
+    assert outcome[0]["trainings"] == [ids["kd"], ids["dkd"]]
+    assert (outcome[0]["estimated_seconds"], outcome[0]["took_seconds"]) == (32.0, 40.0)
+    assert outcome[0]["error_percent"] == pytest.approx(25.0)
+    history.compare_with_estimate(cells, [ids["kd"]], out, "few")
+    assert len(json.loads((out / "few" / "estimate.json").read_text())["outcomes"]) == 2
+
+
+def test_a_network_that_runs_once_was_estimated_once(recipe: Path, tmp_path: Path) -> None:
+    cell = planned(recipe, "epochs=2", "augment.crop=0", "augment.flip=false")[0]
+    teacher = cell.trial.model_copy(update={"pretrained": "0" * 64, "trainable": "head"})
+    group = {"cost_keys": [cost_key(teacher)], "here": {"shared_seconds": 8.0, "own_seconds": [2.0]}}
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "estimate.json").write_text(json.dumps({"groups": [group]}))
+    metrics(tmp_path / "few" / teacher.id, [(8.0, 12.0, 1), (0.1, 0.5, 1)])
+    cells = [PlannedTrial(teacher, "teacher", None)]
+    comparison = history.compare_with_estimate(cells, [teacher.id], tmp_path, "few")
+    assert comparison == "few: 1 training: estimated 10 s, took 12 s (+25 %)"
+
+
+def test_a_damaged_estimate_is_ignored(recipe: Path, tmp_path: Path) -> None:
+    cells = planned(recipe)
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "estimate.json").write_text("{")
+    assert history.compare_with_estimate(cells, [cells[0].trial_id], tmp_path, "few") == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.26, "0.3 s"), (45, "45 s"), (300, "5.0 min"), (36_000, "10 h"), (4.8e6, "1,333 h"), (1.42e10, "450 years")],
+)
+def test_durations_have_a_few_digits(seconds: float, text: str) -> None:
+    assert history.format_duration(seconds) == text
+
+
+def metrics(folder: Path, rows: list[tuple[float, float, int]]) -> None:
+    folder.mkdir(parents=True)
+    lines = ["own_seconds,seconds,members", *(",".join(map(str, row)) for row in rows)]
+    (folder / "metrics.csv").write_text("\n".join(lines) + "\n")
