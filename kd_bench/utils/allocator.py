@@ -1,8 +1,8 @@
 """Lets glibc keep the memory of tensors that are freed.
 
-By default it returns the memory of every large tensor to the system and gets it again, page by page, for the next batch.
-On a CPU this takes a quarter of a small network's training and nearly half of its evaluation. Keeping the memory changes
-no result.
+By default it returns the memory of every large tensor to the system and gets it again, page by page, for the next
+batch. On a CPU this takes a quarter of a small network's training and nearly half of its evaluation. Keeping the memory
+changes no result.
 """
 
 from __future__ import annotations
