@@ -48,6 +48,7 @@ def evaluate(
     out: opt.Out = opt.OUT,
     data: opt.Data = None,
     threads: opt.Threads = 1,
+    workers: opt.Workers = opt.WORKERS,
     device: opt.Device = "auto",
     format_: opt.Format = "terminal",
 ) -> None:
@@ -71,7 +72,7 @@ def evaluate(
         target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials,
         overrides=set_,
     )  # fmt: skip
-    evaluator = NetworkEvaluator(data, find_devices(device)[0], threads, ood or ())
+    evaluator = NetworkEvaluator(data, find_devices(device)[0], threads, workers, ood or ())
     evaluator.images.check_names(ood or ())
     outcomes: list[Outcome] = []
     failures: list[str] = []

@@ -20,6 +20,7 @@ from kd_bench.utils.errors import UserError, unknown
 from kd_bench.utils.paths import logit_cache_limit
 
 OUT = Path("runs")
+WORKERS = 2
 
 RecipeName = Annotated[
     str,
@@ -78,6 +79,7 @@ Data = Annotated[Path | None, path_option("--data", "Folder of the data sets.", 
 Threads = Annotated[
     int, whole_number("--threads", "CPU threads per cohort; results with 1 are bitwise reproducible.", 1, 1024)
 ]
+Workers = Annotated[int, whole_number("--workers", "Processes that decode images not held in memory.", 0, 1000)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
 Format = Annotated[
     str,
@@ -129,7 +131,7 @@ RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
     "retry_failed": (_option(bool, "--retry-failed", "Train failed trials again."), False),
     "tensorboard": (_option(bool, "--tensorboard", "Also write TensorBoard events."), False),
     "wandb": (_option(bool, "--wandb", "Also log to Weights & Biases (locally with WANDB_MODE=offline)."), False),
-    "workers": (_whole(int, "--workers", "Processes that decode images not held in memory.", 0, 1000), 2),
+    "workers": (Workers, WORKERS),
     "devices": (_whole(int | None, "--devices", "Devices per machine that share a cohort's batches.", 1, 1000), None),
     "nodes": (
         _whole(int | None, "--nodes", "Machines that share a cohort's batches (torchrun, srun).", 1, 10_000),

@@ -69,6 +69,7 @@ def verify(
     ] = False,
     data: opt.Data = None,
     device: opt.Device = "cpu",
+    workers: opt.Workers = opt.WORKERS,
 ) -> None:
     """Verify finished trials: their settings, metrics and checksums of weights.
 
@@ -89,8 +90,8 @@ def verify(
         keep_freed_memory()
         sound = [trial.path for trial in checked if trial.status == "done" and not trial.faults]
         chosen = find_devices(device)[0]
-        faults += filter(None, (integrity.check_accuracy(path, data, chosen) for path in sound))
-        faults += verify_evaluations(sound, data, chosen)
+        faults += filter(None, (integrity.check_accuracy(path, data, chosen, workers) for path in sound))
+        faults += verify_evaluations(sound, data, chosen, workers)
     for fault in faults:
         typer.echo(fault)
     counts = Counter(trial.status for trial in checked)

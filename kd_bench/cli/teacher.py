@@ -95,6 +95,7 @@ def teacher_verify(
     out: opt.Out = opt.OUT,
     data: opt.Data = None,
     device: opt.Device = "cpu",
+    workers: opt.Workers = opt.WORKERS,
 ) -> None:
     """Measure a teacher on the test set, class by class, and compare with the recorded and published accuracies."""
     from kd_bench import api
@@ -106,7 +107,7 @@ def teacher_verify(
     recipe, model, context = api.teacher_recipe(name, dataset, weights=weights, overrides=set_)
     teacher, file = plan_teacher(recipe, model, context)
     datasets.locate(teacher.dataset, data)
-    typer.echo(verify_teacher(teacher, file, out, data, find_devices(device)[0]))
+    typer.echo(verify_teacher(teacher, file, out, data, find_devices(device)[0], workers))
 
 
 @teacher_app.command("convert")

@@ -84,12 +84,15 @@ class NetworkEvaluator:
         data: Folder of data sets; None for the default.
         device: ``cpu`` or ``cuda:<n>``.
         threads: CPU threads of one operation, for all but the timing.
+        workers: Processes that decode images, for data sets that are not held in memory.
         others: Data sets and folders for ``ood``; none for all data sets that are there.
     """
 
-    def __init__(self, data: Path | None, device: str, threads: int = 1, others: Sequence[str] = ()) -> None:
+    def __init__(
+        self, data: Path | None, device: str, threads: int = 1, workers: int = 0, others: Sequence[str] = ()
+    ) -> None:
         self.device, self.others = torch.device(device), tuple(others)
-        self.images, self._threads = DatasetReader(data), threads
+        self.images, self._threads, self._workers = DatasetReader(data), threads, workers
         self._teacher_logits: tuple[Any, _TestLogits] | None = None
 
     def evaluate(
@@ -179,7 +182,7 @@ class NetworkEvaluator:
 
         batches = [
             (logits.float().cpu(), labels.cpu())
-            for logits, labels in logits_by_batch(network, view, images, self.device, progress, folded)
+            for logits, labels in logits_by_batch(network, view, images, self.device, progress, folded, self._workers)
         ]
         logits, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
         if not logits.isfinite().all():

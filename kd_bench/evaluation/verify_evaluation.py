@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 _RELATIVE, _ABSOLUTE = 1e-3, 1e-4
 
 
-def verify_evaluations(folders: Iterable[Path], data: Path | None, device: str) -> Iterator[str]:
+def verify_evaluations(folders: Iterable[Path], data: Path | None, device: str, workers: int = 0) -> Iterator[str]:
     """Yields a sentence for each value that is not what is measured now. Timing is not repeated.
 
     Args:
         folders: Folders of finished trials, in which ``check_trial`` finds no faults.
         data, device: Folder of the data sets, None for the default; device of the evaluation.
+        workers: Processes that decode images, for data sets that are not held in memory.
     """
     evaluator: NetworkEvaluator | None = None
     for folder in folders:
@@ -39,7 +40,7 @@ def verify_evaluations(folders: Iterable[Path], data: Path | None, device: str) 
             if evaluator is None:
                 from kd_bench.evaluation.evaluate_network import NetworkEvaluator
 
-                evaluator = NetworkEvaluator(data, device)
+                evaluator = NetworkEvaluator(data, device, workers=workers)
             try:
                 yield from _verify(folder, evaluator)
             except (UserError, RunFailed) as error:

@@ -19,7 +19,7 @@ PUBLISHED_TOLERANCE = 0.3
 
 
 def verify_teacher(
-    teacher: Trial | PretrainedTeacher, file: Path | None, out: Path, data: Path | None, device: str
+    teacher: Trial | PretrainedTeacher, file: Path | None, out: Path, data: Path | None, device: str, workers: int = 0
 ) -> str:
     """Returns lines with the teacher's test accuracy, recorded and published values, and its best and worst classes.
 
@@ -29,6 +29,7 @@ def verify_teacher(
         out: The results folder.
         data: Folder of data sets; None for the default.
         device: Device to evaluate on.
+        workers: Processes that decode images, for data sets that are not held in memory.
 
     Raises:
         UserError: If the teacher is not trained yet, or its weights are damaged.
@@ -57,7 +58,7 @@ def verify_teacher(
     images = datasets.open_dataset(teacher.dataset, teacher.pipeline, datasets.resolve_data_dir(data))
     network, view = load_network(teacher, file, images)
     folded = isinstance(teacher, PretrainedTeacher)  # as it was measured when it was read
-    accuracy = evaluate_accuracy(network, view, images, torch.device(device), folded=folded)
+    accuracy = evaluate_accuracy(network, view, images, torch.device(device), folded=folded, workers=workers)
     card = cards.find("teachers", teacher.dataset.name, teacher.model)
     published = card.top1 if card else ()
     if isinstance(teacher, PretrainedTeacher):

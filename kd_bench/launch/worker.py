@@ -133,7 +133,8 @@ def _run(job: WorkerJob, leased: list[LeasedTrial], events: EventWriter) -> None
 
         data = Path(job.data) if job.data else None
         with isolated(job):
-            import_teacher(trial, Path(job.weights), data, job.device, job.threads, folder, lease, events.send)
+            machine = (data, job.device, job.threads, job.workers)
+            import_teacher(trial, Path(job.weights), *machine, folder, lease, events.send)
     else:
         from kd_bench.launch.train_cohort import train
 

@@ -35,10 +35,11 @@ def evaluate_accuracy(
     device: torch.device,
     progress: Progress | None = None,
     folded: bool = False,
+    workers: int = 0,
 ) -> Accuracy:
     """Evaluates a network on the test set. The arguments are those of ``logits_by_batch``."""
     sums = MetricSums(by_class=True)
-    for logits, labels in logits_by_batch(network, view, images, device, progress, folded):
+    for logits, labels in logits_by_batch(network, view, images, device, progress, folded, workers):
         sums.update({}, logits, labels)
     hits = sums.state()["sums"]
     top1, top5 = (100 * float(hits[name]) / sums.images for name in ("top1", "top5"))
@@ -54,6 +55,7 @@ def logits_by_batch(
     device: torch.device,
     progress: Progress | None = None,
     folded: bool = False,
+    workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields logits, (B, K), and labels, (B,) int64, of the test set's batches, in its order.
 
@@ -64,10 +66,11 @@ def logits_by_batch(
         progress: Called after each batch.
         folded: Whether to fold the batch norms into the convolutions and to have the channels last, which is faster and
             changes the last bits of the logits (see ``kd_bench.models.batch_norm_folding``).
+        workers: Processes that decode images, for data sets that are not held in memory.
     """
     network, view = network.to(device).eval(), view.to(device)
     original = network
-    loader = evaluation_loader(images, device)
+    loader = evaluation_loader(images, device, workers)
     try:
         for batch in loader:
             inputs = view(batch.images)

@@ -27,6 +27,7 @@ def import_teacher(
     data: Path | None,
     device: str,
     threads: int,
+    workers: int,
     folder: TrialFolder,
     lease: Lease,
     send_event: Callable[..., None],
@@ -39,7 +40,7 @@ def import_teacher(
     Args:
         teacher: The teacher.
         file: Its weights, in any layout that ``kd_bench.models.weights`` reads.
-        data, device, threads: As in ``WorkerJob``.
+        data, device, threads, workers: As in ``WorkerJob``.
         folder, lease: The teacher's folder and the lease of it.
         send_event: Sends an event to the scheduler.
 
@@ -56,7 +57,9 @@ def import_teacher(
         send_event("progress", epoch=0, step=step, steps=steps, rate=None)
 
     def measure() -> tuple[float, float]:
-        measured = evaluate_accuracy(network, view, splits, torch.device(device), progress, folded=True)
+        measured = evaluate_accuracy(
+            network, view, splits, torch.device(device), progress, folded=True, workers=workers
+        )
         return measured.top1, measured.top5
 
     if isinstance(splits, ArrayDataset):

@@ -92,12 +92,13 @@ def _evaluation_faults(record: TrialRecord) -> tuple[str, ...]:
     return tuple(evaluation_faults(record.path, result["weights_sha256"], result.get("images")))
 
 
-def check_accuracy(path: Path, data: Path | None, device: str) -> str | None:
+def check_accuracy(path: Path, data: Path | None, device: str, workers: int = 0) -> str | None:
     """Evaluates a finished trial's weights again. Returns the fault, or None.
 
     Args:
         path: The trial's folder, in which ``check_trial`` finds no faults.
         data, device: Folder of the data sets, None for the default; device of the evaluation.
+        workers: Processes that decode images, for data sets that are not held in memory.
 
     Raises:
         UserError: If the data set cannot be found.
@@ -116,7 +117,7 @@ def check_accuracy(path: Path, data: Path | None, device: str) -> str | None:
     except UserError as error:
         return str(error)
     network, view = load_network(settings, weights, images)
-    measured = evaluate_accuracy(network, view, images, torch.device(device)).top1
+    measured = evaluate_accuracy(network, view, images, torch.device(device), workers=workers).top1
     recorded = (record.result or {})["top1_last"]
     if abs(measured - recorded) <= TOLERANCE:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,11 +72,22 @@ def test_hits_are_counted_exactly(found: FileDataset, batch_size: int, world_siz
     assert (read["top1"], read["top5"]) == (100 * (first / images), 100 * (five / images))
 
 
-@pytest.mark.parametrize("batch_size", [7, 24, 256])
-def test_so_they_are_for_a_given_teacher(found: FileDataset, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("batch_size", "workers"), [(7, 0), (24, 2), (256, 0)])
+def test_so_they_are_for_a_given_teacher(
+    found: FileDataset, batch_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding: set[int] = set()
+
+    def loader(*arguments: Any, **options: Any) -> StreamTestLoader:
+        decoding.add(options["workers"])
+        return StreamTestLoader(*arguments, **options)
+
     monkeypatch.setattr(loaders, "EVALUATION_BATCH", batch_size)
+    monkeypatch.setattr(loaders, "StreamTestLoader", loader)
     network = Colours()
-    accuracy = evaluate_accuracy(network, InputTransform(network, Input(), SIZE, found.mean, found.std), found, CPU)
+    view = InputTransform(network, Input(), SIZE, found.mean, found.std)
+    accuracy = evaluate_accuracy(network, view, found, CPU, workers=workers)
+    assert decoding == {workers}
     first, five = expected(found)
     assert (accuracy.top1, accuracy.top5) == (100 * first / len(found.test), 100 * five / len(found.test))
     by_class = np.array([EACH + 1] + [EACH] * (CLASSES - 1)) @ np.array(accuracy.classes) / 100

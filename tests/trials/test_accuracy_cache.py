@@ -49,7 +49,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
         lease = acquire_lease(folder.path, LeaseMonitor())
         assert lease is not None
         evaluations.clear()
-        importing.import_teacher(teacher, file, None, "cpu", 1, folder, lease, lambda *_, **__: None)
+        importing.import_teacher(teacher, file, None, "cpu", 1, 0, folder, lease, lambda *_, **__: None)
         result = folder.result()
         assert result is not None
         assert folder.status() == "done"
