@@ -12,6 +12,7 @@ import typer
 from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import path_argument
 from kd_bench.utils.errors import RunFailed, UserError
+from kd_bench.utils.text import count
 
 
 @opt.with_settings()
@@ -95,9 +96,8 @@ def verify(
     for fault in faults:
         typer.echo(fault)
     counts = Counter(trial.status for trial in checked)
-    states = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-    typer.echo(
-        f"{folder}: {len(checked)} trials: {states}; {len(faults) or 'no'} fault{'s' * (len(faults) != 1)} found"
-    )
+    states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    found = count(len(faults), "fault") if faults else "no faults"
+    typer.echo(f"{folder}: {count(len(checked), 'trial')}: {states}; {found} found")
     if faults:
         raise RunFailed(f"{folder}: some trials are damaged")
