@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kd_bench.types import Batch, Needs, Outputs, Pair
     from kd_bench.utils.errors import RunFailed, UserError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Batch",
