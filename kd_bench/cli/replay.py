@@ -11,6 +11,7 @@ import typer
 from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import path_argument, path_option
 from kd_bench.launch.options import RunOptions
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     from kd_bench.launch.replay import Replay
@@ -40,7 +41,7 @@ def describe(replay: Replay) -> list[str]:
     """Returns lines about the outcome of a replay."""
     assert replay.kept.metrics is not None
     kept, again = replay.top1
-    epochs = f"{replay.kept.metrics.rows} epoch{'s' * (replay.kept.metrics.rows != 1)}"
+    epochs = count(replay.kept.metrics.rows, "epoch")
     lines = [f"{replay.kept.path}: {kept:.2f} % kept, {again:.2f} % trained again ({epochs})"]
     if replay.machine:
         lines.append(f"trained elsewhere: {'; '.join(replay.machine)}")
