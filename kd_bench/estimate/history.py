@@ -6,7 +6,9 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PlannedTrial, Trial
@@ -14,7 +16,8 @@ from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, cost_key
 from kd_bench.trials.environment import utc_timestamp
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import UserError
-from kd_bench.utils.files import read_json, write_json
+from kd_bench.utils.files import write_json
+from kd_bench.utils.regular_files import BadFile, read_json_object
 from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
@@ -22,6 +25,34 @@ if TYPE_CHECKING:
 
 #: The file in ``OUT/<recipe>``.
 FILE = "estimate.json"
+
+
+class _Kept(BaseModel):
+    """Base of what is read from the file again. Other keys are for its readers."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class _KeptTiming(_Kept):
+    shared_seconds: float
+    own_seconds: tuple[float, ...]
+
+
+class _KeptGroup(_Kept):
+    cost_keys: tuple[str, ...]
+    here: _KeptTiming | None
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Self:
+        if self.here is not None and len(self.here.own_seconds) != len(self.cost_keys):
+            raise ValueError("own_seconds and cost_keys differ in length")
+        return self
+
+
+class _KeptEstimate(_Kept):
+    made: str | None = None
+    groups: tuple[_KeptGroup, ...]
+    outcomes: tuple[dict[str, Any], ...] = ()
 
 
 def save_estimate(cost: RecipeCost, options: RunOptions) -> Path:
@@ -37,7 +68,7 @@ def save_estimate(cost: RecipeCost, options: RunOptions) -> Path:
         "threads": options.threads,
         "cohorts_at_once": len(cost.devices),
         "groups": [_group_content(group) for group in cost.groups],
-        "outcomes": _read_estimate(path).get("outcomes", []),
+        "outcomes": _earlier_outcomes(path),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,14 +94,18 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
         A sentence, or an empty string if none of the trainings was estimated.
     """
     path = out / name / FILE
-    estimate = _read_estimate(path)
-    if not estimate:
-        return ""
+    try:
+        content = read_json_object(path)
+        if content is None:
+            return ""
+        estimate = _parse_estimate(content)
+    except BadFile as error:
+        return f"{path} {error}; the trainings' time is not compared with it"
     epoch_seconds = {
-        key: (group["here"]["shared_seconds"], own)
-        for group in estimate.get("groups", ())
-        if group["here"] is not None
-        for key, own in zip(group["cost_keys"], group["here"]["own_seconds"], strict=True)
+        key: (group.here.shared_seconds, own)
+        for group in estimate.groups
+        if group.here is not None
+        for key, own in zip(group.cost_keys, group.here.own_seconds, strict=True)
     }
     trials = {cell.trial_id: (cell.trial, out / name) for cell in planned}
     for cell in planned:
@@ -98,13 +133,13 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
     error = 100 * (took / estimated - 1)
     outcome = {
         "when": utc_timestamp(),
-        "estimate_of": estimate.get("made"),
+        "estimate_of": estimate.made,
         "trainings": compared,
         "estimated_seconds": estimated,
         "took_seconds": took,
         "error_percent": error,
     }
-    write_json(path, estimate | {"outcomes": [*estimate.get("outcomes", []), outcome]})
+    write_json(path, content | {"outcomes": [*estimate.outcomes, outcome]})
     return (
         f"{name}: {count(len(compared), 'training')}: estimated {format_duration(estimated)}, "
         f"took {format_duration(took)} ({error:+.0f} %)"
@@ -144,15 +179,21 @@ def _group_content(group: CohortGroup) -> dict[str, Any]:
     }
 
 
-def _read_estimate(path: Path) -> dict[str, Any]:
-    """Reads an estimate; returns an empty dict if the file is missing or damaged."""
+def _parse_estimate(content: dict[str, Any]) -> _KeptEstimate:
     try:
-        content = read_json(path)
-    except ValueError:
-        return {}
-    if not isinstance(content, dict) or not isinstance(content.get("outcomes", []), list):
-        return {}
-    return content
+        return _KeptEstimate.model_validate(content)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise BadFile(f"is damaged at {place}: {error.errors()[0]['msg']}") from None
+
+
+def _earlier_outcomes(path: Path) -> list[dict[str, Any]]:
+    """Returns the comparisons in the file; none if it is missing or damaged, since a new estimate replaces it."""
+    try:
+        content = read_json_object(path)
+        return [] if content is None else list(_parse_estimate(content).outcomes)
+    except BadFile:
+        return []
 
 
 def _read_metrics(folder: Path) -> list[dict[str, str]]:

@@ -54,11 +54,27 @@ def test_a_network_that_runs_once_was_estimated_once(recipe: Path, tmp_path: Pat
     assert comparison == "few: 1 training: estimated 10 s, took 12 s (+25 %)"
 
 
-def test_a_damaged_estimate_is_ignored(recipe: Path, tmp_path: Path) -> None:
+DAMAGED = {
+    "{": "is damaged: it is no JSON (EOF while parsing an object at line 1 column 1)",
+    "[]": "is damaged: it holds no mapping",
+    "{}": "is damaged at groups: Field required",
+    '{"groups": [{"rows": []}]}': "is damaged at groups.0.cost_keys: Field required",
+    '{"groups": [{"cost_keys": ["a"], "here": {"shared_seconds": 1, "own_seconds": []}}]}': (
+        "is damaged at groups.0: Value error, own_seconds and cost_keys differ in length"
+    ),
+    '{"groups": [], "outcomes": 3}': "is damaged at outcomes: Input should be a valid tuple",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_estimate_is_named_and_not_compared(content: str, recipe: Path, tmp_path: Path) -> None:
     cells = planned(recipe)
     (tmp_path / "few").mkdir()
-    (tmp_path / "few" / "estimate.json").write_text("{")
-    assert history.compare_with_estimate(cells, [cells[0].trial_id], tmp_path, "few") == ""
+    file = tmp_path / "few" / "estimate.json"
+    file.write_text(content)
+    message = history.compare_with_estimate(cells, [cells[0].trial_id], tmp_path, "few")
+    assert message == f"{file} {DAMAGED[content]}; the trainings' time is not compared with it"
+    assert file.read_text() == content
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.report.test_columns import cells_of, evaluation, line, notes, summary_of, write
-from tests.report.trials import put, render_summary
+from tests.report.trials import render_summary
 from tests.trials.test_evaluation_file import MACHINE
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    put(tmp_path / "teachers" / "t0", top1_last=97.2, top1_best=97.5, epochs=40)
-    return tmp_path / "demo"
 
 
 def test_a_table_without_top1_says_nothing_about_it(folder: Path) -> None:

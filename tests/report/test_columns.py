@@ -52,12 +52,6 @@ def write(folder: Path, name: str, of: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    put(tmp_path / "teachers" / "t0", top1_last=97.2, top1_best=97.5, epochs=40)
-    return tmp_path / "demo"
-
-
 def cells_of(folder: Path) -> list[Cell]:
     return plan(folder, {"none": [60.0, 60.0], "kd": [62.0, 63.0], "dkd": [64.0, 66.0]})
 

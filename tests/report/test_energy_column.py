@@ -5,17 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from kd_bench.report.column_cells import trial_values
-from tests.report.test_columns import cells_of, column, notes, put, summary_of
+from tests.report.test_columns import cells_of, column, notes, summary_of
 from tests.report.trials import render_summary
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    put(tmp_path / "teachers" / "t0", top1_last=97.2, top1_best=97.5, epochs=40)
-    return tmp_path / "demo"
 
 
 def test_watt_hours_of_all_counters(folder: Path) -> None:
