@@ -99,8 +99,8 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
         if content is None:
             return ""
         estimate = _parse_estimate(content)
-    except BadFile as error:
-        return f"{path} {error}; the trainings' time is not compared with it"
+    except BadFile as reason:
+        return f"{path} {reason}; the trainings' time is not compared with it"
     epoch_seconds = {
         key: (group.here.shared_seconds, own)
         for group in estimate.groups
