@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from kd_bench.config.base import nested_models
 from kd_bench.config.optimizer import SGD, StepSchedule
 from kd_bench.utils.errors import UserError, nearest, one_line
+from kd_bench.utils.regular_files import BadFile
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -71,6 +72,21 @@ def parse(model: type[Model], content: Any, context: str) -> Model:
         return model.model_validate_json(text)
     except ValidationError as error:
         raise UserError(one_line(f"{context}: {_sentence(model, error)}")) from None
+
+
+def parse_kept(model: type[Model], content: dict[str, Any]) -> Model:
+    """Validates the content of a JSON file that kd-bench has written as a ``model``.
+
+    Raises:
+        BadFile: If a key is missing or has an impossible value.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError:
+        try:
+            return parse(model, content, "it has")  # the same once more, for a sentence in our words
+        except UserError as error:
+            raise BadFile(f"is damaged: {error}") from None
 
 
 def question(value: str, choices: Iterable[str]) -> str:

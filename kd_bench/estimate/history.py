@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PlannedTrial, Trial
+from kd_bench.config.validate import parse_kept
 from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, cost_key
 from kd_bench.trials.environment import utc_timestamp
 from kd_bench.trials.folder import TEACHERS
@@ -98,7 +99,7 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
         content = read_json_object(path)
         if content is None:
             return ""
-        estimate = _parse_estimate(content)
+        estimate = parse_kept(_KeptEstimate, content)
     except BadFile as reason:
         return f"{path} {reason}; the trainings' time is not compared with it"
     epoch_seconds = {
@@ -179,19 +180,11 @@ def _group_content(group: CohortGroup) -> dict[str, Any]:
     }
 
 
-def _parse_estimate(content: dict[str, Any]) -> _KeptEstimate:
-    try:
-        return _KeptEstimate.model_validate(content)
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise BadFile(f"is damaged at {place}: {error.errors()[0]['msg']}") from None
-
-
 def _earlier_outcomes(path: Path) -> list[dict[str, Any]]:
     """Returns the comparisons in the file; none if it is missing or damaged, since a new estimate replaces it."""
     try:
         content = read_json_object(path)
-        return [] if content is None else list(_parse_estimate(content).outcomes)
+        return [] if content is None else list(parse_kept(_KeptEstimate, content).outcomes)
     except BadFile:
         return []
 

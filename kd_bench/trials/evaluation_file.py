@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Interval, MaxLen
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
 from kd_bench.config.base import Sha256
 from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES, Source
 from kd_bench.config.numbers import NonNegative, Positive
-from kd_bench.config.validate import parse
+from kd_bench.config.validate import parse_kept
 from kd_bench.trials.result_file import Count, Digest, Images, Percentage
-from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import write_json
 from kd_bench.utils.regular_files import BadFile, read_json_object
 from kd_bench.utils.text import count
@@ -311,15 +310,9 @@ def read_evaluation_file(path: Path) -> Evaluation | None:
     content = read_json_object(path)
     if content is None:
         return None
-    try:
-        if "kind" not in content:
-            raise BadFile("is damaged: it does not say that it is an evaluation")
-        return Evaluation.model_validate(content)
-    except ValidationError:
-        try:
-            return parse(Evaluation, content, "it has")  # the same once more, for a sentence in our words
-        except UserError as error:
-            raise BadFile(f"is damaged: {error}") from None
+    if "kind" not in content:
+        raise BadFile("is damaged: it does not say that it is an evaluation")
+    return parse_kept(Evaluation, content)
 
 
 def write_evaluation_file(path: Path, evaluation: Evaluation) -> None:

@@ -12,10 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ValidationError
-
 from kd_bench.config.trial import PretrainedTeacher, Trial, identity
-from kd_bench.config.validate import parse
+from kd_bench.config.validate import parse, parse_kept
 from kd_bench.trials import confusion
 from kd_bench.trials.metrics_file import Metrics, read_metrics
 from kd_bench.trials.result_file import DoneResult, EnvironmentContent, FailedResult
@@ -176,7 +174,7 @@ def _read_result(folder: str) -> dict[str, Any] | None:
     status = result.get("status")
     if status not in ("done", "failed"):
         raise BadFile(f"is damaged: it has the status {str(status)[:40]!r}, which is neither 'done' nor 'failed'")
-    _validate(DoneResult if status == "done" else FailedResult, result)
+    parse_kept(DoneResult if status == "done" else FailedResult, result)
     return result
 
 
@@ -190,7 +188,7 @@ def _read_environment(folder: str, faults: list[Fault]) -> dict[str, Any] | None
     try:
         environment = read_json_object(f"{folder}/environment.json")
         if environment is not None:
-            _validate(EnvironmentContent, environment)
+            parse_kept(EnvironmentContent, environment)
     except BadFile as error:
         faults.append(Fault("environment.json", str(error)))
         return None
@@ -215,17 +213,6 @@ def _has_weights(folder: str, faults: list[Fault]) -> bool:
     except BadFile as error:
         faults.append(Fault(WEIGHTS, str(error)))
     return True
-
-
-def _validate(model: type[BaseModel], content: dict[str, Any]) -> None:
-    """Raises ``BadFile`` if a key is missing or has an impossible value."""
-    try:
-        model.model_validate(content)
-    except ValidationError:
-        try:
-            parse(model, content, "it has")  # the same once more, for a sentence in our words
-        except UserError as error:
-            raise BadFile(f"is damaged: {error}") from None
 
 
 def _conflicts(settings: dict[str, Any], result: dict[str, Any], metrics: Metrics | None) -> list[Fault]:

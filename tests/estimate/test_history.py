@@ -57,12 +57,12 @@ def test_a_network_that_runs_once_was_estimated_once(recipe: Path, tmp_path: Pat
 DAMAGED = {
     "{": "is damaged: it is no JSON (EOF while parsing an object at line 1 column 1)",
     "[]": "is damaged: it holds no mapping",
-    "{}": "is damaged at groups: Field required",
-    '{"groups": [{"rows": []}]}': "is damaged at groups.0.cost_keys: Field required",
+    "{}": "is damaged: it has: groups: this key is missing",
+    '{"groups": [{"rows": []}]}': "is damaged: it has: groups.0.cost_keys: this key is missing",
     '{"groups": [{"cost_keys": ["a"], "here": {"shared_seconds": 1, "own_seconds": []}}]}': (
-        "is damaged at groups.0: Value error, own_seconds and cost_keys differ in length"
+        "is damaged: it has: groups.0: own_seconds and cost_keys differ in length"
     ),
-    '{"groups": [], "outcomes": 3}': "is damaged at outcomes: Input should be a valid tuple",
+    '{"groups": [], "outcomes": 3}': "is damaged: it has: outcomes: should be a list (it is 3)",
 }
 
 
