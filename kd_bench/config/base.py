@@ -26,6 +26,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class KeptContent(BaseModel):
+    """Base of what kd-bench writes and reads again. Other versions write other keys too, so these are no damage."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
+
+
 def added_field(default: Any = None) -> Any:
     """Returns a field that is left out of dumps, and so of hashes, if it has its default.
 

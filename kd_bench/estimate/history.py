@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
+from kd_bench.config.base import KeptContent
 from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PlannedTrial, Trial
 from kd_bench.config.validate import parse_kept
@@ -28,19 +29,13 @@ if TYPE_CHECKING:
 FILE = "estimate.json"
 
 
-class _Kept(BaseModel):
-    """Base of what is read from the file again. Other keys are for its readers."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-
-class _KeptTiming(_Kept):
+class _KeptTiming(KeptContent):
     shared_seconds: float
-    own_seconds: tuple[float, ...]
+    own_seconds: list[float]
 
 
-class _KeptGroup(_Kept):
-    cost_keys: tuple[str, ...]
+class _KeptGroup(KeptContent):
+    cost_keys: list[str]
     here: _KeptTiming | None
 
     @model_validator(mode="after")
@@ -50,10 +45,10 @@ class _KeptGroup(_Kept):
         return self
 
 
-class _KeptEstimate(_Kept):
+class _KeptEstimate(KeptContent):
     made: str | None = None
-    groups: tuple[_KeptGroup, ...]
-    outcomes: tuple[dict[str, Any], ...] = ()
+    groups: list[_KeptGroup]
+    outcomes: list[dict[str, Any]] = []
 
 
 def save_estimate(cost: RecipeCost, options: RunOptions) -> Path:
@@ -184,7 +179,7 @@ def _earlier_outcomes(path: Path) -> list[dict[str, Any]]:
     """Returns the comparisons in the file; none if it is missing or damaged, since a new estimate replaces it."""
     try:
         content = read_json_object(path)
-        return [] if content is None else list(parse_kept(_KeptEstimate, content).outcomes)
+        return [] if content is None else parse_kept(_KeptEstimate, content).outcomes
     except BadFile:
         return []
 

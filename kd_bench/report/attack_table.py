@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.attack import Attack, chained, is_pgd, title
 from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, is_taught
-from kd_bench.report.render import DASH, Table, simple_table
+from kd_bench.report.render import Table, simple_table
 from kd_bench.report.results_frame import teacher_name
 from kd_bench.report.statistics import Difference, MeanAndStd
+from kd_bench.report.summary_text import format_difference
 from kd_bench.trials.reader import read_trial
 from kd_bench.utils.regular_files import BadFile, read_json_object
 
@@ -224,7 +225,7 @@ def _text_table(table: AttackTable) -> Table:
         if table.kind == "method":
             cells.append(str(max(value.n for value in row.values.values())))
         if table.baseline is not None:
-            cells.append(_interval(row.difference))
+            cells.append(format_difference(row.difference))
         rows.append(cells)
     return simple_table(table.title, headers, rows, table.notes)
 
@@ -258,14 +259,6 @@ def _notes(evaluations: Sequence[Evaluation], last: str) -> list[str]:
                      f"standard error of up to {error:.1f} points.")  # fmt: skip
     warnings = dict.fromkeys(warning for evaluation in evaluations for warning in evaluation.warnings)
     return [*notes, *(f"Doubtful: {warning}." for warning in warnings)]
-
-
-def _interval(value: Difference | None) -> str:
-    if value is None:
-        return DASH
-    if value.low is None or value.high is None:
-        return f"{value.mean:+.2f}"
-    return f"{value.mean:+.2f} [{value.low:+.2f}, {value.high:+.2f}]"
 
 
 def _percent(value: Any) -> float:

@@ -98,7 +98,7 @@ def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable
         cells["minus published", "(inside interval?)"] = lambda _, row: _minus_published(row.published)
     if summary.baseline is not None:
         interval = f"[{round(100 * CONFIDENCE)} % interval]"
-        cells[f"difference to {summary.baseline}", interval] = lambda _, row: _interval(row.difference)
+        cells[f"difference to {summary.baseline}", interval] = lambda _, row: format_difference(row.difference)
         if tests:
             seeds_only = not all(pair.crossed for pair in summary.pairs)
             test = "paired t test" if seeds_only else "difference"
@@ -131,17 +131,6 @@ def _with_count(row: SummaryRow) -> str:
     return f"{_spread(row.top1)} ({row.counts})"
 
 
-def _interval(value: Difference | None) -> str:
-    if value is None:
-        return DASH
-    mean = format_signed(value.mean)
-    return (
-        mean
-        if value.low is None or value.high is None
-        else f"{mean} [{format_signed(value.low)}, {format_signed(value.high)}]"
-    )
-
-
 def _p(pair: PairTable, row: SummaryRow, name: str) -> str:
     """The p-value of a test, with the corrected one in brackets if there is one."""
     test = pair.significance.get(row.label)
@@ -160,6 +149,16 @@ def _minus_published(value: Published | None) -> str:
         return DASH
     inside = "" if value.inside is None else " (inside)" if value.inside else " (outside)"
     return f"{format_signed(value.difference)}{inside}"
+
+
+def format_difference(value: Difference | None) -> str:
+    """Returns a difference with its interval, as in ``+1.20 [+0.80, +1.60]``; a dash for none."""
+    if value is None:
+        return DASH
+    mean = format_signed(value.mean)
+    if value.low is None or value.high is None:
+        return mean
+    return f"{mean} [{format_signed(value.low)}, {format_signed(value.high)}]"
 
 
 def format_signed(value: float) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Interval, MaxLen
-from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import StringConstraints, model_validator
 
-from kd_bench.config.base import Sha256
+from kd_bench.config.base import KeptContent, Sha256
 from kd_bench.config.corruptions import CORRUPTIONS, SEVERITIES, Source
 from kd_bench.config.numbers import NonNegative, Positive
 from kd_bench.config.validate import parse_kept
@@ -46,13 +46,7 @@ _PositiveCount = Annotated[int, Interval(ge=1, le=2**62)]
 _Brier = Annotated[float, Interval(ge=0, le=2)]
 
 
-class _Content(BaseModel):
-    """Base of the models. Later versions may write other keys too, so unknown keys are no damage."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore", frozen=True)
-
-
-class Machine(_Content):
+class Machine(KeptContent):
     """Where and with which versions something was computed.
 
     Attributes:
@@ -82,7 +76,7 @@ class Machine(_Content):
         return f"{self.device_name} ({self.device}), {count(self.threads, 'thread')}, torch {self.torch}"
 
 
-class Errors(_Content):
+class Errors(KeptContent):
     """Errors of predicted probabilities.
 
     Attributes:
@@ -96,7 +90,7 @@ class Errors(_Content):
     brier: _Brier
 
 
-class Calibration(_Content):
+class Calibration(KeptContent):
     """Calibration on the test set.
 
     Attributes:
@@ -123,7 +117,7 @@ class Calibration(_Content):
         return self
 
 
-class Fidelity(_Content):
+class Fidelity(KeptContent):
     """How far a student predicts what a teacher predicts, on the test set.
 
     Attributes:
@@ -154,7 +148,7 @@ class Fidelity(_Content):
         return self
 
 
-class Timing(_Content):
+class Timing(KeptContent):
     """Speed of the deployed network on one machine, in evaluation mode and float32.
 
     Attributes:
@@ -172,7 +166,7 @@ class Timing(_Content):
     machine: Machine
 
 
-class Efficiency(_Content):
+class Efficiency(KeptContent):
     """Size and speed of the deployed network, with the layers of its method that it keeps.
 
     Attributes:
@@ -190,7 +184,7 @@ class Efficiency(_Content):
     timings: Annotated[list[Timing], MaxLen(100)]
 
 
-class Corruptions(_Content):
+class Corruptions(KeptContent):
     """Accuracy on corrupted copies of the test set, in percent. It is not finished as long as copies are lacking.
 
     Attributes:
@@ -242,7 +236,7 @@ class Corruptions(_Content):
         return f"published {self.origin}, digest {hashlib.blake2b(digests.encode(), digest_size=8).hexdigest()}"
 
 
-class OutOfDistribution(_Content):
+class OutOfDistribution(KeptContent):
     """How far scores of the test images are above those of other images, see ``evaluation.out_of_distribution``.
 
     Attributes:
@@ -268,7 +262,7 @@ class OutOfDistribution(_Content):
     machine: Machine
 
 
-class Evaluation(_Content):
+class Evaluation(KeptContent):
     """The content of the file.
 
     Attributes:

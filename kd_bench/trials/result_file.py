@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import StringConstraints
 
-from kd_bench.config.base import Sha256
+from kd_bench.config.base import KeptContent, Sha256
 from kd_bench.config.numbers import NonNegative
 from kd_bench.trials.confusion import LINE
 
@@ -18,13 +18,7 @@ Count = Annotated[int, Interval(ge=0, le=2**62)]
 ConfusionLine = Annotated[str, StringConstraints(pattern=LINE)]
 
 
-class _Content(BaseModel):
-    """Base of the models. Other versions of kd-bench write other keys too, so unknown keys are no damage."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
-
-
-class Images(_Content):
+class Images(KeptContent):
     """What images a result is from, see ``kd_bench.data.image_digest.ImageRecord``."""
 
     digest: Digest
@@ -32,7 +26,7 @@ class Images(_Content):
     kind: Annotated[str, StringConstraints(max_length=60)]
 
 
-class Energy(_Content):
+class Energy(KeptContent):
     """The energy of the training epochs, as if the trial were trained alone.
 
     Attributes:
@@ -44,7 +38,7 @@ class Energy(_Content):
     device: str
 
 
-class _Result(_Content):
+class _Result(KeptContent):
     """What finished and failed trials have in common. Values that were not measured are None or absent."""
 
     best_epoch: Count | None = None
@@ -95,7 +89,7 @@ class FailedResult(_Result):
     epochs: Count | None = None
 
 
-class EnvironmentContent(_Content):
+class EnvironmentContent(KeptContent):
     """The part of an environment that kd-bench reads again."""
 
     started: str | None = None
