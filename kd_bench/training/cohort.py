@@ -8,6 +8,7 @@ memory at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import pytorch_lightning as pl
 import torch
@@ -156,7 +157,8 @@ class CohortModule(pl.LightningModule):
         for part in split_micro_batches(batch, self._settings.micro_batch):
             teacher = self.teacher_outputs(part.batch)
             for member in self.active_members:
-                member.step(teacher.get(member.method.teacher_batch_norm), part, self.manual_backward)
+                with nullcontext() if self.recorded is None else self.recorded.in_lane_of(member):
+                    member.step(teacher.get(member.method.teacher_batch_norm), part, self.manual_backward)
 
     def on_validation_start(self) -> None:
         """Prepares the students for evaluation."""

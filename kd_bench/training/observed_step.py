@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,6 +18,12 @@ from kd_bench.types import Batch
 
 #: Tags of torch's operators whose result or its size depends on values, which makes a GPU wait.
 _READ_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+#: Operators that make a GPU wait, without a tag that says so: they look whether a decomposition has converged.
+READING_OPERATORS = frozenset({"_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig"})
+
+#: What torch warns of if a GPU is to report what makes it wait.
+_WAITS = "called a synchronizing CUDA operation"
 
 #: Attributes of every module, which say nothing about a step.
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
@@ -85,13 +92,19 @@ class Observer:
     Args:
         modules: The network and the method.
         optimizer: Their optimiser.
+        device: Their device.
         watch_operators: Whether to look at each operator. Compiled code must not be looked at.
     """
 
     def __init__(
-        self, modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer, watch_operators: bool = True
+        self,
+        modules: Iterable[nn.Module],
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        watch_operators: bool = True,
     ) -> None:
-        self._modules, self._optimizer, self._watch_operators = list(modules), optimizer, watch_operators
+        self._modules, self._optimizer, self._device = list(modules), optimizer, device
+        self._watch_operators = watch_operators
         self.reasons: list[str] = []
 
     @contextmanager
@@ -99,10 +112,12 @@ class Observer:
         """Inside, one step is made. Afterwards ``reasons`` say why it cannot be recorded, if it cannot."""
         state, host_state = self._python_state(), _host_generators()
         operators = _NumberReads() if self._watch_operators else None
-        with operators or nullcontext():
+        with _noting_waits(self._device) as waits, operators or nullcontext():
             yield
         if operators is not None and operators.names:
             self.reasons.append(f"it reads a number from the device ({sorted(operators.names)[0]})")
+        elif waits:
+            self.reasons.append(f"it makes Python wait for the device ({waits[0]})")
         if _host_generators() != host_state:
             self.reasons.append("it draws from the generators of Python or NumPy")
         changed = _first_change(state, self._python_state())
@@ -150,10 +165,32 @@ class _NumberReads(TorchDispatchMode):
         if name in ("index", "index_put", "index_put_"):  # by numbers it has a known size, by a mask it does not
             reads = any(index is not None and index.dtype == torch.bool for index in args[1])
         else:
-            reads = bool(_READ_TAGS & set(func.tags))
+            reads = name in READING_OPERATORS or bool(_READ_TAGS & set(func.tags))
         if reads:
             self.names.add(name)
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _noting_waits(device: torch.device) -> Iterator[list[str]]:
+    """Inside, notes where Python waits for a GPU, by file and line, also where no operator says that it does."""
+    waits: list[str] = []
+    if device.type != "cuda":
+        yield waits
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield waits
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if _WAITS in str(warning.message):
+            waits.append(f"{warning.filename}, line {warning.lineno}")
+        elif "Synchronization debug mode" not in str(warning.message):  # the mode says of itself that it is a prototype
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _host_generators() -> tuple[Any, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -68,6 +68,7 @@ class RecordedTeacher:
         self._teacher, self.lane, self._device = teacher, lane, device
         self._function = RecordedFunction()
         self._outputs: dict[TeacherBatchNorm, Outputs] | None = None
+        self._lane_is_new = False
         self.stopwatch = Stopwatch()
 
     @property
@@ -89,6 +90,9 @@ class RecordedTeacher:
         elif self.is_settled:
             with self.stopwatch.running(self._device) if timed else nullcontext():
                 self._function.replay() if self._function.is_recorded else self._run(batch)
+        elif self._lane_is_new:  # libraries get memory for each queue at its first operation: not within a recording
+            self._run(batch)
+            self._lane_is_new = False
         else:
             tensors = _tensors(self._outputs)
             self._function.record(self.lane, lambda: self._run(batch), lambda: self._run(batch), lambda: tensors)
@@ -103,7 +107,7 @@ class RecordedTeacher:
 
     def move(self, lane: Lane) -> None:
         """Forgets the recording. The next one is made on another lane."""
-        self.lane = lane
+        self.lane, self._lane_is_new = lane, True
         self._function.forget()
 
 
@@ -181,6 +185,17 @@ class RecordedCohort:
         for part in parts:
             part.lane.join()
 
+    @contextmanager
+    def in_lane_of(self, member: StudentModule) -> Iterator[None]:
+        """Inside, a member's step on a batch of another size is run, without a recording.
+
+        The gradients of a parameter must be added up in the queue in which they are recorded (torch's AccumulateGrad).
+        """
+        lane = self._recorded[id(member)].lane
+        with lane.running():
+            yield
+        lane.join()
+
     def _run(self, part: RecordedMember | RecordedTeacher, function: Callable[[], T]) -> T:
         """Calls a function in a part's lane. If memory is short, all lanes become one."""
         try:
@@ -189,10 +204,11 @@ class RecordedCohort:
         except NoMemoryToRecord:
             if self._one_queue:
                 raise
-            log.info("memory does not suffice to run the members side by side, so they run one after another")
-            self._use_one_queue()
-            with part.lane.running():
-                return function()
+        # Outside of the handler: the error holds the memory of what could not be recorded.
+        log.info("memory does not suffice to run the members side by side, so they run one after another")
+        self._use_one_queue()
+        with part.lane.running():
+            return function()
 
     def _use_one_queue(self) -> None:
         self._recorder.synchronize()

@@ -13,6 +13,9 @@ from kd_bench.training.recorder import Lane, Replay
 from kd_bench.utils.errors import first_line
 from kd_bench.utils.memory import is_out_of_memory
 
+#: Integers of the size of a number in bytes.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class NoMemoryToRecord(MemoryError):
     """Memory does not suffice for a recording. Nothing has changed."""
@@ -74,34 +77,39 @@ class RecordedFunction:
             NoMemoryToRecord: Then ``run`` was not called.
         """
         self._replay = None
-        try:
-            with self._counting():
-                replay = lane.record(function, generators)
-            changed = _unique(tensors())
-            before = [tensor.clone() for tensor in changed]
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise NoMemoryToRecord from error
-            self.reason = f"{type(error).__name__}: {first_line(error)}"
+        replay = self._try_to_record(lane, function, generators)
+        if replay is None:  # outside of the handler of the error, which holds what the function has made
             run()
             return
-        try:
-            before_replay()
-            replay()
-            replayed = [tensor.clone() for tensor in changed]
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise NoMemoryToRecord from error
-            raise
-        finally:
-            with torch.no_grad():
-                for tensor, value in zip(changed, before, strict=True):
-                    tensor.copy_(value)
+        changed = _unique(tensors())
+        with _saying_that_memory_is_short():
+            before = [tensor.clone() for tensor in changed]
+            try:
+                before_replay()
+                replay()
+                replayed = [tensor.clone() for tensor in changed]
+            finally:
+                with torch.no_grad():
+                    for tensor, value in zip(changed, before, strict=True):
+                        tensor.copy_(value)
         run()
-        if all(map(has_same_bits, changed, replayed)):
+        if have_same_bits(changed, replayed):
             self._replay = replay
         else:
             self.reason = "a replay of its operations has another result"
+
+    def _try_to_record(
+        self, lane: Lane, function: Callable[[], None], generators: Sequence[torch.Generator]
+    ) -> Replay | None:
+        """Records a function. If that fails, notes the reason and returns None."""
+        try:
+            with _saying_that_memory_is_short(), self._counting():
+                return lane.record(function, generators)
+        except NoMemoryToRecord:
+            raise
+        except Exception as error:
+            self.reason = f"{type(error).__name__}: {first_line(error)}"
+            return None
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
@@ -116,11 +124,29 @@ class RecordedFunction:
                 sums.reset_count(images, names)
 
 
-def has_same_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors have the same values. NaN equals NaN."""
-    if not first.is_floating_point():
-        return torch.equal(first, second)
-    return bool(((first == second) | (first.isnan() & second.isnan())).all())
+@contextmanager
+def _saying_that_memory_is_short() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise NoMemoryToRecord from error
+        raise
+
+
+def have_same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether tensors are equal in pairs, to the last bit. Reads one number for each device."""
+    differ: dict[torch.device, list[Tensor]] = {}
+    for one, other in zip(first, second, strict=True):
+        differ.setdefault(one.device, []).append((_bits(one) != _bits(other)).any())
+    return not any(bool(torch.stack(flags).any()) for flags in differ.values())
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Returns the bits of a tensor as integers: 0.0 and -0.0 differ, and NaN equals NaN."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.view(_INTEGERS[tensor.element_size()]) if tensor.is_floating_point() else tensor
 
 
 def _unique(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -46,7 +46,9 @@ class RecordedMember:
         self._rates: list[float] = []
         self._reads = Reads()
         compiled = compiles_students(member.trial.compile)
-        self._observer = Observer([member.network, member.method], member.optimizer, watch_operators=not compiled)
+        self._observer = Observer(
+            [member.network, member.method], member.optimizer, device, watch_operators=not compiled
+        )
         self.seconds_per_step: float | None = None
 
     @property
@@ -55,8 +57,10 @@ class RecordedMember:
         return self._step.is_recorded or self._step.reason is not None or self._member.stopped
 
     def move(self, lane: Lane) -> None:
-        """Forgets the recordings. The next ones are made on another lane."""
+        """Forgets the recordings. The next ones are made on another lane, after a step and an evaluation there."""
         self.lane = lane
+        self._steps_made = min(self._steps_made, _STEPS_BEFORE - 1)
+        self._was_evaluated = False
         self._step.forget()
         self._evaluation.forget()
 

@@ -6,7 +6,7 @@ Small networks on small images do not fill a GPU. If every operation is started 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,9 @@ from kd_bench.utils.distributed import is_distributed
 
 #: Runs the recorded operations again, on the same tensors.
 Replay = Callable[[], None]
+
+#: The identity of memory that belongs to graphs.
+_Pool = Any
 
 
 class Lane(Protocol):
@@ -35,7 +38,8 @@ class Lane(Protocol):
             generators: The generators that it draws from. A replay draws from their current state.
 
         Raises:
-            RuntimeError: If an operation cannot be recorded, e.g. one that reads a number from the device.
+            Exception: The function's own, e.g. for an operation that reads a number from the device, which cannot be
+                recorded. Nothing has changed then.
         """
 
 
@@ -78,7 +82,7 @@ class CudaGraphRecorder(Recorder):
         """Returns streams. A graph has memory of its own, unless all are one queue."""
         if one_queue:
             return [_CudaLane(self._device, torch.cuda.graph_pool_handle())] * count
-        return [_CudaLane(self._device, None) for _ in range(count)]
+        return [_CudaLane(self._device) for _ in range(count)]
 
     def generator(self) -> torch.Generator:
         """Returns a new generator of the device."""
@@ -90,7 +94,14 @@ class CudaGraphRecorder(Recorder):
 
 
 class _CudaLane(Lane):
-    def __init__(self, device: torch.device, pool: Any) -> None:
+    """A stream.
+
+    Args:
+        device: Its device.
+        pool: The memory of all its graphs; None if each has memory of its own.
+    """
+
+    def __init__(self, device: torch.device, pool: _Pool | None = None) -> None:
         self._device, self._pool = device, pool
         self._stream = torch.cuda.Stream(device)
 
@@ -104,10 +115,34 @@ class _CudaLane(Lane):
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def record(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> Replay:
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), self._pool or torch.cuda.graph_pool_handle()
         for generator in generators:
             graph.register_generator_state(generator)
-        # Other threads, which send heartbeats and write files, may call what is not allowed while this one records.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            function()
+        failure: Exception | None = None
+        try:
+            # Other threads, which send heartbeats and write files, may call what is not allowed while this one records.
+            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                try:
+                    function()
+                except Exception as error:
+                    failure = error
+                    raise
+        except Exception as error:
+            _clean_up_after_failure(self._device, pool, generators)
+            # The end of a failed recording has an error of its own, which does not say what has failed.
+            raise failure or error from None
         return graph.replay
+
+
+def _clean_up_after_failure(device: torch.device, pool: _Pool, generators: Sequence[torch.Generator]) -> None:
+    """Ends what a failed recording has begun.
+
+    Until torch 2.12 an error at the end of a recording (``cudaStreamEndCapture``) leaves it half open: the allocator
+    refuses to free memory because a recording seems to go on (pytorch/pytorch#180395), and generators refuse to draw.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with suppress(RuntimeError):  # which says that the recording has ended, as it should
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
+    for generator in (torch.cuda.default_generators[index], *generators):
+        generator.graphsafe_set_state(generator.clone_state())

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kd_bench.training.observed_step import READING_OPERATORS
 from kd_bench.training.recorder import Lane, Recorder, Replay
 
 
@@ -33,10 +34,13 @@ class TapeRecorder(Recorder):
         self.recordings = 0
         self.replays = 0
         self.lane_counts: list[tuple[int, bool]] = []
+        self.made: list[TapeLane] = []
 
     def lanes(self, count: int, one_queue: bool) -> list[Lane]:
         self.lane_counts.append((count, one_queue))
-        return [TapeLane(self, one_queue)] * count if one_queue else [TapeLane(self, False) for _ in range(count)]
+        lanes = [TapeLane(self, one_queue)] * count if one_queue else [TapeLane(self, False) for _ in range(count)]
+        self.made += lanes[:1] if one_queue else lanes
+        return lanes
 
     def generator(self) -> torch.Generator:
         return torch.Generator()
@@ -49,6 +53,7 @@ class TapeLane(Lane):
     def __init__(self, recorder: TapeRecorder, shares_memory: bool) -> None:
         self.recorder, self.shares_memory = recorder, shares_memory
         self.inside = False
+        self.was_used = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -58,12 +63,14 @@ class TapeLane(Lane):
             yield
         finally:
             self.inside = False
+            self.was_used = True
 
     def join(self) -> None:
         assert not self.inside
 
     def record(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> Replay:
         assert self.inside
+        assert self.was_used, "CUDA's libraries get memory at a queue's first operation, which must not be a recording"
         recorder = self.recorder
         if recorder.refuses:
             raise RuntimeError("this recorder refuses")
@@ -102,7 +109,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.data_dependent_output in func.tags:
+        if torch.Tag.data_dependent_output in func.tags or func.overloadpacket.__name__ in READING_OPERATORS:
             raise RuntimeError("operation not permitted when stream is capturing")
         if torch.Tag.nondeterministic_seeded in func.tags:
             drawn_from = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Generator)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from kd_bench.training.callbacks import MidEpochCheckpoint, StopRequested
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
+from kd_bench.training.micro_batch import MicroBatch
 from kd_bench.training.recorder import Lane, choose_recorder
 from kd_bench.training.student import StudentModule
 from kd_bench.types import Batch
 from tests.training.parts import CPU, MemoryWriter, same, splits, trial
 from tests.training.tape import TapeLane, TapeRecorder
 
-NAMES = [name for name in methods.names() if methods.describe(name).family != "adversarial"]
+#: kdsvd's decomposition looks whether it has converged.
+NAMES = [name for name in methods.names() if methods.describe(name).family != "adversarial" and name != "kdsvd"]
 
 #: With 72 images in batches of 16 the last batch of an epoch has 8.
 DATA = splits()
@@ -237,10 +240,15 @@ def test_a_network_that_draws_is_found_out() -> None:
     assert kd.notes == []
 
 
-def test_lamb_is_not_recorded() -> None:
-    trials = [trial("kd", optimizer={"name": "lamb", "lr": 0.01})]
+@pytest.mark.parametrize(
+    ("trials", "operator"),
+    [([trial("kd", optimizer={"name": "lamb", "lr": 0.01})], ""), ([trial("kdsvd")], "(_linalg_eigh)")],
+    ids=["lamb", "kdsvd"],
+)
+def test_what_reads_a_number_is_not_recorded(trials: list[Trial], operator: str) -> None:
     (writer,), _ = run(trials, TapeRecorder())
     assert "reads a number from the device" in writer.notes[0]
+    assert operator in writer.notes[0]
     assert same(writer.states, without(trials)[0].states)
 
 
@@ -262,6 +270,43 @@ def test_members_run_one_after_another_if_memory_is_short() -> None:
     assert recorder.lane_counts == [(4, False), (4, True)]
     for one, other in zip(whole, writers, strict=True):
         assert same(one.states, other.states)
+
+
+def test_what_did_not_fit_is_freed_before_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    held: list[bool] = []
+    record = TapeLane.record
+
+    def fail(function: Callable[[], None]) -> None:
+        activations = torch.zeros(3)
+        made.append(weakref.ref(activations))
+        function()
+        raise torch.OutOfMemoryError("CUDA out of memory (in a test)")
+
+    def record_once(self: TapeLane, function: Any, generators: Any) -> Any:
+        if not self.shares_memory:
+            return record(self, lambda: fail(function), generators)
+        held.append(made[0]() is not None)
+        return record(self, function, generators)
+
+    monkeypatch.setattr(TapeLane, "record", record_once)
+    (writer,), _ = run([trial("kd")], TapeRecorder())
+    assert held
+    assert not any(held)
+    assert writer.notes == []
+
+
+def test_a_smaller_batch_is_run_in_the_lane_of_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, sizes = TapeRecorder(), []
+    step = StudentModule.step
+
+    def in_lane(self: StudentModule, teacher: Any, part: MicroBatch, backward: Any) -> None:
+        sizes.append((len(part.batch.labels), [lane.inside for lane in recorder.made]))
+        step(self, teacher, part, backward)
+
+    monkeypatch.setattr(StudentModule, "step", in_lane)
+    run([trial("kd", epochs=1), trial("dkd", epochs=1)], recorder)
+    assert sizes == [(8, [False, True, False]), (8, [False, False, True])]
 
 
 def test_memory_that_does_not_suffice_for_one_member_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,6 +355,9 @@ def test_the_tape_behaves_as_a_graph() -> None:
     def add() -> None:
         total.add_(buffer * factor)
 
+    with lane.running():
+        add()
+        total.zero_()
     with lane.running():
         replay = lane.record(add, [])
         assert total.tolist() == [0, 0]
