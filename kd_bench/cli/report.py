@@ -9,6 +9,7 @@ import typer
 
 from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import path_option
+from kd_bench.utils.text import count
 
 
 def report(
@@ -28,4 +29,4 @@ def report(
     text = page(parts)
     write_output(output, text, "--output")
     trials = len({cell.trial_id for part in parts for cell in part.cells})
-    typer.echo(f"report: {trials} trials, {len(text.encode()) / 1e6:.2f} MB: {output}")
+    typer.echo(f"report: {count(trials, 'trial')}, {len(text.encode()) / 1e6:.2f} MB: {output}")

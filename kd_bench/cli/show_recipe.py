@@ -20,6 +20,7 @@ from kd_bench.plan import plan, resolve_network, teacher_seeds, warmup_notes
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 from kd_bench.utils.plugins import display_path
+from kd_bench.utils.text import count
 
 _DEFAULT = "default"
 
@@ -61,7 +62,10 @@ def describe_recipe(path: Path, width: int = 100) -> str:
     lines = [*_comparison(recipe, sources), *_training(recipe, sources), *_teachers(recipe, sources)]
     head = [f"{recipe.name}: {' '.join(recipe.description.split())}".rstrip(" :"), chain, ""]
     notes = [*_switched_off(recipe, sources), *_warmups(recipe, str(path))]
-    end = ["", f"These are {trials} trials. The file itself is shown by --raw."]
+    end = [
+        "",
+        f"{'This is' if trials == 1 else 'These are'} {count(trials, 'trial')}. The file itself is shown by --raw.",
+    ]
     return "\n".join([*head, *_aligned(lines, width), *notes, *end])
 
 

@@ -30,6 +30,7 @@ from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.utils import seeding
 from kd_bench.utils.errors import RunFailed, UserError, unknown
 from kd_bench.utils.files import write_atomic
+from kd_bench.utils.text import count
 
 Fetch = Callable[[cards.Card], Any]
 Log = Callable[[str], None]
@@ -349,7 +350,7 @@ def _summary(parts: Sequence[Part], out: Path, note: str) -> Any:
     summary, recipe = run_recipe.summarise_recipes(parts, out), parts[0].recipe
     if not note:
         return summary
-    note += f": {recipe.dataset.train_images} training images, {recipe.epochs} epochs."
+    note += f": {recipe.dataset.train_images} training images, {count(recipe.epochs, 'epoch')}."
     return summary.with_remark("smoke run, measures nothing", f"{note} It shows that every part runs, and no accuracy.")
 
 
@@ -358,7 +359,7 @@ def _robustness_table(part: Part, out: Path, note: str) -> Any:
 
     title = f"{part.name}, {part.recipe.dataset.title}"
     if note:
-        title = f"smoke run, measures nothing: {title}, {part.recipe.epochs} epochs"
+        title = f"smoke run, measures nothing: {title}, {count(part.recipe.epochs, 'epoch')}"
     folder = out / part.recipe.name
     rows = robustness_rows(part.name, part.planned, folder, part.radii, part.as_published)
     return render_table(title, rows)

@@ -18,6 +18,7 @@ from kd_bench.report.statistics import Difference, MeanAndStd
 from kd_bench.report.summary_text import format_difference
 from kd_bench.trials.reader import read_trial
 from kd_bench.utils.regular_files import BadFile, read_json_object
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -66,7 +67,9 @@ class Evaluation:
     @property
     def description(self) -> str:
         """Attack and images, as in ``Linf 8/255, 100 of 10000 images``."""
-        images = f"{self.images} images" if self.images == self.of else f"{self.images} of {self.of} images"
+        images = (
+            count(self.images, "image") if self.images == self.of else f"{self.images} of {count(self.of, 'image')}"
+        )
         return f"{self.attack.title}, {images}"
 
 

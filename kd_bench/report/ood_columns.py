@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from kd_bench.trials.evaluation_file import Evaluation, OutOfDistribution
+from kd_bench.utils.text import count
 
 #: Value and protocol of each list of other sets.
 Read = Callable[[Evaluation], Iterator[tuple[float, str]]]
@@ -24,7 +25,9 @@ def _reader(name: str) -> Read:
         lists += [[item] for item in items] if len(items) > 1 else []
         for chosen in lists:
             own = evaluation.describe_images(chosen[0].test_images)
-            sets = " and ".join(f"{item.name} ({item.images} images, digest {item.digest[:16]})" for item in chosen)
+            sets = " and ".join(
+                f"{item.name} ({count(item.images, 'image')}, digest {item.digest[:16]})" for item in chosen
+            )
             yield statistics.fmean(getattr(item, name) for item in chosen), f"{own}, against {sets}"
 
     return read

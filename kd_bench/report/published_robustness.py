@@ -17,6 +17,7 @@ from kd_bench.report.render import DASH, Table, simple_table
 from kd_bench.report.statistics import MeanAndStd, estimate
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,7 +170,7 @@ def render_table(title: str, rows: Sequence[RobustnessRow]) -> Table:
     for row in rows:
         means = [row.measured.get(key) for key in TITLES]
         texts = [DASH if mean is None else f"{mean}{f' ({mean.n})' if mean.n > 1 else ''}" for mean in means]
-        images = f"{row.images} images" if row.images else "not measured yet"
+        images = count(row.images, "image") if row.images else "not measured yet"
         bound = " (AA: upper bound)" if row.images and not row.complete else ""
         lines.append([row.label, row.eps, *texts, images + bound])
         for number in row.published:
