@@ -308,8 +308,8 @@ def _image_folder(data: Path, generated: Path) -> tuple[tuple[str, ...], str]:
             return (f"dataset={dataset.name}", *path), datasets.locate(dataset, data)
         except UserError:
             continue
-    for split, count in IMAGES.items():
-        for label, number in itertools.product(range(CLASSES), range(count)):
+    for split, images in IMAGES.items():
+        for label, number in itertools.product(range(CLASSES), range(images)):
             file = generated / split / f"class{label}" / f"{number}.jpg"
             if not file.is_file():
                 file.parent.mkdir(parents=True, exist_ok=True)
