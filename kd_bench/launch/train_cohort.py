@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import traceback
 from collections.abc import Callable, Iterable
@@ -27,7 +26,7 @@ from kd_bench.training.fit import fit
 from kd_bench.training.loaders import EVALUATION_BATCH, GPU_EVALUATION_BATCH, TrainLoader, holdout_loader, loaders
 from kd_bench.training.logit_cache import LogitCache, logits_folder, open_cache
 from kd_bench.training.recorder import choose_recorder
-from kd_bench.training.result_writer import ResultWriter, serialize_state
+from kd_bench.training.result_writer import ResultWriter, deserialize_state, serialize_state
 from kd_bench.training.student import StudentModule
 from kd_bench.training.teacher import OpenLogitCache
 from kd_bench.trials.environment import describe_environment, numerics_fingerprint
@@ -125,8 +124,8 @@ class _CohortContext:
         """
         for member in members:
             if member.trial.id in mid_epoch_states:
-                state = io.BytesIO(mid_epoch_states[member.trial.id][self.job.rank])
-                member.restore_mid_epoch(torch.load(state, weights_only=True))
+                state = mid_epoch_states[member.trial.id][self.job.rank]
+                member.restore_mid_epoch(deserialize_state(state))
         if not members:
             return
 
@@ -263,7 +262,7 @@ def train_on_other_rank(job: WorkerJob) -> None:
     for trial_id, state in states.items():
         member = context.build_member(trials[trial_id], ResultWriter())
         if state is not None:
-            member.restore(torch.load(io.BytesIO(state), weights_only=True))
+            member.restore(deserialize_state(state))
         members.append(member)
     context.fit(members, mid_epoch_states)
 

@@ -60,10 +60,14 @@ _product.register_autograd(_gradients, setup_context=_save)
 @contextmanager
 def _conv_precision() -> Iterator[None]:
     """Inside, products of float32 matrices are as precise as convolutions on a GPU."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    allowed = torch.backends.cudnn.allow_tf32
+    if torch.backends.cuda.matmul.allow_tf32 == allowed:
+        yield
+        return
+    # Unlike ``matmul.allow_tf32``, this can be restored to "medium", which allows TF32, too.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
     try:
         yield
     finally:
-        matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.trial import Trial
@@ -28,7 +27,7 @@ from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, prec
 from kd_bench.training.method_result import check_terms, sum_terms
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
-from kd_bench.training.optimizers import moving_average
+from kd_bench.training.optimizers import MovingAverage
 from kd_bench.training.result_writer import ResultWriter
 from kd_bench.training.student import SeedGenerators, StudentModule
 from kd_bench.types import Batch, Outputs
@@ -69,7 +68,7 @@ class AdversarialStudentModule(StudentModule):
             raise ValueError(f"{trial.method.name} needs a trial with settings for perturbing images")
         self.settings: Adversarial = trial.adversarial
         average = self.settings.average
-        self.epoch_average = None if average is None else moving_average(network, average.decay)
+        self.epoch_average = None if average is None else MovingAverage(network, average.decay)
         self._perturbed_parameters = perturbed_parameters(network)
 
     @property
@@ -86,7 +85,7 @@ class AdversarialStudentModule(StudentModule):
         return "average over steps" if self.epoch_average is None else "average over epochs"
 
     @property
-    def _evaluated_average(self) -> AveragedModel | None:
+    def _evaluated_average(self) -> MovingAverage | None:
         return self.average if self.epoch_average is None else self.epoch_average
 
     def perturb(self, batch: Batch, micro_batch_index: int = 0) -> Tensor:

@@ -1,14 +1,16 @@
-"""Builds optimisers and averages of weights, and computes learning rates, from their settings."""
+"""Builds optimisers and computes learning rates from their settings, and averages weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from kd_bench.config.optimizer import DOT, SGD, AdamW, ConstantSchedule, CosineSchedule, Optimizer, Schedule
 from kd_bench.training import dot
@@ -45,10 +47,10 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
 
 
 def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device, recordable: bool) -> None:
-    """Prepares an optimiser whose parameters and state are on their device.
+    """Prepares an optimiser whose parameters are on their device, and whose state may come from a checkpoint.
 
-    The state takes the memory format of the parameters, which torch's optimisers require; it may come from a checkpoint
-    of another device.
+    The state takes the memory format of the parameters, which torch's optimisers require. AdamW's numbers of steps are
+    moved to the device, because Lightning leaves them where they were loaded.
 
     Args:
         optimizer: The optimiser.
@@ -62,10 +64,13 @@ def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device, r
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
         if "capturable" in group:
             group["capturable"] = device.type == "cuda"
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        for parameter in group["params"]:
+            values = optimizer.state.get(parameter, {})
+            for name, value in values.items():
+                if name == "step" and (group.get("fused") or group.get("capturable")):
+                    values[name] = value.to(parameter.device, torch.float32)  # as the optimiser itself creates it
+                elif isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = _with_layout_of(parameter, value)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -108,7 +113,66 @@ def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> f
     return base * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
 
 
-def moving_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Returns a moving average of a network's weights and buffers that keeps a share ``decay`` at each update."""
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    return average.requires_grad_(False)
+def _with_layout_of(like: Tensor, value: Tensor) -> Tensor:
+    """Returns a tensor of the same shape with the strides of another: itself if it has them, else a copy."""
+    if value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, dtype=value.dtype).copy_(value)
+
+
+class MovingAverage(AveragedModel):
+    """A moving average of a network's weights and buffers that can be recorded with the step that it belongs to.
+
+    An update has the bits of torch's ``AveragedModel`` with ``get_ema_multi_avg_fn``. That one reads from the device in
+    every step whether it is the first, when the average is a copy of the network. Here this is read once.
+
+    Args:
+        network: The network.
+        decay: Share of the average that an update keeps.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self.requires_grad_(False)
+        self._decay = decay
+        self._has_begun = False
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Adds the network's weights and buffers to the average.
+
+        Args:
+            model: The network. Its tensors are on the device of the average.
+        """
+        by_type: defaultdict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for own, new in self._pairs(model):
+            by_type[own.dtype].append((own, new))
+        # Waits for the device, so it is asked in the first step of a process only, which is never recorded.
+        self._has_begun = self._has_begun or bool(self.n_averaged)
+        for dtype, pairs in by_type.items():
+            averaged, current = ([pair[side] for pair in pairs] for side in (0, 1))
+            if not self._has_begun:
+                torch._foreach_copy_(averaged, current)
+            elif dtype.is_floating_point or dtype.is_complex:
+                torch._foreach_lerp_(averaged, current, 1 - self._decay)
+            else:
+                self._average_numbers(averaged, current)
+        self._has_begun = True
+        self.n_averaged.add_(1)
+
+    def _average_numbers(self, averaged: list[Tensor], current: list[Tensor]) -> None:
+        """Averages whole numbers, most of which are the many counters of batch norms, all at once."""
+        own, new = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (averaged, current))
+        mean = (own * self._decay + new * (1 - self._decay)).to(own.dtype)
+        parts = mean.split([tensor.numel() for tensor in averaged])
+        torch._foreach_copy_(averaged, [part.view_as(tensor) for part, tensor in zip(parts, averaged, strict=True)])
+
+    def take_layout(self, network: nn.Module) -> None:
+        """Lays the tensors out in memory as the network's, so that an update is few operations on a GPU."""
+        for own, new in self._pairs(network):
+            own.data = _with_layout_of(new, own.data)
+
+    def _pairs(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields each parameter and buffer of the average with the network's."""
+        own = chain(self.module.parameters(), self.module.buffers())
+        return zip(own, chain(network.parameters(), network.buffers()), strict=True)

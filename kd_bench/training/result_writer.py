@@ -42,3 +42,12 @@ def serialize_state(state: Any) -> bytes:
     content = io.BytesIO()
     torch.save(state, content)
     return content.getvalue()
+
+
+def deserialize_state(content: bytes) -> Any:
+    """Returns the state of ``serialize_state``, with all tensors on the CPU, whatever device they were saved from.
+
+    Members are restored on the CPU and moved to their device afterwards. It may not be the one that wrote the state.
+    Code in the content is not run.
+    """
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -26,9 +26,9 @@ from kd_bench.training.method_result import sum_terms
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
 from kd_bench.training.optimizers import (
+    MovingAverage,
     build_optimizer,
     learning_rate,
-    moving_average,
     optimizer_state,
     prepare_for_device,
     set_learning_rate,
@@ -96,7 +96,7 @@ class StudentModule(nn.Module):
         self.preparation = Preparation(trial)
         head = method.inference_head
         self.deployed = network if head is None else StudentWithHead(network, head)
-        self.average = None if trial.ema is None else moving_average(self.deployed, trial.ema)
+        self.average = None if trial.ema is None else MovingAverage(self.deployed, trial.ema)
         self._forward_pass = build_forward_pass(network, trial.compile)
         self.train_sums, self.extra_sums, self.holdout_sums = MetricSums(), MetricSums(), MetricSums()
         self.test_sums = MetricSums(by_class=True)
@@ -128,6 +128,8 @@ class StudentModule(nn.Module):
             layout = cuda_memory_format(self.network)
             self._converts_outputs = True  # so that what a method gets does not depend on the device
             self.network.to(memory_format=layout)
+            if self.average is not None:
+                self.average.take_layout(self.deployed)
             for module in self.view.modules():
                 if isinstance(module, InputTransform):
                     module.layout = layout
@@ -159,7 +161,7 @@ class StudentModule(nn.Module):
         return len(self.preparation.history) + self.epochs_done
 
     def needs_epoch(self, epoch: int) -> bool:
-        """Whether this epoch is the member's next: after a kill, members of a cohort can differ by one."""
+        """Whether this epoch is the member's next: after a kill, members of a cohort can differ."""
         return not self.stopped and epoch == self.next_epoch < self.trial.epochs
 
     def begin_epoch(self, epoch: int) -> None:
@@ -338,10 +340,8 @@ class StudentModule(nn.Module):
             self._divergence_step.fill_(-1)
         if divergence_step >= 0:
             self.stopped = True
-            place = (
-                f"epoch {epoch + 1}" if epoch >= 0 else f"epoch {len(self.preparation.history) + 1} of its preparation"
-            )
-            return f"the loss was no longer finite in {place}, step {divergence_step + 1}"
+            place = f"{epoch + 1}" if epoch >= 0 else f"{len(self.preparation.history) + 1} of its preparation"
+            return f"the loss was no longer finite in epoch {place}, step {divergence_step + 1}"
         self.method.on_epoch_end()
         times = {"seconds": own_seconds + shared_seconds, "own_seconds": own_seconds, "members": members}
         times |= {} if cached_seconds is None else {"spared_seconds": cached_seconds}

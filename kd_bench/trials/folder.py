@@ -1,4 +1,4 @@
-"""A trial's folder and its files. A kill at any instant loses at most the current epoch."""
+"""A trial's folder and its files. A kill at any instant leaves the last checkpoint whole."""
 
 from __future__ import annotations
 

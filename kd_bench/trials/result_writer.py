@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from torch import nn
 
 from kd_bench.models import weights
 from kd_bench.training.energy import summed_joules
-from kd_bench.training.result_writer import ResultWriter, serialize_state
+from kd_bench.training.result_writer import ResultWriter, deserialize_state, serialize_state
 from kd_bench.training.student import StudentModule
 from kd_bench.trials.confusion import format_rows
 from kd_bench.trials.environment import peak_memory, utc_timestamp
@@ -72,7 +71,7 @@ class TrialResultWriter(ResultWriter):
             try:
                 if content is None:
                     raise ValueError("its content does not match the hash in its name")
-                member.restore(torch.load(io.BytesIO(content), weights_only=True))
+                member.restore(deserialize_state(content))
             except _LOAD_ERRORS as error:
                 damaged.append((path, first_line(error)))
             else:
@@ -99,7 +98,7 @@ class TrialResultWriter(ResultWriter):
         """
         for of_epoch, content in self.folder.read_mid_epoch(epoch):
             with suppress(*_LOAD_ERRORS):
-                checkpoint = torch.load(io.BytesIO(content), weights_only=True)
+                checkpoint = deserialize_state(content)
                 states = [state.numpy().tobytes() for state in checkpoint["states"] if isinstance(state, torch.Tensor)]
                 if len(states) == world_size:
                     return of_epoch, int(checkpoint["step"]), states

@@ -19,6 +19,7 @@ from kd_bench.models.fast_convs import (
     pointwise_way,
     use_fast_convs,
 )
+from kd_bench.training.isolation import unchanged_process
 
 
 @pytest.fixture
@@ -112,7 +113,8 @@ def test_products_on_a_gpu_under_autocast_and_compiled() -> None:
         compiled(x).square().sum().backward()
 
 
-def test_products_have_the_precision_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_have_the_precision_of_convolutions(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     one, other = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4, 5, requires_grad=True)
     seen = []
     real = torch.bmm
@@ -122,12 +124,19 @@ def test_products_have_the_precision_of_convolutions(monkeypatch: pytest.MonkeyP
         return real(first, second)
 
     monkeypatch.setattr(torch, "bmm", record)
-    for allowed in (True, False):
-        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-        conv_product(one, other).sum().backward()
-        assert seen == [allowed] * 3  # forwards, and one for each gradient
-        assert not torch.backends.cuda.matmul.allow_tf32
-        seen.clear()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for allowed in (True, False):
+            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+            with unchanged_process("a plug-in"):
+                conv_product(one, other).sum().backward()
+            assert seen == [allowed] * 3  # forwards, and one for each gradient
+            assert torch.get_float32_matmul_precision() == precision
+            assert torch.backends.cuda.matmul.allow_tf32 == (precision != "highest")
+            seen.clear()
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(
