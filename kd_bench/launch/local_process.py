@@ -19,6 +19,7 @@ from kd_bench.launch.worker_group import LoggedWorker
 from kd_bench.launch.worker_protocol import Event, WorkerJob
 from kd_bench.utils.allocator import allocator_variables
 from kd_bench.utils.command_line import command_line
+from kd_bench.utils.cuda_queues import queue_variables
 from kd_bench.utils.python_process import module_command
 
 #: Seconds that an idle worker has to end after its input was closed.
@@ -134,4 +135,4 @@ def _write_job(process: subprocess.Popen[bytes], job: str) -> None:
 def worker_environment(threads: int) -> dict[str, str]:
     """Returns the environment variables that a worker needs in addition to those of its machine."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return allocator_variables() | limits | {"KD_BENCH_COMMAND": command_line()}
+    return allocator_variables() | queue_variables() | limits | {"KD_BENCH_COMMAND": command_line()}

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_bench.losses.arguments import check_shapes, check_whole
-from kd_bench.losses.maps import unit_vectors
+from kd_bench.losses.maps import average_cells, unit_vectors
 from kd_bench.losses.precision import at_least_float32
 
 
@@ -31,7 +31,7 @@ def cat_kd(student_maps: Tensor, teacher_maps: Tensor, resolution: int, normalis
     check_shapes(student_maps=(student_maps, "B K H W"), teacher_maps=(teacher_maps, "B K h w"))
     check_whole(1, resolution=resolution)
     student, teacher = (
-        F.adaptive_avg_pool2d(at_least_float32(maps), resolution) for maps in (student_maps, teacher_maps)
+        average_cells(at_least_float32(maps), (resolution, resolution)) for maps in (student_maps, teacher_maps)
     )
     if normalise:
         student, teacher = unit_vectors(student.flatten(2)), unit_vectors(teacher.flatten(2))

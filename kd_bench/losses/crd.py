@@ -119,9 +119,30 @@ def _scores(anchors: Tensor, bank: Tensor, index: Tensor) -> Tensor:
 def _weighted_rows(weights: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """Returns the sum of each anchor's rows of the bank, (B, D), weighted by (B, M)."""
     if _is_dense(bank, index):
-        return weights.new_zeros(len(weights), len(bank)).scatter_add_(1, index, weights) @ bank
+        sums = _sums_by_row if weights.device.type == "cpu" else sums_by_counting
+        return sums(weights, index, len(bank)) @ bank
     parts = [part[:, None, :] @ bank[rows] for part, rows in _parts(weights, bank, index)]
     return torch.cat(parts).squeeze(1)
+
+
+def _sums_by_row(weights: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Returns the sum of each anchor's weights, (B, M), for each row of the bank, (B, N), in the order of columns."""
+    return weights.new_zeros(len(weights), rows).scatter_add_(1, index, weights)
+
+
+def sums_by_counting(weights: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Does what ``scatter_add_`` does with weights that are equal where an anchor has a row in several columns.
+
+    Except for the first column, the positive's, a weight depends on anchor and row only. On a GPU, the order in which
+    ``scatter_add_`` adds them varies, so the last bits of a step vary. ``index_put_``, which sorts them first, takes
+    longer, and in some versions of torch it reads a number from the GPU, so that a step cannot be recorded. Counting is
+    exact in any order, and where no row is repeated, the result has the same bits as that of ``scatter_add_``.
+    """
+    negatives, of_negatives = index[:, 1:], weights[:, 1:]
+    zeros = weights.new_zeros(len(weights), rows)
+    counts = zeros.scatter_add(1, negatives, torch.ones_like(of_negatives))
+    sums = zeros.scatter_(1, negatives, of_negatives) * counts
+    return sums.scatter_add_(1, index[:, :1], weights[:, :1])
 
 
 def _parts(values: Tensor, bank: Tensor, index: Tensor) -> zip[tuple[Tensor, Tensor]]:

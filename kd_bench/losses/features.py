@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_bench.losses.arguments import check_shapes
+from kd_bench.losses.maps import average_cells
 from kd_bench.losses.precision import at_least_float32
 
 #: Edges in pixels of the grids that ReviewKD's loss pools to, finest first.
@@ -94,6 +95,6 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
         weight /= 2
         total += weight
         source = pooled if nested else (student, teacher)
-        pooled = F.adaptive_avg_pool2d(source[0], grid), F.adaptive_avg_pool2d(source[1], grid)
+        pooled = average_cells(source[0], (grid, grid)), average_cells(source[1], (grid, grid))
         loss = loss + weight * F.mse_loss(*pooled)
     return loss / total

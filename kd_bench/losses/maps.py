@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_bench.losses.arguments import check_shapes
-from kd_bench.losses.precision import at_least_float32
+from kd_bench.losses.precision import at_least_float32, matmul
 
 
 def equal_sizes(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,40 @@ def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
         maps.shape[2] % height == 0 and maps.shape[3] % width == 0
     ):  # equal cells, which this averages in 2/3 of the time
         return F.avg_pool2d(maps, (maps.shape[2] // height, maps.shape[3] // width))
-    return F.adaptive_avg_pool2d(maps, size)
+    return average_cells(maps, size)
+
+
+def average_cells(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns maps, (B, C, H, W), averaged to (B, C, *size) as by ``F.adaptive_avg_pool2d``.
+
+    If the sizes do not divide, cells overlap. On a GPU, torch's gradient then adds up in an order that varies, so its
+    last bits vary from step to step. Products with the matrices of the averages, which are used there, have an order.
+
+    >>> import torch
+    >>> from kd_bench.losses.maps import average_cells
+    >>> average_cells(torch.arange(3.0).view(1, 1, 1, 3), (1, 2)).flatten().tolist()  # the pixel in the middle twice
+    [0.5, 1.5]
+    """
+    height, width = size
+    if maps.device.type == "cpu" or (maps.shape[2] % height == 0 and maps.shape[3] % width == 0):
+        return F.adaptive_avg_pool2d(maps, size)
+    return average_by_products(maps, size)
+
+
+def average_by_products(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Does what ``average_cells`` does, for any sizes on any device, by a product for rows and one for columns."""
+    values = at_least_float32(maps)
+    rows, columns = (_averages(values, dim, cells) for dim, cells in zip((2, 3), size, strict=True))
+    return matmul(rows, matmul(values, columns.mT)).to(maps.dtype)
+
+
+def _averages(maps: Tensor, dim: int, cells: int) -> Tensor:
+    """Returns the matrix that averages the pixels along ``dim`` to cells, (cells, pixels)."""
+    pixels = maps.shape[dim]
+    cell, pixel = (torch.arange(count, device=maps.device) for count in (cells, pixels))
+    first, last = cell * pixels // cells, ((cell + 1) * pixels - 1) // cells
+    inside = ((pixel >= first[:, None]) & (pixel <= last[:, None])).to(maps.dtype)
+    return inside / inside.sum(1, keepdim=True)
 
 
 def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:

@@ -7,10 +7,10 @@ as its ``sample_weights``.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_bench.losses.arguments import check_shapes, check_whole
+from kd_bench.losses.maps import average_cells
 from kd_bench.losses.precision import at_least_float32
 
 
@@ -33,8 +33,8 @@ def pool_regions(feature_map: Tensor, grids: Sequence[int] = (1, 2, 4)) -> Tenso
     check_shapes(feature_map=(feature_map, "B D H W"))
     for grid in grids:
         check_whole(1, grids=grid)
-    base = F.adaptive_avg_pool2d(at_least_float32(feature_map), 4)
-    return torch.cat([F.adaptive_avg_pool2d(base, grid).flatten(2) for grid in grids], -1).transpose(1, 2)
+    base = average_cells(at_least_float32(feature_map), (4, 4))
+    return torch.cat([average_cells(base, (grid, grid)).flatten(2) for grid in grids], -1).transpose(1, 2)
 
 
 @torch.no_grad()

@@ -63,11 +63,19 @@ class ClassPrior(Method):
 def _add_rows(sums: Tensor, rows: Tensor, values: Tensor) -> None:
     """Adds ``values[i]`` to ``sums[rows[i]]``, always in the same order.
 
-    On a CPU ``index_add_`` adds the rows one after another. On a GPU its order varies, so ``index_put_`` is used, which
-    sorts the rows first, as torch's deterministic mode does.
+    On a CPU ``index_add_`` adds the rows one after another. On a GPU its order varies, which matters unless the values
+    are integers, and ``index_put_``, which sorts the rows first, reads a number from the GPU in some versions of torch,
+    so that a step cannot be recorded. A product with the matrix of the rows does neither.
     """
     values = values.to(sums.dtype)
-    if sums.device.type == "cpu":
+    if sums.device.type == "cpu" or not sums.is_floating_point():
         sums.index_add_(0, rows, values)
     else:
-        sums.index_put_((rows,), values, accumulate=True)
+        sums.add_(sums_by_product(rows, values, len(sums)))
+
+
+def sums_by_product(rows: Tensor, values: Tensor, count: int) -> Tensor:
+    """Returns the sums, (count, K), of the values, (B, K), of each row, in the values' precision under any autocast."""
+    chosen = torch.arange(count, device=rows.device)[:, None] == rows
+    with torch.autocast(values.device.type, enabled=False):
+        return chosen.to(values.dtype) @ values

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kd_bench.losses.maps import average_cells
 from kd_bench.types import Outputs
 
 #: (C, H, W) of a feature map.
@@ -65,7 +66,7 @@ class Regressor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps the student's (B, C, H, W) to the teacher's shape."""
         if self.resize is not None:
-            x = F.adaptive_avg_pool2d(x, self.resize)
+            x = average_cells(x, self.resize)
         x = self.norm(self.conv(x))
         return F.relu(x) if self.relu else x
 

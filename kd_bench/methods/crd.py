@@ -100,8 +100,18 @@ class CRD(Method):
         contrast = losses.contrast(ours, self.teacher_bank, index, log_z[0], self.temperature)
         contrast = contrast + losses.contrast(theirs, self.student_bank, index, log_z[1], self.temperature)
         if self.training:
-            self._step_embeddings.append((batch.index, ours.detach(), theirs.detach()))
+            self._keep(batch.index, ours.detach(), theirs.detach())
         return {"ce": self.ce_weight * self.label_loss(student, batch), "crd": self.crd_weight * contrast}
+
+    def _keep(self, images: Tensor, ours: Tensor, theirs: Tensor) -> None:
+        """Keeps the embeddings of a micro-batch until the end of the step.
+
+        If this micro-batch is there already, the step has begun again, e.g. because it could not be recorded on a GPU.
+        What it left is dropped: operations that were to be recorded have computed nothing.
+        """
+        if any(images.data_ptr() == kept.data_ptr() for kept, _, _ in self._step_embeddings):
+            self._step_embeddings.clear()
+        self._step_embeddings.append((images, ours, theirs))
 
     def on_step_end(self) -> None:
         """Updates the banks with the step's embeddings from all processes."""

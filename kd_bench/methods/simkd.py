@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_bench import losses
+from kd_bench.losses.maps import average_cells
 from kd_bench.methods._maps import last_map
 from kd_bench.methods.base import Method, Terms, require_teacher
 from kd_bench.methods.parameters import PositiveCount, Weight
@@ -82,7 +83,7 @@ class _ReusedClassifier(nn.Module):
     def project(self, features: Tensor) -> Tensor:
         """Maps the student's (B, C, H, W) to the teacher's channels, and to the smaller of both sizes."""
         if features.shape[2:] != self.size:
-            features = F.adaptive_avg_pool2d(features, self.size)
+            features = average_cells(features, self.size)
         projected: Tensor = self.projector(features)
         return projected
 

@@ -133,6 +133,30 @@ def test_contrast(ratio: int, copy: int, seed: int, b: int, n: int, m: int, d: i
         torch.testing.assert_close(log_z, direct.normaliser(anchors, bank, index, temperature).log())
 
 
+@given(seeds, batches, st.integers(2, 40), st.integers(2, 60))
+def test_counted_rows_have_the_sums_of_scatter_add(seed: int, b: int, n: int, m: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(n, (b, m), generator=generator)
+    weights = torch.rand(b, n, generator=generator).gather(1, index)
+    weights[:, 0] -= 1  # also where a negative is the positive's row
+    torch.testing.assert_close(crd.sums_by_counting(weights, index, n), crd._sums_by_row(weights, index, n))
+    distinct = torch.rand(b, n, generator=generator).argsort(1)[:, :m]
+    weights = torch.randn(distinct.shape, generator=generator)
+    assert torch.equal(crd.sums_by_counting(weights, distinct, n), crd._sums_by_row(weights, distinct, n))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_gradients_of_repeated_rows_are_the_same_every_time_on_a_gpu() -> None:
+    anchors, bank, index, z = (tensor.cuda() for tensor in _sides(1, 64, 328, 16385, 128))
+
+    def contrast(a: Tensor) -> Tensor:
+        return losses.contrast(a, bank.float(), index, z.log().float(), 0.07)
+
+    first = value_and_gradients(contrast, anchors.float())
+    for _ in range(20):
+        assert all(map(torch.equal, first, value_and_gradients(contrast, anchors.float())))
+
+
 @pytest.mark.parametrize("n", [60, 200], ids=["product", "copies"])
 def test_contrast_chooses_by_the_size_of_the_bank(n: int) -> None:
     anchors, bank, index, z = _sides(3, 4, n, 9, 5)

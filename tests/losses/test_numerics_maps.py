@@ -4,17 +4,23 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kd_bench import losses
+from kd_bench.losses.maps import average_by_products, average_cells
 from tests.losses.cases import (
     LargestTensor,
     assert_autocast_changes_nothing,
     assert_double_stays,
     assert_finite,
     assert_half_is_computed_in_single,
+    assert_same,
     assert_single_is_close_to_double,
     draw,
+    seeds,
     value_and_gradients,
 )
 
@@ -142,7 +148,51 @@ def test_nothing_is_larger_than_the_maps(name: str) -> None:
 def test_maps_of_other_sizes_are_averaged_by_the_smaller_edges() -> None:
     student, teacher = draw(19, 2, 3, 6, 4), draw(20, 2, 5, 4, 8)
     ours, theirs = losses.equal_sizes(student, teacher)
-    assert torch.equal(ours, torch.nn.functional.adaptive_avg_pool2d(student, (4, 4)))
-    torch.testing.assert_close(theirs, torch.nn.functional.adaptive_avg_pool2d(teacher, (4, 4)))
+    assert torch.equal(ours, F.adaptive_avg_pool2d(student, (4, 4)))
+    torch.testing.assert_close(theirs, F.adaptive_avg_pool2d(teacher, (4, 4)))
     same = losses.equal_sizes(student, student)
     assert same[0] is same[1] is student
+
+
+@given(seeds, *[st.integers(1, 7)] * 4)
+def test_averages_by_products_are_those_of_adaptive_pooling(
+    seed: int, height: int, width: int, rows: int, columns: int
+) -> None:
+    maps = draw(seed, 2, 3, height, width)
+    assert_same(
+        lambda x: average_by_products(x, (rows, columns)).sin().sum(),
+        lambda x: F.adaptive_avg_pool2d(x, (rows, columns)).sin().sum(),
+        maps,
+    )
+
+
+def test_averages_on_a_cpu_have_the_bits_of_adaptive_pooling() -> None:
+    for number, (edge, cells) in enumerate([(2, 4), (7, 4), (8, 4), (3, 2), (5, 1)]):
+        maps = draw(number, 4, 3, edge, edge).float()
+        ours, theirs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+        averages, expected = average_cells(ours, (cells, cells)), F.adaptive_avg_pool2d(theirs, cells)
+        assert torch.equal(averages, expected)
+        averages.sin().sum().backward()
+        expected.sin().sum().backward()
+        assert ours.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_averages_by_products_keep_the_type_and_ignore_autocast(dtype: torch.dtype) -> None:
+    maps = draw(1, 2, 3, 7, 7).to(dtype)
+    expected = average_by_products(maps, (4, 4))
+    assert expected.dtype == dtype
+    torch.testing.assert_close(expected, F.adaptive_avg_pool2d(maps, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(average_by_products(maps, (4, 4)), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("edge", [2, 7])
+def test_gradients_of_maps_in_overlapping_cells_are_the_same_every_time_on_a_gpu(edge: int) -> None:
+    student, teacher = draw(1, 2, 64, 100, edge, edge).float().cuda()
+    first = value_and_gradients(lambda s, t: losses.cat_kd(s, t, 4, True), student, teacher)
+    for _ in range(20):
+        again = value_and_gradients(lambda s, t: losses.cat_kd(s, t, 4, True), student, teacher)
+        assert all(map(torch.equal, first, again))

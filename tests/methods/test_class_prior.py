@@ -7,6 +7,7 @@ import torch
 
 from kd_bench import losses
 from kd_bench.methods import _registry as methods
+from kd_bench.methods._class_prior import sums_by_product
 from kd_bench.methods.base import Method
 from kd_bench.types import Batch, Outputs
 from tests.methods.cases import CLASSES, PAIR, batch, outputs
@@ -93,6 +94,14 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_exactly() -> None:
 
 def test_sample_weights_remember_nothing() -> None:
     assert methods.build("ikl_kd", PAIR, {}).state_dict() == {}
+
+
+def test_sums_by_a_product_are_those_of_index_add() -> None:
+    rows, values = torch.tensor([3, 0, 3, 3, 1, 0]), outputs(1, 6).logits.softmax(-1)
+    expected = torch.zeros(5, CLASSES).index_add_(0, rows, values)
+    torch.testing.assert_close(sums_by_product(rows, values, 5), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(sums_by_product(rows, values, 5), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

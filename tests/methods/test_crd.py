@@ -102,6 +102,31 @@ def test_only_the_images_of_the_batch_are_remembered_and_none_in_evaluation() ->
     assert not torch.equal(method.student_bank[:4], before[:4])
 
 
+@pytest.mark.parametrize("rows", [32, 8], ids=["one micro-batch", "four micro-batches"])
+def test_a_step_that_begins_again_leaves_nothing_of_its_first_try(rows: int) -> None:
+    """As when a step cannot be recorded: the tensors that are left have never been computed."""
+    samples = batch(size=32)
+    parts = [samples.rows(slice(start, start + rows)) for start in range(0, 32, rows)]
+
+    def step(method: CRD, seed: int, until: int | None = None) -> None:
+        for number, part in enumerate(parts[:until]):
+            torch.manual_seed(7)
+            method(outputs(seed + number, rows), teacher_outputs(seed + number, rows), part)
+
+    banks = []
+    for tries in ([], [1], [1, len(parts) - 1], [len(parts)]):
+        method = make("crd", normaliser="batch")
+        assert isinstance(method, CRD)
+        for number, until in enumerate(tries):
+            step(method, 100 * (1 + number), until)
+        step(method, 1)
+        method.on_step_end()
+        banks.append((method.student_bank, method.teacher_bank))
+    for student_bank, teacher_bank in banks[1:]:
+        assert torch.equal(student_bank, banks[0][0])
+        assert torch.equal(teacher_bank, banks[0][1])
+
+
 def test_both_embeddings_are_trained() -> None:
     method = make("crd")
     assert isinstance(method, CRD)
