@@ -24,6 +24,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,9 @@ from kd_bench.trials.reader import TrialRecord, read_trial
 from kd_bench.utils.errors import RunFailed, Terminated, UserError
 
 DATASET = "cifar100"
+#: Folder of compiled code, in the results folder: compiling a teacher takes up to a minute, which every piece on a new
+#: machine would take again.
+COMPILED = "compiled"
 #: Folder of the rounded teachers, in the results folder.
 ROUNDED = "rounded"
 #: Number of steps that have not begun that are named.
@@ -296,6 +300,20 @@ def _terminate(*_: Any) -> None:
     raise Terminated
 
 
+@contextmanager
+def _keeping_compiled_code(out: Path) -> Iterator[None]:
+    """Inside, new processes keep compiled code in the results folder, unless the user has another place for it."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(out.resolve() / COMPILED)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def main(argv: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> int:
     """Runs a piece of the campaign and prints the state.
 
@@ -329,7 +347,8 @@ def main(argv: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> in
         if chosen.minutes:
             timer.start()
         if chosen.minutes != 0:
-            failed = run_steps(steps, settings)
+            with _keeping_compiled_code(chosen.out):
+                failed = run_steps(steps, settings)
     except Terminated:
         print("campaign: stopped", flush=True)
     except UserError as error:

@@ -1,8 +1,8 @@
 """Packs a results folder into few files that can be copied to another machine, and unpacks it there.
 
 The archive is a tar file, compressed by xz and cut into parts; ``cat results.tar.xz.* | tar xJ`` unpacks it, too. It
-has everything that training needs to go on: of each unfinished trial the last state, and of each finished one all but
-the weights.
+has everything that training needs to go on: of each unfinished trial the last state, of each finished one all but the
+weights, and the code that the compiler has made.
 """
 
 from __future__ import annotations
@@ -83,22 +83,31 @@ def unpack(folder: Path, out: Path) -> bool:
 
 def _needed(out: Path, keep: Collection[Path]) -> Iterator[Path]:
     """Yields the files of a results folder that training needs to go on, and those of its results."""
+    last_states = {state for recipe in out.iterdir() if recipe.is_dir() for state in _last_states(recipe)}
     for path in out.rglob("*"):
         if not path.is_file() or path.is_symlink() or path.name.startswith((".", "lease.")):
             continue  # temporary files, and leases of processes that have ended
         is_finished = path.name == WEIGHTS and (path.parent / "result.json").exists()
-        is_earlier = path.parent.name == "checkpoint" and path != _last_state(path.parent)
+        is_earlier = path.parent.name == "checkpoint" and path not in last_states
         if path in keep or not (is_finished or is_earlier):
             yield path
 
 
-def _last_state(folder: Path) -> Path | None:
-    """Returns the last state of an unfinished trial at the end of an epoch, else the last within its first epochs.
+def _last_states(recipe: Path) -> Iterator[Path]:
+    """Yields the state from which each unfinished trial of a recipe goes on.
 
-    A state within an epoch is at most a minute of training later, but its file is half as large again.
+    It is the one that the stop has written within an epoch, if all trials have one of the same step, because members
+    of a cohort go on together from the same step. Otherwise it is the last at the end of an epoch, which is up to a
+    minute of training older, or that within its first epochs if there is none. Both would take twice the space.
     """
-    states = sorted(folder.glob("epoch-*.pt")) or sorted(folder.glob("within-*.pt"))
-    return states[-1] if states else None
+    folders = [folder for folder in recipe.glob("*/checkpoint") if any(folder.glob("*.pt"))]
+    within = {folder: max(folder.glob("within-*.pt"), default=None) for folder in folders}
+    steps = {None if state is None else tuple(state.name.split("-")[1:3]) for state in within.values()}
+    for folder in folders:
+        epoch, of_stop = max(folder.glob("epoch-*.pt"), default=None), within[folder]
+        state = of_stop if epoch is None or len(steps) == 1 else epoch
+        if (last := state or epoch) is not None:
+            yield last
 
 
 class _PartWriter(io.RawIOBase):

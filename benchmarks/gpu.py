@@ -1,24 +1,30 @@
 """Checks and measures kd-bench on a GPU: ``make gpu-check``. Takes less than 4 minutes on a large card.
 
-- bits: recorded steps have the same bits as others, for every method that is not adversarial;
+- facts: the machine, and what Python and Lightning take;
 - speed: milliseconds per step and seconds per epoch of the pairs of Table 6, with the most memory;
 - epoch: the time of a whole epoch, relative to that of its steps;
+- bits: recorded steps have the same bits as others, for every method that is not adversarial;
+- deterministic: whether cuDNN's algorithms have the same bits twice, and what its deterministic ones cost;
+- methods: as speed, with the eight methods of Table 6, and what the whole table takes;
 - busy: the share of the time in which the GPU computes;
-- compiled: as speed, with compiled networks, which takes minutes per pair. Begins if the minutes suffice.
+- queues: as speed, in a process with CUDA's default number of queues for streams;
+- compiled: as speed, with compiled networks, which takes minutes per pair.
 
-Every result is written at once to a JSON file beside the page. What is there already, from the same code, card and
-versions, is not measured again, so a check that ended early goes on when it is started again. A measurement that fails
-does not end the others.
+Each of the first six sections has a share of the minutes, so that all of them begin; the others begin if the minutes
+suffice. Every result is written at once to a JSON file beside the page, and the page every few seconds. What is there
+already, from the same code, card and versions, is not measured again, so a check that ended early goes on when it is
+started again. A measurement that fails does not end the others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 import time
 import traceback
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +32,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_bits, gpu_device, gpu_epoch, gpu_speed
+from benchmarks import gpu_bits, gpu_deterministic, gpu_device, gpu_epoch, gpu_queues, gpu_speed
 from benchmarks.gpu_cohort import TINY, Context, MakeRecorder, Sizes
 from benchmarks.markdown import Section, argument_parser
 from kd_bench.training.recorder import choose_recorder
@@ -37,7 +43,15 @@ from kd_bench.utils.paths import package_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "results" / "benchmarks_gpu.md"
-SECTIONS = ("facts", "bits", "speed", "epoch", "busy", "compiled")
+SECTIONS = ("facts", "speed", "epoch", "bits", "deterministic", "methods", "busy", "queues", "compiled")
+#: Percent of the minutes: on an H200, 5 s for facts, 45 s for the steps in float32, 22 s for two epochs, 50 s for the
+#: bits, 12 s for cuDNN and 45 s for the methods are expected. What a section does not need is left to the next ones.
+SHARES = {"facts": 3, "speed": 27, "epoch": 13, "bits": 28, "deterministic": 7, "methods": 22}
+NOT_MEASURED = (
+    "The minutes did not suffice for these, or other sections were asked for. The same command goes on with them."
+)
+#: Least seconds between two versions of the page.
+PAGE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -97,52 +111,88 @@ class ResultFile:
         write_json(self._path, self._content)
 
 
-def plan_parts(context: Context) -> list[Part]:
-    """Returns all parts, those that matter most first."""
+def plan_parts(context: Context, own_arguments: Sequence[str] = ()) -> list[Part]:
+    """Returns all parts, those that matter most first.
+
+    Args:
+        context: The context.
+        own_arguments: This script's arguments that say where and on what it measures.
+    """
     cases = gpu_speed.plan_cases(context)
 
-    def time_cases(section: str, kind: str, expected_seconds: float) -> list[Part]:
+    def time_cases(section: str, expected_seconds: float) -> list[Part]:
         return [
             Part(section, case.name, expected_seconds, lambda case=case: gpu_speed.time_case(context, case))  # type: ignore[misc]
-            for case in cases[kind]
+            for case in cases[section]
         ]
 
-    groups = gpu_bits.cohorts(context.bit_trials(), context.sizes.company)
+    groups = [
+        group
+        for trials in (context.bit_trials(), context.bit_trials_in_bfloat16())
+        for group in gpu_bits.cohorts(trials, context.sizes.company)
+    ]
     bits = [
         Part(
             "bits",
-            ", ".join(trial.method.name for trial in group),
+            ", ".join(group),
             15,
-            lambda group=group: gpu_bits.compare_bits(context, group),  # type: ignore[misc]
+            lambda group=group: gpu_bits.compare_bits(context, group, in_one_queue=group is groups[0]),  # type: ignore[misc]
         )
         for group in groups
     ]
     return [
         Part("facts", "", 5, lambda: gpu_epoch.measure_facts(context)),
+        *time_cases("speed", 8),
+        Part("epoch", "", 24, lambda: gpu_epoch.measure_epoch(context)),
         *bits,
-        *time_cases("speed", "first", 10),
-        Part("epoch", "", 30, lambda: gpu_epoch.measure_epoch(context)),
-        *time_cases("speed", "second", 10),
         *(
-            Part("busy", pair, 10, lambda pair=pair: gpu_speed.measure_busy(context, pair))  # type: ignore[misc]
+            Part("deterministic", student, 4, lambda trial=trial: gpu_deterministic.measure_student(context, trial))  # type: ignore[misc]
+            for student, trial in gpu_deterministic.plan_students(context).items()
+        ),
+        *time_cases("methods", 11),
+        *(
+            Part("busy", pair, 8, lambda pair=pair: gpu_speed.measure_busy(context, pair))  # type: ignore[misc]
             for pair in context.trials
         ),
-        *time_cases("compiled", "compiled", 90),
+        Part("queues", "", 30, lambda: gpu_queues.measure_queues(context, own_arguments)),
+        *time_cases("compiled", 90),
     ]
 
 
-def run_parts(parts: Sequence[Part], file: ResultFile, seconds: float) -> list[Part]:
+def section_ends(parts: Sequence[Part]) -> dict[str, float]:
+    """Returns the fraction of the time by which each section with a share ends, if these parts are to be measured."""
+    shares = {name: share for name, share in SHARES.items() if any(part.section == name for part in parts)}
+    sums = itertools.accumulate(shares.values())
+    return {name: end / sum(shares.values()) for name, end in zip(shares, sums, strict=True)}
+
+
+def run_parts(
+    parts: Sequence[Part], file: ResultFile, seconds: float, report: Callable[[], None] = lambda: None
+) -> list[Part]:
     """Measures the parts that have no result yet. Returns those that did not begin, because too little time was left.
 
-    The first part begins in any case.
+    The first part begins in any case. The first one of a section with a share begins if it fits into the whole time,
+    and its other parts if they fit into the share. What is left, and sections without a share, begin afterwards.
+
+    Args:
+        parts: The parts, in their order.
+        file: The results.
+        seconds: The time.
+        report: Called after each part.
     """
-    begin, left = time.perf_counter(), []
-    missing = [part for part in parts if part.key not in file.results]
-    for part in missing:
+    begin = time.perf_counter()
+    left = [part for part in parts if part.key not in file.results]
+    ends = section_ends(left)
+    begun: set[str] = set()
+    turns = [(part, seconds * ends[part.section]) for part in left if part.section in ends]
+    turns += [(part, seconds) for part in left]
+    for number, (part, end) in enumerate(turns):
         start = time.perf_counter() - begin
-        if part is not missing[0] and start + part.expected_seconds > seconds:
-            left.append(part)
+        latest = (end if part.section in begun else seconds) - part.expected_seconds
+        if part not in left or (number and start > latest):
             continue
+        begun.add(part.section)
+        left.remove(part)
         try:
             result = part.measure()
         except Exception as error:
@@ -152,6 +202,7 @@ def run_parts(parts: Sequence[Part], file: ResultFile, seconds: float) -> list[P
             outcome = "done"
             file.write(part.key, {"result": result, "seconds": time.perf_counter() - begin - start})
         print(f"gpu-check: {time.perf_counter() - begin:4.0f} s: {part.key}: {outcome}", flush=True)
+        report()
     return left
 
 
@@ -162,13 +213,17 @@ def make_sections(context: Context, environment: Mapping[str, Any], results: Map
         return {key.partition(": ")[2]: value for key, value in results.items() if key.partition(": ")[0] in names}
 
     cases = [case for of_kind in gpu_speed.plan_cases(context).values() for case in of_kind]
-    timed, epoch = of_section("speed", "compiled"), results.get("epoch")
+    timed, epoch = of_section("speed", "methods", "compiled"), results.get("epoch")
     busy = {pair: result["fraction"] for pair, result in of_section("busy").items()}
     sections = [gpu_epoch.facts_section(environment, results.get("facts", {}))]
     if bits := of_section("bits"):
         sections.append(gpu_bits.section({name: value for group in bits.values() for name, value in group.items()}))
+    if deterministic := of_section("deterministic"):
+        sections.append(gpu_deterministic.section(deterministic, context.sizes.repeated))
     if timed:
         sections.append(gpu_speed.speed_section(cases, timed, busy))
+    if (queues := results.get("queues")) and queues["case"] in timed:
+        sections.append(gpu_queues.section(queues, timed[queues["case"]], environment["queues"]))
     if epoch:
         sections.append(gpu_epoch.epoch_section(epoch, busy))
     if timed and not context.sizes.quick:
@@ -192,9 +247,38 @@ def make_page(sections: Sequence[Section], file: ResultFile, missing: Sequence[s
         "aims, which are for a card of the H200's class, are reached.",
         *(f"**{key} failed**: {error}" for key, error in file.errors.items()),
         *(section.markdown() for section in sections),
-        *(["\n".join(["## Not measured", "", *(f"- {key}" for key in missing)])] if missing else []),
+        *(["\n".join(["## Not measured", "", NOT_MEASURED, "", *(f"- {key}" for key in missing)])] if missing else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+class Page:
+    """The page, which is written again and again.
+
+    Args:
+        path: The file.
+        context: The context.
+        file: The results.
+        keys: Keys of all parts.
+    """
+
+    def __init__(self, path: Path, context: Context, file: ResultFile, keys: Sequence[str]) -> None:
+        self._path, self._context, self._file, self._keys = path, context, file, keys
+        self._written = 0.0
+
+    def write(self) -> list[Section]:
+        """Writes the page and returns its sections."""
+        file = self._file
+        sections = make_sections(self._context, file.environment, file.results)
+        missing = [key for key in self._keys if key not in file.results and key not in file.errors]
+        write_atomic(self._path, make_page(sections, file, missing))
+        self._written = time.perf_counter()
+        return sections
+
+    def write_sometimes(self) -> None:
+        """Writes the page, so that it is there if the check is killed, unless it was written a moment ago."""
+        if time.perf_counter() - self._written > PAGE_SECONDS:
+            self.write()
 
 
 def code_hash() -> str:
@@ -221,6 +305,7 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
     parser.add_argument(
         "--sections", default=",".join(SECTIONS), help="separated by commas; by default all: %(default)s"
     )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only measurements whose name has this text")
     parser.add_argument("--minutes", type=float, default=3.5, help="that it may take (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=PAGE, help="the page; results are beside it, in a .json file")
     parser.add_argument("--data", type=Path, help="folder with CIFAR-100 (default: KD_BENCH_DATA, else ./data)")
@@ -237,6 +322,10 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
         print("gpu-check: there is no CUDA device that torch can use (kd-bench doctor says why)", file=sys.stderr)
         return 2
     context = Context(device, TINY if options.tiny else Sizes(), options.data, make_recorder)
+    parts = plan_parts(context, own_arguments(options))
+    wanted = [part for part in parts if part.section in chosen and options.only in part.key]
+    if not wanted:
+        parser.error(f"--only: no measurement of these sections has {options.only!r} in its name")
     environment = gpu_device.describe_device(device) | {
         "images": "CIFAR-100" if context.has_cifar100 else "noise in the shape of CIFAR-100",
         "tiny": options.tiny,
@@ -245,11 +334,9 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
     file = ResultFile(options.out.with_suffix(".json"), environment)
     if file.has_other:
         print("gpu-check: the results that are there are of another card, code or version; everything is measured anew")
-    parts = plan_parts(context)
-    left = run_parts([part for part in parts if part.section in chosen], file, 60 * options.minutes)
-    sections = make_sections(context, file.environment, file.results)
-    missing = [part.key for part in parts if part.key not in file.results and part.key not in file.errors]
-    write_atomic(options.out, make_page(sections, file, missing))
+    page = Page(options.out, context, file, [part.key for part in parts])
+    left = run_parts(wanted, file, 60 * options.minutes, page.write_sometimes)
+    sections = page.write()
     print("\n\n".join(section.markdown() for section in sections))
     different = [
         line
@@ -262,6 +349,13 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
     if left:
         print(f"gpu-check: {len(left)} measurements did not fit into the minutes; the same command goes on with them")
     return int(bool(problems))
+
+
+def own_arguments(options: Namespace) -> list[str]:
+    """Returns the arguments that say where and on what to measure."""
+    named = {"--data": options.data, "--device": options.device}
+    given = [text for name, value in named.items() if value is not None for text in (name, str(value))]
+    return [*given, *(["--tiny"] if options.tiny else [])]
 
 
 def choose_device(name: str | None) -> torch.device | None:

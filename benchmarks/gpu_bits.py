@@ -1,13 +1,15 @@
 """Whether recorded steps have the same bits as others, for every method that is not adversarial.
 
-Small networks are trained for two epochs by ``kd_bench.training.fit.fit``: all methods in cohorts, twice, without
-recordings, alone, and stopped within the first epoch and resumed. Their states must not differ in a single bit.
+Small networks are trained for two epochs by ``kd_bench.training.fit.fit``: all methods in cohorts, without recordings,
+alone, stopped within the first epoch and resumed, and some in one queue, as if memory were short. Their states must not
+differ in a single bit. If they do, the cohort is trained a second time, which shows whether the operations themselves
+vary.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,19 +29,34 @@ from kd_bench.training.recorder import Lane, Recorder, Replay
 from kd_bench.training.result_writer import ResultWriter, serialize_state
 from kd_bench.training.student import StudentModule
 
-#: What the training of a method in a cohort is compared with, by the name of the result.
-COMPARED = {"again": "twice the same", "eager": "not recorded", "alone": "alone", "resumed": "stopped and resumed"}
+#: What a training in a cohort is compared with, by the name of the result.
+COMPARED = {
+    "eager": "not recorded",
+    "alone": "alone",
+    "resumed": "stopped and resumed",
+    "queue": "in one queue",
+    "again": "the same again",
+}
 SAME = "same"
+
+#: Settings of a cohort's trials, by name.
+Trials = Mapping[str, Trial]
 
 
 class RefusingRecorder(Recorder):
-    """Has the lanes and generators of another recorder, and records nothing."""
+    """Has the lanes and generators of another recorder, and records nothing, or nothing outside of one queue.
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    Args:
+        recorder: The other one.
+        short_of_memory: Whether it refuses because memory is short, which it is not in one queue.
+    """
+
+    def __init__(self, recorder: Recorder, short_of_memory: bool = False) -> None:
+        self._recorder, self._short = recorder, short_of_memory
 
     def lanes(self, count: int, one_queue: bool) -> list[Lane]:
-        return [_RefusingLane(lane) for lane in self._recorder.lanes(count, one_queue)]
+        lanes = self._recorder.lanes(count, one_queue)
+        return lanes if self._short and one_queue else [_RefusingLane(lane, self._short) for lane in lanes]
 
     def generator(self) -> torch.Generator:
         return self._recorder.generator()
@@ -49,8 +66,8 @@ class RefusingRecorder(Recorder):
 
 
 class _RefusingLane(Lane):
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
+    def __init__(self, lane: Lane, short_of_memory: bool) -> None:
+        self._lane, self._short = lane, short_of_memory
 
     def running(self) -> AbstractContextManager[None]:
         return self._lane.running()
@@ -59,7 +76,8 @@ class _RefusingLane(Lane):
         self._lane.join()
 
     def record(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> Replay:
-        raise RuntimeError("steps are run without recordings, for a comparison")
+        kind = torch.OutOfMemoryError if self._short else RuntimeError
+        raise kind("steps are run without recordings, for a comparison")
 
 
 class StateWriter(ResultWriter):
@@ -96,21 +114,29 @@ class _Trainer:
         self._images: ArrayDataset = context.images.subset(train, test)
 
     def train(
-        self, trials: Sequence[Trial], *, eager: bool = False, stop: bool = False, states: Sequence[bytes | None] = ()
+        self,
+        trials: Sequence[Trial],
+        *,
+        eager: bool = False,
+        short_of_memory: bool = False,
+        stop: bool = False,
+        states: Sequence[bytes | None] = (),
     ) -> list[StateWriter]:
         """Trains a cohort.
 
         Args:
             trials: The members.
             eager: Whether nothing is recorded.
+            short_of_memory: Whether memory seems not to suffice for all members side by side.
             stop: Whether to stop after the first block of steps.
             states: States within an epoch to continue from, one for each member, None for one that has not begun; may
                 be empty.
         """
         device = self._context.device
         recorder = self._context.make_recorder(device, trials[0])
-        if eager and recorder is not None:
-            recorder = RefusingRecorder(recorder)
+        refuses = eager or short_of_memory
+        if refuses and recorder is not None:
+            recorder = RefusingRecorder(recorder, short_of_memory)
         taught = next((trial.teacher for trial in trials if isinstance(trial.teacher, Trial)), None)
         teacher = build_network(taught, self._images)[0].eval() if taught else None
         writers = [StateWriter() for _ in trials]
@@ -122,7 +148,7 @@ class _Trainer:
                 member.restore_mid_epoch(torch.load(io.BytesIO(state), weights_only=True))
         cohort = CohortModule(members, teacher, recorder=recorder)
         callbacks = [MidEpochCheckpoint(float("inf"), lambda: stop)]
-        with collected_messages() if eager else nullcontext():
+        with collected_messages() if refuses else nullcontext():
             try:
                 fit(cohort, *loaders(trials[0], self._images, device), device, callbacks)
             except StopRequested:
@@ -131,40 +157,51 @@ class _Trainer:
         return writers
 
 
-def cohorts(trials: Sequence[Trial], size: int) -> Iterator[list[Trial]]:
-    """Yields cohorts of equal size that together have all trials. The last two may have trials in common."""
-    for start in range(0, len(trials), size):
-        begin = max(0, min(start, len(trials) - size))
-        yield list(trials[begin : begin + size])
+def cohorts(trials: Trials, size: int) -> Iterator[Trials]:
+    """Yields as few cohorts as possible, whose sizes differ by at most one."""
+    names = list(trials)
+    count = -(-len(names) // size)
+    for index in range(count):
+        start, end = (len(names) * number // count for number in (index, index + 1))
+        yield {name: trials[name] for name in names[start:end]}
 
 
-def compare_bits(context: Context, trials: Sequence[Trial]) -> dict[str, Any]:
+def compare_bits(context: Context, trials: Trials, in_one_queue: bool = False) -> dict[str, Any]:
     """Trains a cohort in all ways and compares the results.
 
+    Args:
+        context: The context.
+        trials: The members.
+        in_one_queue: Whether to train it in one queue, too.
+
     Returns:
-        For each method: "recorded", whether its steps were recorded; "note", why not; and for each way in ``COMPARED``
-        the word "same" or what differs first.
+        For each name: "recorded", whether its steps were recorded; "note", why not; and for each way in ``COMPARED``
+        that was taken the word "same" or what differs first.
     """
-    trainer = _Trainer(context)
+    trainer, members = _Trainer(context), list(trials.values())
     with collected_messages() as messages:
-        together = trainer.train(trials)
-    stopped = trainer.train(trials, stop=True)
+        together = trainer.train(members)
+    stopped = trainer.train(members, stop=True)
     states = [writer.mid_epoch for writer in stopped]
     is_stopped = any(states) and not any(writer.failure for writer in stopped)
     ways = {
-        "again": trainer.train(trials),
-        "eager": trainer.train(trials, eager=True),
-        "alone": [writer for trial in trials for writer in trainer.train([trial])],
-        "resumed": trainer.train(trials, states=states) if is_stopped else stopped,
+        "eager": trainer.train(members, eager=True),
+        "alone": [writer for trial in members for writer in trainer.train([trial])],
+        "resumed": trainer.train(members, states=states) if is_stopped else stopped,
     }
-    recorded = context.make_recorder(context.device, trials[0]) is not None
+    if in_one_queue:
+        ways["queue"] = trainer.train(members, short_of_memory=True)
+    recorded = context.make_recorder(context.device, members[0]) is not None
     results: dict[str, Any] = {}
-    for index, (trial, writer) in enumerate(zip(trials, together, strict=True)):
-        results[trial.method.name] = {
+    for index, (name, writer) in enumerate(zip(trials, together, strict=True)):
+        results[name] = {
             "recorded": recorded and not writer.notes,
             "note": "; ".join([*messages, *writer.notes]),
             **{way: _difference(writer, others[index]) for way, others in ways.items()},
         }
+    if differences(results):
+        for result, writer, other in zip(results.values(), together, trainer.train(members), strict=True):
+            result["again"] = _difference(writer, other)
     return results
 
 
@@ -179,28 +216,30 @@ def _difference(writer: StateWriter, other: StateWriter) -> str:
     return first_difference(*states) or SAME
 
 
-def differences(results: dict[str, Any]) -> list[str]:
-    """Returns a sentence for each way in which a method has other bits."""
+def differences(results: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence for each way in which a training has other bits."""
     return [
-        f"{method}, {COMPARED[way]}: {result[way]}"
-        for method, result in results.items()
-        for way in COMPARED
-        if result[way] != SAME
+        f"{name}, {title}: {result[way]}"
+        for name, result in results.items()
+        for way, title in COMPARED.items()
+        if result.get(way, SAME) != SAME
     ]
 
 
-def section(results: dict[str, Any]) -> Section:
-    """Returns the table of all methods."""
+def section(results: Mapping[str, Any]) -> Section:
+    """Returns the table of all trainings."""
+    ordered = dict(sorted(results.items()))
     rows = [
-        [method, "yes" if result["recorded"] else "no", *(result[way] for way in COMPARED)]
-        for method, result in sorted(results.items())
+        [name, "yes" if result["recorded"] else "no", *(result.get(way, "-") for way in COMPARED)]
+        for name, result in ordered.items()
     ]
-    notes = [f"- {method}: {result['note']}" for method, result in sorted(results.items()) if result["note"]]
+    notes = [f"- {name}: {result['note']}" for name, result in ordered.items() if result["note"]]
+    same = sum(not differences({name: result}) for name, result in ordered.items())
     introduction = (
         "ResNet14 to ResNet8, two epochs: the states at the end of a training in a cohort, compared bit by bit with "
-        "those of the same training a second time, without recordings, alone, and stopped within the first epoch and "
-        f"resumed. {len(results) - len({line.split(',')[0] for line in differences(results)})} of {len(results)} "
-        "methods have the same bits in all cases."
+        "those of the same training without recordings, alone, stopped within the first epoch and resumed, and, for "
+        "the first cohort, in one queue, as if memory were short. If something differs, the cohort is trained the same "
+        f"again. {same} of {len(results)} trainings have the same bits in all cases."
     )
-    table = Table(["method", "recorded", *COMPARED.values()], rows)
+    table = Table(["training", "recorded", *COMPARED.values()], rows)
     return Section("The same bits", "\n".join([introduction, *([""] if notes else []), *notes]), [table])

@@ -16,6 +16,7 @@ import torch
 from benchmarks import pairs
 from kd_bench.config.data import Dataset
 from kd_bench.config.load import read_recipe
+from kd_bench.config.optimizer import DOT, AdamW
 from kd_bench.config.trial import Trial
 from kd_bench.data import registry as datasets
 from kd_bench.data.array_dataset import ArrayDataset
@@ -33,6 +34,8 @@ MakeRecorder = Callable[[torch.device, Trial], Recorder | None]
 
 #: The pair of one family that is measured besides those of Table 6.
 SAME_FAMILY = ("cifar100/other_pairs", ("teacher=resnet32x4", "student=resnet8x4"))
+#: Methods whose bits are compared in bfloat16: of logits, of features, with a second pass, with draws.
+HALF_METHODS = ("kd", "reviewkd", "ofd", "crd")
 #: Steps after which everything must be recorded, and batches that take turns.
 SETTLED_STEPS, BATCHES = 40, 8
 
@@ -46,12 +49,13 @@ class Sizes:
         bits: Training and test images of the comparison of bits, and its batch size. An epoch must have more steps than
             a block of recorded steps, and its last batch must be smaller.
         company: Members of a cohort whose bits are compared.
-        methods: Number of methods whose bits are compared, the first by name; None for all.
+        methods: Number of methods whose bits are compared, the first by name; None for all, and for further trials.
         students: Members of the large cohorts whose steps are timed.
         steps, rounds: Steps of a round, and rounds.
         eager_steps: Steps without recording.
         epoch: Training and test images of the whole epoch; None for all.
         idle: Iterations of Lightning's loop that do nothing, and operations that are started.
+        repeated: Steps that are made twice, to see whether their bits are the same.
     """
 
     quick: bool = False
@@ -64,9 +68,12 @@ class Sizes:
     eager_steps: int = 3
     epoch: tuple[int, int] | None = None
     idle: int = 2000
+    repeated: int = 4
 
 
-TINY = Sizes(True, (4 * 3 + 2, 8, 4), 2, 2, 2, 2, 2, 1, (4 * 8, 8), 20)
+TINY = Sizes(True, (4 * 3 + 2, 8, 4), 2, 2, 2, 2, 2, 1, (4 * 8, 8), 20, 2)
+#: Negatives of CRD, fewer than there are images of other classes.
+FEW_NEGATIVES = 32
 
 
 class Context:
@@ -111,22 +118,45 @@ class Context:
         planned = pairs.plan_pairs(self.sizes.quick)
         return planned if self.sizes.quick else planned | pairs.plan_pairs(source=SAME_FAMILY[0], only=SAME_FAMILY[1])
 
-    def bit_trials(self) -> list[Trial]:
-        """Returns a trial of every method that is not adversarial, all of one pair of small networks."""
+    def bit_trials(self) -> dict[str, Trial]:
+        """Returns trials of every method that is not adversarial, and more settings, all of one pair of small networks.
+
+        Those of Table 6 come first. The images of the comparison are fewer than the published number of CRD's
+        negatives, so that its published settings draw with replacement, and a further trial draws without.
+        """
         from kd_bench.methods import _registry as methods
 
         names = [name for name in methods.names() if methods.describe(name).family != "adversarial"]
+        if self.sizes.methods is not None:
+            return self._small_trials({name: {} for name in names[: self.sizes.methods]})
+        first = self._small_trials({name: {} for name in pairs.METHODS})
+        few = self._small_trials({f"crd, {FEW_NEGATIVES} negatives": {"method": "crd", "negatives": FEW_NEGATIVES}})
+        others = self._small_trials({name: {} for name in names if name not in pairs.METHODS})
+        kd = first["kd"]
+        further = {
+            "kd, AdamW": with_settings(kd, optimizer=AdamW(name="adamw", lr=1e-3)),
+            "kd, DOT": with_settings(kd, optimizer=DOT(name="dot")),
+            "kd, moving average": with_settings(kd, ema=0.9),
+        }
+        return first | few | further | others
+
+    def bit_trials_in_bfloat16(self) -> dict[str, Trial]:
+        """Returns trials of some methods with other losses, in bfloat16. They are a cohort of their own."""
+        trials = {} if self.sizes.methods else self._small_trials({name: {} for name in HALF_METHODS})
+        return {f"{name}, bfloat16": with_settings(trial, precision="bfloat16") for name, trial in trials.items()}
+
+    def _small_trials(self, rows: dict[str, dict[str, Any]]) -> dict[str, Trial]:
         recipe = {
             "name": "bits",
             "extends": "cifar100/base.yaml",
             "pairs": [{"teacher": "resnet14", "student": "resnet8"}],
-            "methods": {name: {} for name in names[: self.sizes.methods]},
+            "methods": rows,
             "epochs": 2,
             "batch_size": self.sizes.bits[2],
             "trials": 1,
         }
-        trials = [planned.trial for planned in plan(read_recipe(recipe), "bits")]
-        return [_with_short_preparation(trial) for trial in trials]
+        planned = plan(read_recipe(recipe), "bits")
+        return {cell.label: _with_short_preparation(cell.trial) for cell in planned}
 
 
 def _with_short_preparation(trial: Trial) -> Trial:
@@ -215,6 +245,12 @@ class SteppedCohort:
                 return
         raise RuntimeError(f"after {SETTLED_STEPS} steps the cohort is still busy with recording")
 
+    def choose_members(self, count: int) -> None:
+        """Trains only the first members in further steps."""
+        for index, member in enumerate(self.cohort.members):
+            member.stopped = index >= count
+
     def stop_recording(self) -> None:
-        """Makes further steps without recordings, on the same tensors, as the smaller last batch of an epoch."""
-        self.cohort.recorded = None
+        """Makes further steps without recordings, on the same tensors, as with the smaller last batch of an epoch."""
+        if self.cohort.recorded is not None:
+            self.cohort.recorded.accepts = lambda *_: False  # type: ignore[method-assign]

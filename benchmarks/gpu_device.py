@@ -6,15 +6,18 @@ import gc
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kd_bench.trials.environment import describe_environment
+from kd_bench.utils.cuda_queues import queue_variables
 
+# Read when CUDA starts. Workers have it, too.
+os.environ.update(queue_variables())
 # After the profiler has looked at CUDA graphs, they may fail if it is unloaded. Read when it is loaded.
 os.environ.setdefault("TEARDOWN_CUPTI", "0")
 os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
@@ -27,6 +30,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     environment = describe_environment(str(device), torch.get_num_threads())
     keys = ("device_name", "cuda", "cudnn", "tf32", "packages", "python", "processor", "cores")
     facts = {key: environment[key] for key in keys} | {"driver": _driver_version()}
+    facts["queues"] = os.environ["CUDA_DEVICE_MAX_CONNECTIONS"]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         facts |= {"memory": properties.total_memory, "capability": f"{properties.major}.{properties.minor}"}
@@ -39,6 +43,17 @@ def _driver_version() -> str | None:
         match = re.search(r"\s(\d+\.[\d.]+)\s", _DRIVER.read_text(encoding="utf-8"))
         return match[1] if match else None
     return None
+
+
+@contextmanager
+def cudnn_deterministic(value: bool) -> Iterator[None]:
+    """Inside, cuDNN uses deterministic algorithms only, or those that it chooses by default."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.deterministic = cudnn.deterministic, value
+    try:
+        yield
+    finally:
+        cudnn.deterministic = before
 
 
 def synchronize(device: torch.device) -> None:

@@ -175,6 +175,7 @@ def facts_section(environment: Mapping[str, Any], facts: Mapping[str, Any]) -> S
         *([name, environment[name] or "-"] for name in ("driver", "cuda", "cudnn")),
         ["TF32", ", ".join(f"{name} {'on' if value else 'off'}" for name, value in tf32.items()) or "-"],
         *([name, version] for name, version in environment["packages"].items()),
+        ["queues for streams", environment["queues"]],
         ["images", environment["images"]],
     ]
     if facts:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchmarks import gpu_device, pairs
@@ -91,28 +91,29 @@ class Case:
 
 
 def plan_cases(context: Context) -> dict[str, list[Case]]:
-    """Returns the cases by how much they matter: "first", "second", and those that need minutes to be compiled."""
+    """Returns the cases by what they measure: "speed", "methods", "compiled". Those that matter most come first."""
     titles, many = list(context.trials), context.sizes.students
     teacher_pair = TRAINED_TEACHER[0] if TRAINED_TEACHER[0] in titles else titles[0]
     precisions: tuple[Precision, ...] = ("float32", "bfloat16")
     of_table6 = [title for title in titles if title in AIMS and title != "ResNet32x4 -> ResNet8x4"] or titles
-    first = [Case(title, "KD", many, "float32", eager=True) for title in titles]
-    second = [Case(title, "Table 6", many, "float32") for title in of_table6]
-    second += [Case(title, "KD", many, "bfloat16") for title in titles]
-    second += [
-        Case(title, "KD", 1, precision, eager=precision == "float32") for precision in precisions for title in titles
-    ]
-    second += [Case(title, "Table 6", many, "bfloat16") for title in of_table6]
-    compiled = [Case(title, "KD", many, "float32", compiled=True) for title in titles]
-    return {"first": [*first, Case(teacher_pair, "teacher", 1, "bfloat16")], "second": second, "compiled": compiled}
+    return {
+        "speed": [
+            *(Case(title, "KD", many, "float32", eager=True) for title in titles),
+            Case(teacher_pair, "teacher", 1, "bfloat16"),
+            *(Case(title, "KD", many, "bfloat16") for title in titles),
+        ],
+        "methods": [Case(title, "Table 6", many, precision) for precision in precisions for title in of_table6],
+        "compiled": [Case(title, "KD", many, "float32", compiled=True) for title in titles],
+    }
 
 
 def time_case(context: Context, case: Case) -> dict[str, Any]:
-    """Times the steps of a cohort.
+    """Times the steps of a cohort, and those of the first of its members alone.
 
     Returns:
-        Seconds per step in each round, "recorded" and "eager" (empty if it was not timed); "peak", bytes; "members",
-        their number; "notes", what is not recorded and why.
+        Seconds per step in each round, "recorded" and "eager" (empty if it was not timed), and the same for one member
+        of a large cohort of KD, "one_recorded" and "one_eager"; "peak", bytes of the whole cohort; "members", their
+        number; "notes", what is not recorded and why.
     """
     device, sizes = context.device, context.sizes
     trials = case.trials(context.trials[case.pair], sizes.students)
@@ -120,18 +121,19 @@ def time_case(context: Context, case: Case) -> dict[str, Any]:
     with collected_messages() as messages:
         cohort = SteppedCohort(trials, context.images, device, context.make_recorder(device, trials[0]))
         cohort.settle()
-    result: dict[str, Any] = {
-        "recorded": gpu_device.step_seconds(cohort.step, sizes.steps, sizes.rounds, device),
-        "peak": gpu_device.peak_bytes(device),
-        "eager": [],
-        "members": len(trials),
-        "notes": list(dict.fromkeys([*messages, *cohort.notes])),
-    }
+    counts = {"": len(trials)} | ({"one_": 1} if case.members == "KD" and len(trials) > 1 else {})
+    result: dict[str, Any] = {f"{prefix}eager": [] for prefix in counts}
+    for prefix, count in counts.items():
+        cohort.choose_members(count)
+        result[f"{prefix}recorded"] = gpu_device.step_seconds(cohort.step, sizes.steps, sizes.rounds, device)
+    result["peak"] = gpu_device.peak_bytes(device)
     if case.eager:
         cohort.stop_recording()
-        cohort.step()
-        result["eager"] = gpu_device.step_seconds(cohort.step, sizes.eager_steps, 1, device)
-    return result
+        for prefix, count in counts.items():
+            cohort.choose_members(count)
+            cohort.step()
+            result[f"{prefix}eager"] = gpu_device.step_seconds(cohort.step, sizes.eager_steps, 1, device)
+    return result | {"members": len(trials), "notes": list(dict.fromkeys([*messages, *cohort.notes]))}
 
 
 def measure_busy(context: Context, pair: str) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def speed_section(cases: Sequence[Case], results: Mapping[str, Any], busy: Mappi
         results: Results of ``time_case`` by the case's name.
         busy: Fractions of the steps' time in which the GPU runs a kernel, by pair.
     """
-    rows = [_row(case, results[case.name], busy) for case in cases if case.name in results]
+    rows = [row for case in cases if case.name in results for row in _rows(case, results[case.name], busy)]
     headers = ["cohort", "recorded, ms a step", "without, ms", "times", "s an epoch", "and student", "GiB", "busy, %"]
     notes = [f"- {case.name}: {note}" for case in cases if case.name in results for note in results[case.name]["notes"]]
     introduction = (
@@ -165,20 +167,26 @@ def speed_section(cases: Sequence[Case], results: Mapping[str, Any], busy: Mappi
     return Section("Steps", text, [Table(headers, rows)] if rows else [], list(_aims(cases, results)))
 
 
-def _row(case: Case, result: Mapping[str, Any], busy: Mapping[str, float | None]) -> list[str]:
-    recorded, eager = result["recorded"], result["eager"]
+def _rows(case: Case, result: Mapping[str, Any], busy: Mapping[str, float | None]) -> Iterator[list[str]]:
+    """Yields the line of a case, and that of one of its members alone."""
+    of_case = busy.get(case.pair) if case.is_aimed_at and case.precision == "float32" and not case.compiled else None
+    memory = "-" if result["peak"] is None else f"{result['peak'] / 2**30:.2f}"
+    last = [memory, "-" if of_case is None else f"{100 * of_case:.0f}"]
+    yield [case.name, *_times(result["recorded"], result["eager"], result["members"]), *last]
+    if "one_recorded" in result:
+        one = replace(case, students=1)
+        yield [one.name, *_times(result["one_recorded"], result["one_eager"], 1), "-", "-"]
+
+
+def _times(recorded: Sequence[float], eager: Sequence[float], members: int) -> list[str]:
     step = statistics.median(recorded)
     low, high = 1e3 * min(recorded), 1e3 * max(recorded)
-    of_case = busy.get(case.pair) if case.is_aimed_at and case.precision == "float32" and not case.compiled else None
     return [
-        case.name,
         f"{1e3 * step:.2f} ({low:.2f} to {high:.2f})",
         f"{1e3 * statistics.median(eager):.1f}" if eager else "-",
         f"{statistics.median(eager) / step:.1f}" if eager else "-",
         f"{STEPS * step:.2f}",
-        f"{STEPS * step / result['members']:.2f}",
-        "-" if result["peak"] is None else f"{result['peak'] / 2**30:.2f}",
-        "-" if of_case is None else f"{100 * of_case:.0f}",
+        f"{STEPS * step / members:.2f}",
     ]
 
 

@@ -81,6 +81,20 @@ def test_no_minutes_train_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("of_user", [None, "elsewhere"])
+def test_compiled_code_is_kept_with_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_user: str | None
+) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    if of_user is not None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", of_user)
+    seen = []
+    monkeypatch.setattr(campaign, "run_steps", lambda *_: seen.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]) or {})
+    assert campaign.main(["--out", str(tmp_path / "out"), *TINY], STEPS) == 0
+    assert seen == [of_user or str(tmp_path / "out" / "compiled")]
+    assert os.environ.get("TORCHINDUCTOR_CACHE_DIR") == of_user
+
+
 def test_students_wait_for_their_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert campaign.main(["--out", str(tmp_path / "out"), *TINY], STEPS[1:]) == 1
     assert "its teacher is missing" in capsys.readouterr().err
@@ -136,6 +150,28 @@ def test_an_archive_has_what_is_needed_and_no_more(tmp_path: Path) -> None:
     campaign_archive.pack(out, tmp_path / "kept", [teacher])
     assert campaign_archive.unpack(tmp_path / "kept", tmp_path / "with teacher")
     assert (tmp_path / "with teacher" / "teachers" / "done" / "student.safetensors").is_file()
+
+
+def test_a_cohort_goes_on_from_the_step_at_which_it_was_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stopped = [write(out / "table6" / name / "checkpoint" / "within-000013-000000020-0.pt") for name in "abc"]
+    epochs = [write(out / "table6" / name / "checkpoint" / "epoch-000012-0.pt") for name in "abc"]
+    write(out / "table6" / "done" / "result.json")
+
+    def packed() -> set[str]:
+        campaign_archive.pack(out, tmp_path / "parts")
+        with tarfile.open(tmp_path / "parts" / "results.tar.xz.00") as archive:
+            return {name for name in archive.getnames() if name.endswith(".pt")}
+
+    def names(*paths: Path) -> set[str]:
+        return {path.relative_to(out).as_posix() for path in paths}
+
+    assert packed() == names(*stopped)
+    stopped[1].unlink()  # as if its process had been killed while it saved the states
+    assert packed() == names(*epochs)
+    for path in epochs:
+        path.unlink()
+    assert packed() == names(stopped[0], stopped[2])
 
 
 def test_an_archive_replaces_no_results_and_must_be_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import gpu, gpu_bits, gpu_device, gpu_speed
+from benchmarks import gpu, gpu_bits, gpu_device, gpu_speed, pairs
 from benchmarks.gpu_cohort import TINY, Context, Sizes, collected_messages
 from kd_bench.config.trial import Trial
+from kd_bench.methods import _registry as methods
 from kd_bench.training.recorder import Recorder
 from tests.training.tape import TapeRecorder
 
@@ -63,7 +65,11 @@ def test_without_a_gpu_one_sentence_says_so(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--sections", "bits,sped"], "there is no section 'sped'"), (["--out", "x.json"], "name the page")],
+    [
+        (["--sections", "bits,sped"], "there is no section 'sped'"),
+        (["--out", "x.json"], "name the page"),
+        (["--device", "cpu", "--only", "VGG31"], "no measurement of these sections has 'VGG31'"),
+    ],
 )
 def test_wrong_options(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -78,8 +84,9 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFi
     assert check(out, *arguments, tapes=tapes) == 0
     assert "ab, abkd: done" in capsys.readouterr().out
     text, parts = out.read_text(), parts_of(out)
-    assert "2 of 2 methods have the same bits in all cases" in text
-    assert text.count("|        yes |             same |           same |    same |                  same |") == 2
+    assert "2 of 2 trainings have the same bits in all cases" in text
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if " yes |" in line]
+    assert lines == [[method, "yes", *["same"] * 4, "-"] for method in ("ab", "abkd")]
     assert "- speed: " in text.split("## Not measured")[1]
     assert sum(tape.replays for tape in tapes.made) > 40
 
@@ -126,13 +133,15 @@ def test_other_bits_are_noticed(
     for method in ("ab", "abkd"):
         assert f"  {method}, not recorded: state.network.conv1.weight\n" in text
     assert "  ab, stopped and resumed: no result: it is broken\n" in text
-    assert "0 of 2 methods have the same bits" in out.read_text()
+    assert "0 of 2 trainings have the same bits" in out.read_text()
+    results = parts_of(out)["bits: ab, abkd"]["result"]
+    assert [result["again"] for result in results.values()] == ["same", "same"]
 
 
 def test_nothing_is_recorded_where_bits_of_eager_steps_are_wanted() -> None:
     tapes = Tapes()
     context = Context(CPU, TINY, make_recorder=tapes)
-    writers = gpu_bits._Trainer(context).train(context.bit_trials(), eager=True)
+    writers = gpu_bits._Trainer(context).train(list(context.bit_trials().values()), eager=True)
     assert [tape.recordings for tape in tapes.made] == [0]
     assert all(writer.state and "for a comparison" in writer.notes[0] for writer in writers)
 
@@ -148,12 +157,62 @@ def test_what_is_logged_is_collected_and_not_printed(caplog: pytest.LogCaptureFi
     assert caplog.messages == ["later"]
 
 
+def test_if_memory_is_short_everything_is_recorded_in_one_queue() -> None:
+    tapes = Tapes()
+    context = Context(CPU, TINY, make_recorder=tapes)
+    writers = gpu_bits._Trainer(context).train(list(context.bit_trials().values()), short_of_memory=True)
+    (tape,) = tapes.made
+    assert [one_queue for _, one_queue in tape.lane_counts] == [False, True] * 2  # the first time for a preparation
+    assert tape.recordings >= 3
+    assert all(writer.state and not writer.notes for writer in writers)
+
+
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_cohorts_of_equal_size_have_all_trials(count: int) -> None:
-    groups = list(gpu_bits.cohorts([f"{number}" for number in range(7)], count))  # type: ignore[misc]
-    assert {len(group) for group in groups} == {count}
-    assert {trial for group in groups for trial in group} == {f"{number}" for number in range(7)}
+def test_few_cohorts_of_about_equal_size_have_all_trials(count: int) -> None:
+    names = [f"{number}" for number in range(7)]
+    groups = list(gpu_bits.cohorts(dict.fromkeys(names), count))  # type: ignore[arg-type]
+    assert [name for group in groups for name in group] == names
     assert len(groups) == -(-7 // count)
+    sizes = {len(group) for group in groups}
+    assert max(sizes) <= count
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_bits_are_compared_for_all_methods_and_more_settings() -> None:
+    context = Context(CPU, Sizes())
+    trials = context.bit_trials()
+    assert list(trials)[:8] == list(pairs.METHODS)
+    described = {name for name in methods.names() if methods.describe(name).family != "adversarial"}
+    assert {trial.method.name for trial in trials.values()} == described
+    assert len({trial.id for trial in trials.values()}) == len(trials)
+    assert len({trial.stream_key for trial in trials.values()}) == 1
+    images = context.sizes.bits[0]
+    assert trials["crd"].method.hyperparameters["negatives"] > images
+    assert trials["crd, 32 negatives"].method.hyperparameters["negatives"] < images
+    settings = {name: (trial.optimizer.name, trial.ema) for name, trial in trials.items() if name.startswith("kd")}
+    assert settings == {
+        "kd": ("sgd", None),
+        "kd, AdamW": ("adamw", None),
+        "kd, DOT": ("dot", None),
+        "kd, moving average": ("sgd", 0.9),
+        "kdsvd": ("sgd", None),
+    }
+    half = context.bit_trials_in_bfloat16()
+    assert {trial.precision for trial in half.values()} == {"bfloat16"}
+    assert list(half) == ["kd, bfloat16", "reviewkd, bfloat16", "ofd, bfloat16", "crd, bfloat16"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("group", ["crd, 32 negatives", "kd, AdamW", "kd, DOT", "kd, moving average", "bfloat16"])
+def test_further_settings_have_the_same_bits(group: str) -> None:
+    context = Context(CPU, replace(TINY, methods=None), make_recorder=Tapes())
+    trials = context.bit_trials() if group != "bfloat16" else context.bit_trials_in_bfloat16()
+    chosen = trials if group == "bfloat16" else {name: trials[name] for name in ("kd", group)}
+    results = gpu_bits.compare_bits(context, chosen, in_one_queue=True)
+    assert gpu_bits.differences(results) == []
+    assert all(result["queue"] == "same" for result in results.values())
+    assert [name for name, result in results.items() if not result["recorded"]] == []
 
 
 @pytest.mark.slow
@@ -164,22 +223,29 @@ def test_a_whole_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "0 problems" in capsys.readouterr().out
     text, parts = out.read_text(), parts_of(out)
     titles = [line for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["## The machine", "## The same bits", "## Steps", "## A whole epoch"]
-    assert len(parts) == 1 + 1 + 7 + 1 + 1 + 1
+    sections = ["The machine", "The same bits", "cuDNN", "Steps", "Queues for streams", "A whole epoch"]
+    assert titles == [f"## {section}" for section in sections]
+    assert len(parts) == 1 + 3 + 1 + 1 + 1 + 2 + 1 + 1 + 1
     assert all(tape.replays > 0 for tape in tapes.made if tape.recordings)
     epoch = parts["epoch"]["result"]
     assert epoch["steps"] == 4
     assert epoch["ratio"] >= epoch["epoch_seconds"] / (4 * max(epoch["step_seconds"]))
     assert epoch["epoch_seconds"] > epoch["training_seconds"] > 0 < epoch["checkpoint_seconds"]
     assert parts["busy: cifar_resnet14 -> cifar_resnet8"]["result"] == {"fraction": None}
-    cases = [part["result"] for key, part in parts.items() if key.startswith(("speed", "compiled"))]
-    assert all(len(case["recorded"]) == TINY.rounds for case in cases)
-    notes = {key: part["result"]["notes"] for key, part in parts.items() if key.startswith(("speed", "compiled"))}
+    timed = {key: part["result"] for key, part in parts.items() if key.startswith(("speed", "methods", "compiled"))}
+    assert all(len(case["recorded"]) == TINY.rounds for case in timed.values())
+    one = [case for case in timed.values() if "one_recorded" in case]
+    assert all(len(case["one_recorded"]) == TINY.rounds for case in one)
+    assert len(one) == text.count(", KD x 1, ") == 3
+    notes = {key: case["notes"] for key, case in timed.items()}
     (compiled,) = [key for key in notes if notes[key]]  # a tape cannot see what compiled code does
     assert compiled.startswith("compiled: ")
     assert "the teacher's pass is not recorded" in notes[compiled][0]
     assert text.count("the teacher's pass is not recorded") == 1
-    assert sorted(case["members"] for case in cases) == [1, 1, 1, 2, 2, 2, 2, 2]
+    assert sorted(case["members"] for case in timed.values()) == [1, 2, 2, 2, 2, 2]
+    student = parts["deterministic: cifar_resnet8"]["result"]
+    assert [student[flag]["difference"] for flag in ("default", "deterministic")] == ["", ""]
+    assert parts["queues"]["result"]["case"] == "cifar_resnet14 -> cifar_resnet8, KD x 2, float32"
 
 
 class Fails(Exception):
@@ -214,10 +280,63 @@ def test_a_part_begins_only_if_its_time_is_left(tmp_path: Path) -> None:
     assert set(file.results) == {"speed: 90", "speed: 5"}
 
 
+def test_sections_have_shares_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part takes what is expected. What a section leaves is for the next, and what does not fit comes last."""
+    now = 0.0
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: now)
+
+    def part(section: str, name: str, expected: float, takes: float) -> gpu.Part:
+        def measure() -> dict[str, Any]:
+            nonlocal now
+            now += takes
+            return {"ended": now}
+
+        return gpu.Part(section, name, expected, measure)
+
+    monkeypatch.setattr(gpu, "SHARES", {"facts": 10, "speed": 30, "bits": 60})
+    parts = [
+        part("facts", "", 5, 5),
+        *(part("speed", str(number), 10, 20) for number in range(3)),
+        *(part("bits", str(number), 10, 15) for number in range(2)),
+        part("compiled", "", 12, 12),
+    ]
+    file = gpu.ResultFile(tmp_path / "x.json", {})
+    left = gpu.run_parts(parts, file, 100)
+    assert list(file.results) == ["facts", "speed: 0", "speed: 1", "bits: 0", "bits: 1", "speed: 2"]
+    assert [one.key for one in left] == ["compiled"]
+    assert file.results["speed: 2"]["ended"] == 95
+    now = 0.0
+    parts = [part("speed", "", 10, 70), *(part("bits", str(number), 20, 20) for number in range(2))]
+    monkeypatch.setattr(gpu, "SHARES", {"speed": 30, "bits": 40, "methods": 30})
+    late = gpu.ResultFile(tmp_path / "y.json", {})
+    assert [one.name for one in gpu.run_parts([*parts, part("methods", "", 5, 5)], late, 100)] == ["1"]
+    assert list(late.results) == ["speed", "bits: 0", "methods"]
+    assert gpu.section_ends(parts) == {"speed": 30 / 70, "bits": 1.0}
+    assert gpu.section_ends(parts[1:]) == {"bits": 1.0}
+
+
+def test_the_page_is_there_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "PAGE_SECONDS", 0.0)
+    out = tmp_path / "page.md"
+    seen = []
+
+    def killed(context: Context, case: gpu_speed.Case) -> dict[str, Any]:
+        seen.append(out.read_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_speed, "time_case", killed)
+    with pytest.raises(KeyboardInterrupt):
+        check(out, "--sections", "facts,speed")
+    assert "starting an operation from Python" in seen[0] == out.read_text()
+
+
 def test_names_of_parts_are_unique() -> None:
     context = Context(CPU, Sizes())
-    keys = [part.key for part in gpu.plan_parts(context)]
+    parts = gpu.plan_parts(context)
+    keys = [part.key for part in parts]
     assert len(set(keys)) == len(keys)
+    assert list(dict.fromkeys(part.section for part in parts)) == list(gpu.SECTIONS)
+    assert list(gpu.SHARES) == [section for section in gpu.SECTIONS if section in gpu.SHARES]
     assert "speed: ResNet32x4 -> ResNet8x4, KD x 8, float32" in keys
     assert "speed: WRN-40-2 alone, bfloat16" in keys
     assert set(gpu_speed.AIMS) == set(context.trials)
