@@ -4,7 +4,7 @@
 - speed: milliseconds per step and seconds per epoch of the pairs of Table 6, with the most memory;
 - epoch: the time of a whole epoch, relative to that of its steps;
 - bits: recorded steps have the same bits as others, for every method that is not adversarial;
-- deterministic: whether cuDNN's algorithms have the same bits twice, and what its deterministic ones cost;
+- convs: what cuDNN's deterministic algorithms cost, whether others have the same bits twice, and another layout;
 - methods: as speed, with the eight methods of Table 6, and what the whole table takes;
 - busy: the share of the time in which the GPU computes;
 - queues: as speed, in a process with CUDA's default number of queues for streams;
@@ -32,9 +32,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_bits, gpu_deterministic, gpu_device, gpu_epoch, gpu_queues, gpu_speed
+from benchmarks import gpu_bits, gpu_convs, gpu_device, gpu_epoch, gpu_queues, gpu_speed
 from benchmarks.gpu_cohort import TINY, Context, MakeRecorder, Sizes
 from benchmarks.markdown import Section, argument_parser
+from kd_bench.training.fit import repeatable_convs
 from kd_bench.training.recorder import choose_recorder
 from kd_bench.trials.environment import utc_timestamp
 from kd_bench.utils.errors import first_line
@@ -43,10 +44,10 @@ from kd_bench.utils.paths import package_path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "results" / "benchmarks_gpu.md"
-SECTIONS = ("facts", "speed", "epoch", "bits", "deterministic", "methods", "busy", "queues", "compiled")
+SECTIONS = ("facts", "speed", "epoch", "bits", "convs", "methods", "busy", "queues", "compiled")
 #: Percent of the minutes: on an H200, 5 s for facts, 45 s for the steps in float32, 22 s for two epochs, 50 s for the
-#: bits, 12 s for cuDNN and 45 s for the methods are expected. What a section does not need is left to the next ones.
-SHARES = {"facts": 3, "speed": 27, "epoch": 13, "bits": 28, "deterministic": 7, "methods": 22}
+#: bits, 25 s for convolutions and 45 s for the methods are expected. What a section does not need is left to the next.
+SHARES = {"facts": 3, "speed": 26, "epoch": 12, "bits": 27, "convs": 11, "methods": 21}
 NOT_MEASURED = (
     "The minutes did not suffice for these, or other sections were asked for. The same command goes on with them."
 )
@@ -146,8 +147,8 @@ def plan_parts(context: Context, own_arguments: Sequence[str] = ()) -> list[Part
         Part("epoch", "", 24, lambda: gpu_epoch.measure_epoch(context)),
         *bits,
         *(
-            Part("deterministic", student, 4, lambda trial=trial: gpu_deterministic.measure_student(context, trial))  # type: ignore[misc]
-            for student, trial in gpu_deterministic.plan_students(context).items()
+            Part("convs", name, 5, lambda trial=trial: gpu_convs.measure_network(context, trial))  # type: ignore[misc]
+            for name, trial in gpu_convs.plan_networks(context).items()
         ),
         *time_cases("methods", 11),
         *(
@@ -218,8 +219,8 @@ def make_sections(context: Context, environment: Mapping[str, Any], results: Map
     sections = [gpu_epoch.facts_section(environment, results.get("facts", {}))]
     if bits := of_section("bits"):
         sections.append(gpu_bits.section({name: value for group in bits.values() for name, value in group.items()}))
-    if deterministic := of_section("deterministic"):
-        sections.append(gpu_deterministic.section(deterministic, context.sizes.repeated))
+    if convs := of_section("convs"):
+        sections.append(gpu_convs.section(convs, context.sizes.repeated))
     if timed:
         sections.append(gpu_speed.speed_section(cases, timed, busy))
     if (queues := results.get("queues")) and queues["case"] in timed:
@@ -335,7 +336,8 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
     if file.has_other:
         print("gpu-check: the results that are there are of another card, code or version; everything is measured anew")
     page = Page(options.out, context, file, [part.key for part in parts])
-    left = run_parts(wanted, file, 60 * options.minutes, page.write_sometimes)
+    with repeatable_convs(device):  # as in a training
+        left = run_parts(wanted, file, 60 * options.minutes, page.write_sometimes)
     sections = page.write()
     print("\n\n".join(section.markdown() for section in sections))
     different = [

@@ -8,7 +8,6 @@ vary.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -26,7 +25,7 @@ from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
 from kd_bench.training.recorder import Lane, Recorder, Replay
-from kd_bench.training.result_writer import ResultWriter, serialize_state
+from kd_bench.training.result_writer import ResultWriter, deserialize_state, serialize_state
 from kd_bench.training.student import StudentModule
 
 #: What a training in a cohort is compared with, by the name of the result.
@@ -145,7 +144,7 @@ class _Trainer:
         ]
         for member, state in zip(members, states, strict=False):
             if state is not None:
-                member.restore_mid_epoch(torch.load(io.BytesIO(state), weights_only=True))
+                member.restore_mid_epoch(deserialize_state(state))
         cohort = CohortModule(members, teacher, recorder=recorder)
         callbacks = [MidEpochCheckpoint(float("inf"), lambda: stop)]
         with collected_messages() if refuses else nullcontext():
@@ -210,9 +209,7 @@ def _difference(writer: StateWriter, other: StateWriter) -> str:
     for one in (writer, other):
         if one.state is None:
             return f"no result: {one.failure}"
-    states = [
-        torch.load(io.BytesIO(one.state or b""), map_location="cpu", weights_only=True) for one in (writer, other)
-    ]
+    states = [deserialize_state(one.state or b"") for one in (writer, other)]
     return first_difference(*states) or SAME
 
 

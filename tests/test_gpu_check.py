@@ -243,8 +243,8 @@ def test_a_whole_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "the teacher's pass is not recorded" in notes[compiled][0]
     assert text.count("the teacher's pass is not recorded") == 1
     assert sorted(case["members"] for case in timed.values()) == [1, 2, 2, 2, 2, 2]
-    student = parts["deterministic: cifar_resnet8"]["result"]
-    assert [student[flag]["difference"] for flag in ("default", "deterministic")] == ["", ""]
+    convs = parts["convs: cifar_resnet8"]["result"]
+    assert [convs[way]["difference"] for way in ("deterministic", "default", "contiguous")] == ["", "", ""]
     assert parts["queues"]["result"]["case"] == "cifar_resnet14 -> cifar_resnet8, KD x 2, float32"
 
 

@@ -7,7 +7,7 @@ memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
 import pytorch_lightning as pl
@@ -165,9 +165,13 @@ class CohortModule(pl.LightningModule):
         for member in self.active_members:
             member.before_evaluation()
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Evaluates each student on a batch of the test set, or of the images that were held out."""
-        if dataloader_idx:
+    def validation_step(self, batches: Iterable[Batch], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Evaluates each student on batches of the test set, or of the images that were held out."""
+        for batch in batches:
+            self._evaluate(batch, held_out=dataloader_idx > 0)
+
+    def _evaluate(self, batch: Batch, held_out: bool) -> None:
+        if held_out:
             for member in self.active_members:
                 with member.stopping_on_errors():
                     member.evaluate(batch, held_out=True)

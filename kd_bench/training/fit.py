@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -27,10 +28,17 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class TestedEpochs:
-    """Yields the batches of the test set after the students' own epochs, and none after those of a preparation."""
+    """Yields the batches of the test set after the students' own epochs, and none after those of a preparation.
 
-    def __init__(self, loader: TestLoader, cohort: CohortModule) -> None:
-        self.loader, self._cohort = loader, cohort
+    Args:
+        loader: The test set.
+        cohort: The cohort.
+        in_one_block: Whether to yield all batches as one iterator, since Lightning's loop takes time for each item.
+            Otherwise each batch is an item, a tuple of its own.
+    """
+
+    def __init__(self, loader: TestLoader, cohort: CohortModule, in_one_block: bool) -> None:
+        self.loader, self._cohort, self._in_one_block = loader, cohort, in_one_block
 
     @property
     def corrupt(self) -> dict[Path, str]:
@@ -38,11 +46,17 @@ class TestedEpochs:
         return self.loader.corrupt
 
     def __len__(self) -> int:
-        """Number of batches."""
-        return len(self.loader)
+        """Number of items."""
+        return 1 if self._in_one_block else len(self.loader)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader if self._cohort.epoch >= 0 else ())
+    def __iter__(self) -> Iterator[Iterable[Batch]]:
+        if self._cohort.epoch < 0:
+            return
+        if self._in_one_block:
+            yield iter(self.loader)
+        else:
+            for batch in self.loader:
+                yield (batch,)
 
 
 class StepBlocks:
@@ -92,8 +106,24 @@ def fit(
         results = EpochResults(CHECKPOINT_SECONDS if recorded else 0.0)
         trainer = _trainer(device, epochs, [results, *callbacks])
         blocks = StepBlocks(train, RECORDED_BLOCK if recorded else 1)
-        tested = [TestedEpochs(loader, cohort) for loader in (test, holdout) if loader is not None]
-        trainer.fit(cohort, train_dataloaders=blocks, val_dataloaders=tested)
+        tested = [TestedEpochs(loader, cohort, recorded) for loader in (test, holdout) if loader is not None]
+        with repeatable_convs(device):
+            trainer.fit(cohort, train_dataloaders=blocks, val_dataloaders=tested)
+
+
+@contextmanager
+def repeatable_convs(device: torch.device) -> Iterator[None]:
+    """Inside, cuDNN has the same bits in every run: it takes no algorithm that adds up in an order that varies.
+
+    A recorded step must have the bits of one that is not recorded, and a student alone those that it has in company.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic
+    cudnn.deterministic = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        cudnn.deterministic = before
 
 
 def _trainer(device: torch.device, epochs: int, callbacks: Sequence[pl.Callback]) -> pl.Trainer:

@@ -5,6 +5,7 @@ Small networks on small images do not fill a GPU. If every operation is started 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Protocol
@@ -80,6 +81,7 @@ class CudaGraphRecorder(Recorder):
 
     def lanes(self, count: int, one_queue: bool) -> list[Lane]:
         """Returns streams. A graph has memory of its own, unless all are one queue."""
+        gc.collect()  # graphs of an earlier cohort, which must not be destroyed during a recording
         if one_queue:
             return [_CudaLane(self._device, torch.cuda.graph_pool_handle())] * count
         return [_CudaLane(self._device) for _ in range(count)]
@@ -121,7 +123,10 @@ class _CudaLane(Lane):
         failure: Exception | None = None
         try:
             # Other threads, which send heartbeats and write files, may call what is not allowed while this one records.
-            with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            with (
+                _without_garbage_collection(),
+                torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"),
+            ):
                 try:
                     function()
                 except Exception as error:
@@ -134,6 +139,18 @@ class _CudaLane(Lane):
         return graph.replay
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Inside, no unreachable object is destroyed, since a graph or a kernel among them would end a recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _clean_up_after_failure(device: torch.device, pool: _Pool, generators: Sequence[torch.Generator]) -> None:
     """Ends what a failed recording has begun.
 
@@ -141,8 +158,9 @@ def _clean_up_after_failure(device: torch.device, pool: _Pool, generators: Seque
     refuses to free memory because a recording seems to go on (pytorch/pytorch#180395), and generators refuse to draw.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
-    with suppress(RuntimeError):  # which says that the recording has ended, as it should
-        torch._C._cuda_endAllocateToPool(index, pool)
-        torch._C._cuda_releasePool(index, pool)
+    if torch.version.hip is None:  # AMD's versions release the memory by themselves, and end if that is done twice
+        with suppress(RuntimeError):  # which says that the recording has ended, as it should
+            torch._C._cuda_endAllocateToPool(index, pool)
+            torch._C._cuda_releasePool(index, pool)
     for generator in (torch.cuda.default_generators[index], *generators):
         generator.graphsafe_set_state(generator.clone_state())

@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 #: last bits.
 OpenLogitCache = Callable[[bool], LogitCache | None]
 
-#: Operations of all its passes from which a teacher is compiled if the setting is "auto": some hours of a CPU's core,
-#: half a minute of a large GPU, where compiling takes some ten seconds and a minute.
-COMPILE_FROM = 1e15
+#: Operations of all its passes from which a teacher is compiled if the setting is "auto", by kind of device: some hours
+#: of a CPU's core, some ten minutes of a large GPU. Compiling takes about a minute.
+COMPILE_FROM = {"cpu": 1e15, "cuda": 1e17}
 
 
 class Teacher(nn.Module):
@@ -191,7 +191,7 @@ class Teacher(nn.Module):
             return False
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             observe(self._folded, torch.zeros(1, *image_shape, device=parameter.device), LOGITS)
-        return counter.get_total_flops() * self._images >= COMPILE_FROM
+        return counter.get_total_flops() * self._images >= COMPILE_FROM.get(parameter.device.type, COMPILE_FROM["cpu"])
 
 
 def can_compile(device: torch.device) -> bool:

@@ -125,11 +125,14 @@ def reset_peak_memory(device: Any) -> None:
 
 
 def peak_memory(device: Any) -> int:
-    """Returns the peak memory of torch on a GPU, or of this process on a CPU, in bytes; 0 if unknown."""
+    """Returns the peak memory of torch on a GPU, or of this process on a CPU, in bytes; 0 if unknown.
+
+    On a GPU this is what torch has reserved, because recorded steps use memory that counts as free between them.
+    """
     import torch
 
     if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_reserved(device)
     # getrusage starts at the peak of the parent process, so it is the second choice.
     with suppress(OSError):
         match = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)

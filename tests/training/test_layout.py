@@ -90,7 +90,7 @@ def test_they_are_part_of_the_trial() -> None:
 
 @pytest.mark.slow
 def test_a_teacher_compiled_by_inductor_has_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher, "COMPILE_FROM", 0.0)
+    monkeypatch.setattr(teacher, "COMPILE_FROM", {"cpu": 0.0})
     settings = {"epochs": 1, "compile": "auto"}
     (alone,) = train([trial("kd", **settings)], splits())
     together = train([trial(name, **settings) for name in ("fitnet", "kd", "ofd")], splits())

@@ -55,7 +55,7 @@ class Writer(MemoryWriter):
 
 def run(
     trials: list[Trial],
-    recorder: TapeRecorder,
+    recorder: TapeRecorder | None,
     data: ArrayDataset = DATA,
     restore: Callable[[StudentModule], None] = lambda _: None,
     stop_after: int | None = None,

@@ -1,11 +1,9 @@
-"""The parts of recording on a GPU that can be tested without one."""
+"""What decides whether a step is recorded: its bits, errors about memory, and what makes Python wait for a GPU."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,81 +12,12 @@ from torch import Tensor
 
 from kd_bench.training.observed_step import Observer
 from kd_bench.training.recorded_function import NoMemoryToRecord, RecordedFunction, have_same_bits
-from kd_bench.training.recorder import CudaGraphRecorder
 from kd_bench.utils.memory import is_out_of_memory
 from tests.training.tape import TapeLane, TapeRecorder
 
 GPU = torch.device("cuda", 0)
 
 NAN = float("nan")
-
-
-class Graphs:
-    """Stands for torch's CUDA graphs: runs what is recorded, and fails at the end if something has failed before."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, half_open: bool) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.half_open = half_open
-        self.generator = SimpleNamespace(
-            clone_state=lambda: "clean", graphsafe_set_state=lambda state: self.calls.append(("set", state))
-        )
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-        monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay="the replay"))
-        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
-        monkeypatch.setattr(torch.cuda, "graph", self.graph)
-        monkeypatch.setattr(torch.cuda, "default_generators", (self.generator,))
-        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
-        monkeypatch.setattr(
-            torch._C, "_cuda_releasePool", lambda *pool: self.calls.append(("release", *pool)), raising=False
-        )
-
-    @contextmanager
-    def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        assert capture_error_mode == "thread_local"
-        try:
-            yield
-        except Exception:
-            raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from None
-
-    def end(self, *pool: Any) -> None:
-        if not self.half_open:
-            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
-        self.calls.append(("end", *pool))
-
-
-@pytest.mark.parametrize("half_open", [True, False])
-def test_a_failed_recording_is_cleaned_up_and_says_what_has_failed(
-    monkeypatch: pytest.MonkeyPatch, half_open: bool
-) -> None:
-    graphs = Graphs(monkeypatch, half_open=half_open)
-    (lane,) = CudaGraphRecorder(GPU).lanes(1, one_queue=False)
-
-    def fail() -> None:
-        raise ValueError("operation not permitted when stream is capturing")
-
-    with lane.running():
-        with pytest.raises(ValueError, match="not permitted") as caught:
-            lane.record(fail, [])
-        assert caught.value.__context__ is None or caught.value.__suppress_context__
-        ended = [("end", 0, (0, 7)), ("release", 0, (0, 7))] if half_open else []
-        assert graphs.calls == [*ended, ("set", "clean")]
-        assert lane.record(lambda: None, []) == "the replay"  # type: ignore[comparison-overlap]
-        assert len(graphs.calls) == len(ended) + 1
-
-
-def test_one_queue_shares_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    Graphs(monkeypatch, half_open=False)
-    pools = iter([(0, 1), (0, 2), (0, 3)])
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
-    used = []
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, **_: used.append(pool) or nullcontext())
-    for lanes in (CudaGraphRecorder(GPU).lanes(2, one_queue=True), CudaGraphRecorder(GPU).lanes(2, one_queue=False)):
-        for lane in lanes:
-            lane.record(lambda: None, [])
-    assert used == [(0, 1), (0, 1), (0, 2), (0, 3)]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +121,7 @@ def test_what_waits_for_a_gpu_without_an_operator_that_says_so_is_found_out(mode
         warnings.simplefilter("error")
         (reason,) = _observe(wait)
     assert reason.startswith("it makes Python wait for the device (")
-    assert "test_recorder.py, line" in reason
+    assert "test_recorded_function.py, line" in reason
     assert modes == [0, "warn", 0]
 
 
