@@ -133,9 +133,14 @@ class _CudaLane(Lane):
                     failure = error
                     raise
         except Exception as error:
-            _clean_up_after_failure(self._device, pool, generators)
             # The end of a failed recording has an error of its own, which does not say what has failed.
-            raise failure or error from None
+            failure = failure or error
+            _clean_up_after_failure(self._device, pool, generators)
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                del failure  # it refers to this frame, and both would keep alive what the function has made
         return graph.replay
 
 

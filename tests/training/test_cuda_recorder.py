@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -157,6 +158,24 @@ def test_a_failed_recording_is_cleaned_up_and_says_what_has_failed(cuda: FakeCud
     assert cuda.calls[3:] == [*ended, *fresh]
     lane.record(lambda: None, [])
     assert cuda.calls[-1].startswith("capture on lane 0")
+
+
+def test_nothing_of_a_failed_recording_stays(cuda: FakeCuda) -> None:
+    (lane,) = CudaGraphRecorder(DEVICE).lanes(1, one_queue=False)
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def fail() -> None:
+        activations = torch.zeros(2)
+        made.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gc.disable()
+    try:
+        with suppress(torch.OutOfMemoryError):
+            lane.record(fail, [])
+        assert made[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_amds_versions_end_a_failed_recording_by_themselves(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
