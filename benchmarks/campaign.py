@@ -43,8 +43,8 @@ from kd_bench.trials.reader import TrialRecord, read_trial
 from kd_bench.utils.errors import RunFailed, Terminated, UserError
 
 DATASET = "cifar100"
-#: Folder of compiled code, in the results folder: compiling a teacher takes up to a minute, which every piece on a new
-#: machine would take again.
+#: Folder of compiled code, in the results folder. Compiling a teacher takes up to a minute, and without this folder
+#: every piece on a new machine would compile it again.
 COMPILED = "compiled"
 #: Folder of the rounded teachers, in the results folder.
 ROUNDED = "rounded"
@@ -302,7 +302,7 @@ def _terminate(*_: Any) -> None:
 
 @contextmanager
 def _keeping_compiled_code(out: Path) -> Iterator[None]:
-    """Inside, new processes keep compiled code in the results folder, unless the user has another place for it."""
+    """Inside, new processes keep compiled code in the results folder, unless the user has chosen another folder."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     if name in os.environ:
         yield

@@ -1,8 +1,8 @@
 """Packs a results folder into few files that can be copied to another machine, and unpacks it there.
 
 The archive is a tar file, compressed by xz and cut into parts; ``cat results.tar.xz.* | tar xJ`` unpacks it, too. It
-has everything that training needs to go on: of each unfinished trial the last state, of each finished one all but the
-weights, and the code that the compiler has made.
+has everything that training needs to go on: the last state of each unfinished trial, all but the weights of each
+finished one, and the code of compiled teachers.
 """
 
 from __future__ import annotations
@@ -96,18 +96,19 @@ def _needed(out: Path, keep: Collection[Path]) -> Iterator[Path]:
 def _last_states(recipe: Path) -> Iterator[Path]:
     """Yields the state from which each unfinished trial of a recipe goes on.
 
-    It is the one that the stop has written within an epoch, if all trials have one of the same step, because members
-    of a cohort go on together from the same step. Otherwise it is the last at the end of an epoch, which is up to a
-    minute of training older, or that within its first epochs if there is none. Both would take twice the space.
+    Members of a cohort go on within an epoch only if all have a state of the same step. If all trials of the recipe
+    have one, which the stop has written, these states are yielded. Otherwise it is each trial's last state at the end
+    of an epoch, which is up to a minute of training older, or the one within an epoch if there is no other. Two states
+    of each trial would take twice the space.
     """
     folders = [folder for folder in recipe.glob("*/checkpoint") if any(folder.glob("*.pt"))]
     within = {folder: max(folder.glob("within-*.pt"), default=None) for folder in folders}
     steps = {None if state is None else tuple(state.name.split("-")[1:3]) for state in within.values()}
     for folder in folders:
-        epoch, of_stop = max(folder.glob("epoch-*.pt"), default=None), within[folder]
-        state = of_stop if epoch is None or len(steps) == 1 else epoch
-        if (last := state or epoch) is not None:
-            yield last
+        at_end = max(folder.glob("epoch-*.pt"), default=None)
+        state = (within[folder] or at_end) if len(steps) == 1 else (at_end or within[folder])
+        if state is not None:
+            yield state
 
 
 class _PartWriter(io.RawIOBase):

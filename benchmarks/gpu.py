@@ -1,19 +1,19 @@
 """Checks and measures kd-bench on a GPU: ``make gpu-check``. Takes less than 4 minutes on a large card.
 
-- facts: the machine, and what Python and Lightning take;
+- facts: the machine, and the time that Python and Lightning take for an operation and an iteration;
 - speed: milliseconds per step and seconds per epoch of the pairs of Table 6, with the most memory;
 - epoch: the time of a whole epoch, relative to that of its steps;
 - bits: recorded steps have the same bits as others, for every method that is not adversarial;
-- convs: what cuDNN's deterministic algorithms cost, whether others have the same bits twice, and another layout;
-- methods: as speed, with the eight methods of Table 6, and what the whole table takes;
+- convs: what cuDNN's deterministic algorithms and the layout of feature maps cost;
+- methods: as speed, with the eight methods of Table 6, and the hours of the whole table;
 - busy: the share of the time in which the GPU computes;
 - queues: as speed, in a process with CUDA's default number of queues for streams;
 - compiled: as speed, with compiled networks, which takes minutes per pair.
 
 Each of the first six sections has a share of the minutes, so that all of them begin; the others begin if the minutes
-suffice. Every result is written at once to a JSON file beside the page, and the page every few seconds. What is there
-already, from the same code, card and versions, is not measured again, so a check that ended early goes on when it is
-started again. A measurement that fails does not end the others.
+suffice. Every result is written at once to a JSON file beside the page, and the page every ten seconds. Results that
+are already there, from the same code, card and versions, are not measured again, so a check that ended early goes on
+when it is started again. A measurement that fails does not end the others.
 """
 
 from __future__ import annotations
@@ -45,12 +45,11 @@ from kd_bench.utils.paths import package_path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "results" / "benchmarks_gpu.md"
 SECTIONS = ("facts", "speed", "epoch", "bits", "convs", "methods", "busy", "queues", "compiled")
-#: Percent of the minutes: on an H200, 5 s for facts, 45 s for the steps in float32, 22 s for two epochs, 50 s for the
-#: bits, 25 s for convolutions and 45 s for the methods are expected. What a section does not need is left to the next.
+#: Percent of the minutes that a section may take. What it does not need is left to the next. Expected on an H200: 5 s
+#: for facts, 45 s for the steps in float32, 22 s for two epochs, 50 s for the bits, 25 s for convolutions and 45 s for
+#: the methods.
 SHARES = {"facts": 3, "speed": 26, "epoch": 12, "bits": 27, "convs": 11, "methods": 21}
-NOT_MEASURED = (
-    "The minutes did not suffice for these, or other sections were asked for. The same command goes on with them."
-)
+NOT_MEASURED = "The minutes did not suffice for these, or other sections were asked for. Run the same command again."
 #: Least seconds between two versions of the page.
 PAGE_SECONDS = 10.0
 
@@ -112,12 +111,12 @@ class ResultFile:
         write_json(self._path, self._content)
 
 
-def plan_parts(context: Context, own_arguments: Sequence[str] = ()) -> list[Part]:
+def plan_parts(context: Context, process_arguments: Sequence[str] = ()) -> list[Part]:
     """Returns all parts, those that matter most first.
 
     Args:
         context: The context.
-        own_arguments: This script's arguments that say where and on what it measures.
+        process_arguments: Arguments of ``process_arguments()``.
     """
     cases = gpu_speed.plan_cases(context)
 
@@ -155,13 +154,13 @@ def plan_parts(context: Context, own_arguments: Sequence[str] = ()) -> list[Part
             Part("busy", pair, 8, lambda pair=pair: gpu_speed.measure_busy(context, pair))  # type: ignore[misc]
             for pair in context.trials
         ),
-        Part("queues", "", 30, lambda: gpu_queues.measure_queues(context, own_arguments)),
+        Part("queues", "", 30, lambda: gpu_queues.measure_queues(context, process_arguments)),
         *time_cases("compiled", 90),
     ]
 
 
 def section_ends(parts: Sequence[Part]) -> dict[str, float]:
-    """Returns the fraction of the time by which each section with a share ends, if these parts are to be measured."""
+    """Returns when each section with a share ends, as a fraction of the time, if these parts are to be measured."""
     shares = {name: share for name, share in SHARES.items() if any(part.section == name for part in parts)}
     sums = itertools.accumulate(shares.values())
     return {name: end / sum(shares.values()) for name, end in zip(shares, sums, strict=True)}
@@ -172,13 +171,14 @@ def run_parts(
 ) -> list[Part]:
     """Measures the parts that have no result yet. Returns those that did not begin, because too little time was left.
 
-    The first part begins in any case. The first one of a section with a share begins if it fits into the whole time,
-    and its other parts if they fit into the share. What is left, and sections without a share, begin afterwards.
+    The very first part always begins. Then each section with a share has its turn: its first part begins if it fits
+    into the whole time, and its other parts if they fit into the share. Afterwards all parts that are left begin if
+    they fit into the whole time.
 
     Args:
         parts: The parts, in their order.
         file: The results.
-        seconds: The time.
+        seconds: The whole time.
         report: Called after each part.
     """
     begin = time.perf_counter()
@@ -254,7 +254,7 @@ def make_page(sections: Sequence[Section], file: ResultFile, missing: Sequence[s
 
 
 class Page:
-    """The page, which is written again and again.
+    """The page, which is rewritten as results come in.
 
     Args:
         path: The file.
@@ -276,8 +276,8 @@ class Page:
         self._written = time.perf_counter()
         return sections
 
-    def write_sometimes(self) -> None:
-        """Writes the page, so that it is there if the check is killed, unless it was written a moment ago."""
+    def write_if_old(self) -> None:
+        """Writes the page if its last version is older than ``PAGE_SECONDS``. So a check that is killed leaves one."""
         if time.perf_counter() - self._written > PAGE_SECONDS:
             self.write()
 
@@ -323,7 +323,7 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
         print("gpu-check: there is no CUDA device that torch can use (kd-bench doctor says why)", file=sys.stderr)
         return 2
     context = Context(device, TINY if options.tiny else Sizes(), options.data, make_recorder)
-    parts = plan_parts(context, own_arguments(options))
+    parts = plan_parts(context, process_arguments(options))
     wanted = [part for part in parts if part.section in chosen and options.only in part.key]
     if not wanted:
         parser.error(f"--only: no measurement of these sections has {options.only!r} in its name")
@@ -337,7 +337,7 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
         print("gpu-check: the results that are there are of another card, code or version; everything is measured anew")
     page = Page(options.out, context, file, [part.key for part in parts])
     with repeatable_convs(device):  # as in a training
-        left = run_parts(wanted, file, 60 * options.minutes, page.write_sometimes)
+        left = run_parts(wanted, file, 60 * options.minutes, page.write_if_old)
     sections = page.write()
     print("\n\n".join(section.markdown() for section in sections))
     different = [
@@ -353,8 +353,8 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
     return int(bool(problems))
 
 
-def own_arguments(options: Namespace) -> list[str]:
-    """Returns the arguments that say where and on what to measure."""
+def process_arguments(options: Namespace) -> list[str]:
+    """Returns arguments with which another process of this script measures on the same device and images."""
     named = {"--data": options.data, "--device": options.device}
     given = [text for name, value in named.items() if value is not None for text in (name, str(value))]
     return [*given, *(["--tiny"] if options.tiny else [])]

@@ -1,9 +1,9 @@
 """Whether recorded steps have the same bits as others, for every method that is not adversarial.
 
-Small networks are trained for two epochs by ``kd_bench.training.fit.fit``: all methods in cohorts, without recordings,
-alone, stopped within the first epoch and resumed, and some in one queue, as if memory were short. Their states must not
-differ in a single bit. If they do, the cohort is trained a second time, which shows whether the operations themselves
-vary.
+Small networks are trained for two epochs by ``kd_bench.training.fit.fit``: in cohorts with recorded steps, in cohorts
+without recordings, alone, stopped within the first epoch and resumed, and some in one queue, as if memory were short.
+The states must not differ in a single bit. If they do, the cohort is trained again in the first way, which shows
+whether the operations themselves vary.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kd_bench.training.recorder import Lane, Recorder, Replay
 from kd_bench.training.result_writer import ResultWriter, deserialize_state, serialize_state
 from kd_bench.training.student import StudentModule
 
-#: What a training in a cohort is compared with, by the name of the result.
+#: Ways to train that a training in a cohort is compared with, by the name of the result.
 COMPARED = {
     "eager": "not recorded",
     "alone": "alone",
@@ -43,11 +43,11 @@ Trials = Mapping[str, Trial]
 
 
 class RefusingRecorder(Recorder):
-    """Has the lanes and generators of another recorder, and records nothing, or nothing outside of one queue.
+    """Has the lanes and generators of another recorder, but refuses to record.
 
     Args:
-        recorder: The other one.
-        short_of_memory: Whether it refuses because memory is short, which it is not in one queue.
+        recorder: The other recorder.
+        short_of_memory: Whether it refuses with an out-of-memory error, and only until all lanes are one queue.
     """
 
     def __init__(self, recorder: Recorder, short_of_memory: bool = False) -> None:
@@ -126,7 +126,7 @@ class _Trainer:
         Args:
             trials: The members.
             eager: Whether nothing is recorded.
-            short_of_memory: Whether memory seems not to suffice for all members side by side.
+            short_of_memory: Whether to pretend that memory does not suffice for all members side by side.
             stop: Whether to stop after the first block of steps.
             states: States within an epoch to continue from, one for each member, None for one that has not begun; may
                 be empty.
@@ -157,7 +157,7 @@ class _Trainer:
 
 
 def cohorts(trials: Trials, size: int) -> Iterator[Trials]:
-    """Yields as few cohorts as possible, whose sizes differ by at most one."""
+    """Yields as few cohorts of at most ``size`` members as possible. Their sizes differ by at most one."""
     names = list(trials)
     count = -(-len(names) // size)
     for index in range(count):
@@ -174,8 +174,8 @@ def compare_bits(context: Context, trials: Trials, in_one_queue: bool = False) -
         in_one_queue: Whether to train it in one queue, too.
 
     Returns:
-        For each name: "recorded", whether its steps were recorded; "note", why not; and for each way in ``COMPARED``
-        that was taken the word "same" or what differs first.
+        For each name: "recorded", whether its steps were recorded; "note", why not; and for each way of ``COMPARED``
+        that was tried the word "same" or what differs first.
     """
     trainer, members = _Trainer(context), list(trials.values())
     with collected_messages() as messages:

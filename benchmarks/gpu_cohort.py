@@ -34,7 +34,8 @@ MakeRecorder = Callable[[torch.device, Trial], Recorder | None]
 
 #: The pair of one family that is measured besides those of Table 6.
 SAME_FAMILY = ("cifar100/other_pairs", ("teacher=resnet32x4", "student=resnet8x4"))
-#: Methods whose bits are compared in bfloat16: of logits, of features, with a second pass, with draws.
+#: Methods whose bits are compared in bfloat16: one of logits, one of features, one with a second pass of the teacher,
+#: and one with random draws.
 HALF_METHODS = ("kd", "reviewkd", "ofd", "crd")
 #: Steps after which everything must be recorded, and batches that take turns.
 SETTLED_STEPS, BATCHES = 40, 8
@@ -49,7 +50,7 @@ class Sizes:
         bits: Training and test images of the comparison of bits, and its batch size. An epoch must have more steps than
             a block of recorded steps, and its last batch must be smaller.
         company: Members of a cohort whose bits are compared.
-        methods: Number of methods whose bits are compared, the first by name; None for all, and for further trials.
+        methods: Number of methods whose bits are compared, the first by name; None for all, and for further settings.
         students: Members of the large cohorts whose steps are timed.
         steps, rounds: Steps of a round, and rounds.
         eager_steps: Steps without recording.
@@ -71,8 +72,20 @@ class Sizes:
     repeated: int = 4
 
 
-TINY = Sizes(True, (4 * 3 + 2, 8, 4), 2, 2, 2, 2, 2, 1, (4 * 8, 8), 20, 2)
-#: Negatives of CRD, fewer than there are images of other classes.
+TINY = Sizes(
+    quick=True,
+    bits=(4 * 3 + 2, 8, 4),
+    company=2,
+    methods=2,
+    students=2,
+    steps=2,
+    rounds=2,
+    eager_steps=1,
+    epoch=(4 * 8, 8),
+    idle=20,
+    repeated=2,
+)
+#: Negatives of CRD, fewer than the training images of other classes.
 FEW_NEGATIVES = 32
 
 
@@ -119,10 +132,10 @@ class Context:
         return planned if self.sizes.quick else planned | pairs.plan_pairs(source=SAME_FAMILY[0], only=SAME_FAMILY[1])
 
     def bit_trials(self) -> dict[str, Trial]:
-        """Returns trials of every method that is not adversarial, and more settings, all of one pair of small networks.
+        """Returns trials of all methods that are not adversarial, and of more settings, for one pair of small networks.
 
-        Those of Table 6 come first. The images of the comparison are fewer than the published number of CRD's
-        negatives, so that its published settings draw with replacement, and a further trial draws without.
+        The methods of Table 6 come first. CRD's published number of negatives is larger than the number of images here,
+        so it draws them with replacement. A further trial draws fewer negatives, without replacement.
         """
         from kd_bench.methods import _registry as methods
 
@@ -141,7 +154,7 @@ class Context:
         return first | few | further | others
 
     def bit_trials_in_bfloat16(self) -> dict[str, Trial]:
-        """Returns trials of some methods with other losses, in bfloat16. They are a cohort of their own."""
+        """Returns trials of ``HALF_METHODS`` in bfloat16, which are a cohort of their own."""
         trials = {} if self.sizes.methods else self._small_trials({name: {} for name in HALF_METHODS})
         return {f"{name}, bfloat16": with_settings(trial, precision="bfloat16") for name, trial in trials.items()}
 

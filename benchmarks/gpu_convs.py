@@ -1,7 +1,8 @@
-"""What cuDNN's deterministic algorithms cost, whether others have the same bits twice, and another layout of maps.
+"""Measures what cuDNN's deterministic algorithms and the layout of feature maps cost.
 
-In trainings cuDNN is deterministic: if it added up in an order that varies, e.g. for the gradient of weights, a
-recorded step would not have the bits of one that is not recorded, and could not be used.
+In trainings cuDNN is deterministic. If it added up in an order that varies, e.g. for the gradient of weights, a replay
+would not have the bits of a step without a recording, and would not be used. This also measures whether the algorithms
+that cuDNN chooses by default have the same bits in two runs.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from kd_bench.config.trial import Trial
 from kd_bench.models.fast_convs import cuda_memory_format
 from kd_bench.testing import first_difference
 from kd_bench.training import student
+from kd_bench.training.fit import cudnn_deterministic
 from kd_bench.training.result_writer import deserialize_state, serialize_state
 
-#: The teacher that trains fastest. It is measured in training, too.
+#: The teacher that trains fastest. Its training is measured, too.
 TEACHER = "cifar_vgg13"
 
 #: Ways to compute convolutions, by the name of the result: ``cudnn.deterministic``, and whether maps are contiguous.
@@ -39,11 +41,11 @@ def plan_networks(context: Context) -> dict[str, Trial]:
 
 
 def measure_network(context: Context, trial: Trial) -> dict[str, Any]:
-    """Makes steps of a training in each of the ways that differ for its network.
+    """Makes steps of a training in each of ``WAYS``. "contiguous" is left out if kd-bench chooses this layout anyway.
 
     Returns:
-        For each of ``WAYS``: "difference", what differs first in two runs without recordings, empty if nothing;
-        "seconds" per recorded step in each round; "notes", why steps are not recorded.
+        For each way: "difference", what differs first in two runs without recordings, empty if nothing; "seconds" per
+        recorded step in each round; "notes", why steps are not recorded.
     """
     device, sizes = context.device, context.sizes
     trial = trial.model_copy(update={"compile": "off"})
@@ -51,7 +53,7 @@ def measure_network(context: Context, trial: Trial) -> dict[str, Any]:
     for name, (deterministic, contiguous) in WAYS.items():
         gpu_device.reset_memory(device)
         with (
-            gpu_device.cudnn_deterministic(deterministic),
+            cudnn_deterministic(deterministic),
             _layout(contiguous),
             collected_messages() as messages,
         ):
@@ -70,7 +72,7 @@ def measure_network(context: Context, trial: Trial) -> dict[str, Any]:
 
 @contextmanager
 def _layout(contiguous: bool) -> Iterator[None]:
-    """Inside, students have contiguous maps on a GPU; or, if not ``contiguous``, the layout that kd-bench chooses."""
+    """Inside, students have contiguous maps on a GPU if ``contiguous``, else the layout that kd-bench chooses."""
 
     def choose(network: nn.Module) -> torch.memory_format:
         return torch.contiguous_format if contiguous else cuda_memory_format(network)
@@ -83,6 +85,7 @@ def _layout(contiguous: bool) -> Iterator[None]:
 
 
 def _state_after_steps(context: Context, trial: Trial) -> Any:
+    """Returns a student's state after a few steps without recordings."""
     cohort = SteppedCohort([trial], context.images, context.device, None)
     for _ in range(context.sizes.repeated):
         cohort.step()
@@ -112,10 +115,10 @@ def section(results: Mapping[str, Any], steps: int) -> Section:
         for note in of_way["notes"]
     ]
     introduction = (
-        "Trainings alone, float32, with cuDNN's deterministic algorithms, as kd-bench trains; with those that it "
-        "chooses by default; and with the former and contiguous maps, where kd-bench has the channels last. "
-        f"Milliseconds of a step, the states after {steps} steps without recordings, made twice, and whether steps are "
-        "recorded."
+        "Trainings of one student in float32, in three ways. Deterministic: cuDNN's deterministic algorithms, as in "
+        "kd-bench. Default: the algorithms that cuDNN chooses by default. Contiguous: as the first, with contiguous "
+        "maps where kd-bench uses channels last. Two runs: what differs first between the states of two runs after "
+        f"{steps} steps without recordings."
     )
     titles = ["ms a step", "two runs", "recorded"]
     headers = ["network", *(f"{title}, {name}" for title in titles for name in WAYS)]

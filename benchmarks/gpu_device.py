@@ -6,8 +6,8 @@ import gc
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from kd_bench.trials.environment import describe_environment
 from kd_bench.utils.cuda_queues import queue_variables
 
-# Read when CUDA starts. Workers have it, too.
+# Workers have this variable, too. It is read when CUDA starts.
 os.environ.update(queue_variables())
 # After the profiler has looked at CUDA graphs, they may fail if it is unloaded. Read when it is loaded.
 os.environ.setdefault("TEARDOWN_CUPTI", "0")
@@ -43,17 +43,6 @@ def _driver_version() -> str | None:
         match = re.search(r"\s(\d+\.[\d.]+)\s", _DRIVER.read_text(encoding="utf-8"))
         return match[1] if match else None
     return None
-
-
-@contextmanager
-def cudnn_deterministic(value: bool) -> Iterator[None]:
-    """Inside, cuDNN uses deterministic algorithms only, or those that it chooses by default."""
-    cudnn = torch.backends.cudnn
-    before, cudnn.deterministic = cudnn.deterministic, value
-    try:
-        yield
-    finally:
-        cudnn.deterministic = before
 
 
 def synchronize(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What the number of hardware queues for CUDA streams is worth, which a process reads when CUDA starts."""
+"""Measures the gain from more hardware queues for CUDA streams. A process reads their number when CUDA starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kd_bench.utils.errors import RunFailed
 from kd_bench.utils.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-#: CUDA's default number.
+#: CUDA's default number of queues.
 DEFAULT = 8
 
 
@@ -27,7 +27,7 @@ def measure_queues(context: Context, arguments: Sequence[str]) -> dict[str, Any]
 
     Args:
         context: The context.
-        arguments: Arguments of ``gpu.py`` that say where and on what it measures.
+        arguments: Arguments with which ``gpu.py`` measures on the same device and images.
 
     Returns:
         "case", its name, and "recorded", seconds per step in each round.
@@ -54,7 +54,7 @@ def section(result: Mapping[str, Any], usual: Mapping[str, Any], queues: str) ->
     """Returns the table.
 
     Args:
-        result: Of ``measure_queues``.
+        result: Result of ``measure_queues``.
         usual: Result of the same case in this process.
         queues: Number of queues of this process.
     """

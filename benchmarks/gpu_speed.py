@@ -91,7 +91,7 @@ class Case:
 
 
 def plan_cases(context: Context) -> dict[str, list[Case]]:
-    """Returns the cases by what they measure: "speed", "methods", "compiled". Those that matter most come first."""
+    """Returns the cases by section: "speed", "methods" and "compiled". Those that matter most come first."""
     titles, many = list(context.trials), context.sizes.students
     teacher_pair = TRAINED_TEACHER[0] if TRAINED_TEACHER[0] in titles else titles[0]
     precisions: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -111,9 +111,9 @@ def time_case(context: Context, case: Case) -> dict[str, Any]:
     """Times the steps of a cohort, and those of the first of its members alone.
 
     Returns:
-        Seconds per step in each round, "recorded" and "eager" (empty if it was not timed), and the same for one member
-        of a large cohort of KD, "one_recorded" and "one_eager"; "peak", bytes of the whole cohort; "members", their
-        number; "notes", what is not recorded and why.
+        "recorded" and "eager", seconds per step in each round ("eager" is empty if it was not timed); for a large
+        cohort of KD also "one_recorded" and "one_eager", the same for its first member alone; "peak", bytes of the
+        whole cohort; "members", their number; "notes", what is not recorded and why.
     """
     device, sizes = context.device, context.sizes
     trials = case.trials(context.trials[case.pair], sizes.students)

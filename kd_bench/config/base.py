@@ -27,7 +27,7 @@ class Settings(BaseModel):
 
 
 class KeptContent(BaseModel):
-    """Base of what kd-bench writes and reads again. Other versions write other keys too, so these are no damage."""
+    """Base of file contents that kd-bench writes and reads again. Ignores the keys that other versions have added."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True, allow_inf_nan=False)
 

@@ -126,17 +126,20 @@ def _weighted_rows(weights: Tensor, bank: Tensor, index: Tensor) -> Tensor:
 
 
 def _sums_by_row(weights: Tensor, index: Tensor, rows: int) -> Tensor:
-    """Returns the sum of each anchor's weights, (B, M), for each row of the bank, (B, N), in the order of columns."""
+    """Returns the sums of weights, (B, M), by anchor and row of the bank, (B, N). On a CPU it adds column by column."""
     return weights.new_zeros(len(weights), rows).scatter_add_(1, index, weights)
 
 
 def sums_by_counting(weights: Tensor, index: Tensor, rows: int) -> Tensor:
-    """Does what ``scatter_add_`` does with weights that are equal where an anchor has a row in several columns.
+    """Returns the same sums as ``_sums_by_row``, up to rounding, with the same bits every time on a GPU.
 
-    Except for the first column, the positive's, a weight depends on anchor and row only. On a GPU, the order in which
-    ``scatter_add_`` adds them varies, so the last bits of a step vary. ``index_put_``, which sorts them first, takes
-    longer, and in some versions of torch it reads a number from the GPU, so that a step cannot be recorded. Counting is
-    exact in any order, and where no row is repeated, the result has the same bits as that of ``scatter_add_``.
+    On a GPU, ``scatter_add_`` adds in an order that varies, so the last bits of a step vary. ``index_put_``, which
+    sorts first, takes longer, and in some versions of torch it reads a number from the GPU, so that a step cannot be
+    recorded.
+
+    Except in the first column, the positive's, a weight depends on anchor and row only. Therefore a sum over repeated
+    negatives is their number times the weight, and counting is exact in any order. If no row is repeated, the result
+    has the bits of ``scatter_add_``.
     """
     negatives, of_negatives = index[:, 1:], weights[:, 1:]
     zeros = weights.new_zeros(len(weights), rows)

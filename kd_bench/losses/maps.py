@@ -41,8 +41,8 @@ def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def average_cells(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Returns maps, (B, C, H, W), averaged to (B, C, *size) as by ``F.adaptive_avg_pool2d``.
 
-    If the sizes do not divide, cells overlap. On a GPU, torch's gradient then adds up in an order that varies, so its
-    last bits vary from step to step. Products with the matrices of the averages, which are used there, have an order.
+    If H and W are not multiples of ``size``, cells overlap. On a GPU, torch then adds up the gradient in an order that
+    varies, so its last bits vary from step to step. There the averages are matrix products, whose order is fixed.
 
     >>> import torch
     >>> from kd_bench.losses.maps import average_cells
@@ -56,7 +56,7 @@ def average_cells(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def average_by_products(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Does what ``average_cells`` does, for any sizes on any device, by a product for rows and one for columns."""
+    """Returns what ``average_cells`` returns, up to rounding, as two matrix products: one for rows, one for columns."""
     values = at_least_float32(maps)
     rows, columns = (_averages(values, dim, cells) for dim, cells in zip((2, 3), size, strict=True))
     return matmul(rows, matmul(values, columns.mT)).to(maps.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_bench import losses
+from kd_bench.losses.precision import matmul
 from kd_bench.methods.base import Method, hard_labels
 from kd_bench.types import Batch
 from kd_bench.utils.distributed import all_reduce_sum
@@ -63,9 +64,9 @@ class ClassPrior(Method):
 def _add_rows(sums: Tensor, rows: Tensor, values: Tensor) -> None:
     """Adds ``values[i]`` to ``sums[rows[i]]``, always in the same order.
 
-    On a CPU ``index_add_`` adds the rows one after another. On a GPU its order varies, which matters unless the values
-    are integers, and ``index_put_``, which sorts the rows first, reads a number from the GPU in some versions of torch,
-    so that a step cannot be recorded. A product with the matrix of the rows does neither.
+    On a CPU ``index_add_`` adds the rows one after another. On a GPU its order varies, which changes the last bits of
+    floating-point sums. ``index_put_``, which sorts the rows first, reads a number from the GPU in some versions of
+    torch, so that a step cannot be recorded. A matrix product has neither problem.
     """
     values = values.to(sums.dtype)
     if sums.device.type == "cpu" or not sums.is_floating_point():
@@ -75,7 +76,9 @@ def _add_rows(sums: Tensor, rows: Tensor, values: Tensor) -> None:
 
 
 def sums_by_product(rows: Tensor, values: Tensor, count: int) -> Tensor:
-    """Returns the sums, (count, K), of the values, (B, K), of each row, in the values' precision under any autocast."""
-    chosen = torch.arange(count, device=rows.device)[:, None] == rows
-    with torch.autocast(values.device.type, enabled=False):
-        return chosen.to(values.dtype) @ values
+    """Returns the sums, (count, K), of ``values``, (B, K), by their row, ``rows``, (B,), computed as a matrix product.
+
+    The sums have the precision of the values under any autocast.
+    """
+    one_hot = torch.arange(count, device=rows.device)[:, None] == rows
+    return matmul(one_hot.to(values.dtype), values)

@@ -106,8 +106,8 @@ class CRD(Method):
     def _keep(self, images: Tensor, ours: Tensor, theirs: Tensor) -> None:
         """Keeps the embeddings of a micro-batch until the end of the step.
 
-        If this micro-batch is there already, the step has begun again, e.g. because it could not be recorded on a GPU.
-        What it left is dropped: operations that were to be recorded have computed nothing.
+        If embeddings of the same micro-batch are already there, the step runs a second time, because its recording on a
+        GPU failed. The earlier embeddings are dropped, because a recording computes no values.
         """
         if any(images.data_ptr() == kept.data_ptr() for kept, _, _ in self._step_embeddings):
             self._step_embeddings.clear()

@@ -64,7 +64,7 @@ def _conv_precision() -> Iterator[None]:
     if torch.backends.cuda.matmul.allow_tf32 == allowed:
         yield
         return
-    # Unlike ``matmul.allow_tf32``, this can be restored to "medium", which allows TF32, too.
+    # Restoring ``matmul.allow_tf32`` instead would turn a user's "medium", which also allows TF32, into "high".
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     try:

@@ -122,8 +122,10 @@ class CohortModule(pl.LightningModule):
         """Returns the members' optimisers. Each member steps its own."""
         return [member.optimizer for member in self.members]
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Returns the batch as it is: the loader makes it on the device."""
+    def transfer_batch_to_device(
+        self, batch: Iterable[Batch], device: torch.device, dataloader_idx: int
+    ) -> Iterable[Batch]:
+        """Returns the batches as they are, because the loader makes them on the device."""
         return batch
 
     def on_train_epoch_start(self) -> None:

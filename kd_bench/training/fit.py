@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -33,8 +33,8 @@ class TestedEpochs:
     Args:
         loader: The test set.
         cohort: The cohort.
-        in_one_block: Whether to yield all batches as one iterator, since Lightning's loop takes time for each item.
-            Otherwise each batch is an item, a tuple of its own.
+        in_one_block: Whether all batches are one item, an iterator, because Lightning's loop takes time for each item.
+            Otherwise each item is a tuple of one batch.
     """
 
     def __init__(self, loader: TestLoader, cohort: CohortModule, in_one_block: bool) -> None:
@@ -111,15 +111,20 @@ def fit(
             trainer.fit(cohort, train_dataloaders=blocks, val_dataloaders=tested)
 
 
-@contextmanager
-def repeatable_convs(device: torch.device) -> Iterator[None]:
-    """Inside, cuDNN has the same bits in every run: it takes no algorithm that adds up in an order that varies.
+def repeatable_convs(device: torch.device) -> AbstractContextManager[None]:
+    """Returns a context in which convolutions on a device have the same bits in every run.
 
-    A recorded step must have the bits of one that is not recorded, and a student alone those that it has in company.
+    Otherwise a recorded step could have other bits than one that is not recorded, and a student trained alone other
+    bits than in a cohort.
     """
+    return cudnn_deterministic(torch.backends.cudnn.deterministic or device.type == "cuda")
+
+
+@contextmanager
+def cudnn_deterministic(value: bool) -> Iterator[None]:
+    """Inside, cuDNN uses deterministic algorithms only, or those that it chooses by default."""
     cudnn = torch.backends.cudnn
-    before = cudnn.deterministic
-    cudnn.deterministic = before or device.type == "cuda"
+    before, cudnn.deterministic = cudnn.deterministic, value
     try:
         yield
     finally:

@@ -19,11 +19,11 @@ from kd_bench.types import Batch
 #: Tags of torch's operators whose result or its size depends on values, which makes a GPU wait.
 _READ_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
-#: Operators that make a GPU wait, without a tag that says so: they look whether a decomposition has converged.
+#: Operators that make a GPU wait but have no tag that says so: they read whether a decomposition has converged.
 READING_OPERATORS = frozenset({"_linalg_check_errors", "_linalg_eigh", "_linalg_svd", "linalg_eig"})
 
-#: What torch warns of if a GPU is to report what makes it wait.
-_WAITS = "called a synchronizing CUDA operation"
+#: Part of torch's warnings about operations that make Python wait for a GPU.
+_WAIT_WARNING = "called a synchronizing CUDA operation"
 
 #: Attributes of every module, which say nothing about a step.
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"_buffers", "_parameters"}
@@ -173,7 +173,7 @@ class _NumberReads(TorchDispatchMode):
 
 @contextmanager
 def _noting_waits(device: torch.device) -> Iterator[list[str]]:
-    """Inside, notes where Python waits for a GPU, by file and line, also where no operator says that it does."""
+    """Afterwards, the list has the files and lines that made Python wait for a GPU, with or without a tag."""
     waits: list[str] = []
     if device.type != "cuda":
         yield waits
@@ -187,9 +187,9 @@ def _noting_waits(device: torch.device) -> Iterator[list[str]]:
         finally:
             torch.cuda.set_sync_debug_mode(before)
     for warning in caught:
-        if _WAITS in str(warning.message):
+        if _WAIT_WARNING in str(warning.message):
             waits.append(f"{warning.filename}, line {warning.lineno}")
-        elif "Synchronization debug mode" not in str(warning.message):  # the mode says of itself that it is a prototype
+        elif "Synchronization debug mode" not in str(warning.message):  # torch warns that the mode is a prototype
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 

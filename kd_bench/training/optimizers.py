@@ -1,4 +1,4 @@
-"""Builds optimisers and computes learning rates from their settings, and averages weights."""
+"""Builds optimisers, computes learning rates, and averages weights."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
 def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device, recordable: bool) -> None:
     """Prepares an optimiser whose parameters are on their device, and whose state may come from a checkpoint.
 
-    The state takes the memory format of the parameters, which torch's optimisers require. AdamW's numbers of steps are
-    moved to the device, because Lightning leaves them where they were loaded.
+    The state takes the memory format of the parameters, which torch's optimisers require. AdamW's step counts are moved
+    to the device, because Lightning leaves them where they were loaded.
 
     Args:
         optimizer: The optimiser.
@@ -114,17 +114,17 @@ def learning_rate(base: float, schedule: Schedule, epoch: int, epochs: int) -> f
 
 
 def _with_layout_of(like: Tensor, value: Tensor) -> Tensor:
-    """Returns a tensor of the same shape with the strides of another: itself if it has them, else a copy."""
+    """Returns ``value`` with the strides of ``like``, which has the same shape: itself if it has them, else a copy."""
     if value.stride() == like.stride():
         return value
     return torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 class MovingAverage(AveragedModel):
-    """A moving average of a network's weights and buffers that can be recorded with the step that it belongs to.
+    """A moving average of a network's weights and buffers whose updates can be recorded as part of a step.
 
-    An update has the bits of torch's ``AveragedModel`` with ``get_ema_multi_avg_fn``. That one reads from the device in
-    every step whether it is the first, when the average is a copy of the network. Here this is read once.
+    An update has the bits of torch's ``AveragedModel`` with ``get_ema_multi_avg_fn``. The first update copies the
+    network. Torch's class reads from the device at every update whether it is the first; this class reads it once.
 
     Args:
         network: The network.
@@ -139,40 +139,40 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Adds the network's weights and buffers to the average.
+        """Updates the average.
 
         Args:
             model: The network. Its tensors are on the device of the average.
         """
         by_type: defaultdict[torch.dtype, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for own, new in self._pairs(model):
-            by_type[own.dtype].append((own, new))
-        # Waits for the device, so it is asked in the first step of a process only, which is never recorded.
+        for average, current in self._pairs(model):
+            by_type[average.dtype].append((average, current))
+        # Waits for the device, so it is read only at a process's first update, which is never recorded.
         self._has_begun = self._has_begun or bool(self.n_averaged)
         for dtype, pairs in by_type.items():
-            averaged, current = ([pair[side] for pair in pairs] for side in (0, 1))
+            averages, values = ([pair[side] for pair in pairs] for side in (0, 1))
             if not self._has_begun:
-                torch._foreach_copy_(averaged, current)
+                torch._foreach_copy_(averages, values)
             elif dtype.is_floating_point or dtype.is_complex:
-                torch._foreach_lerp_(averaged, current, 1 - self._decay)
+                torch._foreach_lerp_(averages, values, 1 - self._decay)
             else:
-                self._average_numbers(averaged, current)
+                self._average_integers(averages, values)
         self._has_begun = True
         self.n_averaged.add_(1)
 
-    def _average_numbers(self, averaged: list[Tensor], current: list[Tensor]) -> None:
-        """Averages whole numbers, most of which are the many counters of batch norms, all at once."""
-        own, new = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (averaged, current))
-        mean = (own * self._decay + new * (1 - self._decay)).to(own.dtype)
-        parts = mean.split([tensor.numel() for tensor in averaged])
-        torch._foreach_copy_(averaged, [part.view_as(tensor) for part, tensor in zip(parts, averaged, strict=True)])
+    def _average_integers(self, averages: list[Tensor], values: list[Tensor]) -> None:
+        """Averages integers and flags, all at once, because most are the counters of the many batch norms."""
+        average, current = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (averages, values))
+        mean = (average * self._decay + current * (1 - self._decay)).to(average.dtype)
+        parts = mean.split([tensor.numel() for tensor in averages])
+        torch._foreach_copy_(averages, [part.view_as(tensor) for part, tensor in zip(parts, averages, strict=True)])
 
     def take_layout(self, network: nn.Module) -> None:
-        """Lays the tensors out in memory as the network's, so that an update is few operations on a GPU."""
-        for own, new in self._pairs(network):
-            own.data = _with_layout_of(new, own.data)
+        """Gives the average's tensors the strides of the network's, so that an update is few operations on a GPU."""
+        for average, current in self._pairs(network):
+            average.data = _with_layout_of(current, average.data)
 
     def _pairs(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields each parameter and buffer of the average with the network's."""
-        own = chain(self.module.parameters(), self.module.buffers())
-        return zip(own, chain(network.parameters(), network.buffers()), strict=True)
+        averages = chain(self.module.parameters(), self.module.buffers())
+        return zip(averages, chain(network.parameters(), network.buffers()), strict=True)

@@ -90,7 +90,7 @@ class RecordedTeacher:
         elif self.is_settled:
             with self.stopwatch.running(self._device) if timed else nullcontext():
                 self._function.replay() if self._function.is_recorded else self._run(batch)
-        elif self._lane_is_new:  # libraries get memory for each queue at its first operation: not within a recording
+        elif self._lane_is_new:  # at a lane's first operation, libraries allocate memory, which cannot be recorded
             self._run(batch)
             self._lane_is_new = False
         else:
@@ -187,9 +187,9 @@ class RecordedCohort:
 
     @contextmanager
     def in_lane_of(self, member: StudentModule) -> Iterator[None]:
-        """Inside, a member's step on a batch of another size is run, without a recording.
+        """Inside, operations are queued on a member's lane, for a step on a batch of another size, without a recording.
 
-        The gradients of a parameter must be added up in the queue in which they are recorded (torch's AccumulateGrad).
+        Torch's AccumulateGrad requires that a parameter's gradients are always added up in the same queue.
         """
         lane = self._recorded[id(member)].lane
         with lane.running():
@@ -204,7 +204,7 @@ class RecordedCohort:
         except NoMemoryToRecord:
             if self._one_queue:
                 raise
-        # Outside of the handler: the error holds the memory of what could not be recorded.
+        # Not in the except block, because the error keeps alive the memory of what could not be recorded.
         log.info("memory does not suffice to run the members side by side, so they run one after another")
         self._use_one_queue()
         with part.lane.running():

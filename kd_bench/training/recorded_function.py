@@ -13,7 +13,7 @@ from kd_bench.training.recorder import Lane, Replay
 from kd_bench.utils.errors import first_line
 from kd_bench.utils.memory import is_out_of_memory
 
-#: Integers of the size of a number in bytes.
+#: Integer types by their size in bytes.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -78,11 +78,11 @@ class RecordedFunction:
         """
         self._replay = None
         replay = self._try_to_record(lane, function, generators)
-        if replay is None:  # outside of the handler of the error, which holds what the function has made
+        if replay is None:  # not in an except block, because the error keeps alive what the function has made
             run()
             return
         changed = _unique(tensors())
-        with _saying_that_memory_is_short():
+        with _converting_memory_errors():
             before = [tensor.clone() for tensor in changed]
             try:
                 before_replay()
@@ -103,7 +103,7 @@ class RecordedFunction:
     ) -> Replay | None:
         """Records a function. If that fails, notes the reason and returns None."""
         try:
-            with _saying_that_memory_is_short(), self._counting():
+            with _converting_memory_errors(), self._counting():
                 return lane.record(function, generators)
         except NoMemoryToRecord:
             raise
@@ -125,7 +125,8 @@ class RecordedFunction:
 
 
 @contextmanager
-def _saying_that_memory_is_short() -> Iterator[None]:
+def _converting_memory_errors() -> Iterator[None]:
+    """Inside, an error that says that memory is exhausted is raised as ``NoMemoryToRecord``."""
     try:
         yield
     except Exception as error:

@@ -18,7 +18,7 @@ from kd_bench.utils.distributed import is_distributed
 #: Runs the recorded operations again, on the same tensors.
 Replay = Callable[[], None]
 
-#: The identity of memory that belongs to graphs.
+#: Identifies a memory pool of graphs, as torch.cuda.graph_pool_handle() returns it.
 _Pool = Any
 
 
@@ -39,8 +39,8 @@ class Lane(Protocol):
             generators: The generators that it draws from. A replay draws from their current state.
 
         Raises:
-            Exception: The function's own, e.g. for an operation that reads a number from the device, which cannot be
-                recorded. Nothing has changed then.
+            Exception: If the function raises it, e.g. because an operation reads a number from the device, or if its
+                operations cannot be recorded. Then nothing has changed.
         """
 
 
@@ -96,11 +96,11 @@ class CudaGraphRecorder(Recorder):
 
 
 class _CudaLane(Lane):
-    """A stream.
+    """A CUDA stream.
 
     Args:
         device: Its device.
-        pool: The memory of all its graphs; None if each has memory of its own.
+        pool: Memory pool that its graphs share; None if each graph has a pool of its own.
     """
 
     def __init__(self, device: torch.device, pool: _Pool | None = None) -> None:
@@ -133,20 +133,20 @@ class _CudaLane(Lane):
                     failure = error
                     raise
         except Exception as error:
-            # The end of a failed recording has an error of its own, which does not say what has failed.
+            # When a failed recording ends, CUDA raises another error, which does not say what has failed.
             failure = failure or error
             _clean_up_after_failure(self._device, pool, generators)
         if failure is not None:
             try:
                 raise failure
             finally:
-                del failure  # it refers to this frame, and both would keep alive what the function has made
+                del failure  # a cycle: its traceback has this frame, whose tensors would not be freed
         return graph.replay
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Inside, no unreachable object is destroyed, since a graph or a kernel among them would end a recording."""
+    """Inside, Python's collector is off, because a recording fails if it destroys a CUDA graph or a loaded kernel."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -157,14 +157,14 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def _clean_up_after_failure(device: torch.device, pool: _Pool, generators: Sequence[torch.Generator]) -> None:
-    """Ends what a failed recording has begun.
+    """Ends a recording that has failed, and returns generators to the state outside of recordings.
 
     Until torch 2.12 an error at the end of a recording (``cudaStreamEndCapture``) leaves it half open: the allocator
     refuses to free memory because a recording seems to go on (pytorch/pytorch#180395), and generators refuse to draw.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
-    if torch.version.hip is None:  # AMD's versions release the memory by themselves, and end if that is done twice
-        with suppress(RuntimeError):  # which says that the recording has ended, as it should
+    if torch.version.hip is None:  # on ROCm, torch has released the memory, and a second release aborts the process
+        with suppress(RuntimeError):  # raised if the recording has ended already
             torch._C._cuda_endAllocateToPool(index, pool)
             torch._C._cuda_releasePool(index, pool)
     for generator in (torch.cuda.default_generators[index], *generators):

@@ -45,9 +45,9 @@ def serialize_state(state: Any) -> bytes:
 
 
 def deserialize_state(content: bytes) -> Any:
-    """Returns the state of ``serialize_state``, with all tensors on the CPU, whatever device they were saved from.
+    """Returns the state that ``serialize_state`` has serialized, with all tensors on the CPU.
 
-    Members are restored on the CPU and moved to their device afterwards. It may not be the one that wrote the state.
-    Code in the content is not run.
+    Members are restored on the CPU and moved to their device afterwards, which may not be the device on which the state
+    was saved. Code in the content is not run.
     """
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -340,8 +340,8 @@ class StudentModule(nn.Module):
             self._divergence_step.fill_(-1)
         if divergence_step >= 0:
             self.stopped = True
-            place = f"{epoch + 1}" if epoch >= 0 else f"{len(self.preparation.history) + 1} of its preparation"
-            return f"the loss was no longer finite in epoch {place}, step {divergence_step + 1}"
+            number = f"{epoch + 1}" if epoch >= 0 else f"{len(self.preparation.history) + 1} of its preparation"
+            return f"the loss was no longer finite in epoch {number}, step {divergence_step + 1}"
         self.method.on_epoch_end()
         times = {"seconds": own_seconds + shared_seconds, "own_seconds": own_seconds, "members": members}
         times |= {} if cached_seconds is None else {"spared_seconds": cached_seconds}

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 #: last bits.
 OpenLogitCache = Callable[[bool], LogitCache | None]
 
-#: Operations of all its passes from which a teacher is compiled if the setting is "auto", by kind of device: some hours
-#: of a CPU's core, some ten minutes of a large GPU. Compiling takes about a minute.
+#: Least number of operations, in all passes of a teacher, at which it is compiled if the setting is "auto", by type of
+#: device. They take some hours of a CPU's core, or some ten minutes of a large GPU. Compiling takes about a minute.
 COMPILE_FROM = {"cpu": 1e15, "cuda": 1e17}
 
 

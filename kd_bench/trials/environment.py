@@ -127,7 +127,8 @@ def reset_peak_memory(device: Any) -> None:
 def peak_memory(device: Any) -> int:
     """Returns the peak memory of torch on a GPU, or of this process on a CPU, in bytes; 0 if unknown.
 
-    On a GPU this is what torch has reserved, because recorded steps use memory that counts as free between them.
+    On a GPU this is the memory that torch has reserved, because the memory of recorded steps counts as free, and not as
+    allocated, between replays.
     """
     import torch
 

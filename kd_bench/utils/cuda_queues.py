@@ -1,8 +1,8 @@
-"""Gives a process as many hardware queues of a GPU as it has CUDA streams.
+"""Gives a process enough hardware queues of a GPU for its CUDA streams.
 
-CUDA distributes the streams of a process among 8 queues by default. A stream waits for what is before it in its queue,
-even if that belongs to another stream. A cohort of eight students has nine streams besides the default one, so that
-students that could run side by side would wait for each other.
+By default CUDA distributes the streams of a process among 8 queues. Operations of two streams in the same queue wait
+for each other. A cohort of eight students has nine streams besides the default one, so some students could not run side
+by side.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ _VARIABLE, _LARGEST = "CUDA_DEVICE_MAX_CONNECTIONS", "32"
 
 
 def queue_variables() -> dict[str, str]:
-    """Returns the variable for a new process, which reads it when CUDA starts, unless the user has set it."""
+    """Returns the environment variable for a new process, which reads it when CUDA starts; {} if the user set it."""
     return {} if _VARIABLE in os.environ else {_VARIABLE: _LARGEST}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kd_bench.config.trial import Trial
 from kd_bench.training.observed_step import READING_OPERATORS
 from kd_bench.training.recorder import Lane, Recorder, Replay
 
@@ -153,3 +154,14 @@ class Tape(TorchDispatchMode):
                 fresh = [tensor for tensor in outputs if tensor.untyped_storage().data_ptr() not in known]
                 for tensor, value in zip(new, fresh, strict=True):
                     tensor.copy_(value)
+
+
+class Tapes:
+    """Makes a recorder for each cohort, as ``choose_recorder`` does, and keeps them."""
+
+    def __init__(self) -> None:
+        self.made: list[TapeRecorder] = []
+
+    def __call__(self, device: torch.device, trial: Trial) -> Recorder:
+        self.made.append(TapeRecorder())
+        return self.made[-1]

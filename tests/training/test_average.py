@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_bench.training.build import build_student
 from kd_bench.training.optimizers import MovingAverage
+from kd_bench.training.recorder import Replay
 from kd_bench.training.student import StudentModule
 from tests.training.parts import MemoryWriter, same, splits, trial
-from tests.training.tape import TapeRecorder
+from tests.training.tape import TapeLane, TapeRecorder
 from tests.training.test_recorded import DATA, run, without
 
 
@@ -52,21 +52,21 @@ def change(network: nn.Module, seed: int) -> None:
 @pytest.mark.parametrize("decay", [0.0, 0.3, 0.9, 0.9999, 1.0])
 def test_an_update_has_the_bits_of_torchs(decay: float) -> None:
     network = Network()
-    own = MovingAverage(network, decay)
+    average = MovingAverage(network, decay)
     reference = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     for step in range(12):
         change(network, step)
-        own.update_parameters(network)
+        average.update_parameters(network)
         reference.update_parameters(network)
-        state, expected = own.state_dict(), reference.state_dict()
+        state, expected = average.state_dict(), reference.state_dict()
         assert list(state) == list(expected)
         assert all(
             state[key].dtype == value.dtype and torch.equal(state[key], value) for key, value in expected.items()
         )
         if step in (0, 5):  # another process goes on
-            own = MovingAverage(network, decay)
-            own.load_state_dict(state)
-    assert int(own.n_averaged) == 12
+            average = MovingAverage(network, decay)
+            average.load_state_dict(state)
+    assert int(average.n_averaged) == 12
 
 
 class Reads(TorchDispatchMode):
@@ -113,8 +113,8 @@ def test_on_a_gpu_the_average_takes_the_layout_that_the_student_takes(monkeypatc
     member = build_student(trial("none", ema=0.9), splits(), None, MemoryWriter())
     member.prepare(torch.device("cuda"))
     assert member.average is not None
-    own, student = (module.get_submodule("conv1").weight for module in (member.average.module, member.network))
-    assert own.stride() == student.stride()
+    average, student = (module.get_submodule("conv1").weight for module in (member.average.module, member.network))
+    assert average.stride() == student.stride()
     assert student.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -160,40 +160,32 @@ def test_a_recorded_average_goes_on_after_a_stop(blocks: int, monkeypatch: pytes
 
 
 def test_the_first_update_is_never_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a preparation, too, in which the average is not updated."""
-    firsts: list[bool] = []
-    recording: list[bool] = [False]
-    record, update = TapeRecorder.lanes, MovingAverage.update_parameters
+    """Also after a preparation, in which the average is not updated."""
+    first_is_recorded: list[bool] = []
+    is_recording = False
+    record, update = TapeLane.record, MovingAverage.update_parameters
 
-    def lanes(self: TapeRecorder, count: int, one_queue: bool) -> list[Any]:
-        made = record(self, count, one_queue)
-        for lane in made:
-            monkeypatch.setattr(lane, "record", noting(lane.record))
-        return made
+    def noting_record(self: TapeLane, *arguments: Any) -> Replay:
+        nonlocal is_recording
+        is_recording = True
+        try:
+            return record(self, *arguments)
+        finally:
+            is_recording = False
 
-    def noting(real: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any) -> Any:
-            recording[0] = True
-            try:
-                return real(*args)
-            finally:
-                recording[0] = False
-
-        return noted
-
-    def noted_update(self: MovingAverage, model: nn.Module) -> None:
-        firsts.append(recording[0] and not self._has_begun)
+    def noting_update(self: MovingAverage, model: nn.Module) -> None:
+        first_is_recorded.append(is_recording and not self._has_begun)
         update(self, model)
 
-    monkeypatch.setattr(TapeRecorder, "lanes", lanes)
-    monkeypatch.setattr(MovingAverage, "update_parameters", noted_update)
+    monkeypatch.setattr(TapeLane, "record", noting_record)
+    monkeypatch.setattr(MovingAverage, "update_parameters", noting_update)
     trials = [trial("ab", epochs=2, ema=0.9), trial("kd", epochs=2, ema=0.9)]
     recorder = TapeRecorder()
     writers, _ = run(trials, recorder, DATA)
     assert [writer.notes for writer in writers] == [[], []]
     assert recorder.recordings >= 4
-    assert firsts
-    assert not any(firsts)
+    assert first_is_recorded
+    assert not any(first_is_recorded)
     for writer, plain in zip(writers, without(trials), strict=True):
         assert same(writer.states, plain.states)
 

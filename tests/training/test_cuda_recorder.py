@@ -18,12 +18,12 @@ DEVICE = torch.device("cuda", 0)
 
 
 class FakeCuda:
-    """Notes what is called, and keeps the current stream.
+    """Takes the place of ``torch.cuda``: notes the calls, and keeps the current stream.
 
     Attributes:
-        calls: What is called.
+        calls: The calls so far.
         current: The current stream.
-        half_open: Whether a recording that fails is not ended, as until torch 2.12.
+        half_open: Whether a failed recording stays half open, as until torch 2.12.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How Lightning's loop is used: the test set in one block, and cuDNN deterministic."""
+"""``fit`` evaluates the test set in one block beside recorded steps, and makes cuDNN deterministic on a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An optimiser that goes on from a checkpoint on another device."""
+"""An optimiser goes on from a checkpoint, also from one of another device."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def resumed(settings: dict[str, Any], **of_groups: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Returns another network in the same state, with an optimiser that was restored from the first one's state.
+def resumed(settings: dict[str, Any], **group_settings: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Returns the network of ``stepped``, with a new optimiser that is restored from the state of the first one.
 
     Args:
-        settings: Of the optimiser.
-        of_groups: What the state says of all groups of parameters.
+        settings: Settings of the optimisers.
+        group_settings: Settings that replace those of all groups of parameters in the state.
     """
     network, optimizer = stepped(settings)
     state = copy.deepcopy(optimizer_state(optimizer))
     for group in state["param_groups"]:
-        group.update(of_groups)
+        group.update(group_settings)
     restored = optimizer_of(network, settings)
     restored.load_state_dict(state)
     return network, restored
@@ -73,12 +73,12 @@ def move(network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.dev
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, list[Tensor]]:
-    found: dict[str, list[Tensor]] = {}
+    tensors: dict[str, list[Tensor]] = {}
     for values in optimizer.state.values():
         for name, value in values.items():
             if isinstance(value, Tensor):
-                found.setdefault(name, []).append(value)
-    return found
+                tensors.setdefault(name, []).append(value)
+    return tensors
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings["name"])

@@ -283,13 +283,13 @@ def test_what_did_not_fit_is_freed_before_the_next_try(monkeypatch: pytest.Monke
         function()
         raise torch.OutOfMemoryError("CUDA out of memory (in a test)")
 
-    def record_once(self: TapeLane, function: Any, generators: Any) -> Any:
+    def record_in_one_queue(self: TapeLane, function: Any, generators: Any) -> Any:
         if not self.shares_memory:
             return record(self, lambda: fail(function), generators)
         held.append(made[0]() is not None)
         return record(self, function, generators)
 
-    monkeypatch.setattr(TapeLane, "record", record_once)
+    monkeypatch.setattr(TapeLane, "record", record_in_one_queue)
     (writer,), _ = run([trial("kd")], TapeRecorder())
     assert held
     assert not any(held)

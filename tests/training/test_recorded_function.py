@@ -1,4 +1,4 @@
-"""What decides whether a step is recorded: its bits, errors about memory, and what makes Python wait for a GPU."""
+"""A step is recorded only if a replay has the same bits, memory suffices, and nothing makes Python wait for a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAN = float("nan")
         (2.5, 2.5, True),
     ],
 )
-def test_bits(first: Any, second: Any, same: bool) -> None:
+def test_have_same_bits(first: Any, second: Any, same: bool) -> None:
     one, other = torch.tensor(first), torch.tensor(second)
     assert have_same_bits([one], [other]) is same
     assert have_same_bits([torch.zeros(2), one], [torch.zeros(2), other]) is same
