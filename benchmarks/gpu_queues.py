@@ -20,6 +20,8 @@ from kd_bench.utils.files import read_json
 ROOT = Path(__file__).resolve().parents[1]
 #: CUDA's default number of queues.
 DEFAULT = 8
+#: Most seconds of the process; on a large card it takes about thirty.
+SECONDS = 120
 
 
 def measure_queues(context: Context, arguments: Sequence[str]) -> dict[str, Any]:
@@ -41,7 +43,12 @@ def measure_queues(context: Context, arguments: Sequence[str]) -> dict[str, Any]
         command = [sys.executable, "-m", "benchmarks.gpu", "--sections", "speed", "--only", case, "--out", str(page)]
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         variables = os.environ | {"CUDA_DEVICE_MAX_CONNECTIONS": str(DEFAULT), "PYTHONPATH": path}
-        done = subprocess.run([*command, *arguments], check=False, env=variables, capture_output=True, text=True)
+        try:
+            done = subprocess.run(
+                [*command, *arguments], check=False, env=variables, capture_output=True, text=True, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise RunFailed(f"the process with {DEFAULT} queues did not end within {SECONDS} seconds") from None
         parts = (read_json(page.with_suffix(".json")) or {}).get("parts", {})
     result = parts.get(f"speed: {case}", {}).get("result")
     if result is None:
