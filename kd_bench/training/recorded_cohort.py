@@ -68,7 +68,6 @@ class RecordedTeacher:
         self._teacher, self.lane, self._device = teacher, lane, device
         self._function = RecordedFunction()
         self._outputs: dict[TeacherBatchNorm, Outputs] | None = None
-        self._lane_is_new = False
         self.stopwatch = Stopwatch()
 
     @property
@@ -90,9 +89,6 @@ class RecordedTeacher:
         elif self.is_settled:
             with self.stopwatch.running(self._device) if timed else nullcontext():
                 self._function.replay() if self._function.is_recorded else self._run(batch)
-        elif self._lane_is_new:  # at a lane's first operation, libraries allocate memory, which cannot be recorded
-            self._run(batch)
-            self._lane_is_new = False
         else:
             tensors = _tensors(self._outputs)
             self._function.record(self.lane, lambda: self._run(batch), lambda: self._run(batch), lambda: tensors)
@@ -106,8 +102,11 @@ class RecordedTeacher:
             old.copy_(new)
 
     def move(self, lane: Lane) -> None:
-        """Forgets the recording. The next one is made on another lane."""
-        self.lane, self._lane_is_new = lane, True
+        """Forgets the recording. The next one is made on another lane, after a pass there.
+
+        At a lane's first operation, libraries allocate memory, which cannot be recorded.
+        """
+        self.lane, self._outputs = lane, None
         self._function.forget()
 
 

@@ -138,8 +138,8 @@ def _converting_memory_errors() -> Iterator[None]:
 def have_same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     """Whether tensors are equal in pairs, to the last bit. Reads one number for each device."""
     differ: dict[torch.device, list[Tensor]] = {}
-    for one, other in zip(first, second, strict=True):
-        differ.setdefault(one.device, []).append((_bits(one) != _bits(other)).any())
+    for left, right in zip(first, second, strict=True):
+        differ.setdefault(left.device, []).append((_bits(left) != _bits(right)).any())
     return not any(bool(torch.stack(flags).any()) for flags in differ.values())
 
 
