@@ -15,6 +15,7 @@ from kd_bench.estimate.timing_job import EpochTime, TimingJob
 from kd_bench.estimate.timing_process import TimingProcess
 from kd_bench.launch.devices import find_devices
 from kd_bench.launch.options import RunOptions
+from kd_bench.training.loaders import Images
 from kd_bench.trials.environment import describe_environment
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.utils.errors import UserError
@@ -44,7 +45,8 @@ def estimate_recipe(
         steps: Steps to time per group; 0 for none; None for as many as fit into about a minute.
 
     Raises:
-        UserError: If networks and methods do not fit together, or if images are missing and their number is unknown.
+        UserError: If networks and method fit together in none of the trials, or if images are missing and their number
+            is unknown.
         RunFailed: If a process that times a cohort ends without an answer.
     """
     groups, finished, pretrained_teachers = group_missing_trials(planned, options, name)
@@ -53,7 +55,11 @@ def estimate_recipe(
     notes: list[str] = []
     for number, group in enumerate(groups, 1):
         log(f"counting the operations of {group.title} ({number} of {len(groups)})")
-        notes.append(_count_group(group, options, gpus, assumed))
+        notes += _count_group(group, options, gpus, assumed)
+    students = [group for group in groups if not group.trains_teacher]
+    if students and not any(group.trials for group in students):
+        raise UserError("; ".join(dict.fromkeys(note for note in notes if note)))
+    groups = [group for group in groups if group.trials]
     if steps != 0 and groups:
         notes.append(_load_note())
         _time_groups(groups, options, devices, steps, log)
@@ -62,18 +68,45 @@ def estimate_recipe(
     return RecipeCost(name, groups, devices, device_name, finished, pretrained_teachers, notes)
 
 
-def _count_group(group: CohortGroup, options: RunOptions, gpus: dict[str, Gpu], assumed: Assumptions) -> str:
-    """Counts a group and estimates its epochs on GPUs. Returns why images are missing, or an empty string."""
+def _count_group(group: CohortGroup, options: RunOptions, gpus: dict[str, Gpu], assumed: Assumptions) -> list[str]:
+    """Counts a group and estimates its epochs on GPUs. Leaves out students that would fail.
+
+    Returns:
+        Remarks: which students would fail and why, and why images are missing.
+    """
     first = group.trials[0]
     images, reason = placeholders.images_or_placeholders(first.dataset, first.pipeline, options.data)
     group.images = len(images.train_labels), len(images.test_labels)
-    group.cost = cost = count_cohort(group.trials, images)
+    notes = [reason]
+    try:
+        cost = count_cohort(group.trials, images)
+    except UserError:
+        refused = _refused_trials(group, images)
+        if group.trains_teacher or not refused:
+            raise
+        notes += [f"{group.title}: left out, because it would fail: {why}" for why in refused.values()]
+        group.leave_out(refused)
+        if not group.trials:
+            return notes
+        cost = count_cohort(group.trials, images)
+    group.cost = cost
     for label, member in zip(group.labels, cost.members, strict=True):
         if member.uncounted:
             group.notes.append(f"{label}: only its student could be counted, not its method ({member.uncounted})")
     steps = max(1, group.images[0] // first.batch_size)
     group.gpu_epochs = {name: _gpu_epoch(cost, gpu, assumed, steps, group.images[1]) for name, gpu in gpus.items()}
-    return reason
+    return notes
+
+
+def _refused_trials(group: CohortGroup, images: Images) -> dict[str, str]:
+    """Returns why networks and method of a trial do not fit together, by the trial's identity."""
+    reasons = {}
+    for trial in group.trials:
+        try:
+            count_cohort([trial], images)
+        except UserError as error:
+            reasons[trial.id] = str(error)
+    return reasons
 
 
 def _gpu_epoch(cost: CohortCost, gpu: Gpu, assumed: Assumptions, steps: int, test_images: int) -> EpochTime:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,13 @@ class CohortGroup:
     timing: Timing | None = None
     gpu_epochs: dict[str, EpochTime] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def leave_out(self, trial_ids: Collection[str]) -> None:
+        """Removes members, by identity. Cohorts that would have trained them train the others."""
+        kept = [trial.id not in trial_ids for trial in self.trials]
+        self.labels = tuple(compress(self.labels, kept))
+        self.trials = list(compress(self.trials, kept))
+        self.preparations = [tuple(compress(epochs, kept)) for epochs in self.preparations]
 
     @property
     def local_epoch(self) -> EpochTime | None:

@@ -284,6 +284,22 @@ def test_counting_alone_needs_neither_images_nor_weights(tmp_path: Path) -> None
     assert spec("imagenet").train_size is None  # what stands in is for estimates only
 
 
+def test_a_row_that_would_fail_is_left_out_and_named(tmp_path: Path) -> None:
+    recipe = tmp_path / "few.yaml"
+    pairs = [{"teacher": "resnet14", "student": "wrn_16_2"}]
+    recipe.write_text(yaml.safe_dump(RECIPE | {"pairs": pairs, "methods": {"kd": {}, "fsp": {}, "none": {}}}))
+    command = ("estimate", str(recipe), "--steps", "0", "--cards", "t4", "--out", str(tmp_path / "out"))
+
+    done = run(*command, "--format", "markdown")
+    assert done.returncode == 0, done.stderr
+    assert "few: to train: 4 trials in 4 cohorts and 1 teacher." in done.stdout
+    assert "cifar_resnet14 -> cifar_wrn_16_2: left out, because it would fail: fsp: compares stages" in done.stdout
+
+    alone = run(*command, "--only", "method=fsp")
+    assert alone.returncode == 2
+    assert alone.stderr.splitlines()[-1].startswith("kd-bench: cifar_resnet14 -> cifar_wrn_16_2: left out")
+
+
 @pytest.mark.slow
 def test_it_is_timed_kept_and_compared_with_the_run(recipe: Path, tmp_path: Path) -> None:
     out, few = tmp_path / "out", ("--trials", "1", "--only", "method=kd,dkd")
