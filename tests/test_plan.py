@@ -7,7 +7,7 @@ import pytest
 
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import SCHEMA, Trial
-from kd_bench.launch.scheduler import group_into_cohorts
+from kd_bench.launch.cohort_task import group_into_cohorts
 from kd_bench.plan import plan
 from kd_bench.utils.errors import UserError
 

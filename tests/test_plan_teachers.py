@@ -11,7 +11,7 @@ from kd_bench import api
 from kd_bench.cli.show_recipe import describe_recipe
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.launch.scheduler import group_into_cohorts
+from kd_bench.launch.cohort_task import group_into_cohorts
 from kd_bench.plan import plan, plan_teacher
 from kd_bench.trials.status import trial_statuses
 from kd_bench.tuning.tuner import TuningSettings, holdout_recipe

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial, identity
 from kd_bench.estimate.timing_job import EpochTime, Timing
+from kd_bench.launch.cohort_task import group_into_cohorts, parts_for_idle_slots
 from kd_bench.launch.options import RunOptions
-from kd_bench.launch.scheduler import group_into_cohorts
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 
 if TYPE_CHECKING:
@@ -65,6 +65,15 @@ class CohortGroup:
         """Time of an epoch on this machine; None if it was not timed."""
         return self.timing.epoch if self.timing else None
 
+    def cohort_seconds(self, cohort: int, parts: int = 1) -> float:
+        """Returns the seconds of one cohort of a timed group on this machine, or of one of its equal parts."""
+        epoch = self.local_epoch
+        assert epoch is not None
+        epochs, before = self.epochs[cohort], self.preparations[cohort]
+        shared = epoch.shared * (epochs + max(before))
+        own = epoch.seconds * epochs + epoch.preparation_seconds(before) - shared
+        return epoch.startup + shared + own / parts
+
     def hours(self, epoch: EpochTime, *, unshared: bool = False) -> float:
         """Returns the hours of all cohorts of the group, one after the other.
 
@@ -106,21 +115,34 @@ class RecipeCost:
         return sum(group.hours(epoch, unshared=unshared) for group, epoch in epochs if epoch)
 
     def wall_hours(self) -> float:
-        """Returns the hours from beginning to end on this machine, with concurrent cohorts and teachers first."""
+        """Returns the hours from beginning to end on this machine, with concurrent cohorts and teachers first.
+
+        As in a run, cohorts that need not wait for a teacher go first, and the last ones of either kind are split if
+        devices were idle otherwise.
+        """
         idle_since = [0.0] * len(self.devices)
         teacher_ready: dict[str, float] = {}
-        # Cohorts that need not wait for a teacher go first, as in a run.
-        for group in sorted(self.groups, key=lambda group: (not group.trains_teacher, bool(group.trials[0].teacher))):
-            epoch, teacher = group.local_epoch, group.trials[0].teacher
-            if epoch is None:
-                continue
-            for epochs, before in zip(group.epochs, group.preparations, strict=True):
-                start = max(heapq.heappop(idle_since), teacher_ready.get(teacher.model, 0.0) if teacher else 0.0)
-                end = start + epoch.seconds * epochs + epoch.preparation_seconds(before) + epoch.startup
-                heapq.heappush(idle_since, end)
+        for waits in (False, True):
+            groups = [group for group in self.groups if group.timing and waits == bool(group.trials[0].teacher)]
+            groups.sort(key=lambda group: not group.trains_teacher)
+            cohorts = [(group, cohort) for group in groups for cohort in range(len(group.epochs))]
+            parts = [1] * len(cohorts)
+            if not self._cohorts_share_gpus:
+                parts = parts_for_idle_slots([(len(group.trials), waits) for group, _ in cohorts], len(self.devices))
+            for (group, cohort), count in sorted(zip(cohorts, parts, strict=True), key=lambda pair: pair[1] > 1):
+                teacher = group.trials[0].teacher
+                for _ in range(count):
+                    start = max(heapq.heappop(idle_since), teacher_ready.get(teacher.model, 0.0) if teacher else 0.0)
+                    end = start + group.cohort_seconds(cohort, count)
+                    heapq.heappush(idle_since, end)
                 if group.trains_teacher:
                     teacher_ready |= {trial.model: end for trial in group.trials}
         return max(idle_since) / 3600
+
+    @property
+    def _cohorts_share_gpus(self) -> bool:
+        gpus = [device for device in self.devices if device != "cpu"]
+        return len(set(gpus)) < len(gpus)
 
 
 def cost_key(trial: Trial) -> str:

@@ -25,7 +25,13 @@ class Executor:
 
     Args:
         slots: One tuple of devices for each cohort that can run at a time.
+
+    Attributes:
+        splits_cohorts: Whether a free slot is an idle device, so that it pays to split a cohort for it. On a cluster it
+            is not: each part would occupy another device for a teacher's pass of its own.
     """
+
+    splits_cohorts = False
 
     def __init__(self, slots: list[Devices]) -> None:
         self._free = slots
@@ -71,6 +77,7 @@ class LocalExecutor(Executor):
         # Cohorts that share a GPU get equal shares of its memory, so that one that needs more fails alone.
         cohorts = Counter(devices for devices in self._free if devices[0] != "cpu")
         self._memory_fraction = {devices: 1 / count for devices, count in cohorts.items() if count > 1}
+        self.splits_cohorts = not self._memory_fraction
         self._workers: dict[int, WorkerProcess] = {}
         self._idle: defaultdict[Devices, list[WorkerProcess]] = defaultdict(list)
 

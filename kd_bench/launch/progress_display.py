@@ -16,12 +16,10 @@ from rich.table import Table
 
 from kd_bench.config.network_names import PREFIX
 from kd_bench.config.teacher_seeds import teacher_suffix, teachers_of_several_seeds
-from kd_bench.config.trial import PretrainedTeacher, Trial
+from kd_bench.config.trial import Trial
+from kd_bench.launch.cohort_task import AnyTrial
 from kd_bench.utils.plugins import is_file_name
 from kd_bench.utils.text import count
-
-#: A trial, or a teacher to import.
-AnyTrial = Trial | PretrainedTeacher
 
 #: Least seconds between two plain lines about the same cohort. Later lines have more between them.
 PLAIN_SECONDS = 15.0

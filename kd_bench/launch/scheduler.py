@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
+from kd_bench.config.trial import PlannedTrial, PretrainedTeacher
+from kd_bench.launch.cohort_task import AnyTrial, CohortTask, group_into_cohorts, split_for_idle_slots
 from kd_bench.launch.executor import Executor, LocalExecutor
 from kd_bench.launch.launcher_ranks import LauncherRankZero
 from kd_bench.launch.options import RunOptions, parse_executor_options
-from kd_bench.launch.progress_display import AnyTrial, ProgressDisplay
+from kd_bench.launch.progress_display import ProgressDisplay
 from kd_bench.launch.worker_group import WorkerGroup
-from kd_bench.launch.worker_protocol import BUSY, STOP_SECONDS, Event, Fault, WorkerJob
+from kd_bench.launch.worker_protocol import BUSY, STOP_SECONDS, Event, WorkerJob
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.trials.lease import LeaseMonitor
 from kd_bench.utils.errors import Terminated, UserError
@@ -32,41 +33,6 @@ ACQUIRE_SECONDS = 10.0
 
 
 @dataclass
-class CohortTask:
-    """A cohort that waits or runs.
-
-    Attributes:
-        folder: ``OUT/<recipe>``, or the folder of the teachers.
-        trials: The unfinished trials.
-        attempts: Number of workers started for it.
-        failures: Number of workers that died since a trial last finished an epoch.
-        not_before: Time, by the monotonic clock, of the next attempt.
-        error: The first error that the last worker reported.
-        fault: Its kind.
-        fresh: Whether it needs a new worker, because an earlier one has failed.
-    """
-
-    folder: Path
-    trials: list[AnyTrial]
-    attempts: int = 0
-    failures: int = 0
-    not_before: float = 0.0
-    error: str | None = None
-    fault: Fault | None = None
-    fresh: bool = False
-
-    @property
-    def teacher(self) -> AnyTrial | None:
-        """The trial of their teacher. Some of the trials may have none."""
-        return next((trial.teacher for trial in self.trials if trial.teacher is not None), None)
-
-    @property
-    def log(self) -> Path:
-        """The log of its workers."""
-        return self.folder / "logs" / f"{self.trials[0].id}.log"
-
-
-@dataclass
 class RunOutcome:
     """The outcome of a run.
 
@@ -77,18 +43,6 @@ class RunOutcome:
 
     trained: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-
-
-def group_into_cohorts(trials: Iterable[AnyTrial], folder: Path, size: int) -> list[CohortTask]:
-    """Groups trials by batch stream and teacher, at most ``size`` per cohort."""
-    groups: dict[str, list[AnyTrial]] = {}
-    for trial in {trial.id: trial for trial in trials}.values():
-        groups.setdefault(trial.cohort_key, []).append(trial)
-    return [
-        CohortTask(folder, members[start : start + size])
-        for members in groups.values()
-        for start in range(0, len(members), size)
-    ]
 
 
 class Scheduler:
@@ -170,9 +124,49 @@ class Scheduler:
 
     def _start_waiting(self) -> None:
         """Starts the waiting cohorts for which there is a slot."""
+        if self._executor.free_slots:
+            self._join_and_split()
         # Students without a teacher come last, because cohorts with one may take them in.
         self._waiting.sort(key=self._is_without_teacher)
         self._waiting = [cohort for cohort in self._waiting if not self._start_if_possible(cohort)]
+
+    def _join_and_split(self) -> None:
+        """Joins cohorts that can share batches, and splits cohorts if slots would be idle otherwise.
+
+        As long as others run, slots are not idle before the last waiting cohorts have started.
+        """
+        able: list[CohortTask] = []
+        others: list[CohortTask] = []
+        for cohort in self._waiting:
+            (able if not cohort.fresh and self._can_start(cohort) else others).append(cohort)
+        for cohort in able:
+            if cohort.teacher is not None and cohort.folder == self.folder:
+                self._take_in(cohort, filter(self._is_without_teacher, able))
+        able = [cohort for cohort in able if cohort.trials]
+        busy = sum(self._is_training(cohort) for cohort, _ in self._running) if able else 0
+        slots = self._executor.free_slots + len(self._running) - busy
+        if self._executor.splits_cohorts and (len(able) < slots or not busy):
+            able = split_for_idle_slots(able, slots)
+        self._waiting = others + able
+
+    def _take_in(self, cohort: CohortTask, students_alone: Iterable[CohortTask]) -> None:
+        """Adds students without a teacher to a cohort, up to its size, if their batches are the same."""
+        for other in students_alone:
+            if other.trials and other.stream_key == cohort.stream_key:
+                room = self.options.cohort_size - len(cohort.trials)
+                cohort.trials, other.trials = cohort.trials + other.trials[:room], other.trials[room:]
+
+    def _is_training(self, cohort: CohortTask) -> bool:
+        """Whether a running cohort has a trial without a result. Otherwise its slot is about to be free."""
+        return any(TrialFolder(cohort.folder / trial.id).status() == "missing" for trial in cohort.trials)
+
+    def _can_start(self, cohort: CohortTask) -> bool:
+        """Whether a waiting cohort's teacher is trained and no other process works on its trials."""
+        if time.monotonic() < cohort.not_before or not cohort.trials:
+            return False
+        if cohort.teacher is not None and not self._is_trained(cohort.teacher):
+            return False
+        return bool(self._ready_trials(cohort))
 
     def _start_if_possible(self, cohort: CohortTask) -> bool:
         """Starts a waiting cohort's trials if possible. Returns whether none of them waits any more."""
@@ -194,30 +188,9 @@ class Scheduler:
         if not trials:
             cohort.not_before = time.monotonic() + 1.0
             return False
-        self._start(replace(cohort, trials=[*trials, *self._join(cohort, trials)]))
+        self._start(replace(cohort, trials=trials))
         cohort.trials = [trial for trial in cohort.trials if trial not in trials]
         return not cohort.trials
-
-    def _join(self, cohort: CohortTask, trials: list[AnyTrial]) -> list[AnyTrial]:
-        """Takes waiting trials without a teacher into a cohort that starts, if its batches are the same.
-
-        None are taken if there is a free slot for each waiting cohort, in which they train at the same time.
-        """
-        if cohort.teacher is None or cohort.fresh or cohort.folder != self.folder:
-            return []
-        others = [other for other in self._waiting if other is not cohort and other.trials]
-        able = [other for other in others if other.teacher is None or self._is_trained(other.teacher)]
-        if self._executor.free_slots > len(able):
-            return []
-        key = _stream_key(trials)
-        joined: list[AnyTrial] = []
-        for other in able:
-            if self._is_without_teacher(other) and not other.fresh and _stream_key(other.trials) == key:
-                room = self.options.cohort_size - len(trials) - len(joined)
-                taken = self._ready_trials(other)[:room]
-                other.trials = [trial for trial in other.trials if trial not in taken]
-                joined += taken
-        return joined
 
     def _is_without_teacher(self, cohort: CohortTask) -> bool:
         """Whether a cohort consists of students without a teacher."""
@@ -302,13 +275,11 @@ class Scheduler:
         """Returns the cohorts to run again after a failure, and gives up the other trials."""
         unfinished = [trial for trial in cohort.trials if self._is_unfinished(cohort, trial)]
         if cohort.fault == "memory" and len(unfinished) > 1:
-            half = (len(unfinished) + 1) // 2
             self.display.message(
                 f"{reason}: its {len(unfinished)} trials continue in two processes, one after the other if there is "
                 "one slot"
             )
-            halves = (unfinished[:half], unfinished[half:])
-            return [CohortTask(cohort.folder, trials, fresh=True) for trials in halves]
+            return CohortTask(cohort.folder, unfinished, fresh=True).split(2)
         if cohort.fault in (None, "crash") and cohort.failures < self.options.retries and unfinished:
             cohort.failures += 1
             cohort.fresh = True
@@ -382,11 +353,6 @@ def _make_executor(options: RunOptions, folder: Path, launcher: LauncherRankZero
     from kd_bench.launch.slurm_executor import SlurmExecutor
 
     return SlurmExecutor(settings, folder / "logs" / "slurm", options.jobs, options.device)
-
-
-def _stream_key(trials: Sequence[AnyTrial]) -> str | None:
-    """Returns the key of the trials' batches, which is the same for all."""
-    return trials[0].stream_key if isinstance(trials[0], Trial) else None
 
 
 def _raise_terminated(*_: Any) -> None:

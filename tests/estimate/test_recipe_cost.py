@@ -175,6 +175,19 @@ def test_cohorts_are_spread_over_devices_once_their_teacher_is_trained(recipe: P
     assert recipe_cost(teacher, none, taught).wall_hours() * 3600 == pytest.approx(100 + 20 + 60)
 
 
+def test_cohorts_are_split_for_idle_devices(recipe: Path, tmp_path: Path) -> None:
+    *_, taught = group_missing_trials(planned(recipe, "trials=3"), RunOptions(out=tmp_path), "few")[0]
+    assert (taught.labels, len(taught.epochs)) == (("kd", "dkd"), 3)
+    epoch = EpochTime(shared=10, own=(30, 30), evaluation=4, checkpoint=2, startup=5)
+    taught.timing = Timing(epoch, steps=1, images=1)
+    whole, half = 10 + 60 + 6 + 5, 10 + 30 + 3 + 5
+    assert recipe_cost(taught, devices=2).wall_hours() * 3600 == pytest.approx(whole + half)
+    assert recipe_cost(taught, devices=6).wall_hours() * 3600 == pytest.approx(half)
+    shared = recipe_cost(taught)
+    shared.devices = ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert shared.wall_hours() * 3600 == pytest.approx(whole)
+
+
 def test_as_many_are_timed_at_once_as_would_run_at_once(recipe: Path, tmp_path: Path) -> None:
     teacher, none, taught = groups = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
     assert training_phases(groups) == [[teacher, none], [taught]]
