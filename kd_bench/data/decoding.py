@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError
 
 #: An image of more pixels is taken for an attack on the memory; Pillow warns from this number on.
@@ -115,7 +115,6 @@ def decode_all(
             except BadImage as error:
                 raise UserError(f"{describe(i)} {error}") from error
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(1 if native_size is not None and native_size <= _SMALL else cores) as pool:
+    with ThreadPoolExecutor(1 if native_size is not None and native_size <= _SMALL else usable_cores()) as pool:
         for _ in pool.map(decode_chunk, range(0, len(images), _CHUNK)):
             pass

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypedDict
 
 import numpy as np
+
+from kd_bench.utils.cpu import usable_cores
 
 _DIGEST = 16  # bytes
 _CHUNK = 256  # images that a thread digests at a time
@@ -47,8 +48,7 @@ def digest_each(images: np.ndarray) -> np.ndarray:
         chunk = images[start : start + _CHUNK]
         return b"".join(hashlib.blake2b(image.data, digest_size=_DIGEST).digest() for image in chunk)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(cores if images.shape[-1] > _SMALL else 1) as pool:
+    with ThreadPoolExecutor(usable_cores() if images.shape[-1] > _SMALL else 1) as pool:
         chunks = b"".join(pool.map(digest_chunk, range(0, len(images), _CHUNK)))
     return _rows(chunks)
 

@@ -33,6 +33,7 @@ from kd_bench.data import decoded_cache
 from kd_bench.data.corrupted import CorruptedCopy, Progress, digest_of
 from kd_bench.data.decoded_cache import Allocate, Decoded
 from kd_bench.utils import seeding
+from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import RunFailed, first_line, install_command
 from kd_bench.utils.files import disk_bytes
 from kd_bench.utils.paths import cache_folder
@@ -199,7 +200,7 @@ def find_made(dataset: Dataset, images: ArrayDataset | FileDataset) -> MadeCorru
     if isinstance(installed, str):
         return installed
     version, libraries = installed
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     workers = min(cores, _MOST_WORKERS) if cores > 1 else 0
     return MadeCorruptions(dataset.name, images.test_images, images.test_labels, version, libraries, workers)
 

@@ -18,6 +18,7 @@ from kd_bench.launch.options import RunOptions
 from kd_bench.training.loaders import Images
 from kd_bench.trials.environment import describe_environment
 from kd_bench.trials.folder import TEACHERS, TrialFolder
+from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError
 
 #: Seconds for timing all groups together if the number of steps is not given, and for each round of them if it is.
@@ -180,13 +181,13 @@ def _concurrent_devices(options: RunOptions) -> list[str]:
     """Returns the device of each concurrent cohort."""
     devices = find_devices(options.device)
     if devices == ["cpu"]:
-        return ["cpu"] * (options.jobs or max(1, (os.cpu_count() or 1) // options.threads))
+        return ["cpu"] * (options.jobs or max(1, usable_cores() // options.threads))
     return [devices[index % len(devices)] for index in range(options.jobs or len(devices))]
 
 
 def _load_note() -> str:
     """Returns a note if other programs use the processor, which makes the timed steps slower; else an empty string."""
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load < 0.5 * cores:
         return ""

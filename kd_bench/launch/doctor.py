@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from kd_bench.config.data import Dataset
 from kd_bench.data import registry as datasets
 from kd_bench.models import cards, pretrained
+from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError, first_line, install_command
 from kd_bench.utils.paths import cache_folder
 
@@ -66,7 +67,9 @@ def examine(out: Path, data: Path | None) -> Iterator[Finding]:
     yield Finding("ok", f"Python {platform.python_version()} at {sys.executable}")
     yield from _packages()
     memory = psutil.virtual_memory()
-    yield Finding("ok", f"{os.cpu_count()} cores, {memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free")
+    cores, usable = os.cpu_count() or 1, usable_cores()
+    count = f"{cores} cores" if usable == cores else f"{usable} of {cores} cores to use"
+    yield Finding("ok", f"{count}, {memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free")
     yield from _torch()
     yield from _energy()
     yield from _shared_memory()

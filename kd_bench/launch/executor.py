@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from kd_bench.launch.local_process import WorkerProcess, free_port, start_rank
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.worker_group import WorkerGroup
 from kd_bench.launch.worker_protocol import WorkerJob
+from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError
 
 #: Devices of a cohort's workers, e.g. ("cuda:0", "cuda:1").
@@ -125,7 +125,7 @@ def _slots(options: RunOptions) -> list[Devices]:
     count = options.devices or 1
     devices = find_devices(options.device)
     if devices == ["cpu"]:
-        jobs = options.jobs or max(1, (os.cpu_count() or 1) // (options.threads * count))
+        jobs = options.jobs or max(1, usable_cores() // (options.threads * count))
         return [("cpu",) * count] * jobs
     if len(devices) < count:
         raise UserError(f"--devices {count}: there are {len(devices)}: {', '.join(devices)}")

@@ -1,0 +1,24 @@
+"""The cores that kd-bench uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kd_bench.launch.executor import LocalExecutor
+from kd_bench.launch.options import RunOptions
+from kd_bench.utils.cpu import usable_cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot restrict a process to some cores")
+def test_a_process_restricted_to_one_core_trains_one_cohort_at_a_time(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    assert 1 <= usable_cores() <= len(allowed)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cores() == 1
+        assert LocalExecutor(RunOptions(out=tmp_path, device="cpu"), None).free_slots == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
