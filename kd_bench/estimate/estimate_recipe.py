@@ -13,7 +13,8 @@ from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, group_missing
 from kd_bench.estimate.step_cost import CohortCost, count_cohort
 from kd_bench.estimate.timing_job import EpochTime, TimingJob
 from kd_bench.estimate.timing_process import TimingProcess
-from kd_bench.launch.devices import find_devices
+from kd_bench.launch.cohort_task import cohort_load
+from kd_bench.launch.devices import cpu_slots, find_devices, share_gpus
 from kd_bench.launch.options import RunOptions
 from kd_bench.training.loaders import Images
 from kd_bench.trials.environment import describe_environment
@@ -132,7 +133,8 @@ def _time_groups(
 
     A group that is timed repeatedly keeps its slowest timing.
     """
-    rounds = [members for phase in training_phases(groups) for members in timing_rounds(phase, len(devices))]
+    splits = not share_gpus(devices)
+    rounds = [members for phase in training_phases(groups) for members in timing_rounds(phase, len(devices), splits)]
     allowed = TOTAL_SECONDS / max(1, len(rounds)) if steps is None else ROUND_SECONDS
     for members in rounds:
         log(f"timing {', '.join(dict.fromkeys(group.title for group in members))}")
@@ -163,9 +165,16 @@ def training_phases(groups: Sequence[CohortGroup]) -> list[list[CohortGroup]]:
     return [[group for group in groups if group not in waiting], waiting]
 
 
-def timing_rounds(groups: list[CohortGroup], devices: int) -> list[list[CohortGroup]]:
-    """Splits groups into rounds of as many timings as cohorts would run at once. Repeats groups to fill the last."""
-    size = min(devices, sum(len(group.epochs) for group in groups))
+def timing_rounds(groups: list[CohortGroup], devices: int, splits: bool) -> list[list[CohortGroup]]:
+    """Splits groups into rounds of as many timings as cohorts would run at once. Repeats groups to fill the last.
+
+    Args:
+        groups: The groups.
+        devices: Largest number of cohorts at once.
+        splits: Whether cohorts are split for idle devices.
+    """
+    cohorts = sum(len(group.epochs) * (cohort_load(group.trials).most_parts if splits else 1) for group in groups)
+    size = min(devices, cohorts)
     rounds = -(-len(groups) // size) if size else 0
     return [[groups[(number * size + index) % len(groups)] for index in range(size)] for number in range(rounds)]
 
@@ -181,7 +190,7 @@ def _concurrent_devices(options: RunOptions) -> list[str]:
     """Returns the device of each concurrent cohort."""
     devices = find_devices(options.device)
     if devices == ["cpu"]:
-        return ["cpu"] * (options.jobs or max(1, usable_cores() // options.threads))
+        return ["cpu"] * (options.jobs or cpu_slots(options.threads))
     return [devices[index % len(devices)] for index in range(options.jobs or len(devices))]
 
 

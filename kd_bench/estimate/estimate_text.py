@@ -124,7 +124,9 @@ def _local_part(cost: RecipeCost, prices: Prices, threads: int, page: _Page) -> 
     hours, unshared, wall = cost.hours(), cost.hours(unshared=True), cost.wall_hours()
     total = f"Together {_hours(hours)}"
     if concurrent > 1:
+        total += " in whole cohorts" * cost.splits_cohorts
         total += f"; {_hours(wall)} from beginning to end, {concurrent} at once"
+        total += ", because cohorts are split for cores or GPUs that would be idle" * cost.splits_cohorts
     if None in prices:
         total += f"; {_euros(wall * prices[None])}"
     saved = 100 * (1 - hours / unshared) if unshared else 0.0

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial, identity
 from kd_bench.estimate.timing_job import EpochTime, Timing
-from kd_bench.launch.cohort_task import group_into_cohorts, parts_for_idle_slots
+from kd_bench.launch.cohort_task import cohort_load, equal_parts, group_into_cohorts, parts_for_idle_slots
+from kd_bench.launch.devices import share_gpus
 from kd_bench.launch.options import RunOptions
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 
@@ -66,13 +67,14 @@ class CohortGroup:
         return self.timing.epoch if self.timing else None
 
     def cohort_seconds(self, cohort: int, parts: int = 1) -> float:
-        """Returns the seconds of one cohort of a timed group on this machine, or of one of its equal parts."""
+        """Returns the seconds of one cohort of a timed group on this machine, or of the longest of its parts."""
         epoch = self.local_epoch
         assert epoch is not None
         epochs, before = self.epochs[cohort], self.preparations[cohort]
-        shared = epoch.shared * (epochs + max(before))
-        own = epoch.seconds * epochs + epoch.preparation_seconds(before) - shared
-        return epoch.startup + shared + own / parts
+        return max(
+            epoch.part(part).seconds * epochs + epoch.part(part).preparation_seconds(before[part]) + epoch.startup
+            for part in equal_parts(len(self.trials), parts)
+        )
 
     def hours(self, epoch: EpochTime, *, unshared: bool = False) -> float:
         """Returns the hours of all cohorts of the group, one after the other.
@@ -122,27 +124,33 @@ class RecipeCost:
         """
         idle_since = [0.0] * len(self.devices)
         teacher_ready: dict[str, float] = {}
-        for waits in (False, True):
-            groups = [group for group in self.groups if group.timing and waits == bool(group.trials[0].teacher)]
-            groups.sort(key=lambda group: not group.trains_teacher)
-            cohorts = [(group, cohort) for group in groups for cohort in range(len(group.epochs))]
-            parts = [1] * len(cohorts)
-            if not self._cohorts_share_gpus:
-                parts = parts_for_idle_slots([(len(group.trials), waits) for group, _ in cohorts], len(self.devices))
-            for (group, cohort), count in sorted(zip(cohorts, parts, strict=True), key=lambda pair: pair[1] > 1):
-                teacher = group.trials[0].teacher
-                for _ in range(count):
-                    start = max(heapq.heappop(idle_since), teacher_ready.get(teacher.model, 0.0) if teacher else 0.0)
-                    end = start + group.cohort_seconds(cohort, count)
-                    heapq.heappush(idle_since, end)
-                if group.trains_teacher:
-                    teacher_ready |= {trial.model: end for trial in group.trials}
+        for group, cohort, parts in (*self._cohorts(False), *self._cohorts(True)):
+            teacher = group.trials[0].teacher
+            for _ in range(parts):
+                start = max(heapq.heappop(idle_since), teacher_ready.get(teacher.model, 0.0) if teacher else 0.0)
+                end = start + group.cohort_seconds(cohort, parts)
+                heapq.heappush(idle_since, end)
+            if group.trains_teacher:
+                teacher_ready |= {trial.model: end for trial in group.trials}
         return max(idle_since) / 3600
 
     @property
-    def _cohorts_share_gpus(self) -> bool:
-        gpus = [device for device in self.devices if device != "cpu"]
-        return len(set(gpus)) < len(gpus)
+    def splits_cohorts(self) -> bool:
+        """Whether a run on this machine splits some of the cohorts."""
+        return any(parts > 1 for _, _, parts in (*self._cohorts(False), *self._cohorts(True)))
+
+    def _cohorts(self, taught: bool) -> list[tuple[CohortGroup, int, int]]:
+        """Returns the timed cohorts with or without a teacher: group, number in the group, and parts.
+
+        Teachers come first, then the largest.
+        """
+        groups = [group for group in self.groups if group.timing and taught == bool(group.trials[0].teacher)]
+        groups.sort(key=lambda group: (not group.trains_teacher, -len(group.trials)))
+        cohorts = [(group, cohort) for group in groups for cohort in range(len(group.epochs))]
+        parts = [1] * len(cohorts)
+        if not share_gpus(self.devices):
+            parts = parts_for_idle_slots([cohort_load(group.trials) for group, _ in cohorts], len(self.devices))
+        return [(group, cohort, count) for (group, cohort), count in zip(cohorts, parts, strict=True)]
 
 
 def cost_key(trial: Trial) -> str:

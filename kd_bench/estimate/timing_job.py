@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kd_bench.config.trial import Trial
@@ -63,6 +63,12 @@ class EpochTime:
     def unshared_seconds(self) -> float:
         """The same if each student were trained in a process of its own."""
         return self.seconds + (len(self.own) - 1) * self.shared
+
+    def part(self, members: slice) -> EpochTime:
+        """Returns the time of a cohort of some of the members."""
+        own = self.own[members]
+        share = len(own) / len(self.own)
+        return replace(self, own=own, evaluation=self.evaluation * share, checkpoint=self.checkpoint * share)
 
     def preparation_seconds(self, epochs: Sequence[int], *, unshared: bool = False) -> float:
         """Returns the seconds of the epochs before the students' own, in which nothing is tested.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.launch.worker_protocol import Fault
@@ -54,11 +55,46 @@ class CohortTask:
         """The log of its workers."""
         return self.folder / "logs" / f"{self.trials[0].id}.log"
 
+    @property
+    def load(self) -> CohortLoad:
+        """Its work. It is not split if a worker of it has failed."""
+        load = cohort_load(self.trials)
+        return load._replace(most_parts=1) if self.fresh else load
+
     def split(self, parts: int) -> list[CohortTask]:
-        """Returns the trials in that many cohorts, or in one each if they are fewer; sizes differ by at most one."""
-        parts = min(parts, len(self.trials))
-        bounds = [len(self.trials) * part // parts for part in range(parts + 1)]
-        return [replace(self, trials=self.trials[start:end]) for start, end in pairwise(bounds)]
+        """Divides the trials into that many cohorts of nearly equal size, at most one per trial."""
+        return [replace(self, trials=self.trials[part]) for part in equal_parts(len(self.trials), parts)]
+
+
+class CohortLoad(NamedTuple):
+    """The work of a cohort.
+
+    Attributes:
+        students: Number of its students.
+        taught: Whether a teacher runs for them.
+        most_parts: Largest number of cohorts that it may be split into.
+    """
+
+    students: int
+    taught: bool
+    most_parts: int
+
+
+def cohort_load(trials: Sequence[AnyTrial]) -> CohortLoad:
+    """Returns the work of a cohort.
+
+    Students of image files stay together, because each part would have to decode all images for itself.
+    """
+    decodes = any(trial.pipeline is not None for trial in trials)
+    taught = any(trial.teacher is not None for trial in trials)
+    return CohortLoad(len(trials), taught, 1 if decodes else len(trials))
+
+
+def equal_parts(count: int, parts: int) -> list[slice]:
+    """Divides ``count`` items into that many slices, or into one each if they are fewer; sizes differ by at most 1."""
+    parts = min(parts, count)
+    bounds = [count * part // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(bounds)]
 
 
 def group_into_cohorts(trials: Iterable[AnyTrial], folder: Path, size: int) -> list[CohortTask]:
@@ -74,50 +110,53 @@ def group_into_cohorts(trials: Iterable[AnyTrial], folder: Path, size: int) -> l
 
 
 def split_for_idle_slots(cohorts: Sequence[CohortTask], slots: int) -> list[CohortTask]:
-    """Splits cohorts if otherwise some slots had nothing to do while the last cohorts run.
+    """Splits cohorts if that keeps slots busy that would be idle otherwise, e.g. while the last cohorts run.
 
-    Each part pays for a teacher's pass of its own, in a slot that would be idle. Results do not depend on it, because a
-    student's weights are the same alone and in company.
+    Each part pays for a teacher's pass of its own. Results do not depend on it, because a student's weights are the
+    same alone and in company.
 
     Args:
         cohorts: Cohorts that can start, in their order.
         slots: Number of free slots.
 
     Returns:
-        The cohorts, with those that were split at the end.
+        The same cohorts in the same order if none is split, else the largest first.
     """
-    sizes = [(len(cohort.trials), cohort.teacher is not None) for cohort in cohorts]
-    counts = parts_for_idle_slots(sizes, slots)
-    whole = [cohort for cohort, parts in zip(cohorts, counts, strict=True) if parts == 1]
-    divided = [(cohort, parts) for cohort, parts in zip(cohorts, counts, strict=True) if parts > 1]
-    return whole + [part for cohort, parts in divided for part in cohort.split(parts)]
+    counts = parts_for_idle_slots([cohort.load for cohort in cohorts], slots)
+    parts = [part for cohort, count in zip(cohorts, counts, strict=True) for part in cohort.split(count)]
+    return parts if len(parts) == len(cohorts) else sorted(parts, key=lambda part: -part.load.students)
 
 
-def parts_for_idle_slots(sizes: Sequence[tuple[int, bool]], slots: int) -> list[int]:
-    """Returns the number of parts of each cohort. See ``split_for_idle_slots``.
+def parts_for_idle_slots(loads: Sequence[CohortLoad], slots: int) -> list[int]:
+    """Returns into how many parts each cohort is to be split, 1 for a cohort that stays whole.
 
-    Cohorts start in rounds of as many as there are slots. If the last round has fewer, the largest cohorts are split,
-    so that it has as many, unless all would end no earlier. A teacher's pass counts as much as a student's step.
+    A teacher's pass counts as much as a student's step. Cohorts are split one by one, always the one with the largest
+    parts, as long as there may be idle slots. Of these divisions the one is taken with which all end earliest, but one
+    with more parts only if all end earlier by a tenth.
 
     Args:
-        sizes: Number of students of each cohort, and whether it has a teacher.
+        loads: The cohorts.
         slots: Number of slots.
     """
-    whole = [1] * len(sizes)
-    in_last_round = len(sizes) % slots
-    if in_last_round == 0:
-        return whole
-    largest = sorted(range(len(sizes)), key=lambda index: sizes[index][0])[-in_last_round:]
-    split = list(whole)
-    for index in largest:
-        split[index] = min(slots // in_last_round, sizes[index][0])
-    return min(whole, split, key=lambda parts: _makespan(sizes, parts, slots))
+    parts = [1] * len(loads)
+    best, earliest = list(parts), _makespan(loads, parts, slots)
+    for _ in range(slots):
+        divisible = [index for index, load in enumerate(loads) if parts[index] < load.most_parts]
+        if not divisible:
+            break
+        parts[max(divisible, key=lambda index: loads[index].students / parts[index])] += 1
+        makespan = _makespan(loads, parts, slots)
+        if makespan <= 0.9 * earliest:
+            best, earliest = list(parts), makespan
+    return best
 
 
-def _makespan(sizes: Sequence[tuple[int, bool]], parts: Sequence[int], slots: int) -> float:
-    """Returns when the last part ends, if each starts as soon as a slot is free, whole cohorts first."""
+def _makespan(loads: Sequence[CohortLoad], parts: Sequence[int], slots: int) -> float:
+    """Returns when the last part ends, if the longest start first, each as soon as a slot is free."""
+    lengths = [
+        load.taught + load.students / count for load, count in zip(loads, parts, strict=True) for _ in range(count)
+    ]
     free_at = [0.0] * slots
-    for (students, taught), count in sorted(zip(sizes, parts, strict=True), key=lambda pair: pair[1] > 1):
-        for _ in range(count):
-            heapq.heapreplace(free_at, free_at[0] + students / count + taught)
+    for length in sorted(lengths, reverse=True):
+        heapq.heapreplace(free_at, free_at[0] + length)
     return max(free_at)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
+from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError
+
+#: Bytes of a process that trains small networks on a CPU, most of them for torch and the images.
+PROCESS_MEMORY = 3 * 2**29
 
 
 def find_devices(device: str) -> list[str]:
@@ -28,6 +35,18 @@ def find_devices(device: str) -> list[str]:
     if not matching:
         raise UserError(f"--device {device}: there is no such device; there are: {', '.join([*gpus, 'cpu'])}")
     return matching
+
+
+def cpu_slots(threads: int) -> int:
+    """Returns how many cohorts with so many threads the usable cores and the free memory carry at once, at least 1."""
+    in_memory = psutil.virtual_memory().available // PROCESS_MEMORY
+    return max(1, min(usable_cores() // threads, in_memory))
+
+
+def share_gpus(devices: Iterable[str]) -> bool:
+    """Whether some of the cohorts that run at once, each on one of the devices, share a GPU."""
+    gpus = [device for device in devices if device != "cpu"]
+    return len(set(gpus)) < len(gpus)
 
 
 def _may_have_gpu() -> bool:

@@ -6,14 +6,13 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from kd_bench.launch.devices import find_devices
+from kd_bench.launch.devices import cpu_slots, find_devices, share_gpus
 from kd_bench.launch.launcher import RankEnvironment
 from kd_bench.launch.launcher_ranks import LauncherRankZero
 from kd_bench.launch.local_process import WorkerProcess, free_port, start_rank
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.worker_group import WorkerGroup
 from kd_bench.launch.worker_protocol import WorkerJob
-from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError
 
 #: Devices of a cohort's workers, e.g. ("cuda:0", "cuda:1").
@@ -74,10 +73,10 @@ class LocalExecutor(Executor):
     def __init__(self, options: RunOptions, launcher: LauncherRankZero | None) -> None:
         super().__init__([(launcher.device,)] if launcher else _slots(options))
         self._launcher = launcher
+        self.splits_cohorts = not share_gpus(devices[0] for devices in self._free)
         # Cohorts that share a GPU get equal shares of its memory, so that one that needs more fails alone.
         cohorts = Counter(devices for devices in self._free if devices[0] != "cpu")
         self._memory_fraction = {devices: 1 / count for devices, count in cohorts.items() if count > 1}
-        self.splits_cohorts = not self._memory_fraction
         self._workers: dict[int, WorkerProcess] = {}
         self._idle: defaultdict[Devices, list[WorkerProcess]] = defaultdict(list)
 
@@ -125,7 +124,7 @@ def _slots(options: RunOptions) -> list[Devices]:
     count = options.devices or 1
     devices = find_devices(options.device)
     if devices == ["cpu"]:
-        jobs = options.jobs or max(1, usable_cores() // (options.threads * count))
+        jobs = options.jobs or cpu_slots(options.threads * count)
         return [("cpu",) * count] * jobs
     if len(devices) < count:
         raise UserError(f"--devices {count}: there are {len(devices)}: {', '.join(devices)}")

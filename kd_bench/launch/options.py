@@ -28,7 +28,8 @@ class RunOptions:
     Attributes:
         out: Results folder.
         data: Folder of the data sets; None for the default.
-        jobs: Largest number of cohorts at a time; None for one per GPU, or as many as the CPU cores allow.
+        jobs: Largest number of cohorts at a time; None for one per GPU, or as many as CPU cores
+            and memory allow.
         threads: CPU threads of a cohort.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<n>``.
         cohort_size: Largest number of students in a cohort.

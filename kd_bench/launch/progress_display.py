@@ -142,7 +142,7 @@ class ProgressDisplay:
         """Shows a worker that has started to train these trials, or goes on after ``epochs``, preparation included."""
         if not trials:
             return
-        row = _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic(), self._several)
+        row = self._row(trials)
         self._rows |= {trial.id: row for trial in trials}
         verb = "started"
         if epochs:
@@ -152,6 +152,14 @@ class ProgressDisplay:
         for trial in trials if epochs else ():
             self._leave_out_earlier_work(trial, trial.preparation_epochs + trial.epochs - epochs)
         self._print_plain(self._fitted(row.name, [f": {names}: {verb}" for names in row.names]))
+
+    def describe(self, trials: Sequence[AnyTrial]) -> str:
+        """Returns the networks, the seed and the rows of a cohort."""
+        row = self._row(trials)
+        return f"{row.name}: {row.names[0]}"
+
+    def _row(self, trials: Sequence[AnyTrial]) -> _Row:
+        return _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic(), self._several)
 
     def _leave_out_earlier_work(self, trial: AnyTrial, left: float) -> None:
         """Counts only the epochs that are left for this run, since those of an earlier run took no time of this one."""

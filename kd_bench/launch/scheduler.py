@@ -123,74 +123,65 @@ class Scheduler:
         return missing
 
     def _start_waiting(self) -> None:
-        """Starts the waiting cohorts for which there is a slot."""
-        if self._executor.free_slots:
-            self._join_and_split()
-        # Students without a teacher come last, because cohorts with one may take them in.
-        self._waiting.sort(key=self._is_without_teacher)
-        self._waiting = [cohort for cohort in self._waiting if not self._start_if_possible(cohort)]
+        """Starts the waiting cohorts for which there is a slot: teachers first, students without a teacher last."""
+        if not self._executor.free_slots:
+            return
+        startable, self._waiting = self._find_startable()
+        startable = self._split(self._join(startable))
+        startable.sort(key=lambda cohort: (cohort.folder != self.teachers, self._is_without_teacher(cohort)))
+        for cohort in startable:
+            if self._executor.free_slots:
+                self._start(cohort)
+            else:
+                self._waiting.append(cohort)
 
-    def _join_and_split(self) -> None:
-        """Joins cohorts that can share batches, and splits cohorts if slots would be idle otherwise.
-
-        As long as others run, slots are not idle before the last waiting cohorts have started.
-        """
-        able: list[CohortTask] = []
-        others: list[CohortTask] = []
+    def _find_startable(self) -> tuple[list[CohortTask], list[CohortTask]]:
+        """Returns the waiting trials that can start and those that have to wait, in cohorts."""
+        startable, waiting = [], []
+        reads_teacher = any(self._reads_given_weights(cohort) for cohort in self._waiting) or any(
+            self._reads_given_weights(cohort) and self._is_training(cohort) for cohort, _ in self._running
+        )
         for cohort in self._waiting:
-            (able if not cohort.fresh and self._can_start(cohort) else others).append(cohort)
-        for cohort in able:
-            if cohort.teacher is not None and cohort.folder == self.folder:
-                self._take_in(cohort, filter(self._is_without_teacher, able))
-        able = [cohort for cohort in able if cohort.trials]
-        busy = sum(self._is_training(cohort) for cohort, _ in self._running) if able else 0
-        slots = self._executor.free_slots + len(self._running) - busy
-        if self._executor.splits_cohorts and (len(able) < slots or not busy):
-            able = split_for_idle_slots(able, slots)
-        self._waiting = others + able
+            # Weights are read soon, and then students without a teacher can join others, or slots are divided evenly.
+            delayed = reads_teacher and self._is_without_teacher(cohort)
+            ready = [] if delayed or time.monotonic() < cohort.not_before else self._ready_trials(cohort)
+            if ready:
+                startable.append(replace(cohort, trials=ready))
+            rest = [trial for trial in cohort.trials if trial not in ready]
+            if rest:
+                waiting.append(replace(cohort, trials=rest))
+        return startable, waiting
 
-    def _take_in(self, cohort: CohortTask, students_alone: Iterable[CohortTask]) -> None:
-        """Adds students without a teacher to a cohort, up to its size, if their batches are the same."""
-        for other in students_alone:
-            if other.trials and other.stream_key == cohort.stream_key:
-                room = self.options.cohort_size - len(cohort.trials)
-                cohort.trials, other.trials = cohort.trials + other.trials[:room], other.trials[room:]
+    def _join(self, startable: list[CohortTask]) -> list[CohortTask]:
+        """Adds students without a teacher to cohorts with the same batches, up to their size.
+
+        On a cluster they do so only if otherwise they had to wait for a slot.
+        """
+        if not self._executor.splits_cohorts and len(startable) <= self._executor.free_slots:
+            return startable
+        for cohort in startable:
+            if cohort.teacher is None or cohort.folder != self.folder or cohort.fresh:
+                continue
+            for other in startable:
+                if self._is_without_teacher(other) and not other.fresh and other.stream_key == cohort.stream_key:
+                    room = self.options.cohort_size - len(cohort.trials)
+                    cohort.trials, other.trials = cohort.trials + other.trials[:room], other.trials[room:]
+        return [cohort for cohort in startable if cohort.trials]
+
+    def _split(self, startable: list[CohortTask]) -> list[CohortTask]:
+        """Splits cohorts for slots that would be idle. While other cohorts train, only slots for which none is left."""
+        busy = sum(self._is_training(cohort) for cohort, _ in self._running) if startable else 0
+        slots = self._executor.free_slots + len(self._running) - busy
+        if not self._executor.splits_cohorts or (busy and len(startable) >= slots):
+            return startable
+        return split_for_idle_slots(startable, slots)
 
     def _is_training(self, cohort: CohortTask) -> bool:
         """Whether a running cohort has a trial without a result. Otherwise its slot is about to be free."""
         return any(TrialFolder(cohort.folder / trial.id).status() == "missing" for trial in cohort.trials)
 
-    def _can_start(self, cohort: CohortTask) -> bool:
-        """Whether a waiting cohort's teacher is trained and no other process works on its trials."""
-        if time.monotonic() < cohort.not_before or not cohort.trials:
-            return False
-        if cohort.teacher is not None and not self._is_trained(cohort.teacher):
-            return False
-        return bool(self._ready_trials(cohort))
-
-    def _start_if_possible(self, cohort: CohortTask) -> bool:
-        """Starts a waiting cohort's trials if possible. Returns whether none of them waits any more."""
-        if not cohort.trials:  # another cohort has taken them in
-            return True
-        if not self._executor.free_slots or time.monotonic() < cohort.not_before:
-            return False
-        trials = self._ready_trials(cohort)
-        if not cohort.trials:
-            return True
-        teacher = cohort.teacher
-        if teacher is not None and not self._is_trained(teacher):
-            if teacher.id not in self.outcome.failed:
-                cohort.not_before = time.monotonic() + 0.5
-                return False
-            for trial in cohort.trials:
-                self._give_up(cohort, trial, f"its teacher {teacher.model} could not be trained")
-            return True
-        if not trials:
-            cohort.not_before = time.monotonic() + 1.0
-            return False
-        self._start(replace(cohort, trials=trials))
-        cohort.trials = [trial for trial in cohort.trials if trial not in trials]
-        return not cohort.trials
+    def _reads_given_weights(self, cohort: CohortTask) -> bool:
+        return any(isinstance(trial, PretrainedTeacher) for trial in cohort.trials)
 
     def _is_without_teacher(self, cohort: CohortTask) -> bool:
         """Whether a cohort consists of students without a teacher."""
@@ -200,9 +191,23 @@ class Scheduler:
         return TrialFolder(self.teachers / teacher.id).status() == "done"
 
     def _ready_trials(self, cohort: CohortTask) -> list[AnyTrial]:
-        """Returns the trials that can start, and removes those with a result from the cohort."""
+        """Returns the trials of a waiting cohort that can start. Removes those with a result, and all that have failed.
+
+        If there are none, the cohort waits for a moment.
+        """
         cohort.trials = [trial for trial in cohort.trials if self._is_unfinished(cohort, trial)]
-        return self._unleased_trials(cohort)
+        teacher = cohort.teacher
+        if teacher is not None and not self._is_trained(teacher):
+            if teacher.id in self.outcome.failed:
+                for trial in cohort.trials:
+                    self._give_up(cohort, trial, f"its teacher {teacher.model} could not be trained")
+                cohort.trials = []
+            cohort.not_before = time.monotonic() + 0.5
+            return []
+        ready = self._unleased_trials(cohort)
+        if not ready:
+            cohort.not_before = time.monotonic() + 1.0
+        return ready
 
     def _is_unfinished(self, cohort: CohortTask, trial: AnyTrial) -> bool:
         """Whether a trial has no result yet. Records a result that another process has written."""
@@ -276,8 +281,8 @@ class Scheduler:
         unfinished = [trial for trial in cohort.trials if self._is_unfinished(cohort, trial)]
         if cohort.fault == "memory" and len(unfinished) > 1:
             self.display.message(
-                f"{reason}: its {len(unfinished)} trials continue in two processes, one after the other if there is "
-                "one slot"
+                f"{self.display.describe(unfinished)}: {reason}: its {len(unfinished)} trials continue in two "
+                "processes, one after the other if there is one slot"
             )
             return CohortTask(cohort.folder, unfinished, fresh=True).split(2)
         if cohort.fault in (None, "crash") and cohort.failures < self.options.retries and unfinished:
@@ -285,7 +290,8 @@ class Scheduler:
             cohort.fresh = True
             cohort.not_before = time.monotonic() + RETRY_SECONDS * cohort.failures
             self.display.message(
-                f"{reason}: started again from the last epoch, time {cohort.failures} of {self.options.retries}"
+                f"{self.display.describe(unfinished)}: {reason}: started again from the last epoch, time "
+                f"{cohort.failures} of {self.options.retries}"
             )
             return [cohort]
         for trial in unfinished:

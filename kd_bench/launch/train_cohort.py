@@ -268,20 +268,23 @@ def train_on_other_rank(job: WorkerJob) -> None:
 
 
 def _read_mid_epoch_states(members: list[StudentModule], world_size: int) -> dict[str, list[bytes]]:
-    """Reads the checkpoints within an epoch after the last finished one: a state for each process, by trial.
+    """Reads the earliest of the checkpoints within an epoch: a state for each process, by trial.
 
-    Returns an empty dict unless they are of the same step, and all other members begin in a later epoch.
+    Members with a later one, or with none, begin after their last finished epoch. Returns an empty dict if that is not
+    a later epoch for each of them, because members of a cohort must begin an epoch at the same step.
     """
     states: dict[str, list[bytes]] = {}
-    steps, next_epochs = set(), []
-    for member in members:
-        if member.epochs_done == member.trial.epochs:
-            continue
+    places: dict[str, tuple[int, int]] = {}
+    unfinished = [member for member in members if member.epochs_done < member.trial.epochs]
+    for member in unfinished:
         assert isinstance(member.writer, TrialResultWriter)
         checkpoint = member.writer.read_mid_epoch(member.all_epochs_done, world_size)
-        if checkpoint is None:
-            next_epochs.append(member.next_epoch)
-        else:
+        if checkpoint is not None:
             epoch, step, states[member.trial.id] = checkpoint
-            steps.add((epoch - member.preparation.epochs, step))
-    return states if len(steps) == 1 and all(epoch > min(steps)[0] for epoch in next_epochs) else {}
+            places[member.trial.id] = epoch - member.preparation.epochs, step
+    if not places:
+        return {}
+    first = min(places.values())
+    kept = {trial_id: states[trial_id] for trial_id, place in places.items() if place == first}
+    later = all(member.next_epoch > first[0] for member in unfinished if member.trial.id not in kept)
+    return kept if later else {}

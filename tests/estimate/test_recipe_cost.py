@@ -192,11 +192,13 @@ def test_as_many_are_timed_at_once_as_would_run_at_once(recipe: Path, tmp_path: 
     teacher, none, taught = groups = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
     assert training_phases(groups) == [[teacher, none], [taught]]
     assert training_phases([none, taught]) == [[none, taught]]
-    assert timing_rounds([teacher, none], 1) == [[teacher], [none]]
-    assert timing_rounds([teacher, none], 2) == [[teacher, none]]
-    assert timing_rounds([taught], 4) == [[taught, taught]]  # two seeds
-    assert timing_rounds([teacher, none, taught], 2) == [[teacher, none], [taught, teacher]]
-    assert timing_rounds([], 2) == []
+    assert timing_rounds([teacher, none], 1, False) == [[teacher], [none]]
+    assert timing_rounds([teacher, none], 2, False) == [[teacher, none]]
+    assert timing_rounds([taught], 4, False) == [[taught, taught]]  # two seeds
+    assert timing_rounds([teacher, none, taught], 2, False) == [[teacher, none], [taught, teacher]]
+    assert timing_rounds([taught], 4, True) == [[taught, taught, taught, taught]]  # two seeds, each in two parts
+    assert timing_rounds([taught], 6, True) == [[taught, taught, taught, taught]]
+    assert timing_rounds([], 2, True) == []
 
 
 # --- missing weights and images ---

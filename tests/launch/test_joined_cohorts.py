@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from kd_bench.config.trial import Trial
-from kd_bench.launch.cohort_task import CohortTask, group_into_cohorts, parts_for_idle_slots
+from kd_bench.config.data import Pipeline
+from kd_bench.config.trial import PretrainedTeacher, Trial
+from kd_bench.launch.cohort_task import CohortLoad, CohortTask, group_into_cohorts, parts_for_idle_slots
 from kd_bench.launch.executor import Devices, Executor
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.progress_display import ProgressDisplay
@@ -38,7 +39,9 @@ class RecordingExecutor(Executor):
         self.jobs: list[list[str]] = []
 
     def start_workers(self, job: WorkerJob, devices: Devices, log: Path) -> WorkerGroup:
-        self.jobs.append([Trial.model_validate_json(json.dumps(settings)).id for settings in job.trials])
+        kinds = [PretrainedTeacher if "weights" in settings else Trial for settings in job.trials]
+        pairs = zip(kinds, job.trials, strict=True)
+        self.jobs.append([kind.model_validate_json(json.dumps(settings)).id for kind, settings in pairs])
         return WorkerGroup([])
 
 
@@ -83,7 +86,8 @@ def test_an_idle_slot_splits_a_cohort(tmp_path: Path) -> None:
 
 def test_a_cluster_splits_no_cohort(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(RecordingExecutor, "splits_cohorts", False)
-    assert started(tmp_path, [NONE, KD, DKD], slots=3) == [ids(KD, DKD, NONE)]
+    assert started(tmp_path, [NONE, KD, DKD], slots=3) == [ids(KD, DKD), ids(NONE)]
+    assert started(tmp_path, [NONE, KD, DKD], slots=1) == [ids(KD, DKD, NONE)]
 
 
 def test_teachers_train_side_by_side(tmp_path: Path) -> None:
@@ -98,23 +102,75 @@ def test_teachers_train_side_by_side(tmp_path: Path) -> None:
         ([8], 4, [4]),
         ([3], 16, [3]),
         ([8, 8], 2, [1, 1]),
-        ([8, 8, 8], 2, [1, 1, 2]),  # two rounds of 9 become one of 9 and one of 5
+        ([8, 8, 8], 2, [2, 1, 1]),  # two rounds of 9 become one of 9 and one of 5
         ([8, 8, 8], 4, [1, 1, 1]),  # halves of one of them would end no earlier
-        ([8, 8, 8, 8, 8, 8], 4, [1, 1, 1, 1, 2, 2]),
-        ([8, 8, 1], 2, [1, 1, 1]),  # 9 and 2, then a half of 5 and another: later than 9 and 9, then 2
+        ([8, 8, 8], 8, [2, 2, 2]),  # a third part of some would leave the others last
+        ([8, 8, 8, 8, 8, 8], 4, [2, 2, 1, 1, 1, 1]),
+        ([8, 8, 1], 2, [1, 1, 1]),  # 9 beside 9 and 2 take 11; four halves and a 2 take 12
         ([8, 1, 1], 2, [2, 1, 1]),
+        ([8, 1, 1], 4, [3, 1, 1]),
         ([], 4, []),
     ],
 )
-def test_the_last_round_fills_all_slots(sizes: list[int], slots: int, parts: list[int]) -> None:
-    assert parts_for_idle_slots([(size, True) for size in sizes], slots) == parts
+def test_as_many_parts_as_keep_all_slots_busy(sizes: list[int], slots: int, parts: list[int]) -> None:
+    assert parts_for_idle_slots([CohortLoad(size, True, size) for size in sizes], slots) == parts
+    assert parts_for_idle_slots([CohortLoad(size, True, 1) for size in sizes], slots) == [1] * len(sizes)
+
+
+def test_a_student_without_a_teacher_does_not_use_a_slot_alone(tmp_path: Path) -> None:
+    others = [trial("kd", hyperparameters={"temperature": float(number)}) for number in range(2, 8)]
+    assert [len(job) for job in started(tmp_path, [NONE, KD, DKD, *others], slots=2)] == [4, 4]
+
+
+def test_students_of_image_files_stay_together(tmp_path: Path) -> None:
+    of_files = [one.model_copy(update={"pipeline": Pipeline()}) for one in (KD, DKD)]
+    assert CohortTask(tmp_path, [KD, DKD]).load.most_parts == 2
+    assert CohortTask(tmp_path, of_files).load.most_parts == 1
+
+
+def test_teachers_start_first(tmp_path: Path) -> None:
+    finish_teacher(tmp_path)
+    scheduler, executor = idle_scheduler(tmp_path, slots=1)
+    teacher = trial("none", model="cifar_resnet20")
+    scheduler._waiting = group_into_cohorts([KD, DKD], tmp_path / "r", 8)
+    scheduler._waiting += group_into_cohorts([teacher], tmp_path / "teachers", 8)
+    scheduler._start_waiting()
+    assert executor.jobs == [[teacher.id]]
+
+
+def test_students_alone_wait_until_given_weights_are_read(tmp_path: Path) -> None:
+    given = PretrainedTeacher(model="cifar_resnet14", dataset=KD.dataset, weights="0" * 64)
+    taught = KD.model_copy(update={"teacher": given})
+    scheduler, executor = idle_scheduler(tmp_path, slots=2)
+    scheduler._waiting = group_into_cohorts([taught, NONE], tmp_path / "r", 8)
+    scheduler._waiting += group_into_cohorts([given], tmp_path / "teachers", 8)
+    scheduler._start_waiting()
+    scheduler._start_waiting()
+    assert executor.jobs == [[given.id]]
+    finish(tmp_path / "teachers" / given.id, given)
+    for cohort in scheduler._waiting:
+        cohort.not_before = 0.0
+    scheduler._start_waiting()
+    assert executor.jobs == [[given.id], [taught.id]]
+    assert [cohort.trials for cohort in scheduler._waiting] == [[NONE]]  # until the reader's slot is free
+
+
+def test_only_trials_that_can_start_are_divided(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    finish_teacher(tmp_path)
+    trials = [KD, DKD, *(trial("kd", hyperparameters={"temperature": float(number)}) for number in (2, 3))]
+    scheduler, executor = idle_scheduler(tmp_path, slots=2)
+    monkeypatch.setattr(scheduler, "_unleased_trials", lambda cohort: cohort.trials[2:])
+    scheduler._waiting = group_into_cohorts(trials, tmp_path / "r", 8)
+    scheduler._start_waiting()
+    assert executor.jobs == [[trials[2].id], [trials[3].id]]
+    assert [cohort.trials for cohort in scheduler._waiting] == [[KD, DKD]]
 
 
 def test_a_cohort_is_split_when_its_turn_comes(tmp_path: Path) -> None:
     finish_teacher(tmp_path)
     scheduler, executor = idle_scheduler(tmp_path, slots=2)
-    cohorts = group_into_cohorts([KD, DKD, trial("kd", seed=4), trial("dkd", seed=4)], tmp_path / "r", 8)
-    scheduler._waiting = [*cohorts, CohortTask(tmp_path / "r", [OTHER_BATCHES, trial("none", batch_size=32, seed=4)])]
+    trials = [trial(name, seed=seed) for seed in (3, 4, 5) for name in ("kd", "dkd")]
+    scheduler._waiting = group_into_cohorts(trials, tmp_path / "r", 8)
     scheduler._start_waiting()
     assert [len(job) for job in executor.jobs] == [2, 2]
     assert [len(cohort.trials) for cohort in scheduler._waiting] == [1, 1]
@@ -129,7 +185,14 @@ def test_a_cohort_takes_no_more_than_its_size(tmp_path: Path) -> None:
 
 
 def test_what_is_left_of_a_cohort_starts_in_the_next_slot(tmp_path: Path) -> None:
-    assert started(tmp_path, [NONE, WIDE, KD, DKD], size=3, slots=2) == [ids(KD, DKD, NONE), ids(WIDE)]
+    finish_teacher(tmp_path)
+    scheduler, executor = idle_scheduler(tmp_path, slots=1, size=3)
+    scheduler._waiting = group_into_cohorts([NONE, WIDE, KD, DKD], tmp_path / "r", 3)
+    scheduler._start_waiting()
+    assert [cohort.trials for cohort in scheduler._waiting] == [[WIDE]]
+    scheduler._executor = executor = RecordingExecutor(1)
+    scheduler._start_waiting()
+    assert executor.jobs == [[WIDE.id]]
 
 
 def test_nothing_joins_a_cohort_that_has_failed(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from kd_bench.launch import devices
 from kd_bench.launch.executor import LocalExecutor
 from kd_bench.launch.options import RunOptions
 from kd_bench.utils.cpu import usable_cores
@@ -22,3 +24,13 @@ def test_a_process_restricted_to_one_core_trains_one_cohort_at_a_time(tmp_path: 
         assert LocalExecutor(RunOptions(out=tmp_path, device="cpu"), None).free_slots == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_cohorts_at_a_time_are_limited_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "usable_cores", lambda: 8)
+    for free, slots in ((64, 8), (8, 5), (1, 1)):  # GiB
+        monkeypatch.setattr(devices.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free * 2**30))
+        assert devices.cpu_slots(threads=1) == slots
+    monkeypatch.undo()
+    assert devices.share_gpus(["cuda:0", "cuda:1", "cuda:0"])
+    assert not devices.share_gpus(["cpu", "cpu"]) and not devices.share_gpus(["cuda:0", "cuda:1"])

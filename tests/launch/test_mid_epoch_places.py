@@ -1,0 +1,53 @@
+"""Where the members of a cohort begin whose checkpoints within an epoch are of different steps."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kd_bench.launch.train_cohort import _read_mid_epoch_states
+from kd_bench.trials.result_writer import TrialResultWriter
+
+
+class Checkpoints(TrialResultWriter):
+    """Has one checkpoint within an epoch, or none."""
+
+    def __init__(self, place: tuple[int, int] | None) -> None:
+        self.place = place
+
+    def read_mid_epoch(self, epoch: int, world_size: int) -> tuple[int, int, list[bytes]] | None:
+        return None if self.place is None else (*self.place, [b"state"])
+
+
+def member(name: str, next_epoch: int, place: tuple[int, int] | None, preparation: int = 0) -> Any:
+    """A member with so many finished epochs of its own, and a checkpoint at (epoch, step) of its own."""
+    shifted = None if place is None else (place[0] + preparation, place[1])
+    return SimpleNamespace(
+        trial=SimpleNamespace(id=name, epochs=9),
+        epochs_done=next_epoch,
+        next_epoch=next_epoch,
+        all_epochs_done=next_epoch + preparation,
+        preparation=SimpleNamespace(epochs=preparation),
+        writer=Checkpoints(shifted),
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "kept"),
+    [
+        ([("a", 2, (2, 5)), ("b", 2, (2, 5))], "ab"),
+        ([("a", 2, (2, 5)), ("b", 2, (2, 5), 3)], "ab"),  # b had three epochs of preparation before
+        ([("a", 2, (2, 5)), ("b", 2, (2, 6))], ""),  # b cannot begin at step 5
+        ([("a", 2, (2, 5)), ("b", 2, None)], ""),
+        ([("a", 2, (2, 5)), ("b", 3, None)], "a"),
+        ([("a", 2, (2, 5)), ("b", 3, (3, 1))], "a"),  # b begins epoch 3 anew when a is there
+        ([("a", 2, (2, 5)), ("b", 2, (3, 1))], ""),  # checkpoints of epochs are sparse: b would begin in epoch 2
+        ([("a", 2, (2, 5)), ("b", 9, None)], "a"),
+        ([("a", 2, None), ("b", 3, None)], ""),
+    ],
+)
+def test_the_earliest_checkpoints_are_used_if_no_other_member_begins_in_their_epoch(members: list, kept: str) -> None:
+    states = _read_mid_epoch_states([member(*one) for one in members], world_size=1)
+    assert states == {name: [b"state"] for name in kept}
