@@ -163,7 +163,8 @@ class Scheduler:
             if cohort.teacher is None or cohort.folder != self.folder or cohort.fresh:
                 continue
             for other in startable:
-                if self._is_without_teacher(other) and not other.fresh and other.stream_key == cohort.stream_key:
+                joins = other.trials and self._is_without_teacher(other) and not other.fresh
+                if joins and other.stream_key == cohort.stream_key:
                     room = self.options.cohort_size - len(cohort.trials)
                     cohort.trials, other.trials = cohort.trials + other.trials[:room], other.trials[room:]
         return [cohort for cohort in startable if cohort.trials]

@@ -195,6 +195,14 @@ def test_what_is_left_of_a_cohort_starts_in_the_next_slot(tmp_path: Path) -> Non
     assert executor.jobs == [[WIDE.id]]
 
 
+def test_two_cohorts_with_the_same_batches_share_a_student_alone(tmp_path: Path) -> None:
+    assert KD.teacher is not None
+    other_teacher = KD.teacher.model_copy(update={"seed": 7})
+    finish(tmp_path / "teachers" / other_teacher.id, other_teacher)
+    of_other = KD.model_copy(update={"teacher": other_teacher})
+    assert started(tmp_path, [NONE, KD, of_other], slots=2) == [ids(KD, NONE), ids(of_other)]
+
+
 def test_nothing_joins_a_cohort_that_has_failed(tmp_path: Path) -> None:
     finish_teacher(tmp_path)
     scheduler, executor = idle_scheduler(tmp_path, slots=1)
