@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from kd_bench.cli.main import app
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
-from kd_bench.estimate.placeholders import UNKNOWN_HASH, plan_with_placeholders
 from kd_bench.models import pretrained, registry
 from kd_bench.models.initial_weights import create_from_file
 from kd_bench.plan import plan, plan_teachers
+from kd_bench.plan_without_weights import UNKNOWN_HASH, plan_with_placeholders
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.files import sha256
 
@@ -140,7 +140,7 @@ def test_an_estimate_does_without_the_file() -> None:
     assert isinstance(cell.taught_by, Trial)
     assert (cell.taught_by.pretrained, cell.taught_by.trainable) == (UNKNOWN_HASH, "head")
     assert cell.trial.teacher == cell.taught_by
-    assert "there is no file no.pth; the estimate does without them" in note
+    assert "there is no file no.pth" in note
 
 
 def test_a_teacher_with_weights_is_not_trained(file: Path) -> None:

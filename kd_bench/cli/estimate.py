@@ -62,14 +62,15 @@ def estimate(
     content = read_recipe(recipe, api.with_rows(recipe, method, set_), trials)
 
     # These import torch, so what the user typed is checked first.
-    from kd_bench.estimate import estimate_recipe, history, placeholders
+    from kd_bench.estimate import estimate_recipe, history
     from kd_bench.estimate.estimate_text import render_estimate
+    from kd_bench.plan_without_weights import plan_with_placeholders
 
-    planned, notes = placeholders.plan_with_placeholders(content, str(find_recipe(recipe)), only or ())
+    planned, missing = plan_with_placeholders(content, str(find_recipe(recipe)), only or ())
     for note in warmup_notes(planned):
         _log(note)
     cost = estimate_recipe.estimate_recipe(planned, options, content.name, gpus, assumed, _log, steps)
-    cost.notes[:0] = notes
+    cost.notes[:0] = [f"{reason}; the estimate does without them" for reason in missing]
     width = terminal.reading_columns()
     text = render_estimate(cost, gpus, prices, assumed, options.threads, format_, width)
     typer.echo(text, nl=False)

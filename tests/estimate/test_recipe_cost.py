@@ -18,8 +18,6 @@ import yaml
 from benchmarks.estimate import read_speeds, speed_ratio
 from kd_bench.cli.estimate import estimate
 from kd_bench.config.data import Dataset, Pipeline
-from kd_bench.config.load import read_recipe
-from kd_bench.config.trial import PretrainedTeacher
 from kd_bench.data.registry import spec
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.estimate_recipe import timing_rounds, training_phases
@@ -28,7 +26,6 @@ from kd_bench.estimate.operation_counter import Operation, OperationCounts
 from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, cost_key, group_missing_trials
 from kd_bench.estimate.timing_job import EpochTime, Timing
 from kd_bench.launch.options import RunOptions
-from kd_bench.plan import plan
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import UserError
 from tests.estimate.few import RECIPE, planned
@@ -201,7 +198,7 @@ def test_as_many_are_timed_at_once_as_would_run_at_once(recipe: Path, tmp_path: 
     assert timing_rounds([], 2, True) == []
 
 
-# --- missing weights and images ---
+# --- missing images ---
 
 
 def test_missing_images_are_replaced_by_placeholders(tmp_path: Path) -> None:
@@ -220,29 +217,6 @@ def test_missing_images_are_replaced_by_placeholders(tmp_path: Path) -> None:
     assert placeholders.images_or_placeholders(Dataset(name="digits"), None, tmp_path)[1] == ""
     with pytest.raises(UserError, match="mine"):
         placeholders.images_or_placeholders(Dataset(name="folder", path="mine"), Pipeline(), tmp_path)
-
-
-def test_missing_weights_are_replaced_by_placeholders(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("KD_BENCH_WEIGHTS", str(tmp_path))
-    read = read_recipe("imagenet/table8")
-    with pytest.raises(UserError, match="teacher fetch"):
-        plan(read, "table8")
-    found, notes = placeholders.plan_with_placeholders(read, "table8")
-    assert len(found) == 12
-    assert all(
-        isinstance(cell.trial.teacher, PretrainedTeacher) and cell.trial.teacher == cell.taught_by for cell in found
-    )
-    assert len(notes) == 1 and "teacher fetch beitv2_large" in notes[0]
-
-
-def test_existing_weights_are_those_of_the_run(recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.pth").write_bytes(b"weights of some kind")
-    content = RECIPE | {"teachers": {"resnet14": {"weights": str(tmp_path / "mine.pth")}}}
-    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
-    read = read_recipe(str(recipe))
-    found, notes = placeholders.plan_with_placeholders(read, "few")
-    assert notes == []
-    assert [cell.trial_id for cell in found] == [cell.trial_id for cell in plan(read, "few")]
 
 
 # --- the command ---

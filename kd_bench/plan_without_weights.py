@@ -1,0 +1,145 @@
+"""Plans of recipes whose teachers' weights are not on this machine, for estimates and for results that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from kd_bench import plan as planning
+from kd_bench.config.data import Input
+from kd_bench.config.load import merge
+from kd_bench.config.recipe import Recipe
+from kd_bench.config.teacher_start import TeacherStart, pop_start
+from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
+from kd_bench.models import cards, pretrained
+from kd_bench.trials.folder import TEACHERS
+from kd_bench.trials.reader import read_trial, trial_settings
+from kd_bench.utils.errors import UserError
+
+#: Hash of missing weights.
+UNKNOWN_HASH = "0" * 64
+
+
+def plan_with_placeholders(
+    recipe: Recipe, context: str, only: Iterable[str] = ()
+) -> tuple[list[PlannedTrial], list[str]]:
+    """Plans a recipe as ``kd_bench.plan.plan`` does, but does not need the weights of its teachers.
+
+    Trials whose teacher's weights are missing have another identity than they will have in a run.
+
+    Returns:
+        The trials, and a sentence for each missing file of weights.
+
+    Raises:
+        UserError: As ``kd_bench.plan.plan``, except for missing weights.
+    """
+    teachers = [pair.teacher for pair in recipe.pairs if pair.teacher is not None]
+    names = [planning.resolve_network(recipe, teacher, f"{context}: pairs") for teacher in teachers]
+    missing = {name: reason for name in names if (reason := _missing_weights(recipe, name, context))}
+    if not missing:
+        return planning.plan(recipe, context, only), []
+    training = _without_weights(recipe.teacher_training)
+    general = {key: value for key, value in recipe.teacher_training.items() if key not in training}
+    settings_by_teacher = {
+        key: _without_weights(settings)
+        if planning.resolve_network(recipe, key, f"{context}: teachers") in missing
+        else merge(general, settings)
+        for key, settings in recipe.teachers.items()
+    }
+    trained = recipe.model_copy(update={"teachers": settings_by_teacher, "teacher_training": training})
+    starts = {name: pop_start(planning.teacher_settings(recipe, name, context), context) for name in missing}
+    planned = [_with_placeholder(trial, starts) for trial in planning.plan(trained, context, only)]
+    return planned, list(missing.values())
+
+
+def plan_from_results(recipe: Recipe, context: str, out: Path, only: Iterable[str] = ()) -> list[PlannedTrial]:
+    """Plans a recipe whose results are read. Weights that are not here are those that the results were made with.
+
+    A teacher whose weights are missing is looked for among the teachers of the results folder: by its network, data set
+    and other settings.
+
+    Raises:
+        UserError: As ``kd_bench.plan.plan``; for missing weights if the results folder does not have exactly one such
+            teacher.
+    """
+    planned, reasons = plan_with_placeholders(recipe, context, only)
+    if not reasons:
+        return planned
+    known = list(_read_teachers(out / TEACHERS))
+    found: dict[str, Trial | PretrainedTeacher] = {}
+    for teacher in (cell.taught_by for cell in planned):
+        if teacher is None or not _has_unknown_weights(teacher):
+            continue
+        matching = [other for other in known if _description(other) == _description(teacher)]
+        if len(matching) != 1:
+            number = "several teachers" if matching else "no teacher"
+            raise UserError(f"{'; '.join(reasons)}; {out / TEACHERS} has {number} of this kind")
+        found[teacher.id] = matching[0]
+    return [
+        _with_teacher(cell, found[cell.taught_by.id]) if cell.taught_by and cell.taught_by.id in found else cell
+        for cell in planned
+    ]
+
+
+def _read_teachers(folder: Path) -> Iterator[Trial | PretrainedTeacher]:
+    for path in sorted(folder.glob("*")):
+        with suppress(UserError):  # settings that are damaged, or of a newer version
+            yield trial_settings(read_trial(path))
+
+
+def _without_weights(settings: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in settings.items() if key not in ("weights", *TeacherStart.model_fields)}
+
+
+def _missing_weights(recipe: Recipe, name: str, context: str) -> str:
+    """Returns why the weights of a teacher (a network's name) are missing; empty if they exist or will be trained."""
+    settings = planning.teacher_settings(recipe, name, context)
+    weights, start = settings.get("weights"), pop_start(settings, f"{context}: teachers.{name}")
+    try:
+        if isinstance(weights, str):
+            planning.plan_pretrained_teacher(recipe.dataset, name, weights, f"{context}: teachers.{name}.weights")
+        elif start.pretrained is not None:
+            pretrained.initial_weights(name, start.pretrained, f"{context}: teachers.{name}.pretrained")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def _with_placeholder(planned: PlannedTrial, missing: dict[str, TeacherStart]) -> PlannedTrial:
+    """Gives a teacher whose weights are missing an unknown hash: of its own weights, or of those it starts from."""
+    trained = planned.taught_by
+    if trained is None or trained.model not in missing:
+        return planned
+    start = missing[trained.model]
+    if start.pretrained is not None:
+        return _with_teacher(
+            planned, trained.model_copy(update={"pretrained": UNKNOWN_HASH, "trainable": start.trainable})
+        )
+    card = cards.find("teachers", trained.dataset.name, trained.model)
+    teacher = PretrainedTeacher(
+        dataset=trained.dataset,
+        model=trained.model,
+        weights=UNKNOWN_HASH,
+        input=card.input if card and trained.input == Input() else trained.input,
+        pipeline=trained.pipeline,
+    )
+    return _with_teacher(planned, teacher)
+
+
+def _with_teacher(planned: PlannedTrial, teacher: Trial | PretrainedTeacher) -> PlannedTrial:
+    trial = planned.trial.model_copy(update={"teacher": teacher}) if planned.trial.teacher else planned.trial
+    return replace(planned, trial=trial, taught_by=teacher)
+
+
+def _has_unknown_weights(teacher: Trial | PretrainedTeacher) -> bool:
+    weights = teacher.weights if isinstance(teacher, PretrainedTeacher) else teacher.pretrained
+    return weights == UNKNOWN_HASH
+
+
+def _description(teacher: Trial | PretrainedTeacher) -> object:
+    """Returns what is known of a teacher without its weights."""
+    if isinstance(teacher, PretrainedTeacher):
+        return teacher.model, teacher.dataset
+    return teacher.model_copy(update={"pretrained": UNKNOWN_HASH})
