@@ -87,7 +87,7 @@ report: $(STAMP)  ## one HTML page of all results
 	@$(KD) report --out $(OUT)
 
 docs: $(STAMP)  ## build the documentation into site/
-	@echo "docs: mkdocs-material, from docs/ into site/; docs/methods.md is written from the methods' sources"
+	@echo "docs: mkdocs-material, from docs/ into site/; docs/methods.md and docs/settings.md are written from the sources"
 	@$(BIN)/python docs/generate.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from kd_bench.config.load import find_recipe, read_recipe
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.estimate import placeholders
+from kd_bench.plan_without_weights import plan_with_placeholders
 
 #: Estimates by recipe, so that the page can be written without counting.
 FILE = Path(__file__).parent / "card_hours.json"
@@ -40,7 +40,7 @@ def plan(names: Iterable[str]) -> dict[str, list[PlannedTrial]]:
     planned = {}
     for name in names:
         recipe = read_recipe(name).model_copy(update={"published": None})
-        planned[name] = placeholders.plan_with_placeholders(recipe, str(find_recipe(name)))[0]
+        planned[name] = plan_with_placeholders(recipe, str(find_recipe(name)))[0]
     return planned
 
 

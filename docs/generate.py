@@ -1,5 +1,8 @@
-"""Writes docs/methods.md from the sources of the methods and from docs/methods/, see method_page.py, and the part of
-docs/reproduce.md that is made from results/measured/, see reproduction.py.
+"""Writes the generated pages.
+
+These are docs/methods.md from the sources of the methods and from docs/methods/, see method_page.py; docs/settings.md
+from the models of the settings, see settings_page.py; and the part of docs/reproduce.md that is made from
+results/measured/, see reproduction.py.
 
 ``make docs`` runs it. With ``--costs`` it counts the costs of all methods again, which takes a minute; without, it
 counts those of new methods. With ``--hours`` it computes again what the paper's recipes take on cards, see
@@ -18,6 +21,7 @@ import card_hours
 import method_costs
 import method_page
 import reproduction
+import settings_page
 
 PAGE = Path(__file__).parent / "methods.md"
 NOTEBOOK = Path(__file__).parent / "notebook.ipynb"
@@ -73,6 +77,7 @@ def main() -> None:
     known = {} if "--costs" in sys.argv[1:] else method_costs.read()
     method_costs.write(count_costs(known))
     _write_changed(PAGE, page())
+    _write_changed(settings_page.PAGE, settings_page.page())
     _write_changed(reproduction.PAGE, reproduction.page(reproduction.PAGE.read_text(encoding="utf-8")))
 
 

@@ -7,11 +7,11 @@ the table of its family. A new method needs no change here.
 from __future__ import annotations
 
 import re
-import textwrap
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
+from markdown_text import escaped, filled, paragraph, styled, table
 from method_costs import PAIR, Costs, pair_title
 
 from kd_bench.methods import _registry as methods
@@ -201,7 +201,7 @@ def page(costs: Costs, times: dict[str, float]) -> str:
         if not members:
             continue
         rows = [_row(info, entries[info.name], costs, times) for info in members]
-        parts += [f"\n## {title}\n", _INTRODUCTIONS.get(family, ""), _styled("methods", _table(_COLUMNS, rows))]
+        parts += [f"\n## {title}\n", _INTRODUCTIONS.get(family, ""), styled("methods", table(_COLUMNS, rows))]
         parts += [_section(info, entries[info.name]) for info in members]
     order = sorted(costs.items(), key=lambda item: list(FAMILIES).index(families.get(item[0], "adversarial")))
     counted = {name: cost for name, cost in order if name in families}
@@ -241,16 +241,16 @@ def _percent(fraction: float) -> str:
 def _section(info: methods.MethodInfo, entry: Entry) -> str:
     """Returns the section of a method."""
     summary, *paragraphs = info.doc.partition("\nArgs:\n")[0].strip().split("\n\n")
-    text = f"\n### {info.name}\n\n{_escaped(' '.join(summary.split()))}\n"
+    text = f"\n### {info.name}\n\n{escaped(' '.join(summary.split()))}\n"
     if entry.formula:
         text += f"\n```math\n{entry.formula.strip()}\n```\n"
-        text += f"\n{_filled(entry.where, 120)}\n" if entry.where else ""
+        text += f"\n{filled(entry.where, 120)}\n" if entry.where else ""
     if paragraphs:
         formula, _, rest = " ".join(paragraphs[0].split()).partition(". ")
         if formula.startswith("ce_weight * ") or (_CITATION.match(rest) and (" * " in formula or "MSE" in formula)):
             paragraphs[0] = rest
-            text += "" if entry.formula else f"\n```text\n{_filled(formula.rstrip('.'), 100)}\n```\n"
-    text += "".join(f"\n{_paragraph(paragraph)}\n" for paragraph in paragraphs if paragraph)
+            text += "" if entry.formula else f"\n```text\n{filled(formula.rstrip('.'), 100)}\n```\n"
+    text += "".join(f"\n{paragraph(part)}\n" for part in paragraphs if part)
     text += f"\n{_reads(info)}\n"
     if not info.parameters:
         return text + "\nIt has no settings.\n"
@@ -261,12 +261,12 @@ def _section(info: methods.MethodInfo, entry: Entry) -> str:
             *([f"${symbols[parameter.name]}$" if parameter.name in symbols else ""] if symbols else []),
             f"`{_value(parameter)}`",
             _allowed(parameter),
-            _escaped(parameter.text),
+            escaped(parameter.text),
         ]
         for parameter in info.parameters
     ]
     head = ["setting", *(["symbol"] if symbols else []), "default", "allowed", "meaning"]
-    return text + _styled("settings", _table(head, rows))
+    return text + styled("settings", table(head, rows))
 
 
 def symbols_of(info: methods.MethodInfo, entry: Entry) -> dict[str, str]:
@@ -277,14 +277,6 @@ def symbols_of(info: methods.MethodInfo, entry: Entry) -> dict[str, str]:
     names = [parameter.name for parameter in info.parameters]
     listed = {name: symbols[name] for name in names if name in symbols and symbols[name] in entry.formula}
     return listed | ({"warmup_epochs": "E_0"} if "warmup_epochs" in names else {})
-
-
-def _paragraph(text: str) -> str:
-    """Returns a paragraph, or a list, of a docstring as Markdown."""
-    if not text.startswith("* "):
-        return _filled(_escaped(" ".join(text.split())), 120)
-    items = [" ".join(item.split()) for item in re.split(r"^\* ", text, flags=re.M)[1:]]
-    return "\n".join(_filled(f"* {_escaped(item)}", 120, "  ") for item in items)
 
 
 def _reads(info: methods.MethodInfo) -> str:
@@ -304,7 +296,7 @@ def _reads(info: methods.MethodInfo) -> str:
     missing = [f"`{key}`" for key in LOGIT_SETTINGS if key not in possible]
     if missing:
         text += f" It has no {' and no '.join(missing)}."
-    return _filled(text, 120)
+    return filled(text, 120)
 
 
 def _outputs(needs: Needs) -> str:
@@ -334,29 +326,7 @@ def _value(parameter: Parameter) -> str:
 
 
 def _allowed(parameter: Parameter) -> str:
-    return _escaped(allowed(resolve(parameter.annotation)).replace("a finite number, ", "").replace("'", ""))
-
-
-def _filled(text: str, width: int, indent: str = "") -> str:
-    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def _escaped(text: str) -> str:
-    """Returns Markdown that renders as the text; only text in double backticks is code."""
-    parts = re.split(r"``(.+?)``", text)
-    parts[1::2] = [f"`{code}`" for code in parts[1::2]]
-    parts[::2] = [re.sub(r"([\\*_<>|$\[\]])", r"\\\1", plain) for plain in parts[::2]]
-    return "".join(parts)
-
-
-def _styled(name: str, table: str) -> str:
-    """Returns a table to which the styles of a class in docs/style.css apply."""
-    return f'\n<div class="{name}" markdown>\n\n{table}\n</div>\n'
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return escaped(allowed(resolve(parameter.annotation)).replace("a finite number, ", "").replace("'", ""))
 
 
 def _costs_table(costs: Costs) -> str:
@@ -371,4 +341,4 @@ def _costs_table(costs: Costs) -> str:
         for name, cost in costs.items()
     ]
     head = ["method", "teacher's pass, GFLOP per image", "student's step, GFLOP per image", "own state", "activations"]
-    return _table(head, rows)
+    return table(head, rows)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench import plan as planning
-from kd_bench.config.load import find_recipe, packaged_recipes, read_recipe
+from kd_bench.config.load import merge, packaged_recipes, read_recipe, recipe_context
+from kd_bench.config.trial import Training
 from kd_bench.data import registry as datasets
 from kd_bench.launch import run_recipe
 from kd_bench.launch.run_recipe import PlannedRecipe
 from kd_bench.launch.run_recipe import summarise_recipes as table
+from kd_bench.methods._added_rows import check_methods, method_rows
+from kd_bench.plan_without_weights import plan_from_results
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 
@@ -40,6 +43,7 @@ def plan(
     only: Iterable[str] | None = None,
     trials: int | None = None,
     overrides: Iterable[str] | None = None,
+    results: Path | None = None,
 ) -> PlannedRecipe:
     """Reads a recipe and plans its trials.
 
@@ -49,14 +53,20 @@ def plan(
         only: Conditions that trials must match, each ``key=value[,value...]``.
         trials: Number of seeds; None for the recipe's.
         overrides: Settings that replace the recipe's, each ``key=value``.
+        results: A results folder that is only read: weights of teachers that are not on this machine are taken to be
+            those of its results. None for a run, which needs the weights.
 
     Raises:
         UserError: If the recipe or one of the other arguments is invalid.
     """
     content = read_recipe(recipe, with_rows(recipe, methods, overrides), trials)
     in_file = not isinstance(recipe, Mapping)
-    context = content.name if isinstance(recipe, Mapping) else str(find_recipe(recipe))
-    return PlannedRecipe(content, context, planning.plan(content, context, only or ()), in_file=in_file)
+    context = content.name if isinstance(recipe, Mapping) else recipe_context(recipe)
+    if results is None:
+        planned = planning.plan(content, context, only or ())
+    else:
+        planned = plan_from_results(content, context, results, only or ())
+    return PlannedRecipe(content, context, planned, in_file=in_file)
 
 
 def with_rows(
@@ -64,33 +74,8 @@ def with_rows(
 ) -> list[str]:
     """Returns overrides that add rows to a recipe, followed by ``overrides``, which may change the new rows."""
     rows = method_rows(methods, "--method", read_recipe(recipe).methods) if methods else {}
+    check_methods(rows.values(), "--method")
     return [*(f"methods.{label}.method={json.dumps(name)}" for label, name in rows.items()), *(overrides or ())]
-
-
-def method_rows(methods: Iterable[str], context: str, taken: Container[str] = ()) -> dict[str, str]:
-    """Returns the methods by the label of their row.
-
-    Args:
-        methods: ``NAME`` or ``FILE.py:CLASS``, optionally after ``LABEL=``. A class's label is its name in snake case.
-        context: The option they are from, for errors.
-        taken: Labels of other rows.
-
-    Raises:
-        UserError: If a label is not a word or is taken.
-    """
-    rows: dict[str, str] = {}
-    for text in methods:
-        label, equals, name = text.partition("=")
-        if not equals or not re.fullmatch(r"[\w-]*", label):  # the path of a file may contain an equals sign
-            label, name = text.rpartition(":")[2], text
-            if ".py:" in text:
-                label = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", label).lower()
-        if not re.fullmatch(r"[\w-]+", label) or not name:
-            raise UserError(f"{context} {text}: should be a method's name, FILE.py:CLASS or LABEL=FILE.py:CLASS")
-        if label in taken or rows.get(label, name) != name:
-            raise UserError(f"{context} {text}: there is a row {label!r} already; give it another label: LABEL={name}")
-        rows[label] = name
-    return rows
 
 
 def base_recipe(dataset: str) -> dict[str, Any]:
@@ -155,6 +140,7 @@ def plan_comparison(
         entries = {"none": {}, **methods}
     else:
         rows = {"none": "none"} | method_rows(methods, "--methods")
+        check_methods(rows.values(), "--methods")
         entries = {label: {"method": method} for label, method in rows.items()}
     recipe = pair_recipe(name, dataset, teacher, student, entries, **settings)
     for option, network in (("--teacher", teacher), ("--student", student)):
@@ -162,16 +148,32 @@ def plan_comparison(
     return PlannedRecipe(recipe, "compare", planning.plan(recipe, "compare"), in_file=False)
 
 
-def teacher_recipe(name: str, dataset: str, **settings: Any) -> tuple[Recipe, str, str]:
-    """Returns a recipe with the teacher ``name``, the full name of its network, and a context for errors."""
+def teacher_recipe(
+    name: str,
+    dataset: str,
+    *,
+    weights: str | None = None,
+    trials: int | None = None,
+    overrides: Iterable[str] | None = None,
+) -> tuple[Recipe, str, str]:
+    """Returns a recipe with the teacher ``name``, the full name of its network, and a context for errors.
+
+    The arguments are those of ``pair_recipe``. The settings that the data set's recipe has for teachers become those of
+    the recipe itself, so that ``overrides`` change the training of the teacher: "epochs=2", not
+    "teacher_training.epochs=2".
+    """
     from kd_bench.trials.folder import TEACHERS
 
-    recipe = pair_recipe(TEACHERS, dataset, name, name, **settings)
+    recipe = pair_recipe(TEACHERS, dataset, name, name, weights=weights)
+    training = {key: value for key, value in recipe.teacher_training.items() if key in Training.model_fields}
+    others = {key: value for key, value in recipe.teacher_training.items() if key not in training}
+    content = merge(recipe.model_dump(mode="json"), training) | {"teacher_training": others}
+    recipe = read_recipe(content, overrides or (), trials)
     return recipe, planning.resolve_network(recipe, name, f"teacher {name}"), f"teacher {name}"
 
 
 def plan_teachers(name: str, dataset: str, **settings: Any) -> PlannedRecipe:
-    """Plans the training of a teacher, once per seed; ``settings`` are those of ``pair_recipe``."""
+    """Plans the training of a teacher, once per seed; ``settings`` are those of ``teacher_recipe``."""
     recipe, model, context = teacher_recipe(name, dataset, **settings)
     return PlannedRecipe(recipe, context, planning.plan_teachers(recipe, model, context))
 
@@ -255,7 +257,11 @@ def tune(
 
 
 def report_parts(
-    recipes: Iterable[str] | None, methods: Sequence[str] | None, out: Path, columns: Sequence[str] = ()
+    recipes: Iterable[str] | None,
+    methods: Sequence[str] | None,
+    out: Path,
+    columns: Sequence[str] = (),
+    **changes: Any,
 ) -> list[FolderResults]:
     """Returns the results in a folder, one part for each recipe.
 
@@ -264,20 +270,20 @@ def report_parts(
         methods: Additional rows of the recipes, as for ``method_rows``.
         out: The results folder.
         columns: Names of the columns, see ``kd_bench.report.columns``; none for the usual ones.
+        **changes: ``only``, ``trials`` and ``overrides``, as for ``plan``.
 
     Raises:
         UserError: If there are no results, or no such column.
     """
     from kd_bench.report.columns import check_columns
     from kd_bench.report.image_sets import note_differences
+    from kd_bench.trials.results_folder import check_results_folder
 
     check_columns(columns)
-
-    if not out.is_dir():
-        raise UserError(f"--out: there is no folder {out}; kd-bench run makes one")
+    check_results_folder(out)
     if methods and not recipes:
         raise UserError("--method: name the recipe that it is a row of, with --recipe")
-    parts = [recipe_part(name, out, methods) for name in recipes] if recipes else list(_folder_parts(out))
+    parts = [recipe_part(name, out, methods, **changes) for name in recipes] if recipes else list(_folder_parts(out))
     if not parts:
         raise UserError(f"--out: there are no trials in {out}; kd-bench run puts some there")
     return note_differences([with_columns(part, columns) for part in parts])
@@ -291,27 +297,37 @@ def with_columns(part: FolderResults, columns: Sequence[str]) -> FolderResults:
     return replace(part, summary=column_cells.with_columns(part.summary, cells, columns, others))
 
 
-def recipe_part(name: str, out: Path, methods: Sequence[str] | None = None) -> FolderResults:
+def recipe_part(name: str, out: Path, methods: Sequence[str] | None = None, **changes: Any) -> FolderResults:
     """Returns the results of a recipe so far.
 
     Args:
         name: A file, the name of a packaged recipe, or the name of a folder in ``out``, e.g. of a comparison.
         out: The results folder.
         methods: Additional rows, as for ``method_rows``.
+        **changes: ``only``, ``trials`` and ``overrides``, as for ``plan``.
 
     Raises:
         UserError: If there is no such recipe or folder.
     """
+    from kd_bench.trials.missing_results import explain_missing
     from kd_bench.trials.recipe_file import find_recipe_in
 
     try:
         recipe = find_recipe_in(name, out)
     except UserError:
-        part = None if methods else folder_part(name, out)
+        part = None if methods or any(changes.values()) else folder_part(name, out)
         if part is None:
             raise
         return part
-    return replace(planned_part(plan(recipe, methods=methods), out), recipe=recipe, methods=tuple(methods or ()))
+    planned = plan(recipe, methods=methods, results=out, **changes)
+    return replace(
+        planned_part(planned, out),
+        recipe=recipe,
+        methods=tuple(methods or ()),
+        trials=changes.get("trials"),
+        overrides=tuple(changes.get("overrides") or ()),
+        missing=explain_missing(name, planned.recipe, planned.context, planned.planned, out),
+    )
 
 
 def folder_part(name: str, out: Path) -> FolderResults | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
+from kd_bench.config.layers import Layer, build_from_layers
 from kd_bench.config.load import find_published, merge
 from kd_bench.config.network_names import PREFIX
 from kd_bench.config.optimizer import DOT, Schedule, StepSchedule
@@ -60,8 +63,17 @@ def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[Planned
             f"{len(recipe.all_seeds())} seeds{crossed} make {count:,} trials; at most {MAX_PLANNED:,} are allowed"
         )
     _check_second_views(recipe, context)
-    planned = [trial for index in range(len(recipe.pairs)) for trial in _plan_pair(recipe, index, teachers, context)]
-    return select(planned, only)
+    by_pair = [list(_plan_pair(recipe, index, teachers, context)) for index in range(len(recipe.pairs))]
+    _refuse_repeated_pairs(by_pair, context)
+    return select([cell for cells in by_pair for cell in cells], only)
+
+
+def _refuse_repeated_pairs(by_pair: list[list[PlannedTrial]], context: str) -> None:
+    plans = [[(cell.label, cell.trial, cell.taught_by) for cell in cells] for cells in by_pair]
+    for index, cells in enumerate(plans):
+        first = plans.index(cells)
+        if first < index:
+            raise UserError(f"{context}: pairs.{index}: has the networks and settings of pairs.{first}; leave one out")
 
 
 def resolve_network(recipe: Recipe, name: str, context: str) -> str:
@@ -111,7 +123,7 @@ def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context:
         raise UserError(f"{pair_context}.leave_out: leaves no row to the pair; remove the pair instead")
     for label, row in rows.items():
         row_context = f"{pair_context}.methods.{label}" if label in pair.methods else f"{context}: methods.{label}"
-        info = methods.describe(row.method, row_context)
+        info = methods.describe_row(label, row.method, row_context)
         if info.needs_teacher and not pair.teacher:
             raise UserError(f"{row_context}: {row.method} needs a teacher, and the pair of {pair.student} has none")
         of_pair = pair.methods.get(label, {})
@@ -121,9 +133,14 @@ def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context:
         of_row = merge(row.training, own.training)
         if of_row.get("second_view") is not None and not info.uses_second_view:
             raise UserError(f"{row_context}.training.second_view: {row.method} reads one view of the images only")
-        changes = merge(pair.training, of_row)
         untuned = row.untuned if own.untuned is None else own.untuned
-        trial = _trial(recipe, changes, student, method, recipe.all_seeds()[0], f"{pair_context}.training")
+        layers = (
+            Layer(f"{pair_context}.training", pair.training),
+            Layer(f"{context}: methods.{label}.training", row.training),
+            Layer(f"{pair_context}.methods.{label}.training", own.training),
+        )
+        build = partial(_trial, recipe, student, method, recipe.all_seeds()[0])
+        trial = build_from_layers(build, layers, context)
         for teacher, weights in planned_teachers if info.needs_teacher else planned_teachers[:1]:
             for seed in recipe.all_seeds():
                 update = {"teacher": teacher if info.needs_teacher else None, "seed": seed}
@@ -141,7 +158,7 @@ def _method(name: str, values: Mapping[str, Any], context: str) -> MethodSetting
 
 
 def _trial(
-    recipe: Recipe, changes: Mapping[str, Any], model: str, method: MethodSettings, seed: Any, context: str
+    recipe: Recipe, model: str, method: MethodSettings, seed: Any, changes: Mapping[str, Any], context: str
 ) -> Trial:
     """Plans a training with the recipe's settings and ``changes``, without a teacher."""
     content = merge(recipe.shared_training(), changes)
@@ -277,7 +294,7 @@ def plan_teacher(recipe: Recipe, name: str, context: str) -> tuple[Trial | Pretr
     settings, source = teacher_settings(recipe, name, context), _source(recipe, name, context)
     seed, start = pop_seeds(settings, source)[0], pop_start(settings, source)
     weights = settings.pop("weights", None)
-    trial = _trial(recipe, settings, name, _method("none", {}, context), seed, source)
+    trial = _trial(recipe, name, _method("none", {}, context), seed, settings, source)
     if weights is None:
         return _with_start(trial, start, "input" in settings, source)
     if start.pretrained is not None:
@@ -368,8 +385,10 @@ def warmup_notes(planned: Iterable[PlannedTrial]) -> list[str]:
     for cell in planned:
         warmup, epochs = cell.trial.method.hyperparameters.get("warmup_epochs"), cell.trial.epochs
         if isinstance(warmup, int) and warmup > epochs:
+            key = f"methods.{cell.label}.warmup_epochs"
+            shorter = max(1, round(epochs / 12))  # the share that is published for CIFAR-100: 20 of 240
             notes[cell.label] = (
                 f"{cell.label}: its warm-up takes {warmup} epochs and the training {epochs}, so its terms never reach "
-                f"their full weight; set methods.{cell.label}.warmup_epochs"
+                f"their full weight; set {key}, e.g. --set {shlex.quote(f'{key}={shorter}')}"
             )
     return list(notes.values())

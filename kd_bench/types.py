@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
+
+from kd_bench.utils.errors import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,10 +122,29 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Needs:
-    """The outputs that a method reads. A network of which nothing is needed does not run."""
+    """The outputs that a method reads. A network of which nothing is needed does not run.
+
+    Raises:
+        TypeError: If one of the two is no set.
+        ValueError: If there is no such output.
+    """
 
     student: frozenset[Output] = LOGITS
     teacher: frozenset[Output] = LOGITS
+
+    def __post_init__(self) -> None:
+        known = get_args(Output)
+        for network in ("student", "teacher"):
+            outputs = getattr(self, network)
+            if not isinstance(outputs, Set):
+                raise TypeError(
+                    f"Needs: {network} should be a set, e.g. frozenset({{'stages'}}) (it is {outputs!r:.60})"
+                )
+            for name in sorted(map(str, outputs - set(known))):
+                hint = nearest(name, known)
+                end = f"did you mean {hint!r}?" if hint else f"there are: {', '.join(known)}"
+                raise ValueError(f"Needs: {network}: there is no output {name!r}; {end}")
+            object.__setattr__(self, network, frozenset(outputs))
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,21 @@ def test_settings_of_a_pair():
     assert second["dkd"].teacher.optimizer.lr == 0.1
 
 
+@pytest.mark.parametrize(
+    "change", [{"training": {"epochs": 9}}, {"methods": {"kd": {"temperature": 2}}}, {"leave_out": ["none"]}]
+)
+def test_pairs_of_the_same_networks_may_differ_in_settings(change):
+    first = RECIPE["pairs"][0]
+    cells = planned(pairs=[first, first | change])
+    assert len(cells) == 2 * 3 * 3 - 3 * ("leave_out" in change)
+
+
+def test_null_in_a_row_of_a_pair_gives_way_to_the_pair():
+    pair = RECIPE["pairs"][0] | {"training": {"clip_norm": 2}, "methods": {"kd": {"training": {"clip_norm": None}}}}
+    cells = planned(pairs=[pair], methods={"kd": {"training": {"clip_norm": 1}}, "dkd": {}})
+    assert {cell.label: cell.trial.clip_norm for cell in cells} == {"kd": 2, "dkd": 2}
+
+
 def test_settings_of_one_teacher():
     trials = [cell.trial for cell in planned(teachers={"wrn_40_2": {"epochs": 10}}) if cell.label == "kd"]
     assert {(trial.teacher.model, trial.teacher.epochs) for trial in trials} == {
@@ -189,6 +204,38 @@ def test_cohorts_share_batches_and_teacher(tmp_path):
         ([], {"pairs": [{"teacher": None, "student": "resnet8"}]}, "kd needs a teacher"),
         (["pairs.0.training.optimizer.lrr=1"], {}, "optimizer.lrr: no such key; did you mean 'lr'?"),
         (["pairs.0.methods.dk.beta=1"], {}, "no row is called 'dk'"),
+        (["pairs.0.training.lr=1"], {}, "r.yaml: pairs.0.training: lr: no such key; did you mean 'optimizer.lr'?"),
+        (
+            ["methods.kd.training.epoch=1"],
+            {},
+            "r.yaml: methods.kd.training: epoch: no such key; did you mean 'epochs'?",
+        ),
+        (
+            ["pairs.1.methods.kd={training: {epoch: 1}}"],
+            {},
+            "r.yaml: pairs.1.methods.kd.training: epoch: no such key; did you mean 'epochs'?",
+        ),
+        (
+            ["batch_size=60000", "teacher_training.batch_size=64"],
+            {},
+            "r.yaml: batch_size: 60000 is more than the 50000 training images of cifar100",
+        ),
+        (
+            ["pairs.0.training.batch_size=70000"],
+            {"methods": {"kd": {"training": {"batch_size": 60000}}}},
+            "r.yaml: methods.kd.training: batch_size: 60000 is more than",
+        ),
+        (
+            [],
+            {"methods": {"my_kd": {"temperature": 4}}},
+            "r.yaml: methods.my_kd: no method is called 'my_kd'; did you mean 'mlkd'? (for a label of your own add "
+            "method: NAME)",
+        ),
+        (
+            [],
+            {"pairs": [*RECIPE["pairs"], {"teacher": "cifar_resnet32x4", "student": "resnet8x4"}]},
+            "r.yaml: pairs.2: has the networks and settings of pairs.0; leave one out",
+        ),
         (["baseline=kdd"], {}, "no row is called 'kdd'"),
         (["teachers.resnet20.epochs=1"], {}, "no teacher of this recipe is called 'resnet20'"),
         (["teacher_training.epochs=none"], {}, "teacher_training: epochs: should be a whole number"),

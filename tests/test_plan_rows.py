@@ -117,7 +117,7 @@ def test_a_warmup_that_is_longer_than_the_training_is_noted_once_for_each_row(tm
     (recipe := tmp_path / "r.yaml").write_text(json.dumps(RECIPE | {"methods": WARMUPS, "epochs": 15, "pairs": PAIRS}))
     notes = [
         f"{label}: its warm-up takes 20 epochs and the training 15, so its terms never reach their full weight; "
-        f"set methods.{label}.warmup_epochs"
+        f"set methods.{label}.warmup_epochs, e.g. --set methods.{label}.warmup_epochs=1"
         for label in ("dkd", "slow")
     ]
     assert warmup_notes(plan(read_recipe(recipe), "r.yaml")) == notes

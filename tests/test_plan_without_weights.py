@@ -66,7 +66,5 @@ def test_results_are_found_without_the_weights_of_their_teacher(weights: Path, t
     finish(out / "teachers" / other.id, other)
     with pytest.raises(UserError, match=f"there is no file .*mine.pth; {re.escape(str(out))}.* has several teachers"):
         plan_from_results(recipe, "few", out)
-    with pytest.raises(
-        UserError, match=r"there is no file .*mine.pth; .*elsewhere/teachers has no teacher"
-    ):
+    with pytest.raises(UserError, match=r"there is no file .*mine.pth; .*elsewhere/teachers has no teacher"):
         plan_from_results(recipe, "few", tmp_path / "elsewhere")

@@ -78,6 +78,7 @@ def test_new_overwrites_nothing_and_prints_the_next_commands(tmp_path, monkeypat
     printed = capsys.readouterr().out
     assert "class Kl2(Method)" in Path("kl_2.py").read_text()
     assert "kd-bench run demo --method kl_2.py:Kl2 --only method=none,kd,ikl_kd,kl_2\n" in printed
+    assert "next:\n  pytest test_kl_2.py\n" in printed
     Path("kl_2.py").unlink()
     before = Path("test_kl_2.py").read_bytes()
     with pytest.raises(UserError, match=r"test_kl_2\.py is there already"):
@@ -92,6 +93,14 @@ def test_new_overwrites_nothing_and_prints_the_next_commands(tmp_path, monkeypat
     Path("file").write_text("")
     with pytest.raises(UserError, match="cannot be written to"):
         new("model", "x", Path("file/below"))
+
+
+def test_new_names_pytest_where_it_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    new("model", "my_net", tmp_path)
+    lines = capsys.readouterr().out.partition("next:\n")[2].splitlines()
+    assert lines[:2] == ["  pip install pytest", f"  pytest {tmp_path / 'test_my_net.py'}"]
+    assert lines[3].endswith(f" --student {tmp_path / 'my_net.py'}:MyNet --methods kd,dist")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import whole_number
 from kd_bench.cli.targets import find_targets, raising_on_sigterm
 from kd_bench.utils.errors import RunFailed, UserError
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     from kd_bench.config.attack import Attack
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _PUBLISHED = ("Linf", 8 / 255)
 
 
+@opt.with_settings("epochs", "lr")  # --batch-size has another meaning here
 def attack(
     target: opt.Target,
     model: opt.Model = None,
@@ -40,6 +42,7 @@ def attack(
     key: opt.Key = None,
     save_examples: Annotated[bool, typer.Option("--save-examples", help="Keep the adversarial images.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Verify the kept adversarial images, in float64.")] = False,
+    method: opt.Method = None,
     only: opt.Only = None,
     trials: opt.Trials = None,
     set_: opt.Set = None,
@@ -71,8 +74,8 @@ def attack(
         opt.check_choice("screen", screen, SCREENS, "--screen")
     settings = parse_attacks(eps, screen or attacks_, norm=norm, images=images, batch_size=batch_size, seed=seed)
     targets, recipe = find_targets(
-        target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials,
-        overrides=set_,
+        target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, methods=method, only=only,
+        trials=trials, overrides=set_,
     )  # fmt: skip
     keep_freed_memory()
     evaluator = AutoAttackEvaluator(data, find_devices(device)[0], threads)
@@ -137,11 +140,13 @@ def _print_recipe(recipe: PlannedRecipe, out: Path, settings: list[Attack], form
     render.write(attack_table.render_tables(tables, format_), format_, sys.stdout)
 
 
-def _log_progress(name: str, batch: int, batches: int, standing: int) -> None:
+def _log_progress(name: str, batch: int, batches: int, correct: int) -> None:
     """Prints a line after each attack; on a terminal also one that changes with each batch."""
     from kd_bench.config.attack import title
 
-    line = f"{name if name == 'clean' else title(name)}: batch {batch} of {batches}, {standing} images stand"
+    attack, still = ("clean", "") if name == "clean" else (title(name), "still ")
+    images = f"{count(correct, 'image')} {'is' if correct == 1 else 'are'}"
+    line = f"{attack}: batch {batch} of {batches}, {images} {still}classified correctly"
     if sys.stderr.isatty():
         typer.echo(f"\r\x1b[K{line}", err=True, nl=batch == batches)
     elif batch == batches:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.options import check_choice
+
+if TYPE_CHECKING:
+    from kd_bench.training.logit_cache import LogitFile
 
 cache_app = typer.Typer(
     help="Show and clear caches: decoded images, and logits and features of teachers.",
@@ -35,7 +38,7 @@ def cache(context: typer.Context) -> None:
     for file in files:
         content = f"{file.key.get('teacher', '?')} on {file.key.get('dataset', '?')}"
         share = f"{min(1.0, file.disk_bytes / file.full_bytes):.0%} of {_size(file.full_bytes)}"
-        rows.append([file.key.get("kind", "logits"), content, _size(file.disk_bytes), share, _age(file.last_used)])
+        rows.append([_content(file), content, _size(file.disk_bytes), share, _age(file.last_used)])
     total = sum(split.size for split in splits) + sum(file.disk_bytes for file in files)
     typer.echo(f"{cache_folder()}: {_size(total)}")
     if rows:
@@ -48,22 +51,23 @@ def cache(context: typer.Context) -> None:
 
 
 @cache_app.command("clear")
-def clear(kind: Annotated[str, typer.Argument(help="logits, images or all.")] = "all") -> None:
-    """Remove caches that no process uses."""
+def clear(kind: Annotated[str, typer.Argument(help="images, logits, features or all.")] = "all") -> None:
+    """Remove caches that no process uses: decoded images, and logits and features of teachers."""
     from kd_bench.data import decoded_cache
     from kd_bench.training import logit_cache
     from kd_bench.trials.accuracy_cache import accuracies_folder
     from kd_bench.utils.paths import cache_folder
 
-    check_choice("kind of cache", kind, ("logits", "images", "all"))
+    check_choice("kind of cache", kind, ("images", "logits", "features", "all"))
     freed = 0
-    if kind != "images":
-        for file in logit_cache.list_files(logit_cache.logits_folder()):
-            if logit_cache.remove_file(file):
-                freed += file.disk_bytes
-            else:
-                typer.echo(f"{file.path}: kept, because it is in use")
-    if kind != "logits":
+    for file in logit_cache.list_files(logit_cache.logits_folder()):
+        if kind not in (_content(file), "all"):
+            continue
+        if logit_cache.remove_file(file):
+            freed += file.disk_bytes
+        else:
+            typer.echo(f"{file.path}: kept, because it is in use")
+    if kind in ("images", "all"):
         for split in decoded_cache.entries(cache_folder()):
             freed += split.size
             split.remove()
@@ -72,6 +76,11 @@ def clear(kind: Annotated[str, typer.Argument(help="logits, images or all.")] = 
         for accuracy in accuracies_folder().glob("*.json"):
             accuracy.unlink(missing_ok=True)
     typer.echo(f"freed {_size(freed)}")
+
+
+def _content(file: LogitFile) -> str:
+    """What the rows of a file are: "logits" or "features"."""
+    return str(file.key.get("kind", "logits"))
 
 
 def _size(size: float) -> str:

@@ -95,12 +95,14 @@ def lists(incomplete: str) -> list[str]:
 def subjects(incomplete: str) -> list[str]:
     """Returns what ``kd-bench show`` describes."""
     from kd_bench.config.load import packaged_recipes
+    from kd_bench.config.settings_reference import all_settings
 
+    settings = [setting.key for setting in all_settings()] if incomplete else []
     return [
         *methods(incomplete),
         *datasets(incomplete),
         *networks(incomplete),
-        *_matching(packaged_recipes(), incomplete),
+        *_matching([*packaged_recipes(), *settings], incomplete),
     ]
 
 

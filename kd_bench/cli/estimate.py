@@ -49,7 +49,7 @@ def estimate(
     they need neither a GPU nor the images nor the teacher's weights.
     """
     from kd_bench import api
-    from kd_bench.config.load import find_recipe, read_recipe
+    from kd_bench.config.load import read_recipe, recipe_context
     from kd_bench.estimate.gpus import select_gpus
     from kd_bench.plan import warmup_notes
     from kd_bench.trials.recipe_file import find_recipe_in
@@ -66,7 +66,7 @@ def estimate(
     from kd_bench.estimate.estimate_text import render_estimate
     from kd_bench.plan_without_weights import plan_with_placeholders
 
-    planned, missing = plan_with_placeholders(content, str(find_recipe(recipe)), only or ())
+    planned, missing = plan_with_placeholders(content, recipe_context(recipe), only or ())
     for note in warmup_notes(planned):
         _log(note)
     cost = estimate_recipe.estimate_recipe(planned, options, content.name, gpus, assumed, _log, steps)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +17,7 @@ from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PretrainedTeacher, Trial
-    from kd_bench.evaluation.evaluate_network import Outcome
+    from kd_bench.evaluation.evaluate_network import NetworkEvaluator, Outcome
     from kd_bench.evaluation.target import EvaluationTarget
     from kd_bench.launch.run_recipe import PlannedRecipe
 
@@ -26,6 +28,7 @@ ALL = "all"
 _MOST_COLUMNS = 8
 
 
+@opt.with_settings()
 def evaluate(
     target: opt.Target,
     metrics: Annotated[
@@ -42,6 +45,7 @@ def evaluate(
     dataset: opt.ModelDataset = None,
     normalise: opt.Normalise = None,
     key: opt.Key = None,
+    method: opt.Method = None,
     only: opt.Only = None,
     trials: opt.Trials = None,
     set_: opt.Set = None,
@@ -62,57 +66,112 @@ def evaluate(
     if ood and "ood" not in chosen:
         raise UserError(f"--ood: has no meaning for --metrics {metrics}, which does not name ood")
 
-    from kd_bench.evaluation.dataset_reader import NO_OTHER_SETS
     from kd_bench.evaluation.evaluate_network import NetworkEvaluator
     from kd_bench.launch.devices import find_devices
     from kd_bench.utils.allocator import keep_freed_memory
 
     keep_freed_memory()
     targets, recipe = find_targets(
-        target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials,
-        overrides=set_,
+        target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, methods=method, only=only,
+        trials=trials, overrides=set_,
     )  # fmt: skip
     evaluator = NetworkEvaluator(data, find_devices(device)[0], threads, workers, ood or ())
     evaluator.images.check_names(ood or ())
+    measurement = _Measurement(evaluator, chosen, named, bool(ood), recipe)
+    if recipe is None:
+        outcome = _evaluate_network(measurement, targets[0])
+        _print_network(targets[0], outcome, format_)
+        return
+    failures = _evaluate_recipe(measurement, targets)
+    _print_recipe(recipe, tuple(name for name in chosen if name in measurement.applied), out, format_)
+    if failures:
+        raise RunFailed(f"{len(failures)} of {len(targets)} networks are not evaluated, see above; for the others "
+                        "nothing is measured again when the command is repeated")  # fmt: skip
+
+
+@dataclass
+class _Measurement:
+    """What is measured of each network.
+
+    Attributes:
+        evaluator: Measures networks.
+        metrics: The metrics, in their usual order.
+        named: Whether the user named them; otherwise those that do not apply to a network are left out.
+        other_sets: Whether the user named other images than those of the data set.
+        recipe: The recipe whose trials are measured; None for one network.
+        applied: The metrics that were measured of at least one network.
+    """
+
+    evaluator: NetworkEvaluator
+    metrics: tuple[str, ...]
+    named: bool
+    other_sets: bool
+    recipe: PlannedRecipe | None
+    applied: set[str] = field(default_factory=set)
+
+    def evaluate(self, network: EvaluationTarget) -> Outcome:
+        """Measures a network. Raises a UserError or RunFailed if that is not possible."""
+        teachers = _teachers(network, self.recipe)
+        # Where nobody names them, fidelity needs a teacher, and ood another data set.
+        others = self.other_sets or self.evaluator.images.other_sets(network.trained)
+        applies = {"fidelity": bool(teachers), "ood": bool(others)}
+        wanted = tuple(name for name in self.metrics if self.named or applies.get(name, True))
+        self.applied.update(wanted)
+        _log(network.name if self.recipe is None else f"{network.name}, {network.folder.name}")
+        with raising_on_sigterm():
+            return self.evaluator.evaluate(network, wanted, teachers, _log_progress)
+
+    def is_refused(self, outcome: Outcome) -> bool:
+        """Whether the only metric was left out of an outcome."""
+        (name, *others) = self.metrics
+        return not others and bool(outcome.left_out) and not getattr(outcome.evaluation, name)
+
+    def log_other_sets(self) -> None:
+        """Says that out-of-distribution images are missing, if they are wanted and no network had some."""
+        from kd_bench.evaluation.dataset_reader import NO_OTHER_SETS
+
+        if "ood" in self.metrics and "ood" not in self.applied:
+            _log(NO_OTHER_SETS)
+
+
+def _evaluate_network(measurement: _Measurement, network: EvaluationTarget) -> Outcome:
+    """Measures one network. Raises a UserError if the only metric does not apply to it."""
+    outcome = measurement.evaluate(network)
+    if measurement.is_refused(outcome):
+        raise UserError("; ".join(outcome.left_out))
+    for sentence in outcome.left_out:
+        _log(sentence)
+    measurement.log_other_sets()
+    return outcome
+
+
+def _evaluate_recipe(measurement: _Measurement, networks: Sequence[EvaluationTarget]) -> list[str]:
+    """Measures the networks of a recipe, and returns why some were left out.
+
+    Raises:
+        UserError: If the only metric applies to none of them, or an error is not about one network.
+        RunFailed: If none could be measured.
+    """
     outcomes: list[Outcome] = []
     failures: list[str] = []
-    applied: set[str] = set()
-    for network in targets:
-        teachers = _teachers(network, recipe)
-        # where nobody names them, fidelity needs a teacher, and ood another data set
-        applies = {"fidelity": bool(teachers), "ood": bool(ood or evaluator.images.other_sets(network.trained))}
-        wanted = tuple(name for name in chosen if named or applies.get(name, True))
-        applied.update(wanted)
-        _log(f"{network.name}, {network.folder.name}" if recipe is not None else network.name)
+    for network in networks:
         try:
-            with raising_on_sigterm():
-                outcome = evaluator.evaluate(network, wanted, teachers, _log_progress)
+            outcome = measurement.evaluate(network)
         except (UserError, RunFailed) as error:
-            # what is said of a second trial, too, is not about one trial
-            if recipe is None or str(error) in failures:
+            if str(error) in failures:  # what is said of a second trial, too, is not about one trial
                 raise
             failures.append(str(error))
             _log(f"{error}; left out")
             continue
         outcomes.append(outcome)
-        if len(chosen) == 1 and outcome.left_out and recipe is None and not getattr(outcome.evaluation, chosen[0]):
-            raise UserError("; ".join(outcome.left_out))
         for sentence in outcome.left_out:
             _log(sentence)
-    if "ood" in chosen and "ood" not in applied:
-        _log(NO_OTHER_SETS)
-    refused = [outcome.left_out for outcome in outcomes if not getattr(outcome.evaluation, chosen[0])]
-    if len(chosen) == 1 and outcomes and len(refused) == len(outcomes) and all(refused):
-        raise UserError(refused[0][0])
+    measurement.log_other_sets()
     if not outcomes:
         raise RunFailed(failures[0])
-    if recipe is not None:
-        _print_recipe(recipe, tuple(name for name in chosen if name in applied), out, format_)
-    else:
-        _print_network(targets[0], outcomes[0], format_)
-    if failures:
-        raise RunFailed(f"{len(failures)} of {len(targets)} networks are not evaluated, see above; for the others "
-                        "nothing is measured again when the command is repeated")  # fmt: skip
+    if all(map(measurement.is_refused, outcomes)):
+        raise UserError(outcomes[0].left_out[0])
+    return failures
 
 
 def _metrics(text: str | None) -> tuple[str, ...]:

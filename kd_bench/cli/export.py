@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from kd_bench.cli import options as opt
 from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.option_types import path_option
+from kd_bench.cli.targets import trial_path
 from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +23,13 @@ export_app = typer.Typer(
 
 
 @export_app.command("csv")
+@opt.with_settings("batch_size", "lr")  # --epochs has another meaning here
 def export_csv(
     recipe: opt.Recipes = None,
     method: opt.Method = None,
+    only: opt.Only = None,
+    trials: opt.Trials = None,
+    set_: opt.Set = None,
     epochs: Annotated[bool, typer.Option("--epochs", help="Write a line for each epoch of each trial.")] = False,
     out: opt.Out = opt.OUT,
     output: Annotated[Path | None, path_option("--output", "File to write. By default, print.")] = None,
@@ -35,11 +39,14 @@ def export_csv(
     from kd_bench.report import csv_export
     from kd_bench.utils.files import write_output
 
-    results = api.report_parts(recipe, method, out)
+    if not recipe:
+        opt.refuse_without_recipe(", with --recipe", only=only, trials=trials, set=set_)
+    results = api.report_parts(recipe, method, out, only=only, trials=trials, overrides=set_)
     parts = [(part.folder.name, part.folder, part.cells) for part in results]
     table = csv_export.epochs(parts) if epochs else csv_export.trials(parts)
     left_out = (f"{sentence}; left out" for part in results for sentence in part.left_out)
-    for problem in (*table.problems, *left_out):
+    missing = (part.missing for part in results if recipe and part.missing)
+    for problem in (*table.problems, *left_out, *missing):
         typer.echo(f"export: {problem}", err=True)
     if output is None:
         sys.stdout.write(table.text)
@@ -49,11 +56,14 @@ def export_csv(
 
 
 @export_app.command("card")
+@opt.with_settings()
 def export_card(
     trial: Annotated[str, typer.Argument(help="A finished trial: its folder or its identity (see export csv).")],
     output: Annotated[Path, path_option("--output", "Folder to write into.")],
     recipe: opt.Recipes = None,
     method: opt.Method = None,
+    trials: opt.Trials = None,
+    set_: opt.Set = None,
     out: opt.Out = opt.OUT,
     data: opt.Data = None,
 ) -> None:
@@ -62,12 +72,15 @@ def export_card(
     from kd_bench.data import registry as datasets
     from kd_bench.methods import _registry as methods
     from kd_bench.report.model_card import CardSubject, model_card
+    from kd_bench.trials.folder import TrialFolder
     from kd_bench.trials.hub_export import export_student
     from kd_bench.trials.integrity import check_trial
     from kd_bench.trials.reader import read_trial, trial_settings
     from kd_bench.utils.files import write_atomic
 
-    folder = _find_trial(trial, out)
+    if not recipe:
+        opt.refuse_without_recipe(", with --recipe", trials=trials, set=set_)
+    folder = TrialFolder(trial_path(trial, out).absolute())
     record = read_trial(folder.path)
     if record.is_damaged:
         raise UserError(record.advice)
@@ -95,7 +108,7 @@ def export_card(
         hub=spec.hub,
         input_description=exported.input_description,
         loading_code=exported.loading_code,
-        training_command=_training_command(folder, recipe, method) or environment.get("command") or "",
+        training_command=_training_command(folder, recipe, method, trials, set_) or environment.get("command") or "",
         kept_layers=[(layer.name, layer.description, layer.parameters) for layer in exported.kept_layers],
         loads_in_timm=exported.loads_in_timm,
     )
@@ -104,36 +117,27 @@ def export_card(
     typer.echo("Before you share it, add a license: to the top of README.md; nothing was uploaded.")
 
 
-def _find_trial(trial: str, out: Path) -> TrialFolder:
-    """Returns the folder of a trial that is named by its folder or its identity."""
-    from kd_bench.trials.folder import TrialFolder
-    from kd_bench.trials.integrity import is_trial_id
-
-    path = Path(trial).expanduser()
-    if not os.path.lexists(path / "trial.json") and not (is_trial_id(path.name) and os.path.lexists(path)):
-        # Not by a glob of the name, which would not see a link that leads nowhere.
-        places = (parent / trial for parent in sorted(out.glob("*")) if is_trial_id(trial))
-        path = next(filter(os.path.lexists, places), Path())
-    if not path.name:
-        raise UserError(f"{trial}: is neither the folder of a trial nor the identity of one in {out}")
-    return TrialFolder(path.absolute())
-
-
-def _training_command(folder: TrialFolder, recipes: list[str] | None, methods: list[str] | None) -> str:
+def _training_command(
+    folder: TrialFolder,
+    recipes: list[str] | None,
+    methods: list[str] | None,
+    trials: int | None,
+    overrides: list[str] | None,
+) -> str:
     """Returns the command that trains a trial again with a recipe that plans it; empty if there is none."""
     from kd_bench import api
     from kd_bench.report.trial_data import training_command
 
     for name in recipes or api.recipes_by_folder().get(folder.path.parent.name, []):
         try:
-            planned = api.plan(name, methods=methods).planned
+            planned = api.plan(name, methods=methods, trials=trials, overrides=overrides).planned
         except UserError:  # e.g. the weights of a teacher are missing
             if recipes:
                 raise
             continue
         for cell in planned:
             if cell.trial_id == folder.id:
-                return training_command(cell, name, methods or ())
+                return training_command(cell, name, methods or (), trials=trials, overrides=overrides or ())
     if recipes:
         raise UserError(f"--recipe: {', '.join(recipes)} does not plan trial {folder.id}")
     return ""

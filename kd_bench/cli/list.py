@@ -9,14 +9,15 @@ import typer
 from kd_bench.cli import completion, terminal
 from kd_bench.cli.options import OUT, Out, check_choice
 
-KINDS = ("methods", "networks", "teachers", "students", "datasets", "recipes")
+KINDS = ("methods", "networks", "teachers", "students", "datasets", "recipes", "settings")
 
 
 def list_(
     kind: Annotated[
         str,
         typer.Argument(
-            help="methods, networks, teachers, students, datasets or recipes.", autocompletion=completion.lists
+            help="methods, networks, teachers, students, datasets, recipes or settings.",
+            autocompletion=completion.lists,
         ),
     ],
 ) -> None:
@@ -32,13 +33,14 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            help="A method, network, teacher, student, data set or recipe.", autocompletion=completion.subjects
+            help="A method, network, teacher, student, data set, recipe or setting.",
+            autocompletion=completion.subjects,
         ),
     ],
     raw: Annotated[bool, typer.Option("--raw", help="Print the file of a recipe as it is.")] = False,
     out: Out = OUT,
 ) -> None:
-    """Show the facts about a method, network, teacher, student, data set or recipe.
+    """Show the facts about a method, network, teacher, student, data set, recipe or setting.
 
     Of a recipe: every setting, and the file that it comes from.
     """
@@ -70,6 +72,10 @@ def _lines(kind: str) -> dict[str, str]:
         from kd_bench.data import registry as datasets
 
         return {spec.name: spec.summary for spec in map(datasets.spec, datasets.names())}
+    if kind == "settings":
+        from kd_bench.cli.show_setting import setting_lines
+
+        return setting_lines()
     from kd_bench.config.load import packaged_recipes, recipe_description
 
     return {name: recipe_description(name) for name in packaged_recipes()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import shlex
 from pathlib import Path
@@ -24,11 +25,11 @@ _NEXT = {
         "kd-bench report --recipe demo --method $target",
     ),
     "model": (
-        "kd-bench compare --dataset digits --teacher resnet14 --student $target --methods kd,ikl_kd",
+        "kd-bench compare --dataset digits --teacher resnet14 --student $target --methods kd,dist",
         "kd-bench report",
     ),
     "dataset": (
-        "kd-bench compare --dataset $target --teacher resnet14 --student resnet8 --methods kd,ikl_kd --set epochs=10",
+        "kd-bench compare --dataset $target --teacher resnet14 --student resnet8 --methods kd,dist --set epochs=10",
         "kd-bench report",
     ),
     "augmentation": (
@@ -65,5 +66,10 @@ def new(
     except OSError as error:
         raise UserError(f"new {kind}: {to} cannot be written to: {error.strerror}") from None
     typer.echo(f"{source}: the {kind}, ready to run; change it\n{test}: its tests, which pass\n\nnext:")
-    for command in ("pytest $test", "kd-bench show $target", *_NEXT[kind]):
+    for command in (*_pytest(), "kd-bench show $target", *_NEXT[kind]):
         typer.echo(f"  {Template(command).substitute(words)}")
+
+
+def _pytest() -> list[str]:
+    """The commands that run the tests. kd-bench does not install pytest."""
+    return [*([] if importlib.util.find_spec("pytest") else ["pip install pytest"]), "pytest $test"]

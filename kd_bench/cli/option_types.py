@@ -44,9 +44,9 @@ def path_option(name: str, help: str, environment: str | None = None) -> Any:
     return typer.Option(name, help=help, envvar=environment, parser=_path_parser(name), metavar="<path>")
 
 
-def path_argument(name: str, help: str) -> Any:
-    """Returns an argument that is a path."""
-    return typer.Argument(help=help, parser=_path_parser(name))
+def path_argument(name: str, help: str, environment: str | None = None) -> Any:
+    """Returns an argument that is a path; an environment variable can set it, too."""
+    return typer.Argument(help=help, envvar=environment, parser=_path_parser(name))
 
 
 def _path_parser(name: str) -> Callable[[Any], Path]:

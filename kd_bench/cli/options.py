@@ -16,10 +16,11 @@ from kd_bench.cli.option_types import decimal_number, path_option, whole_number
 from kd_bench.config.limits import MAX_TRIALS
 from kd_bench.config.yaml_reader import YamlError, parse_yaml
 from kd_bench.launch.options import RunOptions
+from kd_bench.trials import results_folder
 from kd_bench.utils.errors import UserError, unknown
 from kd_bench.utils.paths import logit_cache_limit
 
-OUT = Path("runs")
+OUT = results_folder.DEFAULT
 WORKERS = 2
 
 RecipeName = Annotated[
@@ -99,7 +100,10 @@ Columns = Annotated[
 ]
 Key = Annotated[str | None, typer.Option("--key", help="Key of the weights in the file, with dots, e.g. ema.model.")]
 Target = Annotated[
-    str, typer.Argument(help="A file of weights, a trial's folder, or a recipe.", autocompletion=completion.recipes)
+    str,
+    typer.Argument(
+        help="A file of weights, a trial (its folder or its id), or a recipe.", autocompletion=completion.recipes
+    ),
 ]
 Model = Annotated[str | None, typer.Option("--model", help="For a file of weights: the network.")]
 ModelDataset = Annotated[str | None, typer.Option("--dataset", help="For a file of weights: the data set.")]
@@ -162,6 +166,10 @@ SETTINGS: dict[str, tuple[Any, str]] = {
 }
 
 
+#: How messages name ``--set`` and the options of ``SETTINGS``.
+SET_OPTIONS = "--set (or an option that is short for it)"
+
+
 def with_run_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Returns a decorator that replaces a command's parameter ``options`` by ``RUN_OPTIONS``: ``names``, or all."""
     chosen = names or tuple(RUN_OPTIONS)
@@ -171,6 +179,8 @@ def with_run_options(*names: str) -> Callable[[Callable[..., None]], Callable[..
         def wrapper(**values: Any) -> None:
             logit_cache_limit()  # an error in KD_BENCH_LOGITS_GB must come before hours of training
             given = {name: values.pop(name) for name in chosen}
+            if "out" in given:
+                results_folder.check_results_folder(given["out"], must_exist=False)
             loggers = tuple(name for name in ("tensorboard", "wandb") if given.pop(name, False))
             executor_options = tuple(given.pop("executor_option", None) or ())
             command(options=RunOptions(**given, loggers=loggers, executor_options=executor_options), **values)
@@ -180,27 +190,27 @@ def with_run_options(*names: str) -> Callable[[Callable[..., None]], Callable[..
     return decorate
 
 
-def with_settings(*prefixes: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Returns a decorator that adds ``SETTINGS`` to a command whose parameter ``set_`` is the settings to change.
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns a decorator that adds ``SETTINGS``, ``names`` or all, to a command.
 
-    Args:
-        *prefixes: What the keys of ``SETTINGS`` begin with, e.g. "teacher_training."; by default nothing.
+    The command's parameter ``set_`` is the settings to change.
     """
+    chosen = names or tuple(SETTINGS)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
-            given = {name: values.pop(name, None) for name in SETTINGS}
+            given = {name: values.pop(name, None) for name in chosen}
             texts = values.get("set_") or ()
             overrides = list(texts)
             for name, value in given.items():
                 if value is not None:
                     key = SETTINGS[name][1]
                     _check_conflict(f"--{name.replace('_', '-')}", value, key, texts)
-                    overrides += [f"{prefix}{key}={value}" for prefix in prefixes or ("",)]
+                    overrides.append(f"{key}={value}")
             command(**values | {"set_": overrides or None})
 
-        added = {name: (annotation, None) for name, (annotation, _) in SETTINGS.items()}
+        added = {name: (SETTINGS[name][0], None) for name in chosen}
         return _with_parameters(wrapper, command, "set_", {"set_": (Set, None), **added})
 
     return decorate
@@ -257,9 +267,23 @@ def check_format(format_: str) -> None:
     check_choice("format", format_, FORMATS, "--format")
 
 
-def refuse_without_recipe(**options: Any) -> None:
-    """Raises a UserError if one of the options, by name, was given, because it changes or selects from a recipe."""
+def check_out(out: Path) -> None:
+    """Checks the results folder that a command reads. The default folder may be missing: nothing has run yet.
+
+    Raises:
+        UserError: If it is missing, is a file, or cannot be read.
+    """
+    results_folder.check_results_folder(out, must_exist=out != OUT)
+
+
+def refuse_without_recipe(how: str = "", **options: Any) -> None:
+    """Raises a UserError if one of the options, by name, was given, because it changes or selects from a recipe.
+
+    ``how`` is how the command takes a recipe: ", with --recipe".
+    """
     for name, value in options.items():
         if value is not None:
-            shown = "--set, --epochs, --batch-size and --lr" if name == "set" else f"--{name}"
-            raise UserError(f"{shown}: name the recipe that is changed or selected from; see: kd-bench list recipes")
+            shown = SET_OPTIONS if name == "set" else f"--{name}"
+            raise UserError(
+                f"{shown}: name the recipe that is changed or selected from{how}; see: kd-bench list recipes"
+            )

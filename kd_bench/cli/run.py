@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from kd_bench.cli import completion
 from kd_bench.cli import options as opt
 from kd_bench.cli.table import print_summary
 from kd_bench.launch.options import RunOptions
+from kd_bench.trials.results_folder import out_option
 from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ def run(
     source = find_recipe_in(recipe, options.out)
     planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
     train_and_print(planned, options, format_)
-    if format_ == "terminal" and not (method or only or trials or set_):  # else these commands show other trials
-        _print_next(recipe, options)
+    if format_ == "terminal":
+        _print_next(recipe, options, method=method, only=only, trials=[trials] if trials else None, set=set_)
 
 
 @opt.with_run_options()
@@ -95,8 +97,13 @@ def compare(
         _print_next(planned.recipe.name, options)
 
 
-def _print_next(recipe: str, options: RunOptions) -> None:
-    arguments = shlex.quote(recipe) + ("" if options.out == opt.OUT else f" --out {shlex.quote(str(options.out))}")
+def _print_next(recipe: str, options: RunOptions, **selection: Sequence[Any] | None) -> None:
+    """Prints the commands that show the trials of a run. ``selection`` is its options that say which trials these are.
+
+    Each of them is a list of values, by the option's name.
+    """
+    words = [f" --{name} {shlex.quote(str(value))}" for name, values in selection.items() for value in values or ()]
+    arguments = f"{shlex.quote(recipe)}{''.join(words)}{out_option(options.out)}"
     typer.echo(f"\nnext:\n  kd-bench table {arguments}\n  kd-bench report --recipe {arguments}", err=True)
 
 

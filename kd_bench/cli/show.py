@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from kd_bench.cli.show_recipe import describe_recipe
+from kd_bench.cli.show_setting import describe_setting, similar_keys
 from kd_bench.config.load import find_recipe, packaged_recipes
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _logit_settings
@@ -21,7 +22,7 @@ ROLES: tuple[cards.Role, ...] = ("teachers", "students")
 
 
 def describe(name: str, out: Path = Path("runs"), raw: bool = False, width: int = 100) -> str:
-    """Returns a text about a method, network, teacher, student, data set, recipe or plug-in.
+    """Returns a text about a method, network, teacher, student, data set, recipe, setting or plug-in.
 
     Args:
         name: The name.
@@ -48,9 +49,14 @@ def describe(name: str, out: Path = Path("runs"), raw: bool = False, width: int 
     try:
         recipe = find_recipe_in(name, out)
     except UserError:
+        if name.endswith((".yaml", ".yml")):
+            raise
+        if text := describe_setting(name):
+            return text
         card_names = [card.name for role in ROLES for card in cards.load_all(role)]
         names = [*methods.names(), *datasets.names(), *models.own_models(), *card_names, *packaged_recipes()]
-        raise unknown("method, network, data set or recipe", name, dict.fromkeys(names)) from None
+        names += similar_keys(name)
+        raise unknown("method, network, data set, recipe or setting", name, dict.fromkeys(names)) from None
     return describe_recipe(find_recipe(recipe), width)
 
 

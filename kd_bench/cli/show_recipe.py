@@ -12,12 +12,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from kd_bench.config.load import merge, read_recipe, recipe_files
-from kd_bench.config.recipe import PairEntry, Recipe
+from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import Training
+from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
-from kd_bench.plan import plan, resolve_network, teacher_seeds, warmup_notes
-from kd_bench.utils.errors import UserError
+from kd_bench.plan import warmup_notes
+from kd_bench.plan_without_weights import UNKNOWN_HASH, plan_with_placeholders
 from kd_bench.utils.paths import package_path
 from kd_bench.utils.plugins import display_path
 from kd_bench.utils.text import count
@@ -58,24 +59,32 @@ def describe_recipe(path: Path, width: int = 100) -> str:
     sources = _Sources(files)
     names = [_file_name(file) for file, _ in files]
     chain = f"{path}{''.join(f', which extends {name}' for name in names[1:])}"
-    trials = sum(_trials_of(recipe, pair, str(path)) for pair in recipe.pairs)
+    datasets.check(recipe.dataset, f"{path}: dataset")
+    planned, missing = plan_with_placeholders(_with_generated_images(recipe, str(path)), str(path))
+    trials = len({cell.trial_id for cell in planned})
     lines = [*_comparison(recipe, sources), *_training(recipe, sources), *_teachers(recipe, sources)]
     head = [f"{recipe.name}: {' '.join(recipe.description.split())}".rstrip(" :"), chain, ""]
-    notes = [*_switched_off(recipe, sources), *_warmups(recipe, str(path))]
+    notes = [line for note in (*warmup_notes(planned), *missing) for line in ("", note)]
     end = [
         "",
         f"{'This is' if trials == 1 else 'These are'} {count(trials, 'trial')}. The file itself is shown by --raw.",
     ]
-    return "\n".join([*head, *_aligned(lines, width), *notes, *end])
+    return "\n".join([*head, *_aligned(lines, width), *_switched_off(recipe, sources), *notes, *end])
 
 
-def _trials_of(recipe: Recipe, pair: PairEntry, context: str) -> int:
-    """Returns the number of trials of a pair: those with a teacher are trained with each of its seeds."""
-    taught = [methods.describe(row.method, context).needs_teacher for row in recipe.rows_of(pair).values()]
-    teachers = 1
-    if pair.teacher:
-        teachers = len(teacher_seeds(recipe, resolve_network(recipe, pair.teacher, context), context))
-    return sum(teachers if needs_teacher else 1 for needs_teacher in taught) * len(recipe.all_seeds())
+def _with_generated_images(recipe: Recipe, context: str) -> Recipe:
+    """Returns the recipe with a checksum for its generated images, which it can be shown without."""
+
+    def fill(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return [fill(part) for part in value] if isinstance(value, list) else value
+        filled = {key: fill(inner) for key, inner in value.items()}
+        images = filled.get("generated")
+        if isinstance(images, dict) and images.get("sha256") is None:
+            filled["generated"] = {**images, "sha256": UNKNOWN_HASH}
+        return filled
+
+    return parse(Recipe, fill(recipe.model_dump(mode="json")), context)
 
 
 class _Sources:
@@ -135,8 +144,8 @@ def _comparison(recipe: Recipe, sources: _Sources) -> Iterator[_Line]:
         yield _Line(f"  {label}", row.method if named else "", sources("methods", label, "method") if named else "")
         if row.untuned:
             yield _Line("    untuned", _text(row.untuned), sources("methods", label, "untuned"))
-        values, logit_settings = methods.split_row(row.method, row.hyperparameters, f"methods.{label}")
-        hyperparameters = methods.check(row.method, values, f"methods.{label}")
+        values, logit_settings = methods.split_row(row.method, row.hyperparameters)
+        hyperparameters = methods.check(row.method, values)
         for name, value in (hyperparameters | logit_settings.logit_settings()).items():
             yield _Line(f"    {name}", _text(value), sources("methods", label, "hyperparameters", name))
         for key, value in _leaves(row.training):
@@ -172,16 +181,6 @@ def _switched_off(recipe: Recipe, sources: _Sources) -> list[str]:
     """Returns a sentence about the settings that ``_training`` leaves out."""
     names = [".".join(key) for key, value, source in _training_values(recipe, sources) if _is_off(value, source)]
     return ["", f"Off by default: {', '.join(names)}."] if names else []
-
-
-def _warmups(recipe: Recipe, context: str) -> list[str]:
-    """Returns the notes about warm-ups that are longer than the training. Teachers may lack their weights."""
-    students = recipe.model_copy(update={"teacher_training": {}, "teachers": {}, "seeds": (0,)})
-    try:
-        notes = warmup_notes(plan(students, context))
-    except UserError:  # e.g. generated images are missing; kd-bench run says so
-        notes = []
-    return [line for note in notes for line in ("", note)]
 
 
 def _teachers(recipe: Recipe, sources: _Sources) -> Iterator[_Line]:

@@ -30,9 +30,12 @@ def status(
     Without a recipe, each recipe that has results is summarised, and trials that are done or waiting are not listed.
     """
     from kd_bench import api
+    from kd_bench.trials.missing_results import explain_missing
     from kd_bench.trials.recipe_file import find_recipe_in
     from kd_bench.trials.status import summary, trial_statuses
 
+    opt.check_out(out)
+    missing = None
     if recipe is None:
         opt.refuse_without_recipe(method=method, only=only, trials=trials, set=set_)
         parts = [(part.name, part.folder.name, part.cells) for part in api.report_parts(None, None, out)]
@@ -45,8 +48,9 @@ def status(
                 raise
             parts = [(part.name, part.folder.name, part.cells)]
         else:
-            planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
+            planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_, results=out)
             parts = [(planned.recipe.name, planned.recipe.name, planned.planned)]
+            missing = explain_missing(recipe, planned.recipe, planned.context, planned.planned, out)
     unlisted = set() if everything else {"done"} if recipe is not None else {"done", "waiting"}
     unfinished = False
     for name, folder, cells in parts:
@@ -58,12 +62,16 @@ def status(
             typer.echo(f"{status.state:7}  {status.trial}  {status.name:{width}}  {detail}".rstrip())
         typer.echo(f"{name}: {summary(statuses)}")
         unfinished |= any(status.state != "done" for status in statuses)
+    if missing is not None:
+        typer.echo(f"status: {missing}", err=True)
     if unfinished:
         sys.exit(1)
 
 
 def verify(
-    folder: Annotated[Path, path_argument("folder", "A results folder, or the folder of a recipe in it.")] = opt.OUT,
+    folder: Annotated[
+        Path, path_argument("folder", "A results folder, or the folder of a recipe in it.", "KD_BENCH_OUT")
+    ] = opt.OUT,
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Also measure every network again.")] = False,
     without_weights: Annotated[
         bool, typer.Option("--without-weights", help="Accept results whose weights were not kept.")

@@ -41,11 +41,13 @@ def table(
                             "published beside what was measured")  # fmt: skip
         sys.stdout.write(reprint(format_))
         return
+    opt.check_out(out)
     if recipe is None:
         opt.refuse_without_recipe(method=method, only=only, trials=trials, set=set_)
         _print_all(out, names, format_)
         return
     from kd_bench import api
+    from kd_bench.trials.missing_results import explain_missing
     from kd_bench.trials.recipe_file import find_recipe_in
 
     try:
@@ -56,8 +58,10 @@ def table(
             raise
         print_summary(api.with_columns(part, names).summary, format_)
         return
-    planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
+    planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_, results=out)
     print_summary(api.table([planned], out, names), format_)
+    if missing := explain_missing(recipe, planned.recipe, planned.context, planned.planned, out):
+        typer.echo(f"table: {missing}", err=True)
 
 
 def _print_all(out: Path, columns: Sequence[str], format_: str) -> None:

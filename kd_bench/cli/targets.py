@@ -1,7 +1,9 @@
-"""What ``attack`` and ``evaluate`` take: a file of weights, a trial's folder, or all finished trials of a recipe."""
+"""What ``attack`` and ``evaluate`` take: a file of weights, a trial, or all finished trials of a recipe."""
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kd_bench.cli import options as opt
+from kd_bench.trials import results_folder
 from kd_bench.utils.errors import Terminated, UserError
 from kd_bench.utils.paths import expand_user
 
@@ -38,6 +41,7 @@ def find_targets(
     dataset: str | None,
     key: str | None,
     normalise: str | None,
+    methods: list[str] | None,
     only: list[str] | None,
     trials: int | None,
     overrides: list[str] | None,
@@ -45,11 +49,11 @@ def find_targets(
     """Returns what the user named.
 
     Args:
-        target: A file of weights, a trial's folder, or a recipe.
+        target: A file of weights, a trial's folder or id, or a recipe.
         out: The results folder.
         log: Called with a sentence for each trial of a recipe that is not finished.
         model, dataset, key, normalise: Options for a file of weights only.
-        only, trials: Options for a recipe only.
+        methods, only, trials: Options for a recipe only.
         overrides: Settings that replace those of a recipe, or of a file's images.
 
     Raises:
@@ -58,17 +62,22 @@ def find_targets(
     from kd_bench import api
     from kd_bench.config.load import packaged_recipes
     from kd_bench.evaluation.target import checkpoint_target, finished_trial_targets, trial_target
+    from kd_bench.trials.missing_results import describe_unplanned
     from kd_bench.trials.recipe_file import find_recipe_in
 
+    results_folder.check_results_folder(out, must_exist=False)
     path = expand_user(target)
+    if results_folder.is_trial_id(target) and not os.path.lexists(path):
+        path = trial_of_id(target, out)
     if path.is_dir() and ((path / "trial.json").is_file() or target not in packaged_recipes()):
         if count := sum(1 for _ in path.glob("*/trial.json")):
             raise UserError(f"{path}: is a folder of trials ({count}), not a trial's; name one of the folders in it, "
                             f"or their recipe with --out {path.parent}")  # fmt: skip
-        _refuse("a trial", model=model, dataset=dataset, key=key, normalise=normalise, only=only, trials=trials)
+        of_file = {"model": model, "dataset": dataset, "key": key, "normalise": normalise}
+        _refuse("a trial", **of_file, method=methods, only=only, trials=trials, set=overrides)
         return Targets([trial_target(path)])
     if path.suffix in _WEIGHTS or model is not None:
-        _refuse("a file of weights", only=only, trials=trials)
+        _refuse("a file of weights", method=methods, only=only, trials=trials)
         if not path.is_file():
             raise UserError(f"{path}: there is no such file of weights")
         if model is None or dataset is None:
@@ -80,14 +89,41 @@ def find_targets(
         recipe = api.pair_recipe("weights", dataset, model, model, overrides=overrides)
         return Targets([checkpoint_target(path, model, recipe, key, normalise, out)])  # type: ignore[arg-type]
     _refuse("a recipe", model=model, dataset=dataset, key=key, normalise=normalise)
-    planned = api.plan(find_recipe_in(target, out), only=only, trials=trials, overrides=overrides)
+    opt.check_out(out)
+    source = find_recipe_in(target, out)
+    planned = api.plan(source, methods=methods, only=only, trials=trials, overrides=overrides, results=out)
     results = out / planned.recipe.name
     folders = dict.fromkeys(results / trial.trial_id for trial in planned.planned)
     networks = finished_trial_targets(folders, log)
     if not networks:
-        raise UserError(f"{planned.context}: none of its {len(folders)} trials is finished in {results}; "
-                        f"train them with: kd-bench run {planned.context} --out {out}")  # fmt: skip
+        if unplanned := describe_unplanned(planned.recipe, planned.context, out):
+            raise UserError(f"{target}: none of its {len(folders)} trials is finished; {unplanned}")
+        raise UserError(f"{target}: none of its {len(folders)} trials is finished in {results}; train them with: "
+                        f"kd-bench run {shlex.quote(target)}{results_folder.out_option(out)}")  # fmt: skip
     return Targets(networks, planned)
+
+
+def trial_of_id(trial_id: str, out: Path) -> Path:
+    """Returns the folder of a student or teacher in the results folder. Raises a UserError if there is none."""
+    folder = results_folder.find_trial(trial_id, out)
+    if folder is None:
+        listing = f"kd-bench status --all{results_folder.out_option(out)}"
+        raise UserError(f"{trial_id}: there is no trial of this id in {out}; list them with: {listing}")
+    return folder
+
+
+def trial_path(trial: str, out: Path) -> Path:
+    """Returns the folder of a trial that the user names by its folder or its id.
+
+    Raises:
+        UserError: If there is no such trial.
+    """
+    path = expand_user(trial)
+    if os.path.lexists(path / "trial.json") or (results_folder.is_trial_id(path.name) and os.path.lexists(path)):
+        return path
+    if not results_folder.is_trial_id(trial):
+        raise UserError(f"{trial}: is neither the folder of a trial nor the identity of one in {out}")
+    return trial_of_id(trial, out)
 
 
 @contextmanager
@@ -111,4 +147,5 @@ def _refuse(target: str, **options: object) -> None:
     """Raises a UserError for an option that has no meaning for the target."""
     for name, value in options.items():
         if value is not None:
-            raise UserError(f"--{name} has no meaning for {target}, so it must be left out")
+            option = opt.SET_OPTIONS if name == "set" else f"--{name}"
+            raise UserError(f"{option} has no meaning for {target}, so it must be left out")

@@ -20,7 +20,7 @@ teacher_app = typer.Typer(help="Teachers: train, fetch, verify, convert.", cls=C
 
 @teacher_app.command("train")
 @opt.with_run_options("out", "data", "jobs", "threads", "device", "retry_failed")
-@opt.with_settings("", "teacher_training.")
+@opt.with_settings()
 def teacher_train(
     name: Annotated[
         str | None,
@@ -87,6 +87,7 @@ def teacher_fetch(
 
 
 @teacher_app.command("verify")
+@opt.with_settings()
 def teacher_verify(
     name: Annotated[str, typer.Argument(help="The network.", autocompletion=completion.networks)],
     dataset: opt.DatasetName = "cifar100",
@@ -103,11 +104,13 @@ def teacher_verify(
     from kd_bench.evaluation.verify_teacher import verify_teacher
     from kd_bench.launch.devices import find_devices
     from kd_bench.plan import plan_teacher
+    from kd_bench.trials.results_folder import check_results_folder
 
+    check_results_folder(out, must_exist=False)
     recipe, model, context = api.teacher_recipe(name, dataset, weights=weights, overrides=set_)
     teacher, file = plan_teacher(recipe, model, context)
     datasets.locate(teacher.dataset, data)
-    typer.echo(verify_teacher(teacher, file, out, data, find_devices(device)[0], workers))
+    typer.echo(verify_teacher(teacher, file, out, data, find_devices(device)[0], workers, set_ or ()))
 
 
 @teacher_app.command("convert")
@@ -119,7 +122,16 @@ def teacher_convert(
     ] = None,
     key: opt.Key = None,
 ) -> None:
-    """Convert weights of any layout to safetensors."""
+    """Convert weights of any layout to safetensors.
+
+    A target that exists is replaced, and the output says so.
+    """
     from kd_bench.models.convert import convert
 
-    typer.echo(convert(source, target, model, key))
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: should end in .safetensors, the layout that is written")
+    existed = target.exists()
+    if existed and source.exists() and target.samefile(source):
+        raise UserError(f"{target}: is the file that is read, so another one has to be written")
+    line = convert(source, target, model, key)
+    typer.echo(f"{line}{'; replaced the file that was there' * existed}")

@@ -33,7 +33,9 @@ def tune(
     search: Annotated[
         list[str] | None, typer.Option("--search", help="NAME=LOW..HIGH: a range to search, also lr; repeatable.")
     ] = None,
-    only: opt.Only = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="KEY=VALUE[,VALUE]: the pairs, by student or teacher.")
+    ] = None,
     trials: opt.Trials = None,
     set_: opt.Set = None,
     *,
@@ -52,10 +54,10 @@ def tune(
     if not labels:
         raise UserError("--method: should name at least one row of the recipe")
     for condition in only or ():
-        if condition.partition("=")[0].strip() in ("method", "seed", "teacher_seed"):
+        if condition.partition("=")[0].strip() not in ("student", "teacher"):
             raise UserError(
-                f"--only {condition}: tune selects pairs, by student or teacher; rows are named by --method, and the "
-                "number of seeds by --trials"
+                f"--only {condition}: tune selects pairs, by student or teacher, e.g. --only student=resnet8; rows are "
+                "named by --method, and the number of seeds by --trials"
             )
     added = [name for name in labels if ".py:" in name]
     labels = [next(iter(api.method_rows([name], "--method"))) if name in added else name for name in labels]

@@ -94,10 +94,10 @@ class Adversarial(Settings):
     """How a network is trained on perturbed images. Lengths refer to images with values from 0 to 1.
 
     Attributes:
-        eps: Largest perturbation, in ``norm``.
+        eps: Largest perturbation, in ``norm``; may be written as a fraction, e.g. ``8/255``.
         norm: ``Linf`` for the largest change of any value, ``L2`` for the Euclidean length.
         steps: Steps of projected gradient ascent; left out with a ``schedule``.
-        step_size: Length of a step; None for a quarter of the epoch's epsilon.
+        step_size: Length of a step, a number or a fraction; None for a quarter of the epoch's epsilon.
         schedule: ``released`` for 5 steps of half the epoch's epsilon, as in the released code of IKL-AT; ``intended``
             for what that code seems to intend: in the quarters of the training 2, 3, 4 and 5 steps of the epoch's
             epsilon, two thirds, half and half of it. None for ``steps`` and ``step_size``.

@@ -27,8 +27,8 @@ class Dataset(Settings):
 
     Attributes:
         name: Name of the set, see ``kd-bench list datasets``.
-        labels: Kind of labels, if the set has several (CIFAR-100: fine or coarse; the columns of parquet files); None
-            for the set's first.
+        labels: Kind of labels, if the set has several (fine or coarse of CIFAR-100, the columns of parquet files);
+            None for the set's first.
         classes: Number of classes to use, from the first; None for all.
         path: Folder of a set without a name of its own (``folder``, ``parquet``), relative to the data folder or
             absolute.
@@ -38,8 +38,8 @@ class Dataset(Settings):
         test_images: Number of test images to use, evenly over the classes; None for all.
         holdout: Number of the training images that are held out: no network is trained on them, and students are
             evaluated on them after each epoch. They are drawn evenly over the classes, and are the same for all seeds.
-        source: SHA-256 of a plug-in's file; None in a recipe for that of the present file. None for the sets that come
-            with kd-bench.
+        source: SHA-256 of the file of a user-defined set, which must not change then; None in a recipe for that of the
+            present file, and for the sets that come with kd-bench.
     """
 
     name: str
@@ -97,15 +97,17 @@ class Augment(Settings):
             the most that the set allows (4 for CIFAR).
         flip: Whether to mirror images with probability 1/2. None in a recipe for what the set allows.
         autoaugment: Whether to apply AutoAugment's CIFAR-10 policy (Cubuk et al., 2019).
-        randaugment: RandAugment; None for none.
+        randaugment: Settings of RandAugment; None for none.
         cutout: Side in pixels of the square that is set to the mean colour (DeVries and Taylor, 2017); None for none.
         erase: Probability that a random rectangle is set to the mean colour (Zhong et al., 2020); None for none.
-        mixup: Parameter of the Beta distribution of the weight of an image against another (Zhang et al., 2018).
-        cutmix: Parameter of the Beta distribution of the area that is cut from another image (Yun et al., 2019). With
-            ``mixup`` as well, each image gets one of the two.
-        own: A user-defined augmentation, as ``path/to/file.py:name`` or by its name in an installed package (see
-            ``kd_bench.data.augment.plugin``); None for none.
-        own_source: SHA-256 of its file; None in a recipe for that of the present file.
+        mixup: Parameter of the Beta distribution of the weight of an image against another (Zhang et al., 2018); None
+            for none.
+        cutmix: Parameter of the Beta distribution of the area that is cut from another image (Yun et al., 2019); None
+            for none. With ``mixup`` as well, each image gets one of the two.
+        own: A user-defined augmentation, as ``path/to/file.py:name`` or by its name in an installed package; None for
+            none.
+        own_source: SHA-256 of the file of ``own``, which must not change then; None in a recipe for that of the present
+            file.
     """
 
     crop: Pixels | None = None
@@ -173,7 +175,8 @@ class Pipeline(Settings):
         auto_augment: A policy in timm's notation, e.g. ``rand-m7-mstd0.5``; None for none [aa].
         color_jitter: Largest relative change of brightness, contrast and saturation; None for none [color-jitter]. timm
             combines it with no policy but those of three operations (``3a``).
-        interpolation: Of training images; ``random`` picks one of the two for each image [train-interpolation].
+        interpolation: Interpolation of training images; ``random`` picks one of the two for each image
+            [train-interpolation].
         erase: Probability that a random rectangle is set to the mean colour; None for none [reprob].
         repeats: Number of times that each image of an epoch is in it, augmented differently each time. An epoch keeps
             its length, so that it has fewer different images [aug-repeats].
@@ -185,7 +188,7 @@ class Pipeline(Settings):
         smoothing: Label smoothing [smoothing].
         crop_pct: Side of the square that is tested on, divided by the shorter side of the image [crop-pct].
         test_size: Height and width in pixels of test images; None for ``size``.
-        test_interpolation: Of test images.
+        test_interpolation: Interpolation of test images.
         corrupt: ``refuse`` raises an error for an image that cannot be decoded. ``skip`` replaces it in training by the
             next image of its class, and leaves it out of the test.
     """

@@ -9,9 +9,9 @@ from typing import Any
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.teacher_start import TeacherStart
 from kd_bench.config.trial import Training
-from kd_bench.config.validate import DEFAULT_NAMES, parse, question, shortened
+from kd_bench.config.validate import DEFAULT_NAMES, elsewhere, parse, question, shortened
 from kd_bench.config.yaml_reader import MAX_DEPTH, YamlError, parse_yaml, read_mapping
-from kd_bench.utils.errors import UserError, unknown
+from kd_bench.utils.errors import UserError, nearest, unknown
 from kd_bench.utils.paths import is_file, is_folder, package_path
 
 #: The largest number of recipes that extend one another in a row.
@@ -41,7 +41,7 @@ def read_recipe(
         context, content = str(source.get("name", "recipe")), _extended(dict(source), Path(), "recipe", ())
     else:
         path = find_recipe(str(source))
-        context, content = str(path), _read_file(path, ())
+        context, content = recipe_context(str(source)), _read_file(path, ())
         content.setdefault("name", path.stem)
     for override in overrides:
         content = merge(_with_names(content), _override(override, content))
@@ -57,8 +57,16 @@ def read_recipe(
     return parse(Recipe, _with_names(content), context)
 
 
-def find_recipe(name: str) -> Path:
-    """Returns the file of a recipe: the path itself, else the packaged recipe of that name."""
+def find_recipe(name: str, hint: str | None = None) -> Path:
+    """Returns the file of a recipe: the path itself, else the packaged recipe of that name.
+
+    Args:
+        name: A path, or the name of a packaged recipe.
+        hint: The end of the error's sentence; None asks for the packaged recipe with the most similar name.
+
+    Raises:
+        UserError: If there is no such recipe.
+    """
     stripped = name.removeprefix("recipes/")
     packaged = (package_path("recipes", file) for file in (name, f"{name}.yaml", stripped))
     for path in (Path(name), *packaged):
@@ -66,8 +74,17 @@ def find_recipe(name: str) -> Path:
             return path
     if name and is_folder(Path(name)):
         raise UserError(f"{name}: is a folder; name a recipe's file, or a packaged recipe (see: kd-bench list recipes)")
-    hint = question(stripped.removesuffix(".yaml"), packaged_recipes())
+    if hint is None:
+        hint = question(stripped.removesuffix(".yaml"), packaged_recipes())
     raise UserError(f"{name or repr(name)}: there is no such recipe{hint}")
+
+
+def recipe_context(name: str) -> str:
+    """Returns what messages call a recipe: its file, or the name of a packaged recipe, which nobody should edit."""
+    path = find_recipe(name)
+    if path == Path(name):
+        return str(path)
+    return path.relative_to(package_path("recipes")).with_suffix("").as_posix()
 
 
 def recipe_files(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -159,10 +176,23 @@ def _find_parent(base: Any, folder: Path, context: str) -> Path:
     if not isinstance(base, str):
         raise UserError(f"{context}: extends: should be the path or the name of a recipe (it is {shortened(base)})")
     parent = folder / base
+    if is_file(parent):
+        return parent
     try:
-        return parent if is_file(parent) else find_recipe(base)
+        return find_recipe(base, hint="")
     except UserError as error:
-        raise UserError(f"{context}: extends: {error}") from None
+        raise UserError(f"{context}: extends: {error}{_question(base, folder, context)}") from None
+
+
+def _question(base: str, folder: Path, context: str) -> str:
+    """Returns ``question`` about the packaged recipe, or the file in ``folder``, whose name is similar to ``base``."""
+    root = package_path("recipes")
+    files = [path.relative_to(root) for path in root.rglob("*.yaml")]
+    files += [Path(path.name) for path in folder.glob("*.yaml") if str(path) != context]
+    suffix = ".yaml" if base.endswith(".yaml") else ""
+    names = {path.with_suffix("").as_posix(): path.with_suffix(suffix).as_posix() for path in files}
+    hint = nearest(base.removesuffix(suffix), names)
+    return f"; did you mean {names[hint]!r}?" if hint else ""
 
 
 def _with_names(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,6 +246,8 @@ def _override(text: str, content: Mapping[str, Any]) -> dict[str, Any]:
     if len(path) > MAX_DEPTH:
         raise UserError(f"{context}: the key has {len(path)} parts; no key of a recipe has as many")
     if path[0] not in Recipe.model_fields:
+        if hint := elsewhere(Recipe, path[0]):
+            raise UserError(f"{context}: no key of a recipe is called {path[0]!r}; did you mean {hint!r}?")
         raise unknown("key of a recipe", path[0], Recipe.model_fields, context)
     if path[0] == "methods" and len(path) > 2 and path[2] not in {*_ROW_KEYS, "hyperparameters"}:
         path.insert(2, "hyperparameters")

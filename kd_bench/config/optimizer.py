@@ -12,7 +12,15 @@ from kd_bench.config.numbers import FractionBelowOne, OpenFraction, PositiveFrac
 
 
 class SGD(Settings):
-    """Stochastic gradient descent (``torch.optim.SGD``), weight decay on all parameters as in the published recipes."""
+    """Stochastic gradient descent (``torch.optim.SGD``), weight decay on all parameters as in the published recipes.
+
+    Attributes:
+        name: The optimiser.
+        lr: Learning rate, which the schedule multiplies.
+        momentum: Momentum; 0 for none.
+        weight_decay: Weight decay, added to the gradient.
+        nesterov: Whether the momentum is Nesterov's, which needs a ``momentum`` above 0.
+    """
 
     name: Literal["sgd"] = "sgd"
     lr: Positive = 0.05
@@ -28,7 +36,15 @@ class SGD(Settings):
 
 
 class AdamW(Settings):
-    """``torch.optim.AdamW``."""
+    """Adam with decoupled weight decay (``torch.optim.AdamW``) on all parameters.
+
+    Attributes:
+        name: The optimiser.
+        lr: Learning rate, which the schedule multiplies.
+        beta1: Decay of the average of the gradients.
+        beta2: Decay of the average of the squared gradients.
+        weight_decay: Weight decay, in each step multiplied by the learning rate.
+    """
 
     name: Literal["adamw"]
     lr: Positive = 1e-3
@@ -41,6 +57,14 @@ class Lamb(Settings):
     """timm's LAMB (You et al., 2020), with the gradient of all parameters clipped to norm 1.
 
     Biases and the parameters of norm layers have no weight decay, as in timm's recipes.
+
+    Attributes:
+        name: The optimiser.
+        lr: Learning rate, which the schedule multiplies.
+        beta1: Decay of the average of the gradients.
+        beta2: Decay of the average of the squared gradients.
+        eps: Number that is added to the denominator of an update.
+        weight_decay: Weight decay, added to Adam's update before its length is adapted to the weights.
     """
 
     name: Literal["lamb"]
@@ -58,9 +82,12 @@ class DOT(Settings):
     is the method's term "ce", and the distillation all of its other terms.
 
     Attributes:
+        name: The optimiser.
+        lr: Learning rate, which the schedule multiplies.
+        momentum: Mean of the two momenta.
         delta: The momentum of the labels' loss is ``momentum - delta``, that of the distillation ``momentum + delta``.
             Published are 0.075 (CIFAR-100, Tiny-ImageNet) and 0.09 (ImageNet).
-        weight_decay: Of the labels' loss.
+        weight_decay: Weight decay, added to the gradient of the labels' loss.
     """
 
     name: Literal["dot"]
@@ -85,12 +112,15 @@ Optimizer = Annotated[SGD | AdamW | Lamb | DOT, Field(discriminator="name")]
 
 
 class StepSchedule(Settings):
-    """Multiplies the learning rate by ``gamma`` after each milestone.
+    """Multiplies the learning rate by ``gamma`` after each milestone, as ``MultiStepLR`` of PyTorch.
 
     Attributes:
-        milestones: Epochs after which it drops: whole numbers, or fractions of all epochs (0.625 of 240 is 150).
-        gamma: Factor.
-        warmup_epochs: Epochs of linear increase at the start.
+        name: The schedule.
+        milestones: Epochs after which the rate drops: whole numbers, or fractions of all epochs, so that the schedule
+            fits any number of ``epochs``. 0.625 of 240 is 150: the 151st epoch is the first with the lower rate.
+        gamma: Factor of a drop.
+        warmup_epochs: Epochs of linear increase at the start; the rate of epoch e of w, counted from 1, is
+            ``lr * e / (w + 1)``. 0 for none.
     """
 
     name: Literal["step"] = "step"
@@ -103,8 +133,10 @@ class CosineSchedule(Settings):
     """Half a cosine from the learning rate to ``final`` times it.
 
     Attributes:
+        name: The schedule.
         final: Value of the cosine one epoch after the last, as a fraction of the learning rate.
-        warmup_epochs: Epochs of linear increase at the start.
+        warmup_epochs: Epochs of linear increase at the start; without ``warmup_lr``, the rate of epoch e of w, counted
+            from 1, is ``lr * e / (w + 1)``. 0 for none.
         warmup_lr: Learning rate of the first epoch of the warm-up; None for an equal step below that of the second.
         whole: Whether the cosine starts at the first epoch, and the warm-up replaces its beginning, as in timm.
             Otherwise it starts after the warm-up.
@@ -121,7 +153,13 @@ class CosineSchedule(Settings):
 
 
 class ConstantSchedule(Settings):
-    """A constant learning rate."""
+    """A constant learning rate.
+
+    Attributes:
+        name: The schedule.
+        warmup_epochs: Epochs of linear increase at the start; the rate of epoch e of w, counted from 1, is
+            ``lr * e / (w + 1)``. 0 for none.
+    """
 
     name: Literal["constant"]
     warmup_epochs: WarmupEpochs = 0

@@ -22,8 +22,9 @@ class MethodEntry(Settings):
     """A row of the table: a method, by default the one its label names.
 
     Attributes:
-        method: The method's name.
-        hyperparameters: Hyper-parameters that differ from the method's defaults.
+        method: The method's name; needed only if the label is no method's name.
+        hyperparameters: Hyper-parameters that differ from the method's defaults. A recipe may write them beside the
+            other keys of the row, as in ``kd: {temperature: 2}``.
         training: Settings of the recipe and the pair that differ for this row.
         untuned: Whether no hyper-parameters of the row are published for the pairs; text says what was used instead,
             e.g. "the settings of VGG13 to VGG8". The tables mark such rows. It is no part of a trial.
@@ -54,7 +55,7 @@ class PairEntry(Settings):
         teacher: Name of the teacher's network; None to compare methods that need no teacher.
         student: Name of the student's network.
         training: Settings of the recipe that differ for this pair, e.g. ``{optimizer: {lr: 0.01}}``.
-        methods: Hyper-parameters that differ for this pair, by label of the row; and the keys of ``RowOfPair``.
+        methods: What differs for this pair, by label of the row: hyper-parameters, ``training`` and ``untuned``.
         leave_out: Labels of the rows that this pair does not have, such as a method that its networks do not allow.
     """
 
@@ -69,19 +70,18 @@ class Recipe(Training):
     """A comparison of methods. See ``recipes/`` for examples.
 
     Attributes:
-        name: Name of the folder of its results.
-        description: For people.
-        dataset: The images.
-        pairs: Teachers and students.
-        methods: The rows by label, in the table's order.
-        trials: Number of seeds, from 0.
-        seeds: The seeds, instead of ``trials``.
-        baseline: Label of the row that the others are compared with.
-        teacher_training: Settings of the recipe that differ for the training of its teachers (and ``seed``, by default
-            0, or ``seeds``, their number or a list: each student's seed is then trained with each teacher).
-        teachers: The same for one teacher, by the network's name. With ``weights`` the teacher is not trained but read
-            from that file, or, if ``weights`` is ``published``, from the file that its card names. With ``pretrained``
-            training starts from a file, and ``trainable`` may be a part of the network, see ``config/teacher_start``.
+        name: Name of the recipe and of the folder of its results; by default that of its file.
+        description: A sentence about the recipe, for people.
+        dataset: The images. ``dataset: cifar100`` is short for ``dataset: {name: cifar100}``.
+        pairs: Teachers and students. Each row is trained for each pair.
+        methods: The rows by label, in the table's order. A list of methods is short for rows without settings.
+        trials: Number of trials of each row and pair. Their seeds are 0, 1 and so on.
+        seeds: The seeds as a list, instead of ``trials``.
+        baseline: Label of the row that the others are compared with: the table shows their differences to it, paired by
+            seed. If the recipe has no such row, there are no differences.
+        teacher_training: Settings of the training that differ for all teachers, and the keys of ``teachers``.
+        teachers: Settings of the training that differ for one teacher, by the name of its network; and where its
+            weights come from, and its seeds.
         published: Published numbers that the table shows beside results measured by the same protocol: the name of a
             file in ``results/published/``, or the path of such a file, or a list of them; None for none.
         notes: Sentences that stand below the table.

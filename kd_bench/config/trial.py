@@ -46,10 +46,10 @@ class Training(Settings):
     """How a network is trained, whatever the method.
 
     Attributes:
-        epochs: Passes over the training set.
+        epochs: Passes over the training images.
         batch_size: Images per step.
-        optimizer: Optimiser and learning rate.
-        schedule: Learning rate over the epochs.
+        optimizer: Optimiser, learning rate, momentum and weight decay.
+        schedule: Learning rate over the epochs; it changes between epochs, not between steps.
         clip_norm: Largest norm of a student's gradient (all its parameters and its method's together); None for no
             limit.
         label_loss: The methods' "ce" term: the cross-entropy, or the binary cross-entropy of each class, averaged over
@@ -64,14 +64,15 @@ class Training(Settings):
             the losses still see one micro-batch.
         channels_last: Whether networks use the channels-last memory format, which changes the last bits.
         compile: Networks that ``torch.compile`` is applied to, which changes the last bits, and the draws of networks
-            with dropout or stochastic depth: "on" all networks; "auto" the teacher, if its passes are long enough and
-            there is a compiler; "off" none. "graphs" is another name of "on", from the time before steps on a GPU were
-            recorded as CUDA graphs anyway.
+            with dropout or stochastic depth: ``on`` all networks; ``auto`` the teacher, if its passes are long enough
+            and there is a compiler; ``off`` none. ``graphs`` is another name of ``on``, from the time before steps on a
+            GPU were recorded as CUDA graphs anyway.
         teacher_precision: Precision of the teacher's forward pass; None for ``precision``. Its outputs are converted to
             ``precision``.
-        augment: Augmentation of training images in memory.
-        second_view: Augmentation of a second view of the same images, which a method compares with the first; None for
-            none. Methods that read one view ignore it in a recipe, and a row or pair of theirs must not have it.
+        augment: Augmentation of training images that are kept in memory.
+        second_view: Augmentation, with the keys of ``augment``, of a second view of the same images, which a method
+            compares with the first; None for none. Methods that read one view ignore it in a recipe, and a row or pair
+            of theirs must not have it.
         pipeline: How image files become batches, instead of ``augment``; None for a set that is decoded once and kept
             in memory.
         input: The input of the network.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -95,6 +95,26 @@ def question(value: str, choices: Iterable[str]) -> str:
     return f"; did you mean {hint!r}?" if hint else ""
 
 
+def elsewhere(model: type[BaseModel], key: str) -> str | None:
+    """Returns the only dotted key of a model's nested mappings that ends in ``key``, e.g. "optimizer.lr" for "lr".
+
+    None if there is no such key, if there are several, or if the model itself has a key of this name.
+    """
+    if key.casefold() in model.model_fields:
+        return None
+    found = {dotted for dotted in _dotted_keys(model) if dotted.rpartition(".")[2] == key.casefold()}
+    return found.pop() if len(found) == 1 else None
+
+
+def _dotted_keys(model: type[BaseModel]) -> Iterator[str]:
+    """Yields the keys of the mappings within a model's settings. Those within lists have no keys of this form."""
+    for name, field in model.model_fields.items():
+        if get_origin(field.annotation) in (dict, tuple):
+            continue
+        for nested in nested_models(field.annotation):
+            yield from (f"{name}.{inner}" for inner in (*nested.model_fields, *_dotted_keys(nested)))
+
+
 def shortened(value: Any) -> str:
     """Returns a value for a message, cut to 60 characters."""
     text = repr(value)
@@ -112,7 +132,9 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
     subject = f"{'.'.join(keys)}: " if keys else ""
     if kind == "extra_forbidden":
         fields = _fields_at(model, location[:-1])
-        return f"{subject}no such key{question(location[-1], fields) or '; there are: ' + ', '.join(fields)}"
+        hint = elsewhere(model, location[-1]) if len(location) == 1 else None
+        near = f"; did you mean {hint!r}?" if hint else question(location[-1], fields)
+        return f"{subject}no such key{near or '; there are: ' + ', '.join(fields)}"
     if kind == "missing":
         return f"{subject}this {'value' if location[-1].isdigit() else 'key'} is missing"
     if kind in {"union_tag_invalid", "literal_error"}:
@@ -125,7 +147,10 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
         return f"{subject}{message}" if isinstance(value, dict) else f"{subject}{message} (it is {shortened(value)})"
     branches = [other for other in errors if _location(other) == location]
     expected = " or ".join(dict.fromkeys(map(_expected, branches)))
-    return f"{subject}should be {expected} (it is {shortened(value)}){_correction(kind, value)}"
+    correction = _correction(kind, value)
+    if kind == "tuple_type" and keys == ["seeds"] and "trials" in model.model_fields and type(value) is int:
+        correction = f"; write trials: {value} for so many seeds, or seeds: [{value}] for this one"
+    return f"{subject}should be {expected} (it is {shortened(value)}){correction}"
 
 
 def _location(details: ErrorDetails) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.models import cards, pretrained
 from kd_bench.trials.folder import TEACHERS, TrialFolder
+from kd_bench.trials.results_folder import out_option
 from kd_bench.utils.errors import RunFailed, UserError
 
 #: Percentage points within which two measurements of one network agree. The arithmetic of another machine, or a rounded
@@ -19,7 +22,13 @@ PUBLISHED_TOLERANCE = 0.3
 
 
 def verify_teacher(
-    teacher: Trial | PretrainedTeacher, file: Path | None, out: Path, data: Path | None, device: str, workers: int = 0
+    teacher: Trial | PretrainedTeacher,
+    file: Path | None,
+    out: Path,
+    data: Path | None,
+    device: str,
+    workers: int = 0,
+    overrides: Sequence[str] = (),
 ) -> str:
     """Returns lines with the teacher's test accuracy, recorded and published values, and its best and worst classes.
 
@@ -30,6 +39,7 @@ def verify_teacher(
         data: Folder of data sets; None for the default.
         device: Device to evaluate on.
         workers: Processes that decode images, for data sets that are not held in memory.
+        overrides: Settings that replace those of the data set, each ``key=value``; for the advice on how to train.
 
     Raises:
         UserError: If the teacher is not trained yet, or its weights are damaged.
@@ -41,9 +51,11 @@ def verify_teacher(
         folder.check_settings()
         result = folder.result()
         if result is None or folder.status() != "done":
+            settings = "".join(f" --set {shlex.quote(text)}" for text in overrides)
             raise UserError(
                 f"{folder.path}: {teacher.model} has not been trained with these settings; "
-                f"train it with: kd-bench teacher train {teacher.model} --dataset {teacher.dataset.name}"
+                f"train it with: kd-bench teacher train {teacher.model} --dataset {teacher.dataset.name}{settings}"
+                f"{out_option(out)}"
             )
         file = folder.weights
         expected.append((result["top1_last"], "after training"))

@@ -6,6 +6,7 @@ one that another seed could have had, as far as the kept trials of other seeds s
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -102,9 +103,12 @@ def replay(path: Path, options: RunOptions, weights: Path | None = None) -> Repl
             the training of the trial or of its teacher started from.
 
     Raises:
-        UserError: If the folder has no finished training, or the teacher's weights are missing or other ones.
+        UserError: If the folder is missing or has no finished training, or the teacher's weights are missing or other
+            ones.
         RunFailed: If the training fails.
     """
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: there is no such folder")
     kept = read_trial(path)
     if kept.verdict != "done":
         raise UserError(kept.advice if kept.faults else f"{path}: has no finished trial that could be trained again")

@@ -39,6 +39,8 @@ from kd_bench.utils import distributed
 from kd_bench.utils.energy_counters import open_counters
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import sha256
+from kd_bench.utils.memory import is_out_of_memory
+from kd_bench.utils.plugins import describe_error
 
 
 class _CohortContext:
@@ -223,9 +225,12 @@ def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events
                 begun, images = read_environment(folder.path), context.images.record
                 check_same_images(folder.path, "its checkpoints are", begun, images, ordered=True)
             member = context.build_member(trial, writer)
-        except UserError as error:
+        except Exception as error:
+            of_plugin = trial.method.source is not None or trial.model_source is not None
+            if not isinstance(error, UserError) and (not of_plugin or is_out_of_memory(error)):
+                raise
             traceback.print_exc()
-            events.send("crashed", trial=folder.id, reason=str(error))
+            events.send("crashed", trial=folder.id, reason=describe_error(error))
             continue
         writer.resume(member)
         previous = folder.write_environment(environment)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -109,6 +110,16 @@ def _info(name: str, path: Path, source: Definition, context: str) -> MethodInfo
     )
 
 
+def describe_row(label: str, name: str, context: str = "") -> MethodInfo:
+    """Returns the description of the method of a recipe's row. Arguments and errors are those of ``describe``."""
+    try:
+        return describe(name, context)
+    except UserError as error:
+        if label != name or name in names():
+            raise
+        raise UserError(f"{error} (for a label of your own add method: NAME)") from None
+
+
 def check(name: str, hyperparameters: Mapping[str, Any], context: str = "") -> dict[str, Any]:
     """Returns all hyper-parameters of a method in the order of its signature, each in the canonical form of its type.
 
@@ -173,16 +184,24 @@ def needs(name: str, hyperparameters: Mapping[str, Any]) -> Needs:
 
     Arguments and errors are those of ``build``.
     """
-    return load(name).all_needs_with(check(name, hyperparameters))
+    from kd_bench.types import Needs
+
+    method, resolved = load(name), check(name, hyperparameters)
+    with _plugin_errors(name):
+        found: object = method.all_needs_with(resolved)
+    if not isinstance(found, Needs):
+        raise _error(name, f"needs_with should return what kd_bench.types.Needs returns (it returns {found!r:.60})")
+    return found
 
 
 def load(name: str) -> type[Method]:
     """Imports the class of a method; this imports torch and runs the code of a plug-in.
 
     Raises:
-        UserError: As ``describe``; also if a plug-in cannot be imported, is not a ``Method``, or differs at run time
-            from its source.
+        UserError: As ``describe``; also if a plug-in cannot be imported, is not a ``Method``, lacks a function or has
+            one with other arguments, or differs at run time from its source.
     """
+    from kd_bench.methods._class_rules import class_problem
     from kd_bench.methods.base import Method
 
     info, plugin = describe(name), _plugin(name)
@@ -195,16 +214,40 @@ def load(name: str) -> type[Method]:
     keyword_only = [argument.name for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
     switches = (getattr(method, name) for name in _SWITCHES)
     if in_source != (method.family, method.needs_teacher, *switches, keyword_only):
-        raise UserError(
-            f"method {name!r}: family, needs_teacher, {', '.join(_SWITCHES)} and the arguments of __init__ are not "
-            f"what the source of {info.class_name} says; write them in the class itself ({info.path})"
+        raise _error(
+            name,
+            f"family, needs_teacher, {', '.join(_SWITCHES)} and the arguments of __init__ are not what the source of "
+            f"{info.class_name} says; write them in the class itself",
         )
-    if bool(method.needs.teacher or method.needs_in_preparation().teacher) != info.needs_teacher:
-        raise UserError(
-            f"method {name!r}: needs_teacher is {info.needs_teacher} and needs.teacher is "
-            f"{sorted(method.needs.teacher)}; let {info.class_name} say the same in both ({info.path})"
-        )
+    with _plugin_errors(name):
+        problem = class_problem(method, parameters)
+        if (
+            problem is None
+            and bool(method.needs.teacher or method.needs_in_preparation().teacher) != info.needs_teacher
+        ):
+            problem = (
+                f"needs_teacher is {info.needs_teacher} and needs.teacher is {sorted(method.needs.teacher)}; let "
+                f"{info.class_name} say the same in both"
+            )
+    if problem is not None:
+        raise _error(name, problem)
     return method
+
+
+@contextmanager
+def _plugin_errors(name: str) -> Iterator[None]:
+    """Inside, code of a method runs. Errors of a plug-in become a sentence; others are raised as they are."""
+    plugin = _plugin(name)
+    if plugin is None:
+        yield
+        return
+    with plugins.one_sentence(f"method {name!r}: {plugin.attribute} in {plugin.path} failed", UserError):
+        yield
+
+
+def _error(name: str, problem: str) -> UserError:
+    """Returns the error for a method whose class or instance breaks a rule."""
+    return UserError(f"method {name!r}: {problem} ({describe(name).path})")
 
 
 def build(
@@ -222,15 +265,22 @@ def build(
         UserError: As ``load`` and ``check``; also if the method needs a teacher and the pair has none, or if a plug-in
             raises any error.
     """
+    from kd_bench.methods._class_rules import SUPER_FIRST, instance_problem
+
     resolved, method = check(name, hyperparameters), load(name)
     if method.needs_teacher and pair.teacher is None:
         raise UserError(f"method {name!r} needs a teacher, and {pair.student_name} has none")
-    plugin = _plugin(name)
-    if plugin is None:
-        built = method(pair, **resolved)
-    else:
-        with plugins.one_sentence(f"method {name!r}: {plugin.attribute} in {plugin.path} failed", UserError):
-            built = method(pair, **resolved)
+    with _plugin_errors(name):
+        built = method.__new__(method, pair, **resolved)  # type: ignore[call-arg]
+        try:
+            built.__init__(pair, **resolved)  # type: ignore[misc]
+        except AttributeError as error:
+            if "pair" not in vars(built):  # torch's message is about a consequence: "cannot assign module before ..."
+                error.args = (f"{error}; {SUPER_FIRST}",)
+            raise
+        problem = instance_problem(built)
+    if problem is not None:
+        raise _error(name, problem)
     if (built.inference_head is not None) != method.keeps_layers:
         problem = "sets an inference_head" if built.inference_head is not None else "sets no inference_head"
         raise UserError(f"method {name!r}: keeps_layers is {method.keeps_layers}, and __init__ {problem}")

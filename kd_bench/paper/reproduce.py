@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from kd_bench.config.base import Settings
 from kd_bench.config.data import Dataset, Pipeline
-from kd_bench.config.load import find_recipe, read_recipe
+from kd_bench.config.load import read_recipe, recipe_context
 from kd_bench.config.selection import select
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.config.validate import parse
@@ -277,7 +277,7 @@ class Reproduction:
 def _plan(name: str, table: TableRecipe, overrides: Iterable[str], trials: int | None) -> Part:
     """Plans a recipe with teachers that are trained: given weights must exist, but are fetched only if needed."""
     recipe = read_recipe(name, overrides, trials).model_copy(update={"teachers": {}})
-    context = str(find_recipe(name))
+    context = recipe_context(name)
     return Part(recipe, context, plan(recipe, context), name, table.radii)
 
 

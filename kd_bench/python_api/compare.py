@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -18,9 +17,10 @@ from kd_bench import api
 from kd_bench.config.base import NonEmpty, Settings
 from kd_bench.config.numbers import Count, NonNegative, PositiveCount
 from kd_bench.config.recipe import Recipe
-from kd_bench.config.validate import parse
+from kd_bench.config.validate import elsewhere, parse
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.run_recipe import PlannedRecipe, training_failure
+from kd_bench.python_api.arguments import conditions, method_names, named_as_in_python, results_folder, text
 from kd_bench.python_api.results import Results
 from kd_bench.utils.command_line import python_call
 from kd_bench.utils.errors import Terminated, UserError, unknown
@@ -118,11 +118,15 @@ def compare(
         RunFailed: If no trial has a result.
     """
     overrides, options = _split(settings, out, "compare")
-    rows = methods if isinstance(methods, Mapping) else _method_names(methods, "compare")
+    for key, value in (("dataset", dataset), ("teacher", teacher), ("student", student)):
+        text(value, key, "compare")
+    if weights is not None:
+        weights = text(weights, "weights", "compare")
+    rows = methods if isinstance(methods, Mapping) else method_names(methods, "compare")
     if not rows:
         raise UserError("compare: methods: should name at least one method, e.g. 'kd'")
     trials = _trials(trials, "compare")
-    with _named_as_in_python():
+    with named_as_in_python():
         planned = api.plan_comparison(
             dataset, teacher, student, rows, weights=weights, trials=trials, overrides=overrides
         )
@@ -157,20 +161,20 @@ def run(
         RunFailed: If no trial has a result.
     """
     overrides, options = _split(settings, out, "run")
-    names = _method_names(methods, "run")
-    source = recipe if isinstance(recipe, Mapping) else str(recipe)
-    conditions = [f"{key}={','.join(map(str, _listed(value)))}" for key, value in (only or {}).items()]
+    names = method_names(methods, "run")
+    source = recipe if isinstance(recipe, Mapping) else text(recipe, "recipe", "run")
+    selection = conditions(only, "run")
     if trials is not None:
         trials = _trials(trials, "run")
-    with _named_as_in_python():
-        planned = api.plan(source, methods=names, only=conditions, trials=trials, overrides=overrides)
+    with named_as_in_python():
+        planned = api.plan(source, methods=names, only=selection, trials=trials, overrides=overrides)
     arguments = {"recipe": recipe, "methods": names, "only": only, "trials": trials, "out": out}
     return _train(planned, options, _call_text("run", arguments | settings))
 
 
 def _train(planned: PlannedRecipe, options: RunOptions, call: str) -> Results:
     logit_cache_limit()  # an error in KD_BENCH_LOGITS_GB must come before hours of training
-    with python_call(call), _restored_signal_handler(), _named_as_in_python():
+    with python_call(call), _restored_signal_handler(), named_as_in_python():
         try:
             _, failed = api.run(planned, options, _notebook_console())
         except KeyboardInterrupt:
@@ -185,16 +189,6 @@ def _train(planned: PlannedRecipe, options: RunOptions, call: str) -> Results:
             raise failure
         warnings.warn(str(failure), RuntimeWarning, stacklevel=3)
     return results
-
-
-@contextmanager
-def _named_as_in_python() -> Iterator[None]:
-    """Replaces the option at the beginning of an error's message, such as "--device", by the argument's name."""
-    try:
-        yield
-    except UserError as error:
-        message = re.sub(r"^--([a-z-]+)", lambda option: option[1].replace("-", "_"), str(error))
-        raise UserError(message) from None
 
 
 def _notebook_console() -> Console | None:
@@ -231,10 +225,18 @@ def _split(settings: Mapping[str, Any], out: str | Path, context: str) -> tuple[
         elif key.partition(".")[0] in Recipe.model_fields:
             overrides.append(f"{key}={_json(value, f'{context}: {key}')}")
         else:
-            raise unknown("setting", key, {*Options.model_fields, *Recipe.model_fields}, context)
-    if str(out) == "":
-        raise UserError(f"{context}: out: is empty; write . for the working folder")
-    return overrides, parse(Options, options, context).run_options(expand_user(out))
+            raise _unknown_setting(key, value, context)
+    return overrides, parse(Options, options, context).run_options(results_folder(out, context))
+
+
+def _unknown_setting(key: str, value: Any, context: str) -> UserError:
+    parent, _, last = (elsewhere(Recipe, key) or "").rpartition(".")
+    if not parent:
+        return unknown("setting", key, {*Options.model_fields, *Recipe.model_fields}, context)
+    written = (
+        f'{parent}={{"{last}": {value!r:.60}}}' if parent.isidentifier() else f'**{{"{parent}.{last}": {value!r:.60}}}'
+    )
+    return UserError(f"{context}: no setting is called {key!r}; did you mean {written}?")
 
 
 def _json(value: Any, context: str) -> str:
@@ -251,24 +253,6 @@ def _plain(value: Any) -> Any:
     if not hasattr(value, "item"):
         raise TypeError
     return value.item()
-
-
-def _method_names(methods: Any, context: str) -> list[str]:
-    """Returns the names in ``methods``; a text may have several with commas between them, as on the command line."""
-    names = [name for name in methods.split(",") if name.strip()] if isinstance(methods, str) else _listed(methods)
-    for name in names:
-        if isinstance(name, type):
-            raise UserError(
-                f"{context}: methods: {name.__name__} is trained in another process, which reads it from a file; write "
-                f"the class to a file and name it as FILE.py:{name.__name__}"
-            )
-        if not isinstance(name, (str, os.PathLike)):
-            raise UserError(f"{context}: methods: should be names of methods (one is {name!r:.60})")
-    return [str(name).strip() for name in names]
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]
 
 
 def _trials(trials: Any, context: str) -> int:

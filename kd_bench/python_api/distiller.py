@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from kd_bench.config.trial import LabelLoss
 from kd_bench.methods import _logit_settings
 from kd_bench.methods import _registry as methods
+from kd_bench.methods._class_rules import class_problem, instance_problem
 from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.methods.base import Method
 from kd_bench.models.outputs import average_classifier, observe, preact_norms, shapes
 from kd_bench.models.student_with_head import StudentWithHead
 from kd_bench.models.timm_interface import dry_run
+from kd_bench.training.method_result import add_notes
 from kd_bench.training.teacher import batch_statistics, tracking_batch_norms
 from kd_bench.types import LOGITS, Batch, Needs, Output, Outputs, Pair, Shapes
 from kd_bench.utils.errors import UserError, unknown
@@ -195,7 +197,11 @@ class Distiller(nn.Module):
                 student = replace(student, second_view=observe(self.student, second_images, needs.student))
             if teacher is not None:
                 teacher = replace(teacher, second_view=self._observe_teacher(second_images, needs.teacher))
-        return self.method.prepare(student, teacher, batch) if epoch < 0 else self.method(student, teacher, batch)
+        try:
+            return self.method.prepare(student, teacher, batch) if epoch < 0 else self.method(student, teacher, batch)
+        except Exception as error:
+            add_notes(error, self.method, "prepare" if epoch < 0 else "forward")
+            raise
 
     def end_epoch(self) -> None:
         """Ends an epoch: the method updates what it keeps of an epoch, and warm-ups count it."""
@@ -255,6 +261,7 @@ def _find(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[str, Callabl
     """Returns a method's name, a function that builds it, what it reads, and the epochs of its preparation."""
     if isinstance(method, type) and issubclass(method, Method):
         name, kind = method.__name__, method
+        _refuse(name, class_problem(method, _parameters(method)))
         infos = map(methods.describe, methods.names())
         values, logit_settings = _logit_settings.split(name, kind, _parameters(method), hyperparameters, infos)
         resolved = _with_defaults(method, values)
@@ -270,11 +277,20 @@ def _find(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[str, Callabl
         raise UserError(f"{name} trains on perturbed images, which only kd-bench run makes")
 
     def build(pair: Pair) -> Method:
+        if isinstance(method, str):
+            return methods.build(method, pair, resolved, logit_settings)
         built = kind(pair, **resolved)
+        _refuse(name, instance_problem(built))
         _logit_settings.apply(built, logit_settings)
         return built
 
-    return name, build, kind.all_needs_with(resolved), resolved.get("preparation_epochs", 0)
+    needs = methods.needs(method, resolved) if isinstance(method, str) else kind.all_needs_with(resolved)
+    return name, build, needs, resolved.get("preparation_epochs", 0)
+
+
+def _refuse(name: str, problem: str | None) -> None:
+    if problem is not None:
+        raise UserError(f"{name}: {problem}")
 
 
 def _parameters(method: type[Method]) -> dict[str, Any]:

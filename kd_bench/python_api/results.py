@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from kd_bench import api
 from kd_bench.launch.options import require_package
+from kd_bench.python_api.arguments import method_names, named_as_in_python, recipe_names, results_folder
 from kd_bench.utils.errors import UserError, unknown
-from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,22 +45,30 @@ _HEADINGS = {"terminal": "{}\n\n", "plain": "{}\n\n", "markdown": "## {}\n\n", "
 
 
 def load(
-    out: str | Path = "runs", *, recipes: Iterable[str] | None = None, methods: Sequence[str] | None = None
+    out: str | Path = "runs",
+    *,
+    recipes: str | Path | Iterable[str | Path] | None = None,
+    methods: str | Iterable[str] | None = None,
 ) -> Results:
     """Reads the results in a folder.
 
     Args:
         out: The results folder.
-        recipes: Files or names of recipes whose results to read, done or not; None for everything in the folder.
+        recipes: Files or names of recipes whose results to read, done or not, or a single one; None for everything in
+            the folder.
         methods: Additional rows of these recipes: methods, ``FILE.py:CLASS`` or ``LABEL=FILE.py:CLASS``.
 
     Raises:
-        UserError: If there are no results.
+        UserError: If there are no results, or an argument is invalid.
     """
-    out = expand_user(out)
-    if not out.is_dir():
-        raise UserError(f"{out}: there is no such folder of results; kd_bench.compare makes one")
-    return Results(api.report_parts(recipes, methods, out))
+    folder = results_folder(out, "load")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder of results; kd_bench.compare makes one")
+    names, rows = recipe_names(recipes, "load"), [] if methods is None else method_names(methods, "load")
+    if rows and not names:
+        raise UserError("load: methods: name the recipe that they are rows of, as recipes=")
+    with named_as_in_python():
+        return Results(api.report_parts(names, rows, folder))
 
 
 class Results:

@@ -183,7 +183,11 @@ class _PageBuilder:
             for record in trials.to_dict("records"):
                 cell, recipe = planned[record["trial_id"]], results.recipe
                 keys.append(f"{results.folder.name}/{cell.trial_id}")
-                command = training_command(cell, recipe, results.methods, pair.crossed) if recipe else None
+                command = None
+                if recipe:
+                    command = training_command(
+                        cell, recipe, results.methods, pair.crossed, results.trials, results.overrides
+                    )
                 self.trials.add(keys[-1], record, results.folder / cell.trial_id, cell, command, pair.crossed)
         self._numbers[id(row)] = len(self.cells)
         self._trials_behind[id(row)] = keys if row.kind == "teacher" else _keys(results, row)

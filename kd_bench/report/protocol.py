@@ -66,8 +66,21 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = 
         our, their = ours.get(key), theirs.get(key)
         if isinstance(our, Mapping) and isinstance(their, Mapping):
             yield from differences(our, their, f"{path}{key}.")
+        elif key == "second_view" and our is not None:
+            yield f"a second view of the images ({_steps(our) or 'not augmented'})"
+        elif key == "second_view" and their is not None:
+            yield "no second view of the images"
         elif our != their:
             yield f"{path}{key} {format_value(our)} instead of {format_value(their)}"
+
+
+def _steps(augmentation: Mapping[str, Any]) -> str:
+    """Returns the steps of an augmentation that are switched on, e.g. "crop 4, cutout 8, randaugment"."""
+    return ", ".join(
+        key if value is True or isinstance(value, Mapping) else f"{key} {format_value(value)}"
+        for key, value in augmentation.items()
+        if value and key != "own_source"
+    )
 
 
 def first_few(phrases: Sequence[str]) -> str:

@@ -263,6 +263,10 @@ def _terminal(
     def styled(text: str, style: str = "") -> Text:
         return Text(text.translate(replaced), style=style)
 
+    def wrapped(note: str, style: str, indent: str = "") -> Text:
+        wrapper = textwrap.TextWrapper(width, indent, f"{indent}  ", break_on_hyphens=False)
+        return Text(wrapper.fill(note.translate(replaced)), style=style)
+
     headers = [styled("\n".join(column.header)) for column in tables[0].columns] if tables else []
     cells = [[styled(str(cell)) for cell in row.cells] for table in tables for row in table.rows]
     widths = [
@@ -299,11 +303,10 @@ def _terminal(
         console.print(framed)
         for row in table.rows:
             if row.note:
-                console.print(styled(f"  {row.cells[0]}: {row.note}", "yellow"))
+                console.print(wrapped(f"{row.cells[0]}: {row.note}", "yellow", "  "))
         console.print()
     for note in (*(note for table in tables for note in table.notes), *notes):
-        lines = textwrap.wrap(note.translate(replaced), width, subsequent_indent="  ", break_on_hyphens=False)
-        console.print(Text("\n".join(lines), style="dim"))
+        console.print(wrapped(note, "dim"))
     text = out.getvalue()
     return text if colour else "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 

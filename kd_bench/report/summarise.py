@@ -155,7 +155,7 @@ def _student_row(
     if compared is not None and label != baseline and fits:
         difference, differences = difference_of_cells(by_cell, compared, CONFIDENCE)
         if difference is None and by_cell:
-            notes.append(f"no seed in common with {baseline}")
+            notes.append(f"no seed in common with {baseline}" if compared else f"{baseline} has no result yet")
         elif difference is not None:
             seeds = difference.crossing.seeds if difference.crossing and not (top1 and top1.crossing) else difference.n
             if seeds != len(done):

@@ -291,6 +291,8 @@ class FolderResults:
         folder: Folder of the trials. The teachers' trials are in ``teachers`` beside it.
         recipe: Name or file of the recipe, for ``kd-bench run``; empty for none.
         methods: Rows that ``--method`` adds to the recipe.
+        trials, overrides: Number of seeds, and settings, that replace the recipe's.
+        missing: A sentence that says why results of the recipe are missing; None for none.
         left_out: A sentence for each folder that is in no row, because its settings are damaged.
     """
 
@@ -302,4 +304,7 @@ class FolderResults:
     folder: Path
     recipe: str = ""
     methods: tuple[str, ...] = ()
+    trials: int | None = None
+    overrides: tuple[str, ...] = ()
+    missing: str | None = None
     left_out: tuple[str, ...] = ()

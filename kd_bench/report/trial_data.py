@@ -106,7 +106,14 @@ def script(data: Any) -> str:
     return text
 
 
-def training_command(cell: PlannedTrial, recipe: str, methods: Sequence[str] = (), crossed: bool = False) -> str:
+def training_command(
+    cell: PlannedTrial,
+    recipe: str,
+    methods: Sequence[str] = (),
+    crossed: bool = False,
+    trials: int | None = None,
+    overrides: Sequence[str] = (),
+) -> str:
     """Returns the command that trains one trial again, in a separate folder.
 
     Args:
@@ -114,6 +121,7 @@ def training_command(cell: PlannedTrial, recipe: str, methods: Sequence[str] = (
         recipe: Name or file of a recipe that plans it.
         methods: Rows that ``--method`` adds to the recipe.
         crossed: Whether the recipe has several teachers of one name.
+        trials, overrides: Number of seeds, and settings, that replace the recipe's.
     """
     wanted = {"method": cell.label, "student": cell.student, "seed": str(cell.seed)}
     if cell.teacher != "-":
@@ -121,8 +129,10 @@ def training_command(cell: PlannedTrial, recipe: str, methods: Sequence[str] = (
     if crossed and cell.teacher_seed is not None:
         wanted["teacher_seed"] = str(cell.teacher_seed)
     only = " ".join(f"--only {shlex.quote(f'{key}={value}')}" for key, value in wanted.items() if "," not in value)
-    rows = "".join(f"--method {shlex.quote(method)} " for method in methods)
-    return f"kd-bench run {shlex.quote(recipe)} {rows}{only} --out again"
+    options = [f"--method {shlex.quote(method)}" for method in methods]
+    options += [f"--trials {trials}"] * (trials is not None)
+    options += [f"--set {shlex.quote(text)}" for text in overrides]
+    return f"kd-bench run {' '.join([shlex.quote(recipe), *options, only])} --out again"
 
 
 def _rounded(value: float | None, name: str) -> float | None:

@@ -5,14 +5,18 @@ The checks read no values and nothing from the device, so they cost little and c
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Mapping
-from typing import Any
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from kd_bench.utils.errors import UserError
+from kd_bench.types import LOGITS, Batch, Output, Outputs
+from kd_bench.utils.errors import UserError, nearest
 from kd_bench.utils.plugins import display_path
 
 _EXPECTED = 'it should return the loss by term, e.g. {"ce": self.label_loss(student, batch), "distance": distance}'
@@ -44,6 +48,8 @@ def check_terms(terms: Any, method: nn.Module, device: torch.device, function: s
     """Raises UserError if ``terms`` is anything but a dictionary of scalar tensors by name. As ``sum_terms``."""
     problem = _find_problem(terms, device)
     if problem is not None:
+        note = _unrequested(method, function)  # a sum over stages that are not there is the number 0
+        problem += f" ({note})" if note else ""
         raise UserError(f"{_locate(method, function)} {problem}")
 
 
@@ -79,6 +85,8 @@ def split_terms(terms: Mapping[str, Tensor], method: nn.Module) -> tuple[Tensor,
 def _find_problem(terms: Any, device: torch.device) -> str | None:
     if terms is None:
         return f"returns nothing; {_EXPECTED}"
+    if isinstance(terms, tuple | list) and any(isinstance(part, Mapping) for part in terms):
+        return f"returns {_describe(terms)}; return only the dictionary of losses"
     if not isinstance(terms, Mapping):
         return f"returns {_describe(terms)}; {_EXPECTED}"
     if not terms:
@@ -100,7 +108,67 @@ def _find_problem(terms: Any, device: torch.device) -> str | None:
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}" if value.ndim else "a tensor"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
     return "None" if value is None else f"{value!r:.40} ({type(value).__name__})"
+
+
+def add_notes(error: Exception, method: nn.Module, function: str = "forward") -> None:
+    """Adds a note to an error of a method, if its source reads outputs that it did not request or that do not exist.
+
+    What was not requested is None or empty, so that Python's own message does not say what is wrong.
+
+    Args:
+        error: The error.
+        method: The method.
+        function: Name of its function that has raised the error.
+    """
+    if isinstance(error, UserError):
+        return
+    notes = [_unrequested(method, function)]
+    if isinstance(error, AttributeError) and isinstance(error.obj, Outputs | Batch):
+        names = [field.name for field in fields(error.obj)]
+        hint = nearest(str(error.name), names)
+        notes.append(f"did you mean {hint!r}?" if hint else f"there are: {', '.join(names)}")
+    for note in notes:
+        if note and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+
+
+def _unrequested(method: nn.Module, function: str) -> str:
+    """Returns which outputs a function of the method reads that it did not request; empty if there are none."""
+    try:
+        needs = method.needs_in(function == "prepare")  # type: ignore[operator]
+        read = _outputs_read(getattr(type(method), function))
+    except (OSError, TypeError, SyntaxError, AttributeError, StopIteration):  # its source is not known
+        return ""
+    missing, arguments = [], []
+    for network, names in read.items():
+        requested: frozenset[Output] = getattr(needs, network)
+        lacking = names - requested - LOGITS - ({"preacts"} if "published_preacts" in requested else set())
+        missing += [f"{network}.{name}" for name in sorted(lacking)]
+        if lacking or requested != LOGITS:
+            arguments.append(f"{network}=frozenset({{{str(sorted(lacking | requested - LOGITS))[1:-1]}}})")
+    if not missing:
+        return ""
+    key = "needs" if needs is getattr(method, "needs", None) else "preparation_needs"
+    verb = "was" if len(missing) == 1 else "were"
+    return f"{' and '.join(missing)} {verb} not requested; add {key} = Needs({', '.join(arguments)}) to the class"
+
+
+def _outputs_read(function: Callable[..., object]) -> dict[str, set[str]]:
+    """Returns the names of the outputs of student and teacher that the source of ``forward`` reads."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    definition = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    arguments = [argument.arg for argument in (*definition.args.posonlyargs, *definition.args.args)][1:3]
+    networks = dict(zip(arguments, ("student", "teacher"), strict=False))
+    read: dict[str, set[str]] = {"student": set(), "teacher": set()}
+    for node in ast.walk(definition):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in networks:
+                if attribute in get_args(Output):
+                    read[networks[name]].add(attribute)
+    return read
 
 
 def _locate(method: nn.Module, function: str) -> str:

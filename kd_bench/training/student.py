@@ -22,7 +22,7 @@ from kd_bench.training.epoch_rows import preparation_row, student_row
 from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, compiles_students, precision_context
 from kd_bench.training.gradients import add_gradients, finish_gradients, scaled
 from kd_bench.training.isolation import copied_inputs, unchanged_process
-from kd_bench.training.method_result import sum_terms
+from kd_bench.training.method_result import add_notes, sum_terms
 from kd_bench.training.metrics import MetricSums
 from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
 from kd_bench.training.optimizers import (
@@ -191,6 +191,7 @@ class StudentModule(nn.Module):
         try:
             yield
         except Exception as error:
+            add_notes(error, self.method, "forward" if self.preparation.is_over else "prepare")
             # The other processes wait for this one's gradients. If memory is short, fewer members may fit.
             if is_distributed() or is_out_of_memory(error):
                 raise
@@ -346,9 +347,8 @@ class StudentModule(nn.Module):
         times = {"seconds": own_seconds + shared_seconds, "own_seconds": own_seconds, "members": members}
         times |= {} if cached_seconds is None else {"spared_seconds": cached_seconds}
         if epoch < 0:
-            self.preparation.history.append(
-                preparation_row(epoch + self.preparation.epochs, self._learning_rate, train, times)
-            )
+            row = preparation_row(epoch + self.preparation.epochs, self._learning_rate, train, times)
+            self.preparation.history.append(row)
             if self.preparation.is_over:
                 self.optimizer.state.clear()  # so that the student's own epochs begin as any other training
             return None

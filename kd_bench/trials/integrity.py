@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from kd_bench.trials.evaluation_file import evaluation_faults
 from kd_bench.trials.images import check_same_images
 from kd_bench.trials.reader import WEIGHTS, TrialRecord, read_trial, trial_settings
+from kd_bench.trials.results_folder import folder_problem, is_trial_id
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import sha256
 
 #: Tolerance of a repeated measurement of the accuracy, in percentage points: the rounding of another machine may
 #: change the prediction for an image or two.
 TOLERANCE = 0.1
-
-_TRIAL_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -40,20 +38,15 @@ def trial_folders(out: Path) -> list[Path]:
     What has the name of a trial but is no folder is among them, because it stands where a trial was.
 
     Raises:
-        UserError: If there is no such folder, or there are no trials in it.
+        UserError: If the folder is missing or cannot be read, or there are no trials in it.
     """
-    if not out.is_dir():
-        raise UserError(f"{out}: there is no such folder")
+    if problem := folder_problem(out):
+        raise UserError(f"{out}: {problem}")
     paths = (path for pattern in ("*", "*/*") for path in out.glob(pattern))
     folders = sorted(path for path in paths if is_trial_id(path.name))
     if not folders:
         raise UserError(f"{out}: there are no trials in this folder")
     return folders
-
-
-def is_trial_id(name: str) -> bool:
-    """Whether a name is that of a trial's folder."""
-    return _TRIAL_ID.fullmatch(name) is not None
 
 
 def check_trial(path: Path, needs_weights: bool = True) -> CheckedTrial:

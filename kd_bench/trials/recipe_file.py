@@ -13,11 +13,13 @@ from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.config.validate import question
 from kd_bench.plan import plan
-from kd_bench.utils.errors import UserError
+from kd_bench.utils.errors import UserError, nearest
 from kd_bench.utils.files import write_atomic
-from kd_bench.utils.paths import is_file
+from kd_bench.utils.paths import is_file, is_folder
 
 _NAME = "recipe.yaml"
+
+_SUFFIXES = (".yaml", ".yml")
 
 _HEAD = "# Written by kd-bench: the recipe of these trials. kd-bench table, status and report find it by its name.\n"
 
@@ -82,11 +84,25 @@ def find_recipe_in(name: str, out: Path) -> str:
     except UserError:
         if file := recipe_file(name, out):
             return str(file)
-        kept = kept_recipes(out)
-        if not question(name, kept):
+        if not name or is_folder(Path(name)):
             raise
-        raise UserError(f"{name}: there is no such recipe{question(name, [*kept, *packaged_recipes()])}") from None
+        short = name.removeprefix("recipes/").removesuffix(".yaml")
+        hint = _similar_file(Path(name)) or question(short, [*kept_recipes(out), *packaged_recipes()])
+        is_plain = Path(name).name == name and Path(name).suffix not in _SUFFIXES
+        also = f", and {out} has no comparison of this name" if is_plain and not hint else ""
+        raise UserError(f"{name}: there is no such recipe{also}{hint}") from None
     return name
+
+
+def _similar_file(path: Path) -> str:
+    """Returns the end of a sentence that asks if the recipe beside ``path`` of a similar name was meant, or ""."""
+    try:
+        files = {file.stem: file.name for file in sorted(path.parent.iterdir()) if file.suffix in _SUFFIXES}
+    except OSError:
+        return ""
+    # Without the suffix, which makes all names similar.
+    similar = nearest(path.stem if path.suffix in _SUFFIXES else path.name, files)
+    return f"; did you mean {str(path.with_name(files[similar]))!r}?" if similar else ""
 
 
 def kept_recipes(out: Path) -> list[str]:

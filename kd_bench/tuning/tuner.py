@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kd_bench.config.data import Dataset
 from kd_bench.config.load import merge
 from kd_bench.config.recipe import MethodEntry, PairEntry, Recipe
 from kd_bench.config.teacher_seeds import with_first_teachers
 from kd_bench.config.trial import PlannedTrial
+from kd_bench.data import registry as datasets
 from kd_bench.launch.options import RunOptions, require_package
 from kd_bench.launch.run_recipe import train_trials, training_failure
 from kd_bench.methods import _registry as methods
@@ -123,10 +125,18 @@ def holdout_recipe(recipe: Recipe, settings: TuningSettings, context: str) -> Re
     if dataset.holdout is None:
         raise UserError(
             f"{context}: dataset.holdout is missing, and the tries are compared on held-out images; "
-            "add e.g. --holdout 5000"
+            f"add {_holdout_advice(dataset)}"
         )
     update = {"dataset": dataset, "seeds": (settings.seed,), "name": f"tune-{recipe.name}", "published": None}
     return with_first_teachers(recipe.model_copy(update=update))
+
+
+def _holdout_advice(dataset: Dataset) -> str:
+    """Returns the option for a tenth of the training images."""
+    images = datasets.known_train_size(dataset)
+    if images is None:
+        return "--holdout N, where N is e.g. a tenth of the training images"
+    return f"e.g. --holdout {max(2, images // 10)}"
 
 
 def selected_pairs(recipe: Recipe, planned: Sequence[PlannedTrial]) -> list[PairEntry]:
@@ -282,10 +292,10 @@ def describe_choice(row: TunedRow) -> str:
     published = "no accuracy" if first.val_top1 is None else f"{first.val_top1:.2f} %"
     equal = sum(one.val_top1 == best.val_top1 for one in row.tries)
     diverged = sum(one.val_top1 is None for one in row.tries)
+    ties = f"{equal} tries have it, and the first of them is chosen; " if equal > 1 else ""
     text = (
         f"{row.label} tuned, {_title(row.pair)}: try {best.number} of {len(row.tries)} has the best accuracy on "
-        f"held-out images, {best.val_top1:.2f} %{f', as the first of {equal} tries' * (equal > 1)} (the recipe's "
-        f"settings: {published}): {_text(best.values)}."
+        f"held-out images, {best.val_top1:.2f} % ({ties}the recipe's settings: {published}): {_text(best.values)}."
     )
     if diverged:
         text += f" The loss of {'1 try' if diverged == 1 else f'{diverged} tries'} diverged."

@@ -16,10 +16,29 @@ class Terminated(BaseException):
     """SIGTERM was received: finished work is saved, and the command ends with exit code 143."""
 
 
+#: Arguments of ``kd-bench list`` by which all names of a kind are listed.
+_LISTS = {
+    "method": "methods",
+    "network": "networks",
+    "dataset": "datasets",
+    "key of a recipe": "settings",
+    "setting": "settings",
+    "method, network, data set, recipe or setting": "--help",
+}
+
+#: Largest number of names in a message.
+_MAX_NAMES = 20
+
+
 def nearest(value: str, choices: Iterable[str]) -> str | None:
-    """Returns the choice most similar to ``value``, or None if none is similar."""
-    matches = difflib.get_close_matches(value, list(choices), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    """Returns the choice most similar to ``value``, or None if none is similar. Upper and lower case are the same."""
+    spellings: dict[str, list[str]] = {}
+    for choice in choices:
+        spellings.setdefault(choice.casefold(), []).append(choice)
+    matches = difflib.get_close_matches(value.casefold(), spellings, n=1, cutoff=0.6)
+    if not matches:
+        return None
+    return max(spellings[matches[0]], key=lambda choice: difflib.SequenceMatcher(None, value, choice).ratio())
 
 
 def unknown(kind: str, value: str, choices: Iterable[str], context: str = "") -> UserError:
@@ -32,8 +51,10 @@ def unknown(kind: str, value: str, choices: Iterable[str], context: str = "") ->
         context: Where the name was written, e.g. "recipes/demo.yaml: methods".
     """
     choices = sorted(choices)
-    hint = nearest(value, choices)
-    end = f"did you mean {hint!r}?" if hint else f"there are: {', '.join(choices[:20])}{', ...' * (len(choices) > 20)}"
+    hint = nearest(str(value), choices)
+    end = f"did you mean {hint!r}?" if hint else f"there are: {', '.join(choices[:_MAX_NAMES])}"
+    if not hint and len(choices) > _MAX_NAMES:
+        end += f", ... (see: kd-bench list {_LISTS[kind]})" if kind in _LISTS else ", ..."
     return UserError(f"{prefix(context)}no {kind} is called {value!r}; {end}")
 
 

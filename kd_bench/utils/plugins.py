@@ -147,13 +147,14 @@ def one_sentence(subject: str, *unchanged: type[Exception]) -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str:
-    """Returns one line about an error: the line of a plug-in that has led to it, if there is one, type and message."""
+    """Returns one line about an error: the line of a plug-in that led to it, if any, its type, message and notes."""
     if isinstance(error, UserError):
         return first_line(error)
     place = _find_line(error)
     where = f"{display_path(place[0])}, line {place[1]}: " if place else ""
     message = str(error).strip().partition("\n")[0]
-    return f"{where}{type(error).__name__}: {message}"
+    notes = "".join(f"; {' '.join(note.split())}" for note in getattr(error, "__notes__", ()))
+    return f"{where}{type(error).__name__}: {message}{notes}"
 
 
 def display_path(path: str) -> str:

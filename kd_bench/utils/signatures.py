@@ -156,8 +156,12 @@ def _attributes(node: ast.ClassDef | ast.FunctionDef) -> dict[str, Any]:
 _ENTRY = re.compile(r"(?P<names>\*{0,2}\w+(?:, *\w+)*)(?: *\([^)]*\))?:(?:\s+(?P<text>.*))?$")
 
 
-def arguments_in(doc: str) -> dict[str, str]:
+def arguments_in(doc: str, section: str = "Args") -> dict[str, str]:
     """Returns the descriptions in the ``Args:`` section of a Google-style docstring, by name, each on one line.
+
+    Args:
+        doc: The docstring.
+        section: Another section that has the same form: "Attributes".
 
     >>> arguments_in('''Does things.
     ...
@@ -169,12 +173,12 @@ def arguments_in(doc: str) -> dict[str, str]:
     {'rate': 'How fast, in metres a second.', 'left': 'Ends.', 'right': 'Ends.'}
     """
     lines = inspect.cleandoc(doc).splitlines()
-    if "Args:" not in lines:
+    if f"{section}:" not in lines:
         return {}
     texts: dict[str, str] = {}
     names: list[str] = []
     depth = 0
-    for line in filter(str.strip, lines[lines.index("Args:") + 1 :]):
+    for line in filter(str.strip, lines[lines.index(f"{section}:") + 1 :]):
         indent = len(line) - len(line.lstrip())
         if indent == 0:
             break

@@ -44,5 +44,17 @@ def test_clears_the_given_kind_but_no_cache_in_use(cache: Path) -> None:
     assert [path.name for path in (cache / "logits").glob("*.logits")] == [used.path.name]
     assert (cache / "digits-train-ab-images.npy").exists()
     used.close()
+    features = open_cache(cache / "logits", ABOUT | {"kind": "features"}, 100, 4, 16)
+    assert features is not None
+    features.close()
+    runner = CliRunner()
+    kinds = [line.split()[0] for line in runner.invoke(app, ["cache"]).output.splitlines()[3:-1]]
+    assert sorted(kinds) == ["features", "images", "logits"]
+    assert "did you mean 'features'" in str(runner.invoke(app, ["cache", "clear", "feature"]).exception)
+    runner.invoke(app, ["cache", "clear", "features"])
+    assert used.path.exists() and not features.path.exists()
+    assert (cache / "digits-train-ab-images.npy").exists()
+    runner.invoke(app, ["cache", "clear", "images"])
+    assert used.path.exists() and not (cache / "digits-train-ab-images.npy").exists()
     CliRunner().invoke(app, ["cache", "clear"])
     assert [path.name for path in cache.rglob("*") if path.is_file()] == ["other.txt"]

@@ -62,7 +62,8 @@ def test_a_comparison_is_found_by_its_name(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "difference to none" in done.stdout
     note = "dkd: its warm-up takes 20 epochs and the training 1, so its terms never reach their full weight"
-    assert done.stderr.count(f"{NAME}: {note}; set methods.dkd.warmup_epochs\n") == 1
+    option = "--set methods.dkd.warmup_epochs=1"
+    assert done.stderr.count(f"{NAME}: {note}; set methods.dkd.warmup_epochs, e.g. {option}\n") == 1
     assert done.stderr.splitlines()[-3:] == [
         "next:",
         f"  kd-bench table {NAME} --out {out[1]}",
@@ -77,7 +78,8 @@ def test_a_comparison_is_found_by_its_name(tmp_path: Path) -> None:
     assert again.returncode == 0
     assert "all is done (3 trials); nothing to train" in again.stderr
     assert again.stderr.endswith(done.stderr.partition("\nnext:")[2])
-    assert "next:" not in run("run", NAME, *out, "--only", "method=kd").stderr
+    selected = run("run", NAME, *out, "--only", "method=kd").stderr.splitlines()
+    assert selected[-1] == f"  kd-bench report --recipe {NAME} --only method=kd --out {out[1]}"
     estimate = run("estimate", NAME, *out, "--cards", "none", "--steps", "0", "--trials", "2")
     assert estimate.stderr.count(f"estimate: {note}") == 1
     page = run("report", "--recipe", NAME, *out, "--output", str(tmp_path / "r.html"))

@@ -120,11 +120,14 @@ def test_unknown_names_are_refused():
     assert "--device gpu: there is no such device" in refused(*verify, "gpu")
 
 
-def test_table_of_a_recipe_that_never_ran(recipe, tmp_path):
-    done = run("table", recipe, "--out", str(tmp_path / "out"), "--format", "csv")
+def test_table_of_a_recipe_that_never_ran(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)  # the default results folder is not there yet
+    done = run("table", recipe, "--format", "csv")
     assert done.returncode == 0
     assert "kd" in done.stdout
-    assert not (tmp_path / "out").exists()
+    assert done.stderr == f"table: no trial of {recipe} is in runs yet; train with: kd-bench run {recipe}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +189,7 @@ def test_help_lists_and_tables_import_nothing_heavy(recipe, tmp_path):
     commands: list[list[str]] = [["--help"], [], ["list", "methods"], ["list", "students"], ["show", "demo"]]
     for arguments in [*commands, ["table", recipe, "--out", str(tmp_path)]]:
         assert heavy_imports(*arguments) == [], arguments
+    assert heavy_imports("status", recipe, "--out", str(tmp_path), code=1) == []
 
 
 @pytest.mark.slow

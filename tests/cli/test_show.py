@@ -124,6 +124,54 @@ def test_an_invalid_recipe_is_a_sentence(recipe: str) -> None:
         describe("bad.yaml", Path("runs"))
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("pairs: [{teacher: resnet14, student: resnet8, training: {lr: 1}}]", "pairs.0.training: lr: no such key"),
+        ("pairs: [{teacher: resnet14, student: resnet8, methods: {at: {}}}]", "pairs.0.methods: no row is called 'at'"),
+        (f"pairs: [{', '.join(['{teacher: resnet14, student: resnet8}'] * 2)}]", "pairs.1: has the networks and"),
+        ("methods: {kd: {lr: 0.1}}", "methods.kd: kd has no hyper-parameter 'lr'"),
+        ("methods: {kd: {temperature: hot}}", "methods.kd: kd: temperature = 'hot' should be"),
+        ("dataset: {classes: 20}", "dataset: classes must be a whole number from 2 to 10"),
+        ("baseline: at", "baseline: no row is called 'at'"),
+        ("teachers: {resnet20: {epochs: 3}}", "teachers: no teacher of this recipe is called 'resnet20'"),
+    ],
+)
+def test_what_a_run_refuses_is_not_shown(recipe: str, change: str, sentence: str) -> None:
+    Path("bad.yaml").write_text(f"extends: base.yaml\n{change}\n")
+    with pytest.raises(UserError) as caught:
+        describe("bad.yaml")
+    assert str(caught.value).startswith(f"bad.yaml: {sentence}")
+
+
+def test_weights_and_generated_images_may_be_missing(recipe: str) -> None:
+    Path("own.yaml").write_text("extends: base.yaml\nteachers: {resnet14: {weights: no.pth}}\n")
+    text = describe("own.yaml")
+    assert "\nown.yaml: teachers.cifar_resnet14.weights: there is no file no.pth\n" in text
+    assert "These are 9 trials." in text
+    adversarial = "adversarial: {eps: 0.1, steps: 1, generated: {path: no.npz}}"
+    rows = "methods: {kd: null, dkd: null, trades: {}}"
+    Path("own.yaml").write_text(f"extends: base.yaml\n{adversarial}\n{rows}\nbaseline: trades\n")
+    assert "These are 6 trials." in describe("own.yaml")
+
+
+def test_a_trial_of_two_pairs_is_counted_once(recipe: str) -> None:
+    pairs = [{"teacher": teacher, "student": "resnet8"} for teacher in ("resnet14", "resnet20")]
+    Path("own.yaml").write_text(yaml.safe_dump({"extends": "base.yaml", "pairs": pairs}))
+    assert "These are 15 trials." in describe(
+        "own.yaml"
+    )  # kd and dkd of both pairs and the student alone, 3 seeds each
+
+
+def test_a_name_in_upper_case_is_recognised() -> None:
+    with pytest.raises(UserError, match="is called 'KD'; did you mean 'kd'"):
+        describe("KD")
+    with pytest.raises(UserError, match=r"\(see: kd-bench list --help\)$"):
+        describe("qqqq")
+    with pytest.raises(UserError, match=r"qqqq\.yaml: there is no such recipe"):
+        describe("qqqq.yaml")
+
+
 def test_the_recipe_of_a_comparison_is_found_by_its_name(recipe: str) -> None:
     write_recipe(read_recipe(recipe).model_copy(update={"name": "compare-x"}), Path("runs"), [])
     assert describe("compare-x", Path("runs")).startswith("compare-x: Two files.\nruns/compare-x/recipe.yaml\n")

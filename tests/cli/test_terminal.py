@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kd_bench.cli.attack import _log_progress
 from kd_bench.cli.terminal import fit
 from tests.cli.test_main import run
 
@@ -55,3 +56,13 @@ def test_the_first_commands_are_those_of_the_first_hour() -> None:
 def test_doctor_ends_with_a_verdict(tmp_path: Path) -> None:
     done = run("doctor", "--out", str(tmp_path), COLUMNS="")
     assert done.stdout.splitlines()[-1].startswith("kd-bench works on this machine")
+
+
+def test_the_progress_of_an_attack_says_how_many_images_it_left(capsys: pytest.CaptureFixture[str]) -> None:
+    _log_progress("clean", 1, 1, 9)
+    _log_progress("apgd-ce", 1, 2, 5)  # not the last batch
+    _log_progress("apgd-ce", 2, 2, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "clean: batch 1 of 1, 9 images are classified correctly",
+        "APGD-CE: batch 2 of 2, 1 image is still classified correctly",
+    ]

@@ -41,7 +41,7 @@ def test_what_needs_a_recipe(out: Path) -> None:
     for arguments, message in (
         (["--format", "csv"], "--format csv: one table only; name one of demo, robust_digits"),
         (["--only", "method=kd"], "--only: name the recipe that is changed or selected from"),
-        (["--epochs", "2"], "--set, --epochs, --batch-size and --lr: name the recipe"),
+        (["--epochs", "2"], r"--set \(or an option that is short for it\): name the recipe"),
     ):
         with pytest.raises(UserError, match=message):
             invoke("table", "--out", str(out), *arguments)

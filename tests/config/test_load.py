@@ -113,6 +113,11 @@ def test_every_packaged_recipe_reads():
     ("override", "expected"),
     [
         ("epoch=2", "no key of a recipe is called 'epoch'; did you mean 'epochs'?"),
+        ("lr=1", "--set lr=1: no key of a recipe is called 'lr'; did you mean 'optimizer.lr'?"),
+        ("LR=1", "did you mean 'optimizer.lr'?"),
+        ("crop=1", "pairs, ... (see: kd-bench list settings)"),  # augment and second_view have one
+        ("EPOCHS=1", "did you mean 'epochs'?"),
+        ("seeds=3", "seeds: should be a list (it is 3); write trials: 3 for so many seeds, or seeds: [3] for this one"),
         ("epochs=many", "epochs: should be a whole number (it is 'many')"),
         ("epochs=0", "epochs: should be at least 1 (it is 0)"),
         ("epochs=2.5", "epochs: should be a whole number"),
@@ -164,6 +169,10 @@ def test_missing_keys_are_named(tmp_path):
         (b"- a\n- b\n", "is not a recipe"),
         (b"", "is not a recipe"),
         (b"1: 2\n", "1: no such key; there are: "),
+        (b"lr: 2\n", "lr: no such key; did you mean 'optimizer.lr'?"),
+        (b"extends: digit/base.yaml\n", "digit/base.yaml: there is no such recipe; did you mean 'digits/base.yaml'?"),
+        (b"extends: dem\n", "extends: dem: there is no such recipe; did you mean 'demo'?"),
+        (b"extends: smal.yaml\n", "smal.yaml: there is no such recipe; did you mean 'small.yaml'?"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"epochs: 1\nepochs: 2\n", "the key 'epochs' is given twice"),
         (b"a: !!python/object/apply:os.system [echo hi]\n", "is not valid YAML"),
@@ -174,6 +183,7 @@ def test_missing_keys_are_named(tmp_path):
 def test_bad_files_are_refused(tmp_path, content, expected):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
+    (tmp_path / "small.yaml").write_text("")
     message = refused(path)
     assert str(path) in message
     assert expected in message

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +208,9 @@ def _files_of_other_suites() -> None:
 
     from kd_bench.models import registry
 
-    student = registry.create("cifar_resnet8x4", 100).state_dict()
-    both = {f"module.{role}.{key}": value for role in ("student", "teacher") for key, value in student.items()}
+    student, teacher = (registry.create(f"cifar_{name}", 100).state_dict() for name in ("resnet8x4", "resnet32x4"))
+    both = {f"module.student.{key}": value for key, value in student.items()}
+    both |= {f"module.teacher.{key}": value for key, value in teacher.items()}
     torch.save({"model": student}, "student_best")
     torch.save({"epoch": 240, "model": both, "optimizer": {}, "best_acc": 76.3}, "best")
     torch.save({"opt": Namespace(model_s="resnet8x4"), "model": student}, "resnet8x4_last.pth")
@@ -268,18 +269,21 @@ def test_what_pages_train(page, block, folder):
 
 
 def test_keys_that_other_suites_settings_are_mapped_to():
-    """The right column of moving.md names settings of ours; each must be one."""
+    """The right column of moving.md names settings and attributes of ours; each must be one."""
     from kd_bench.config.data import Dataset
     from kd_bench.config.optimizer import SGD, StepSchedule
     from kd_bench.config.trial import Training
     from kd_bench.methods import _registry as methods
+    from kd_bench.types import Batch, Pair
 
-    places: dict[str, Any] = {"optimizer": SGD, "schedule": StepSchedule, "dataset": Dataset}
+    settings: dict[str, Any] = {"optimizer": SGD, "schedule": StepSchedule, "dataset": Dataset}
+    places = {head: set(of.model_fields) for head, of in settings.items()}
+    places |= {head: {one.name for one in fields(of)} for head, of in {"batch": Batch, "pair": Pair}.items()}
     text = (ROOT / "docs/moving.md").read_text(encoding="utf-8")
     keys = re.findall(r"`([a-z_]+)\.([a-z_]+)`", "\n".join(re.findall(r"^\|[^|\n]*\|([^|\n]*)\|$", text, re.M)))
     assert len(keys) > 40
     for head, key in keys:
-        known = places[head].model_fields if head in places else [one.name for one in methods.describe(head).parameters]
+        known = places.get(head) or {one.name for one in methods.describe(head).parameters}
         assert key in known, f"{head} has no {key}"
     plain = set(re.findall(r"`([a-z_]+)`", "\n".join(re.findall(r"^\| `num_epochs[^|\n]*\|([^|\n]*)\|$", text, re.M))))
     assert plain <= set(Training.model_fields)

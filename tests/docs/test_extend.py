@@ -4,7 +4,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,7 +14,10 @@ from kd_bench.cli.main import main
 from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import Trial
 from kd_bench.launch import run_recipe
+from kd_bench.models import registry
+from kd_bench.models.outputs import shapes
 from kd_bench.plan import plan
+from kd_bench.types import Batch, Output, Pair
 from kd_bench.utils import plugins
 
 PAGE = Path(__file__).parents[2] / "docs/extend.md"
@@ -22,6 +27,8 @@ SMALL = (
     "--trials 1 --set epochs=1 --set teacher_training.epochs=1 "
     "--set dataset.train_images=64 --set dataset.test_images=50"
 )
+#: What ``table`` and ``report`` say after the trainings that ``test_all_of_it_is_planned_as_it_says`` leaves out.
+NOTHING_TRAINED = "no trial of demo is in runs yet; train with: kd-bench run demo\n"
 
 
 def blocks() -> list[re.Match[str]]:
@@ -64,9 +71,10 @@ def test_all_of_it_is_planned_as_it_says(tmp_path, monkeypatch, capsys):
             follow(block)
             continue
         for line in block["body"].splitlines():
-            monkeypatch.setattr(sys, "argv", line.split())
+            words = line.split()
+            monkeypatch.setattr(sys, "argv", words)
             if line.startswith("pytest"):
-                assert Path(line.split()[1]).is_file()
+                assert Path(words[1]).is_file()
                 continue
 
             def train(recipe, options, console=None, line=line):
@@ -76,7 +84,8 @@ def test_all_of_it_is_planned_as_it_says(tmp_path, monkeypatch, capsys):
             monkeypatch.setattr(run_recipe, "train", train)
             main()
             printed = capsys.readouterr()
-            assert printed.out and printed.err.partition("\nnext:\n  kd-bench table ")[0] == "", line
+            told = printed.err.removeprefix(f"{words[1]}: {NOTHING_TRAINED}")
+            assert printed.out and told.partition("\nnext:\n  kd-bench table ")[0] == "", line
     assert len(asked) == sum(line.startswith(("kd-bench run", "kd-bench compare")) for line in commands())
     for line, trials in asked.items():
         assert any(".py:" in trial.model_dump_json() for trial in trials), line
@@ -85,6 +94,38 @@ def test_all_of_it_is_planned_as_it_says(tmp_path, monkeypatch, capsys):
     warm = next(trials for line, trials in asked.items() if "warm_start" in line)
     assert warm and {trial.preparation_epochs for trial in warm} == {1}
     assert Path("report.html").stat().st_size > 10_000
+
+
+def table(head: str) -> dict[str, list[str]]:
+    """The other cells of each row of a table by the names in its first cell."""
+    (body,) = re.findall(rf"^\| {re.escape(head)} \|.*\n\|---.*\n((?:\|.*\n)+)", PAGE.read_text(encoding="utf-8"), re.M)
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in body.splitlines()]
+    return {name: cells for first, *cells in rows for name in re.findall(r"`(\w+)`", first)}
+
+
+def test_what_a_method_reads_is_what_it_can_read():
+    assert set(table("attribute of `pair`")) == {one.name for one in fields(Pair)}
+    assert set(table("attribute of `batch`")) == {one.name for one in fields(Batch)}
+    assert set(table("output")) == set(get_args(Output)) - {"published_preacts"}
+    assert "`published_preacts`" in PAGE.read_text(encoding="utf-8")
+
+
+def test_shapes_are_those_of_the_network():
+    outputs = table("output")
+    found = shapes(registry.create("cifar_resnet8", 100), (3, 32, 32), frozenset(outputs))
+    for name, (symbols, _, example) in outputs.items():
+        shape = getattr(found, name)
+        several = symbols.endswith(" each")
+        assert example == ", ".join(f"({', '.join(map(str, ('B', *one)))})" for one in (shape if several else [shape]))
+        sizes = re.findall(r"\w+", symbols.removesuffix(" each"))[1:]
+        known = {"K": 100, "D": 64, "H": 8, "W": 8}
+        assert all(
+            known.get(size, got) == got for size, got in zip(sizes, shape[-1] if several else shape, strict=True)
+        )
+    examples = re.findall(r"`pair\.student\.(\w+)(\[-1\])?` is `(\(.*?\))`", PAGE.read_text(encoding="utf-8"))
+    assert len(examples) == 2
+    for name, last, shown in examples:
+        assert shown == str(getattr(found, name)[-1] if last else getattr(found, name))
 
 
 @pytest.mark.slow

@@ -64,13 +64,30 @@ class Own(Method):
             raise RuntimeError("of two\\nlines")
         if self.mistake == "right":
             return {"ce": self.label_loss(student, batch)}
+
+    def parameters(self, recurse=True):
+        return {}["no parameters"] if self.mistake == "parameters" else super().parameters(recurse)
+
+
+class NoSuper(Method):
+    family = "baseline"
+    needs_teacher = False
+    needs = Needs(teacher=frozenset())
+
+    def __init__(self, pair):
+        self.classes = pair.num_classes
+
+    def forward(self, student, teacher, batch):
+        return {"ce": self.label_loss(student, batch)}
 """
 
 
 def test_errors_name_file_line_and_log_and_the_others_are_trained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(WRONG)
-    rows = {name: {"method": "own.py:Own", "mistake": name} for name in ("right", "returns", "raises", "init")}
+    mistakes = ("right", "returns", "raises", "init", "parameters")
+    rows = {name: {"method": "own.py:Own", "mistake": name} for name in mistakes}
+    rows["super"] = {"method": "own.py:NoSuper"}
     recipe = {
         "dataset": {"name": "digits", "train_images": 40, "test_images": 20},
         "pairs": [{"teacher": None, "student": "resnet8"}],
@@ -97,7 +114,10 @@ def test_errors_name_file_line_and_log_and_the_others_are_trained(tmp_path, monk
         f'{{"ce": self.label_loss(student, batch), "distance": distance}}{end}',
         "raises": f"own.py, line 18: RuntimeError: of two{end}",
         "init": f"method 'own.py:Own': Own in {place} failed: ValueError: no such thing (line 14){end}",
+        "parameters": f"own.py, line 23: KeyError: 'no parameters'{end}",
+        "super": f"method 'own.py:NoSuper': __init__ should call super().__init__(pair) first ({place}){end}",
     }
+    assert "started again" not in done.stderr
     text = log.read_text()
     for error in ("RuntimeError: of two", "ValueError: no such thing", "UserError: own.py, line 16"):
         assert error in text

@@ -141,6 +141,8 @@ def test_equal_settings_have_one_form() -> None:
             f"r.yaml: no method is called 'zzz'; there are: {', '.join(methods.names()[:12])}, ",
         ),
         ("ikl_kd", {"alfa": 1}, "r.yaml: ikl_kd has no hyper-parameter 'alfa'; did you mean 'alpha'?"),
+        ("KD", {}, "r.yaml: no method is called 'KD'; did you mean 'kd'?"),
+        ("zzz", {}, ", ... (see: kd-bench list methods)"),
         ("kd", {"zzz": 1}, "kd has no hyper-parameter 'zzz'; there are: ce_weight, kd_weight, temperature"),
         ("none", {"zzz": 1}, "none has no hyper-parameter 'zzz'; it has none"),
         ("kd", {"temperature": 0}, "r.yaml: kd: temperature = 0 should be a finite number, above 0"),
@@ -268,12 +270,70 @@ def test_what_a_base_class_with_hyper_parameters_asks_for(plugin: Path) -> None:
             "are not what the source of Mine says",
         ),
         (("    def __init__", "    needs_teacher = False\n    def __init__"), "say the same in both ({})"),
+        (("super().__init__(pair)", "pass"), ": __init__ should call super().__init__(pair) first ({})"),
+        (
+            ("super().__init__(pair)", "self.pair = pair; torch.nn.Module.__init__(self)"),
+            ": __init__ should call super().__init__(pair) first ({})",
+        ),
+        (
+            ("super().__init__(pair)", "self.layer = torch.nn.Linear(1, 1)"),
+            "Mine in {} failed: AttributeError: cannot assign module before Module.__init__() call; __init__ should "
+            "call super().__init__(pair) first (line 14)",
+        ),
+        (("super().__init__(pair)", "raise ValueError('so')"), "Mine in {} failed: ValueError: so (line 14)"),
+        (
+            ("self.scale = scale", "self.inference_head = abs"),
+            "inference_head should be a torch.nn.Module or None (it is",
+        ),
+        (("self.scale = scale", "self.needs = {'stages'}"), "needs should be what kd_bench.types.Needs returns, e.g."),
+        (("self.scale = scale", "self.teacher_batch_norm = 'eval'"), "should be 'running' or 'batch' (it is 'eval')"),
+        (
+            ("    def __init__", "    needs = {'student'}\n    def __init__"),
+            "needs should be what kd_bench.types.Needs",
+        ),
+        (
+            ("    def __init__", "    needs = Needs(student={'stage'})\n    def __init__"),
+            "{} cannot be imported: ValueError: Needs: student: there is no output 'stage'; did you mean 'stages'? (",
+        ),
+        (
+            ("    def __init__", "    needs = Needs(teacher='stages')\n    def __init__"),
+            "TypeError: Needs: teacher should be a set, e.g. frozenset({{'stages'}}) (it is 'stages')",
+        ),
+        (
+            ("    def __init__", "    needs_with = classmethod(lambda cls, values: values['x'])\n    def __init__"),
+            "Mine in {} failed: KeyError: 'x' (line",
+        ),
+        (
+            ("    def __init__", "    needs_with = classmethod(lambda cls, values: values)\n    def __init__"),
+            "needs_with should return what kd_bench.types.Needs returns (it returns {{'scale': 2.0, 'power': 1}}) ({})",
+        ),
+        (("def forward", "def forwards"), "Mine has no function forward(self, student, teacher, batch), which returns"),
+        (("power: int", "power: int, preparation_epochs: int = 1"), "Mine has no function prepare(self, student,"),
+        (
+            ("student, teacher, batch)", "logits, target)"),
+            "forward should take 'self, student, teacher, batch', not 'self, logits, target' ({})",
+        ),
+        (("    def forward", "    @property\n    def inference_head(self): 1 / 0\n\n    def forward"), "no setter"),
     ],
 )
 def test_plug_ins_that_turn_out_bad_when_run(plugin: Path, change: tuple[str, str], message: str) -> None:
-    plugin.write_text(PLUGIN.replace(*change))
-    found = refusal(methods.build, f"{plugin}:Mine", PAIR, {"power": 1})
+    source = PLUGIN.replace("import Method\n", "import Method\nimport torch; from kd_bench.types import Needs\n")
+    plugin.write_text(source.replace(*change))
+
+    def needs_and_build(name: str, values: dict[str, Any]) -> None:
+        methods.needs(name, values)
+        methods.build(name, PAIR, values)
+
+    found = refusal(needs_and_build, f"{plugin}:Mine", {"power": 1})
     assert message.format(plugin.resolve()) in found
+
+
+def test_a_set_of_outputs_and_attributes_before_super_are_accepted(plugin: Path) -> None:
+    source = PLUGIN.replace("import Method\n", "import Method\nfrom kd_bench.types import Needs\n")
+    source = source.replace("    def __init__", "    needs = Needs(student={'stages'})\n    def __init__")
+    plugin.write_text(source.replace("super().__init__(pair)", "self.power = power; super().__init__(pair)"))
+    method: Any = methods.build(f"{plugin}:Mine", PAIR, {"power": 3})
+    assert (method.needs.student, method.power, method.scale) == (frozenset({"stages"}), 3, 2.0)
 
 
 def test_names_of_plug_ins_that_lead_nowhere(plugin: Path) -> None:

@@ -83,7 +83,8 @@ def test_all_pairs_have_all_methods(cells: dict[tuple[tuple[str, str], str], Pla
     assert {cell.method for cell in small} == distillers()
     assert {cell.trial_id for cell in plan(read_recipe("cifar100/small"), "r")} < {cell.trial_id for cell in small}
     whole = plan(read_recipe("cifar100/two_cores"), "r")
-    assert {(cell.label, cell.seed) for cell in whole} == {(cell.label, cell.seed) for cell in small}
+    fsp = {("fsp", seed) for seed in range(3)}  # needs stages with equal channels, which this teacher does not have
+    assert {(cell.label, cell.seed) for cell in whole} == {(cell.label, cell.seed) for cell in small} - fsp
     assert all(cell.dataset == "cifar100 (fine labels)" for cell in whole)
     (rate,) = {cell.trial.optimizer.lr for cell in whole}
     assert rate == 0.05

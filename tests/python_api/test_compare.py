@@ -206,6 +206,17 @@ def test_refusals(tmp_path: Path) -> None:
     assert refusal(run, "dmo").endswith("there is no such recipe; did you mean 'demo'?")
     assert refusal(run, tmp_path / "no.yaml").endswith("no.yaml: there is no such recipe")
     assert "metod" in refusal(run, "demo", only={"metod": "kd"})
+    example = 'run: only: should be a mapping, e.g. {"method": ["kd", "dkd"], "seed": 0} (it is '
+    assert refusal(run, "demo", only="method=kd") == f"{example}'method=kd')"
+    assert refusal(run, "demo", only=["method=kd"]) == f"{example}['method=kd'])"
+    assert refusal(compare, *PAIR, lr=0.1) == (
+        "compare: no setting is called 'lr'; did you mean optimizer={\"lr\": 0.1}?"
+    )
+    assert refusal(compare, *PAIR, methods=["kd", "kd"]).startswith("methods kd: is named twice; leave one out")
+    assert refusal(compare, "digits", None, "resnet8") == "compare: teacher: should be text (it is None)"
+    assert refusal(compare, *PAIR, weights=3) == "compare: weights: should be text (it is 3)"
+    assert refusal(compare, *PAIR, out=None) == "compare: out: should be the path of a folder (it is None)"
+    assert refusal(run, 3) == "run: recipe: should be text (it is 3)"
     assert refusal(run, {"name": "x"}).startswith("x: ")
     assert refusal(run, "demo", device="tpu", out=tmp_path).startswith(
         "device tpu: there is no such device; there are: "

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import kd_bench
-from kd_bench import UserError, distiller, losses
+from kd_bench import Method, UserError, distiller, losses
 from kd_bench.methods import _registry as methods
 from kd_bench.models import registry as models
 from kd_bench.models.outputs import observe
 from kd_bench.python_api import distiller as distiller_module
-from kd_bench.types import Batch
+from kd_bench.types import Batch, Outputs, Pair
 
 CLASSES = 7
 IMAGES = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -257,6 +257,32 @@ def test_a_method_without_a_teacher_ignores_one() -> None:
     assert module.teacher is None and set(module(IMAGES, LABELS)) == {"ce"}
 
 
+class NoSuper(Method):
+    def __init__(self, pair: Pair) -> None:
+        self.epochs = 1
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+
+class NoForward(Method):
+    pass
+
+
+class Stages(Method):
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        return {"ce": student.stages[0].mean()}
+
+
+def test_an_output_that_was_not_requested_is_named() -> None:
+    module = distiller(Stages, student=plain(), teacher=plain(2), images=IMAGES)
+    with pytest.raises(IndexError) as caught:
+        module(IMAGES, LABELS)
+    assert caught.value.__notes__ == [
+        "student.stages was not requested; add needs = Needs(student=frozenset({'stages'})) to the class"
+    ]
+
+
 def test_refusals() -> None:
     no_stages = "has no output 'stages': it has no forward_intermediates"
     assert refusal("at") == f"at: student: model Sequential: {no_stages}"
@@ -290,6 +316,8 @@ def test_refusals() -> None:
     assert refusal(images=[1]) == "images: should be a batch, a tensor (B, C, H, W) (it is list)"
     assert refusal(train_labels=[0, 9]) == "train_labels: should be classes from 0 to 6, and reach from 0 to 9"
     assert refusal(train_labels=["a"]) == "train_labels: should be whole numbers, one for each image (it is list)"
+    assert refusal(NoSuper) == "NoSuper: __init__ should call super().__init__(pair) first"
+    assert refusal(NoForward).startswith("NoForward: NoForward has no function forward(self, student, teacher, batch)")
     for name in ADVERSARIAL:
         assert refusal(name) == f"{name} trains on perturbed images, which only kd-bench run makes"
 

@@ -154,7 +154,15 @@ def test_load(tmp_path: Path) -> None:
         load(tmp_path / "nothing")
     with pytest.raises(UserError, match="there are no trials in"):
         load(tmp_path)
+    with pytest.raises(UserError, match=r"load: out: should be the path of a folder \(it is None\)"):
+        load(None)  # type: ignore[arg-type]
     measured = Path(__file__).parents[2] / "results" / "measured"
+    assert [part.name for part in load(measured, recipes="demo").parts] == ["demo"]
+    for wrong in (3, {"name": "demo"}, [None]):
+        with pytest.raises(UserError, match="load: recipes: should be files or names of recipes"):
+            load(measured, recipes=wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="load: methods: name the recipe that they are rows of"):
+        load(measured, methods="kd")
     assert str(load(measured, recipes=["demo"]).differences()["label"].tolist()) == (
         "['none', 'dkd', 'ikl_kd', 'ikl_kd_class']"
     )

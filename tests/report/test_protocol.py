@@ -22,6 +22,8 @@ RECIPE: dict[str, Any] = {
     "methods": ["kd", "dkd", "crd"],
 }
 
+TWO_STEPS = {"crop": 2, "flip": False, "cutout": 8, "randaugment": {"operations": 2, "magnitude": 15}}
+
 
 def cells() -> list[PlannedTrial]:
     return plan(read_recipe(RECIPE), "r")
@@ -103,8 +105,13 @@ def test_moving_averages_and_the_weights_that_are_evaluated_decide() -> None:
     assert not comparable(averaged, own) and explain(averaged, own) == "ema 0.9 instead of none"
     assert comparable(protocol(otherwise(first, seed=7).trial, None), own)
     assert protocol(otherwise(first, seed=7).trial, None) == own
-    views = protocol(otherwise(first, second_view={"crop": 2, "flip": False, "cutout": 2}).trial, None)
-    assert not comparable(views, own) and explain(views, own).startswith("second_view crop 2")
+    views = protocol(otherwise(first, second_view=TWO_STEPS).trial, None)
+    assert not comparable(views, own) and not comparable(own, views)
+    assert explain(views, own) == "a second view of the images (crop 2, cutout 8, randaugment)"
+    assert explain(own, views) == "no second view of the images"
+    plain = protocol(otherwise(first, second_view={"crop": 0, "flip": False}).trial, None)
+    assert explain(plain, own) == "a second view of the images (not augmented)"
+    assert explain(plain, views).startswith("second_view.crop 0 instead of 2, second_view.cutout none instead of 8, ")
     many = protocol(otherwise(first, ema=0.9, epochs=3, batch_size=8, clip_norm=1.0, precision="bfloat16").trial, None)
     assert (
         explain(many, own) == "epochs 3 instead of 30, ema 0.9 instead of none, batch_size 8 instead of 64 and 2 more"

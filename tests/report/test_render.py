@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kd_bench.report.render import FORMATS
+from kd_bench.report.render import FORMATS, Column, Table, TableRow, render
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import Summary
@@ -210,3 +210,13 @@ def test_small_things_are_spelt_well(tmp_path: Path) -> None:
 def test_an_unknown_format_names_the_nearest(summary: Summary) -> None:
     with pytest.raises(UserError, match="no format is called 'markdwon'; did you mean 'markdown'"):
         render_summary(summary, "markdwon")
+
+
+def test_a_long_note_of_a_row_is_indented() -> None:
+    row = TableRow(["dkd"], "trained otherwise: epochs 3 instead of 30, ema 0.9 instead of none")
+    text = render([Table("", (Column(("method",)),), ((row,),))], "terminal", width=40)
+    assert text.splitlines()[-4:-1] == [
+        "  dkd: trained otherwise: epochs 3",
+        "    instead of 30, ema 0.9 instead of",
+        "    none",
+    ]

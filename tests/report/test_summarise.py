@@ -91,6 +91,14 @@ def test_no_common_seed(tmp_path: Path) -> None:
     assert found.note == "1 of 2 (1 missing); no seed in common with kd"
 
 
+def test_a_baseline_without_a_result(tmp_path: Path) -> None:
+    cells = plan(tmp_path, {"kd": [None, None], "dkd": [None, 64.0]})
+    found = rows(summarise(read_results(tmp_path, cells)))
+    assert found["dkd"].difference is None
+    assert found["dkd"].note == "1 of 2 (1 missing); kd has no result yet"
+    assert found["kd"].note == "0 of 2 (2 missing)"
+
+
 def test_one_trial_has_neither_spread_nor_interval(tmp_path: Path) -> None:
     found = rows(summarise(read_results(tmp_path, plan(tmp_path, {"kd": [62.0], "dkd": [64.5]}))))
     assert found["dkd"].top1 == MeanAndStd(64.5, None, 1)

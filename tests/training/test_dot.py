@@ -334,9 +334,9 @@ def test_a_row_of_a_recipe() -> None:
 @pytest.mark.parametrize(
     ("changes", "context"),
     [
-        ({"optimizer": OPTIMIZER, "teacher_training": {"optimizer": {"name": "sgd"}}}, "pairs.0.training: "),
+        ({"optimizer": OPTIMIZER, "teacher_training": {"optimizer": {"name": "sgd"}}}, ""),
         ({"optimizer": OPTIMIZER}, "pairs.0: teacher_training: "),
-        ({"methods": {"trades": {"training": {"optimizer": OPTIMIZER}}}}, "pairs.0.training: "),
+        ({"methods": {"trades": {"training": {"optimizer": OPTIMIZER}}}}, "methods.trades.training: "),
     ],
     ids=["none", "teacher", "adversarial"],
 )

@@ -45,7 +45,13 @@ EXPECTED = 'it should return the loss by term, e.g. {"ce": self.label_loss(stude
         ("None", f"returns nothing; {EXPECTED}"),
         ("loss", f"returns a tensor; {EXPECTED}"),
         ("student.logits", f"returns a tensor (16, 4); {EXPECTED}"),
-        ("(loss, loss)", "returns (tensor"),
+        ("(loss, loss)", f"returns a tuple of 2; {EXPECTED}"),
+        ("(student.logits, {'ce': loss})", "returns a tuple of 2; return only the dictionary of losses"),
+        (
+            "{'ce': loss, 'b': sum(a.mean() for a in student.stages)}",
+            "returns 0 (int) as term 'b'; it should be a scalar tensor, without .item() (student.stages was not "
+            "requested; add needs = Needs(student=frozenset({'stages'})) to the class)",
+        ),
         ("{}", f"returns an empty dictionary; {EXPECTED}"),
         ("{3: loss}", "returns a term whose name is 3; names should be text, e.g. 'ce'"),
         ("{'ce': 0.5}", "returns 0.5 (float) as term 'ce'; it should be a scalar tensor, without .item()"),
@@ -102,6 +108,71 @@ def test_an_error_names_the_line_and_stops_only_this_method(
     assert not own.states
     assert other.crash is None
     assert same(other.states, alone.states)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "return {'ce': student.stages[0].mean()}",
+            "IndexError: tuple index out of range; student.stages was not requested; add needs = "
+            "Needs(student=frozenset({'stages'})) to the class",
+        ),
+        (
+            "return {'ce': student.pooled - teacher.pooled}",
+            "TypeError: unsupported operand type(s) for -: 'NoneType' and 'NoneType'; student.pooled and "
+            "teacher.pooled were not requested; add needs = Needs(student=frozenset({'pooled'}), "
+            "teacher=frozenset({'pooled'})) to the class",
+        ),
+        (
+            "return {'ce': student.logit.mean()}",
+            "AttributeError: 'Outputs' object has no attribute 'logit'; did you mean 'logits'?",
+        ),
+        (
+            "return {'ce': batch.zzz}",
+            "AttributeError: 'Batch' object has no attribute 'zzz'; there are: images, labels,",
+        ),
+    ],
+)
+def test_an_output_that_is_not_there_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (writer,) = train([trial(write(tmp_path, line))], splits())
+    assert writer.crash is not None
+    assert writer.crash.startswith(f"own.py, line {INSIDE}: {message}")
+
+
+NEEDS = """
+from kd_bench.methods.base import Method
+from kd_bench.types import Needs
+
+class Own(Method):
+    needs = Needs(student=frozenset({"published_preacts"}), teacher=frozenset({"stages", "logits"}))
+
+    def forward(self, s, t, batch):
+        return {"ce": s.preacts[0].mean() + s.logits.mean() + t.stages[99].mean()SOURCE}
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "note"),
+    [
+        ("", ""),
+        (
+            " + s.features.mean()",
+            "; student.features was not requested; add needs = Needs(student=frozenset({'features', "
+            "'published_preacts'}), teacher=frozenset({'stages'})) to the class",
+        ),
+    ],
+)
+def test_outputs_that_were_requested_are_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, note: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(NEEDS.replace("SOURCE", source))
+    (writer,) = train([trial("own.py:Own")], splits())
+    assert writer.crash == f"own.py, line 9: IndexError: tuple index out of range{note}"
 
 
 def test_an_error_in_init_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,7 +272,7 @@ def test_a_recipe_has_it_for_the_methods_that_read_it() -> None:
         (
             ["methods.two.training.second_view.crop=5"],
             {},
-            "r: pairs.0.training: second_view.crop: 5 is more than cifar100 allows, 4",
+            "r: methods.two.training: second_view.crop: 5 is more than cifar100 allows, 4",
         ),
         (
             ["methods.two.training.second_view.mixup=0.4"],
@@ -287,7 +287,7 @@ def test_a_recipe_has_it_for_the_methods_that_read_it() -> None:
         (
             ["methods.two.training.second_view.cutuot=8"],
             {},
-            "r: pairs.0.training: second_view.cutuot: no such key; did you mean 'cutout'?",
+            "r: methods.two.training: second_view.cutuot: no such key; did you mean 'cutout'?",
         ),
     ],
 )

@@ -160,9 +160,9 @@ def test_equal_accuracies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Trainings(monkeypatch, equal=True)
     row = tuned(tmp_path)
     assert describe_choice(row) == (
-        "kd tuned, resnet14 → resnet8: try 1 of 12 has the best accuracy on held-out images, 50.00 %, as the first of "
-        "12 tries (the recipe's settings: 50.00 %): kd_weight 2, temperature 4. The test set would have chosen the "
-        "same."
+        "kd tuned, resnet14 → resnet8: try 1 of 12 has the best accuracy on held-out images, 50.00 % (12 tries have "
+        "it, and the first of them is chosen; the recipe's settings: 50.00 %): kd_weight 2, temperature 4. The test "
+        "set would have chosen the same."
     )
     better = replace(row, tries=(*row.tries[:2], replace(row.tries[2], val_top1=51.0), *row.tries[3:]))
     assert "try 3 of 12 has the best accuracy on held-out images, 51.00 % (the recipe" in describe_choice(better)
@@ -179,7 +179,8 @@ def test_a_warm_up_that_is_too_long_is_named_once(tmp_path: Path, monkeypatch: p
     tune_row(tries, tries.pairs[0], "dkd", settings, RunOptions(out=tmp_path), lines.append)
     notes = [line for line in lines if "warm-up" in line]
     assert len(notes) == 1 and notes[0].startswith("dkd: its warm-up takes 9 epochs and the training 2, so its terms")
-    assert notes[0].endswith("; set methods.dkd.warmup_epochs") and len(lines) == 13
+    assert notes[0].endswith("; set methods.dkd.warmup_epochs, e.g. --set methods.dkd.warmup_epochs=1")
+    assert len(lines) == 13
 
 
 def test_tried_values_stay_in_their_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,23 +301,30 @@ def test_wrong_ranges(texts: list[str], sentence: str) -> None:
 
 
 def test_wrong_settings() -> None:
-    with pytest.raises(UserError, match=r"dataset\.holdout is missing.*--holdout"):
-        holdout_recipe(recipe(), TuningSettings(["kd"], 5), "small.yaml")
+    folder = {"name": "folder", "path": "flowers", "size": 32}
+    for dataset, tenth in (
+        (RECIPE["dataset"], "e.g. --holdout 12"),
+        ({"name": "cifar100"}, "e.g. --holdout 5000"),
+        ({"name": "digits", "train_images": 10}, "e.g. --holdout 2"),
+        (folder, "--holdout N, where N is e.g. a tenth of the training images"),
+    ):
+        with pytest.raises(UserError, match=rf"dataset\.holdout is missing.*; add {tenth}$"):
+            holdout_recipe(recipe(dataset=dataset), TuningSettings(["kd"], 5), "small.yaml")
     with pytest.raises(UserError, match="did you mean 'dkd'"):
         holdout_recipe(recipe(), TuningSettings(["dkdd"], 5, holdout=20), "small.yaml")
     with pytest.raises(UserError, match=r"no hyper-parameter with a range.*for one of lr, e\.g\. --search lr="):
         search_space("none", {}, 0.05, {}, "row none")
 
 
-@pytest.mark.parametrize("condition", ["method=kd", "seed=0", "teacher_seed=0"])
+@pytest.mark.parametrize("condition", ["method=kd", "seed=0", "teacher_seed=0", "foo=1", "kd"])
 def test_only_selects_pairs(condition: str, tmp_path: Path) -> None:
     message = refused("tune", "demo", "--method", "kd", "--holdout", "50", "--only", condition, "--out", str(tmp_path))
-    assert message.startswith(f"kd-bench: --only {condition}: tune selects pairs, by student or teacher; rows are ")
+    assert message.startswith(f"kd-bench: --only {condition}: tune selects pairs, by student or teacher, e.g. ")
 
 
 def test_a_holdout_of_all_images_names_the_key(tmp_path: Path) -> None:
     message = refused("tune", "demo", "--method", "kd", "--holdout", "2000", "--out", str(tmp_path))
-    assert re.match(r"kd-bench: \S*demo.yaml: dataset: holdout: 2000 of \d+ training images leave none to", message)
+    assert re.match(r"kd-bench: demo: dataset: holdout: 2000 of \d+ training images leave none to", message)
 
 
 @pytest.mark.slow

@@ -387,6 +387,7 @@ def test_rows_are_added_to_a_recipe(files):
         api.with_rows, "demo", ["kd=my_loss.py:MyLoss"], None
     )
     assert "there is a row 'x' already" in refusal(api.method_rows, ["x=kd", "x=dkd"], "--method")
+    assert "--methods kd: is named twice; leave one out" in refusal(api.method_rows, ["kd", "dkd", "kd"], "--methods")
     assert api.folder_name("compare", "./a b.py:x", "t") == "compare-.-a-b.py-x-t"
 
 

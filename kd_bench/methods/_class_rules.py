@@ -1,0 +1,66 @@
+"""What the class of a method must be like, and an instance of it. Its source has been checked before."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any, get_args
+
+from torch import nn
+
+from kd_bench.methods.base import Method, TeacherBatchNorm
+from kd_bench.types import Needs
+
+SUPER_FIRST = "__init__ should call super().__init__(pair) first"
+
+_EXAMPLE = "Needs(student=frozenset({'stages'}))"
+
+
+def class_problem(method: type[Method], parameters: Collection[str]) -> str | None:
+    """Returns how a class breaks the rules of ``Method``, as a sentence; None if it does not.
+
+    Args:
+        method: The class.
+        parameters: Names of its hyper-parameters.
+    """
+    for key, needs in (("needs", method.needs), ("preparation_needs", method.preparation_needs or Needs())):
+        if not isinstance(needs, Needs):
+            return f"{key} should be what kd_bench.types.Needs returns, e.g. {_EXAMPLE} (it is {needs!r:.60})"
+    functions = ("forward", "prepare") if "preparation_epochs" in parameters else ("forward",)
+    for name in functions:
+        if getattr(method, name) is getattr(Method, name):
+            return f"{method.__name__} has no function {name}(self, student, teacher, batch), which returns the terms"
+        taken = _wrong_arguments(method, name)
+        if taken is not None:
+            return f"{name} should take 'self, student, teacher, batch', not {taken!r}"
+    return None
+
+
+def _wrong_arguments(method: type[Method], name: str) -> str | None:
+    """Returns the arguments of a function that cannot be called with three positional ones; None for others."""
+    if isinstance(inspect.getattr_static(method, name), (staticmethod, classmethod)):
+        return None
+    with suppress(ValueError):  # not a function of Python
+        signature = inspect.signature(getattr(method, name))
+        try:
+            signature.bind(None, None, None, None)  # the instance, student, teacher, batch
+        except TypeError:
+            return ", ".join(signature.parameters)
+    return None
+
+
+def instance_problem(method: Method) -> str | None:
+    """Returns how an instance breaks the rules of ``Method``, as a sentence; None if it does not."""
+    attributes = vars(method)
+    if "pair" not in attributes or "inference_head" not in {**attributes, **attributes.get("_modules", {})}:
+        return SUPER_FIRST
+    if not isinstance(method.needs, Needs):
+        return f"needs should be what kd_bench.types.Needs returns, e.g. {_EXAMPLE} (it is {method.needs!r:.60})"
+    known = get_args(TeacherBatchNorm)
+    if method.teacher_batch_norm not in known:
+        return f"teacher_batch_norm should be {' or '.join(map(repr, known))} (it is {method.teacher_batch_norm!r:.60})"
+    head: Any = method.inference_head
+    if not (head is None or isinstance(head, nn.Module)):
+        return f"inference_head should be a torch.nn.Module or None (it is {head!r:.60})"
+    return None
