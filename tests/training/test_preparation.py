@@ -21,6 +21,7 @@ from kd_bench.training.cohort import CohortModule
 from kd_bench.training.fit import fit
 from kd_bench.training.loaders import loaders
 from kd_bench.training.student import StudentModule
+from kd_bench.utils.errors import UserError
 from tests.training.parts import CPU, PREPARATION_EPOCHS, MemoryWriter, same, splits, train, trial
 from tests.training.tape import TapeRecorder
 from tests.training.test_recorded import run, without
@@ -298,16 +299,18 @@ def test_a_built_in_method_passes_the_checks_of_ones_own(name: str) -> None:
     [
         ("raises", "own.py, line 14: RuntimeError: of the method's own"),
         ("returns", "own.py, line 12: Own.prepare returns None as term 'distance'; it should be a scalar tensor"),
-        ("has none", "NotImplementedError: Own has preparation_epochs, and no function prepare"),
     ],
 )
 def test_mistakes_in_a_preparation_are_told(mistake: str, sentence: str, own: str, data) -> None:
-    if mistake == "has none":
-        path = Path(own.rpartition(":")[0])
-        path.write_text(OWN.replace("def prepare", "def prepares"))
     wrong, kd = train([small(own, hyperparameters={"mistake": mistake}), small("kd")], data)
     assert wrong.crash is not None and sentence in wrong.crash
     assert wrong.states == [] and len(kd.states) == EPOCHS
+
+
+def test_a_method_without_the_function_is_refused(own: str, data) -> None:
+    Path(own.rpartition(":")[0]).write_text(OWN.replace("def prepare", "def prepares"))
+    with pytest.raises(UserError, match=r"Own has no function prepare\(self, student, teacher, batch\)"):
+        train([small(own)], data)
 
 
 def test_a_negative_number_of_epochs_is_none(own: str, data) -> None:
