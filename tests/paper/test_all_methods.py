@@ -86,8 +86,8 @@ def test_all_pairs_have_all_methods(cells: dict[tuple[tuple[str, str], str], Pla
     fsp = {("fsp", seed) for seed in range(3)}  # needs stages with equal channels, which this teacher does not have
     assert {(cell.label, cell.seed) for cell in whole} == {(cell.label, cell.seed) for cell in small} - fsp
     assert all(cell.dataset == "cifar100 (fine labels)" for cell in whole)
-    (rate,) = {cell.trial.optimizer.lr for cell in whole}
-    assert rate == 0.05
+    rates = {(cell.trial.model, cell.trial.optimizer.lr) for cell in whole}
+    assert rates == {("cifar_resnet8", 0.05), ("cifar_mobilenet_v2", 0.01)}
 
 
 @pytest.mark.parametrize("name", ["cifar100/table6", "cifar100/other_pairs"])
