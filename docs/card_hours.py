@@ -12,7 +12,7 @@ from typing import Any
 
 from kd_bench.config.load import find_recipe, read_recipe
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.plan_without_weights import plan_with_placeholders
+from kd_bench.trials.plan_without_weights import plan_with_placeholders
 
 #: Estimates by recipe, so that the page can be written without counting.
 FILE = Path(__file__).parent / "card_hours.json"

@@ -20,7 +20,7 @@ from kd_bench.launch import run_recipe
 from kd_bench.launch.run_recipe import PlannedRecipe
 from kd_bench.launch.run_recipe import summarise_recipes as table
 from kd_bench.methods._added_rows import check_methods, method_rows
-from kd_bench.plan_without_weights import plan_from_results
+from kd_bench.trials.plan_without_weights import plan_from_results
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 

@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from kd_bench.utils.errors import nearest
+from kd_bench.utils.errors import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,9 +141,7 @@ class Needs:
                     f"Needs: {network} should be a set, e.g. frozenset({{'stages'}}) (it is {outputs!r:.60})"
                 )
             for name in sorted(map(str, outputs - set(known))):
-                hint = nearest(name, known)
-                end = f"did you mean {hint!r}?" if hint else f"there are: {', '.join(known)}"
-                raise ValueError(f"Needs: {network}: there is no output {name!r}; {end}")
+                raise ValueError(f"Needs: {network}: there is no output {name!r}; {suggestion(name, known)}")
             object.__setattr__(self, network, frozenset(outputs))
 
 

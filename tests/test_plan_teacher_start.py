@@ -15,7 +15,7 @@ from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
 from kd_bench.models import pretrained, registry
 from kd_bench.models.initial_weights import create_from_file
 from kd_bench.plan import plan, plan_teachers
-from kd_bench.plan_without_weights import UNKNOWN_HASH, plan_with_placeholders
+from kd_bench.trials.plan_without_weights import UNKNOWN_HASH, plan_with_placeholders
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.files import sha256
 

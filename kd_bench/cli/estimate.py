@@ -64,7 +64,7 @@ def estimate(
     # These import torch, so what the user typed is checked first.
     from kd_bench.estimate import estimate_recipe, history
     from kd_bench.estimate.estimate_text import render_estimate
-    from kd_bench.plan_without_weights import plan_with_placeholders
+    from kd_bench.trials.plan_without_weights import plan_with_placeholders
 
     planned, missing = plan_with_placeholders(content, recipe_context(recipe), only or ())
     for note in warmup_notes(planned):

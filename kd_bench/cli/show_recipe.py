@@ -18,7 +18,7 @@ from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
 from kd_bench.plan import warmup_notes
-from kd_bench.plan_without_weights import UNKNOWN_HASH, plan_with_placeholders
+from kd_bench.trials.plan_without_weights import UNKNOWN_HASH, plan_with_placeholders
 from kd_bench.utils.paths import package_path
 from kd_bench.utils.plugins import display_path
 from kd_bench.utils.text import count

@@ -51,6 +51,11 @@ class CohortTask:
         return self.trials[0].stream_key if isinstance(self.trials[0], Trial) else None
 
     @property
+    def reads_given_weights(self) -> bool:
+        """Whether it reads a teacher's weights from a file, in place of training."""
+        return any(isinstance(trial, PretrainedTeacher) for trial in self.trials)
+
+    @property
     def log(self) -> Path:
         """The log of its workers."""
         return self.folder / "logs" / f"{self.trials[0].id}.log"

@@ -138,8 +138,8 @@ class Scheduler:
     def _find_startable(self) -> tuple[list[CohortTask], list[CohortTask]]:
         """Returns the waiting trials that can start and those that have to wait, in cohorts."""
         startable, waiting = [], []
-        reads_teacher = any(self._reads_given_weights(cohort) for cohort in self._waiting) or any(
-            self._reads_given_weights(cohort) and self._is_training(cohort) for cohort, _ in self._running
+        reads_teacher = any(cohort.reads_given_weights for cohort in self._waiting) or any(
+            cohort.reads_given_weights and self._is_training(cohort) for cohort, _ in self._running
         )
         for cohort in self._waiting:
             # Weights are read soon, and then students without a teacher can join others, or slots are divided evenly.
@@ -180,9 +180,6 @@ class Scheduler:
     def _is_training(self, cohort: CohortTask) -> bool:
         """Whether a running cohort has a trial without a result. Otherwise its slot is about to be free."""
         return any(TrialFolder(cohort.folder / trial.id).status() == "missing" for trial in cohort.trials)
-
-    def _reads_given_weights(self, cohort: CohortTask) -> bool:
-        return any(isinstance(trial, PretrainedTeacher) for trial in cohort.trials)
 
     def _is_without_teacher(self, cohort: CohortTask) -> bool:
         """Whether a cohort consists of students without a teacher."""

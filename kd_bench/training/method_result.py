@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_bench.types import LOGITS, Batch, Output, Outputs
-from kd_bench.utils.errors import UserError, nearest
+from kd_bench.utils.errors import UserError, suggestion
 from kd_bench.utils.plugins import display_path
 
 _EXPECTED = 'it should return the loss by term, e.g. {"ce": self.label_loss(student, batch), "distance": distance}'
@@ -128,8 +128,7 @@ def add_notes(error: Exception, method: nn.Module, function: str = "forward") ->
     notes = [_unrequested(method, function)]
     if isinstance(error, AttributeError) and isinstance(error.obj, Outputs | Batch):
         names = [field.name for field in fields(error.obj)]
-        hint = nearest(str(error.name), names)
-        notes.append(f"did you mean {hint!r}?" if hint else f"there are: {', '.join(names)}")
+        notes.append(suggestion(str(error.name), names))
     for note in notes:
         if note and note not in getattr(error, "__notes__", ()):
             error.add_note(note)

@@ -11,9 +11,9 @@ from typing import Any
 
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.plan_without_weights import plan_from_results
 from kd_bench.report.protocol import differences, first_few
 from kd_bench.trials.folder import TEACHERS
+from kd_bench.trials.plan_without_weights import plan_from_results
 from kd_bench.trials.reader import TrialRecord, read_trial
 from kd_bench.trials.results_folder import is_trial_id, out_option
 from kd_bench.utils.text import count

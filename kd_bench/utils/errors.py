@@ -1,7 +1,7 @@
 """Errors whose message is one sentence for the user."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -41,6 +41,20 @@ def nearest(value: str, choices: Iterable[str]) -> str | None:
     return max(spellings[matches[0]], key=lambda choice: difflib.SequenceMatcher(None, value, choice).ratio())
 
 
+def suggestion(value: str, choices: Sequence[str], more: str = ", ...") -> str:
+    """Returns "did you mean ...?" with the choice most similar to ``value``; if none is, which choices there are.
+
+    Args:
+        value: The name that is no choice.
+        choices: The choices.
+        more: Stands for the rest of a long list.
+    """
+    hint = nearest(value, choices)
+    if hint:
+        return f"did you mean {hint!r}?"
+    return f"there are: {', '.join(choices[:_MAX_NAMES])}{more if len(choices) > _MAX_NAMES else ''}"
+
+
 def unknown(kind: str, value: str, choices: Iterable[str], context: str = "") -> UserError:
     """Returns the error for a name that does not exist.
 
@@ -51,11 +65,8 @@ def unknown(kind: str, value: str, choices: Iterable[str], context: str = "") ->
         context: Where the name was written, e.g. "recipes/demo.yaml: methods".
     """
     choices = sorted(choices)
-    hint = nearest(str(value), choices)
-    end = f"did you mean {hint!r}?" if hint else f"there are: {', '.join(choices[:_MAX_NAMES])}"
-    if not hint and len(choices) > _MAX_NAMES:
-        end += f", ... (see: kd-bench list {_LISTS[kind]})" if kind in _LISTS else ", ..."
-    return UserError(f"{prefix(context)}no {kind} is called {value!r}; {end}")
+    more = f", ... (see: kd-bench list {_LISTS[kind]})" if kind in _LISTS else ", ..."
+    return UserError(f"{prefix(context)}no {kind} is called {value!r}; {suggestion(str(value), choices, more)}")
 
 
 def one_line(message: str) -> str:

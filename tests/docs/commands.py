@@ -158,7 +158,7 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
 
 
 def planned(source: Any, overrides: Any = (), only: Any = (), trials: int | None = None) -> None:
-    from kd_bench import plan_without_weights
     from kd_bench.config.load import read_recipe
+    from kd_bench.trials import plan_without_weights
 
     plan_without_weights.plan_with_placeholders(read_recipe(source, overrides, trials), "docs", only)

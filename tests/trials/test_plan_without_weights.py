@@ -11,7 +11,7 @@ from kd_bench.config.load import read_recipe
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import PretrainedTeacher
 from kd_bench.plan import plan
-from kd_bench.plan_without_weights import plan_from_results, plan_with_placeholders
+from kd_bench.trials.plan_without_weights import plan_from_results, plan_with_placeholders
 from kd_bench.utils.errors import UserError
 from tests.estimate.few import RECIPE
 from tests.trials.folders import finish
