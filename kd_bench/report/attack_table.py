@@ -198,10 +198,13 @@ def _attack_table(title: str, by_label: dict[str, dict[Cell, Evaluation]], basel
         notes.append("Several teachers: each seed of the student is trained with each teacher; the standard deviation "
                      "is that of a single training with another teacher and another seed.")  # fmt: skip
     if compared:
-        paired = "teacher and seed, with the 95 % interval for other teachers and other seeds (quasi-F)."
+        paired = "teacher and seed, with the 95 % interval for other teachers and other seeds (quasi-F)"
         if not crossed:
-            paired = "seed, with the 95 % interval of the paired t distribution."
-        notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by {paired}")
+            paired = "seed, with the 95 % interval of the paired t distribution"
+        notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by {paired}, "
+                     "not corrected for the number of methods.")  # fmt: skip
+        notes += [f"Difference of {row.label}: over {row.difference.over} only." for row in rows
+                  if row.difference is not None and row.difference.n < row.values[last].n]  # fmt: skip
     baseline_or_none = baseline if compared and len(by_label) > 1 else None
     title = f"{title}, {first.description}"
     return AttackTable(title, columns, tuple(rows), baseline_or_none, tuple(notes), first.attack)

@@ -11,6 +11,7 @@ from kd_bench.report.cost_notes import cost_notes
 from kd_bench.report.crossed_notes import CROSSED_DIFFERENCE, crossed_notes
 from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
+from kd_bench.report.significance import DRAWS, EXACT
 from kd_bench.report.summary import CONFIDENCE, PairTable
 from kd_bench.utils.text import count
 
@@ -89,10 +90,13 @@ def _differences(pairs: Sequence[PairTable], baseline: str) -> Iterator[str]:
         "for the number of methods."
     )
     if sizes and sizes[-1] > 1:
+        most = sizes[-1]
+        exact, least = ("exact ", 2 / 2**most) if most <= EXACT else ("", 1 / (DRAWS + 1))
+        drawn = "" if exact else f" in {DRAWS:,} random ways"
         yield (
-            "P-values, where shown: two-sided; of the paired t test, and of the exact test that flips the signs of the "
-            f"differences (for n = {sizes[-1]} never below {2 / 2 ** min(sizes[-1], 60):.2g}); in brackets after "
-            "Holm's correction for the methods of the pair."
+            f"P-values, where shown: two-sided; of the paired t test, and of the {exact}test that flips the signs of "
+            f"the differences{drawn} (for n = {most} never below {least:.2g}); in brackets after Holm's correction for "
+            "the methods of the pair."
         )
 
 

@@ -228,8 +228,11 @@ def _counts(statuses: Iterable[str], notes: Sequence[str]) -> dict[str, Any]:
 
 
 def _ranking(pairs: Sequence[PairTable]) -> Ranking | None:
-    """Ranks of the methods that all pairs plan, over the pairs in which all of them are complete and comparable."""
-    planned = [{row.label for row in pair.rows if row.kind == "method"} for pair in pairs]
+    """Ranks of the methods that all pairs plan and compare, over the pairs in which all of them are complete.
+
+    Rows that are compared with nothing have no rank, and take none from the others.
+    """
+    planned = [{row.label for row in pair.rows if row.kind == "method" and row.comparable} for pair in pairs]
     labels = set.intersection(*planned)
     blocks = [
         {row.label: row.top1.mean for row in pair.rows if row.label in labels and row.ranked and row.top1}

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from kd_bench.report.ranks import EXACT as RANKS_EXACT
 from kd_bench.report.ranks import critical_difference, rank, ranking
 from kd_bench.report.significance import (
     BOOTSTRAP_FROM,
@@ -143,7 +145,40 @@ def test_ranks_are_scipys(values: list[float]) -> None:
     assert list(found.values()) == list(stats.rankdata([-value for value in values]))
 
 
-@given(st.lists(st.lists(st.integers(0, 9).map(float), min_size=4, max_size=4), min_size=3, max_size=8))
+def test_equal_means_with_other_last_bits_share_a_rank() -> None:
+    one, other = statistics.mean([50.49, 50.97, 51.93]), statistics.mean([50.33, 50.65, 52.41])
+    assert one != other and rank({"a": one, "b": other, "c": 50.0}) == {"a": 1.5, "b": 1.5, "c": 3.0}
+    assert rank({"a": 51.13, "b": 51.13 + 1e-6}) == {"a": 2.0, "b": 1.0}, "one image of millions is no rounding"
+
+
+def test_friedman_of_few_methods_and_pairs_is_exact() -> None:
+    two, three = {"a": 2.0, "b": 1.0}, {"a": 3.0, "b": 2.0, "c": 1.0}
+    same = [ranking([block] * pairs) for block, pairs in ((two, 2), (two, 5), (three, 2))]
+    # only the same order in all pairs is as far: half, a sixteenth, and a sixth of the cases
+    assert [found.p for found in same if found] == pytest.approx([1 / 2, 1 / 16, 1 / 6])
+    # Siegel (1956), Table N: three methods in four pairs, chi2 = 6.5 and 8.0
+    other, last = {"a": 2.0, "b": 3.0, "c": 1.0}, {"a": 3.0, "b": 1.0, "c": 2.0}
+    for blocks, printed in (([three, three, three, last], 0.042), ([three] * 4, 0.0046)):
+        found = ranking(blocks)
+        assert found is not None and found.p == pytest.approx(printed, abs=5e-4) and found.critical is not None
+    found = ranking([three, other])
+    assert found is not None and found.p == pytest.approx(1 / 2) and found.critical is None
+
+
+@settings(max_examples=20)
+@given(st.lists(st.lists(st.integers(0, 3).map(float), min_size=3, max_size=3), min_size=2, max_size=4))
+def test_exact_friedman_is_the_enumeration(blocks: list[list[float]]) -> None:
+    ranked = [stats.rankdata([-value for value in block]) for block in blocks]
+    observed = sum(sum(column) ** 2 for column in zip(*ranked, strict=True))
+    far = [
+        sum(sum(column) ** 2 for column in zip(*arrangement, strict=True)) >= observed
+        for arrangement in itertools.product(*(itertools.permutations(block) for block in ranked))
+    ]
+    found = ranking([dict(zip("abc", block, strict=True)) for block in blocks])
+    assert found is not None and found.p == pytest.approx(sum(far) / len(far))
+
+
+@given(st.lists(st.lists(st.integers(0, 9).map(float), min_size=4, max_size=4), min_size=5, max_size=8))
 def test_friedman_is_scipys_with_iman_and_davenports_f(blocks: list[list[float]]) -> None:
     found = ranking([dict(zip("abcd", block, strict=True)) for block in blocks])
     assert found is not None and found.p is not None
@@ -153,8 +188,9 @@ def test_friedman_is_scipys_with_iman_and_davenports_f(blocks: list[list[float]]
     chi2 = float(stats.friedmanchisquare(*np.array(blocks).T).statistic)
     n, k = len(blocks), 4
     left = n * (k - 1) - chi2
+    assert math.factorial(k) ** (n - 1) > RANKS_EXACT
     expected = 0.0 if left < 1e-9 else float(stats.f.sf((n - 1) * chi2 / left, k - 1, (k - 1) * (n - 1)))
-    assert found.p == pytest.approx(expected, abs=1e-9)
+    assert found.p == pytest.approx(max(expected, 24 ** (1 - n)), abs=1e-9)
     assert (found.critical is None) == (found.p >= 0.05)
 
 

@@ -188,6 +188,31 @@ def test_trials_of_another_length_are_marked(tmp_path: Path) -> None:
     assert any(note.startswith("Dataset: digits, 30 epochs a trial") for note in summary.footnotes)
 
 
+def test_a_row_that_is_compared_with_nothing_takes_no_rank_from_others(tmp_path: Path) -> None:
+    cells = []
+    for teacher in ("t", "u"):
+        rows_ = {"kd": [60.0, 61.0], "dkd": [62.0, 63.0], "dist": [61.0, 64.5], "long": [70.0, 70.0]}
+        cells += plan(tmp_path, rows_, epochs={"long": 60}, teacher=teacher)
+    ((dataset, found),) = summarise(read_results(tmp_path, cells)).rankings
+    assert (dataset, found.pairs, found.average) == ("digits", 2, {"dist": 1.0, "dkd": 2.0, "kd": 3.0})
+    assert found.p == pytest.approx(1 / 6) and found.critical is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        (3, "of the exact test that flips the signs of the differences (for n = 3 never below 0.25);"),
+        (
+            21,
+            "of the test that flips the signs of the differences in 20,000 random ways (for n = 21 never below 5e-05)",
+        ),
+    ],
+)
+def test_the_smallest_p_of_the_sign_flips_is_named(tmp_path: Path, seeds: int, expected: str) -> None:
+    cells = plan(tmp_path, {"kd": [60.0] * seeds, "dkd": [61.0 + seed for seed in range(seeds)]})
+    assert expected in " ".join(summarise(read_results(tmp_path, cells)).footnotes)
+
+
 def test_two_trials_of_one_label_and_seed_are_refused(tmp_path: Path) -> None:
     cells = [Cell("kd", 0, "a"), Cell("kd", 0, "b")]
     with pytest.raises(UserError, match="'kd' with student 'resnet8' stands for two different trials of seed 0"):
