@@ -10,7 +10,7 @@ import typer
 
 from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import whole_number
-from kd_bench.cli.targets import find_targets, raising_on_sigterm
+from kd_bench.cli.targets import Targets, find_targets, raising_on_sigterm
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.text import count
 
@@ -29,7 +29,10 @@ def attack(
     target: opt.Target,
     model: opt.Model = None,
     dataset: opt.ModelDataset = None,
-    eps: Annotated[str, typer.Option("--eps", help="Radii of the ball, e.g. 8/255, or 2/255,4/255.")] = "8/255",
+    eps: Annotated[
+        str | None,
+        typer.Option("--eps", help="Radii of the ball, e.g. 8/255, or 2/255,4/255. By default, 8/255 in Linf."),
+    ] = None,
     norm: Annotated[str, typer.Option("--norm", help="Linf or L2.")] = "Linf",
     attacks_: opt.Attacks = None,
     screen: Annotated[
@@ -56,14 +59,14 @@ def attack(
 
     A stopped evaluation continues.
     """
-    from kd_bench.config.attack import SCREENS, read_eps, title
+    from kd_bench.config.attack import SCREENS
+    from kd_bench.evaluation.attack_settings import parse_attacks, parse_radii
 
     opt.check_format(format_)
     opt.check_choice("norm", norm, ("Linf", "L2"), "--norm")
-    read_eps(eps, "--eps")
+    parse_radii(eps, norm)
 
     # These import torch, so what the user typed is checked first.
-    from kd_bench.evaluation.attack_settings import parse_attacks
     from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
     from kd_bench.launch.devices import find_devices
     from kd_bench.utils.allocator import keep_freed_memory
@@ -73,25 +76,51 @@ def attack(
             raise UserError("--screen runs one attack alone, so --attacks must be left out")
         opt.check_choice("screen", screen, SCREENS, "--screen")
     settings = parse_attacks(eps, screen or attacks_, norm=norm, images=images, batch_size=batch_size, seed=seed)
-    targets, recipe = find_targets(
+    targets = find_targets(
         target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, methods=method, only=only,
         trials=trials, overrides=set_,
     )  # fmt: skip
     keep_freed_memory()
     evaluator = AutoAttackEvaluator(data, find_devices(device)[0], threads)
     if check:
-        _check(evaluator, targets, settings)
+        _check(evaluator, targets.networks, settings)
         return
-    for network in targets:
-        for attack in settings:
-            name = f"{network.name}, {network.folder.name}" if recipe is not None else network.name
-            _log(f"{name}: {attack.title}, {', '.join(map(title, attack.attacks))}")
-            with raising_on_sigterm():
-                evaluator.evaluate(network, attack, save_examples, _log_progress)
-    if recipe is not None:
-        _print_recipe(recipe, out, settings, format_)
-    else:
-        _print_network(targets[0], settings, format_)
+    failed = _attack(evaluator, targets, settings, save_examples)
+    if targets.recipe is None:
+        _print_network(targets.networks[0], settings, format_)
+        return
+    _print_recipe(targets.recipe, out, settings, format_)
+    if failed:
+        raise RunFailed(f"{failed} of {len(targets.networks)} networks are not attacked, see above; for the others "
+                        "nothing is attacked again when the command is repeated")  # fmt: skip
+
+
+def _attack(evaluator: AutoAttackEvaluator, targets: Targets, settings: list[Attack], save_examples: bool) -> int:
+    """Attacks all networks, and returns the number of those of a recipe that were left out.
+
+    Raises:
+        UserError, RunFailed: If no network could be attacked, or an error is not about one network.
+    """
+    from kd_bench.config.attack import title
+
+    failures: list[str] = []
+    for network in targets.networks:
+        if network.input_description:
+            _log(network.input_description)
+        try:
+            for attack in settings:
+                _log(f"{targets.describe(network)}: {attack.title}, {', '.join(map(title, attack.attacks))}")
+                with raising_on_sigterm():
+                    evaluator.evaluate(network, attack, save_examples, _log_progress)
+        except (UserError, RunFailed) as error:
+            # What is said of a second network, too, is not about one network.
+            if len(targets.networks) == 1 or str(error) in failures:
+                raise
+            failures.append(str(error))
+            _log(f"{error}; left out")
+    if len(failures) == len(targets.networks):
+        raise RunFailed(failures[0])
+    return len(failures)
 
 
 def _check(evaluator: AutoAttackEvaluator, targets: list[EvaluationTarget], settings: list[Attack]) -> None:

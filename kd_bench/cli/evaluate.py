@@ -12,7 +12,7 @@ import typer
 
 from kd_bench.cli import completion
 from kd_bench.cli import options as opt
-from kd_bench.cli.targets import find_targets, raising_on_sigterm
+from kd_bench.cli.targets import Targets, find_targets, raising_on_sigterm
 from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -71,22 +71,22 @@ def evaluate(
     from kd_bench.utils.allocator import keep_freed_memory
 
     keep_freed_memory()
-    targets, recipe = find_targets(
+    targets = find_targets(
         target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, methods=method, only=only,
         trials=trials, overrides=set_,
     )  # fmt: skip
     evaluator = NetworkEvaluator(data, find_devices(device)[0], threads, workers, ood or ())
     evaluator.images.check_names(ood or ())
-    measurement = _Measurement(evaluator, chosen, named, bool(ood), recipe)
-    if recipe is None:
-        outcome = _evaluate_network(measurement, targets[0])
-        _print_network(targets[0], outcome, format_)
+    measurement = _Measurement(evaluator, chosen, named, bool(ood), targets)
+    if targets.recipe is None:
+        outcome = _evaluate_network(measurement, targets.networks[0])
+        _print_network(targets.networks[0], outcome, format_)
         return
-    failures = _evaluate_recipe(measurement, targets)
-    _print_recipe(recipe, tuple(name for name in chosen if name in measurement.applied), out, format_)
+    failures = _evaluate_recipe(measurement, targets.networks)
+    _print_recipe(targets.recipe, tuple(name for name in chosen if name in measurement.applied), out, format_)
     if failures:
-        raise RunFailed(f"{len(failures)} of {len(targets)} networks are not evaluated, see above; for the others "
-                        "nothing is measured again when the command is repeated")  # fmt: skip
+        raise RunFailed(f"{len(failures)} of {len(targets.networks)} networks are not evaluated, see above; for the "
+                        "others nothing is measured again when the command is repeated")  # fmt: skip
 
 
 @dataclass
@@ -98,7 +98,7 @@ class _Measurement:
         metrics: The metrics, in their usual order.
         named: Whether the user named them; otherwise those that do not apply to a network are left out.
         other_sets: Whether the user named other images than those of the data set.
-        recipe: The recipe whose trials are measured; None for one network.
+        targets: The networks, and the recipe whose trials are measured.
         applied: The metrics that were measured of at least one network.
     """
 
@@ -106,18 +106,20 @@ class _Measurement:
     metrics: tuple[str, ...]
     named: bool
     other_sets: bool
-    recipe: PlannedRecipe | None
+    targets: Targets
     applied: set[str] = field(default_factory=set)
 
     def evaluate(self, network: EvaluationTarget) -> Outcome:
         """Measures a network. Raises a UserError or RunFailed if that is not possible."""
-        teachers = _teachers(network, self.recipe)
+        teachers = _teachers(network, self.targets.recipe)
         # Where nobody names them, fidelity needs a teacher, and ood another data set.
         others = self.other_sets or self.evaluator.images.other_sets(network.trained)
         applies = {"fidelity": bool(teachers), "ood": bool(others)}
         wanted = tuple(name for name in self.metrics if self.named or applies.get(name, True))
         self.applied.update(wanted)
-        _log(network.name if self.recipe is None else f"{network.name}, {network.folder.name}")
+        if network.input_description:
+            _log(network.input_description)
+        _log(self.targets.describe(network))
         with raising_on_sigterm():
             return self.evaluator.evaluate(network, wanted, teachers, _log_progress)
 

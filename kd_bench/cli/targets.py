@@ -31,6 +31,15 @@ class Targets(NamedTuple):
     networks: list[EvaluationTarget]
     recipe: PlannedRecipe | None = None
 
+    def describe(self, network: EvaluationTarget) -> str:
+        """Returns a network's name for people; of a recipe's trial also its rows, if they are called otherwise."""
+        if self.recipe is None:
+            return network.name
+        name = network.folder.name
+        labels = dict.fromkeys(cell.label for cell in self.recipe.planned if cell.trial_id == name)
+        rows = "" if all(f"({label}, " in network.name for label in labels) else f"{', '.join(labels)}: "
+        return f"{rows}{network.name}, {name}"
+
 
 def find_targets(
     target: str,
@@ -61,7 +70,12 @@ def find_targets(
     """
     from kd_bench import api
     from kd_bench.config.load import packaged_recipes
-    from kd_bench.evaluation.target import checkpoint_target, finished_trial_targets, trial_target
+    from kd_bench.evaluation.target import (
+        checkpoint_target,
+        finished_trial_targets,
+        is_without_weights,
+        trial_target,
+    )
     from kd_bench.trials.missing_results import describe_unplanned
     from kd_bench.trials.recipe_file import find_recipe_in
 
@@ -96,10 +110,15 @@ def find_targets(
     folders = dict.fromkeys(results / trial.trial_id for trial in planned.planned)
     networks = finished_trial_targets(folders, log)
     if not networks:
+        option = results_folder.out_option(out)
+        if kept := sum(map(is_without_weights, folders)):
+            raise UserError(f"{target}: {kept} of its {len(folders)} trials in {results} are finished, but their "
+                            "weights were not kept, so there is no network to evaluate; what was measured is shown "
+                            f"by: kd-bench report --recipe {shlex.quote(target)}{option}")  # fmt: skip
         if unplanned := describe_unplanned(planned.recipe, planned.context, out):
             raise UserError(f"{target}: none of its {len(folders)} trials is finished; {unplanned}")
         raise UserError(f"{target}: none of its {len(folders)} trials is finished in {results}; train them with: "
-                        f"kd-bench run {shlex.quote(target)}{results_folder.out_option(out)}")  # fmt: skip
+                        f"kd-bench run {shlex.quote(target)}{option}")  # fmt: skip
     return Targets(networks, planned)
 
 

@@ -134,6 +134,16 @@ class Adversarial(Settings):
             raise ValueError("steps is missing; set steps or schedule")
         return self
 
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Adversarial:
+        if self.norm == "Linf" and self.eps >= 1:
+            raise ValueError(f"eps {self.eps:g} in Linf reaches all images, because pixels go from 0 to 1; "
+                             "write 8/255, not 8")  # fmt: skip
+        if self.step_size is not None and self.step_size > 2 * self.eps:
+            raise ValueError(f"step_size {self.step_size:g} is more than twice eps, {self.eps:g}, so each step crosses "
+                             "the whole ball; write 2/255, not 2")  # fmt: skip
+        return self
+
     def perturbation(self, epoch: int, epochs: int) -> tuple[float, int, float]:
         """Returns epsilon, number of steps and step size in an epoch, counted from 0, of ``epochs``."""
         eps = self.eps * (epoch + 1) / epochs if self.ramp else self.eps

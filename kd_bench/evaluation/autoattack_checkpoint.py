@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_bench.config.attack import Attack
+from kd_bench.config.attack import Attack, show_eps
 from kd_bench.evaluation.dataset_reader import DatasetReader
 from kd_bench.evaluation.lock import evaluation_lock
 from kd_bench.evaluation.target import EvaluationTarget
@@ -48,13 +49,22 @@ class AutoAttackEvaluator:
             report_progress: Called after each batch.
 
         Raises:
-            UserError: If the weights do not fit the network or are not the trial's, or a file is damaged.
+            UserError: If the weights do not fit the network, weights or images are not the trial's, or a file is
+                damaged.
             RunFailed: If the logits are not finite, or another process is doing the same evaluation.
         """
         target.check_weights()
+        images_record = self._images.open(target.trained).record
+        if target.is_trial:
+            from kd_bench.trials.folder import TrialFolder
+            from kd_bench.trials.images import check_same_images
+
+            result = TrialFolder(target.folder.resolve()).result() or {}
+            check_same_images(target.folder, "its result is", result, images_record)
         with evaluation_lock(target.record_path(attack)):
             record, images, labels, classes = self._open(target, attack)
-            resumed = record.resume()
+            # Earlier versions did not record the images.
+            resumed = record.resume() and record.provenance.get("images") in (None, images_record)
             if resumed and record.done and (record.saves_images or not save_images):
                 return record
             from kd_bench.robustness.adversarial_images import AdversarialImageFiles
@@ -73,6 +83,7 @@ class AutoAttackEvaluator:
                 "file": str(target.weights.resolve()),
                 **describe_environment(self.device, self.threads),
                 "library": attack.library,
+                "images": images_record,
                 "earlier": earlier,
             }
             network = self.load_network(target)
@@ -120,6 +131,10 @@ class AutoAttackEvaluator:
         if attack.images is not None and attack.images > len(labels):
             raise UserError(f"--images {attack.images} is more than {target.trained.dataset.title} has, {len(labels)}")
         selected = balanced_indices(labels, attack.images)
+        values, name = math.prod(dataset.image_shape), target.trained.dataset.title
+        if attack.norm == "L2" and attack.eps >= math.sqrt(values):
+            raise UserError(f"--eps: {show_eps(attack.eps)} in L2 reaches all images of {name}, whose {values} values "
+                            "go from 0 to 1; 0.5 is usual for CIFAR-10")  # fmt: skip
         index = list(range(len(labels))) if selected is None else selected.tolist()
         record = EvaluationRecord(target.record_path(attack), attack, target.subject(), index, len(labels))
         return record, _test_images(dataset, index), labels[index], dataset.num_classes

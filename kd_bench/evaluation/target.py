@@ -77,6 +77,19 @@ class EvaluationTarget:
         return self.folder / ATTACKS_FOLDER / f"{name}.json"
 
     @property
+    def input_description(self) -> str:
+        """A sentence on the normalisation of a file's network, which the file does not say; empty for a trial."""
+        if self.normalise is None:
+            return ""
+        ways = {
+            "none": "gets pixels from 0 to 1",
+            "dataset": f"gets images normalised with mean and standard deviation of {self.trained.dataset.name}",
+            "network": "gets images normalised as its configuration in timm says",
+        }
+        others = " or ".join(way for way in ways if way != self.normalise)
+        return f"{self.name}: {self.trained.model} {ways[self.normalise]}; for others: --normalise {others}"
+
+    @property
     def is_trial(self) -> bool:
         """Whether the weights are those of a trial's folder, and not a file of weights."""
         return self.normalise is None
@@ -149,7 +162,7 @@ def trial_target(path: Path) -> EvaluationTarget:
 def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) -> list[EvaluationTarget]:
     """Returns the targets for the finished trials in these folders.
 
-    Logs a line for each damaged trial and, if some trials are finished, one for all that are not.
+    Logs a line for each damaged trial and, if there are targets, one for all trials that are none.
     """
     targets = []
     unfinished: Counter[str] = Counter()
@@ -161,11 +174,19 @@ def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) 
             continue
         if status == "done":
             targets.append(trial_target(folder))
+        elif is_without_weights(folder):
+            unfinished["kept without weights"] += 1
         else:
             unfinished["failed" if status == "failed" else "not trained yet"] += 1
     if targets and unfinished:
         log(f"left out: {', '.join(f'{number} {state}' for state, number in unfinished.items())}")
     return targets
+
+
+def is_without_weights(folder: Path) -> bool:
+    """Whether a trial is finished, but only its results were kept."""
+    record = read_trial(folder)
+    return record.verdict == "done" and not record.has_weights
 
 
 def _default_normalisation(network: str, dataset: str) -> Normalisation:

@@ -7,6 +7,7 @@ same results as an uninterrupted one, and attacks no batch twice.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -28,6 +29,12 @@ ReportProgress = Callable[[str, int, int, int], None]
 
 #: Percentage points by which Square, which sees no gradients, may lower the accuracy before this is suspicious.
 _SQUARE_MARGIN = 0.2
+
+#: Warning about a network that is hardly better than guessing.
+_GUESSING = (
+    "the clean accuracy could be that of guessing, and then the robust accuracy means nothing; of a file of weights, "
+    "check --dataset, --normalise and --set input.size"
+)
 
 
 def evaluate_robustness(
@@ -95,6 +102,8 @@ def evaluate_robustness(
                 if report_progress is not None:
                     report_progress(name, number + 1, len(batches), flags.count(CORRECT))
             record.flags[name] = "".join(flags)
+            if name == CLEAN:
+                _check_clean(record, classes)
     _check_square(record)
     record.done = True
 
@@ -120,6 +129,14 @@ def _perturb(
         norm=settings.norm,
         generator=seeding.generator(settings.seed, stream, step=number),
     )
+
+
+def _check_clean(record: EvaluationRecord, classes: int) -> None:
+    """Warns if the accuracy without an attack could be that of guessing, by two standard errors."""
+    chance, accuracy = 1 / classes, record.accuracy(CLEAN) or 0.0
+    margin = 2 * math.sqrt(chance * (1 - chance) / max(1, len(record.index)))
+    if accuracy <= 100 * (chance + margin) and _GUESSING not in record.warnings:
+        record.warnings.append(_GUESSING)
 
 
 def _check_square(record: EvaluationRecord) -> None:

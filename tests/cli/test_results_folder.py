@@ -63,6 +63,7 @@ READING = (
     ("report", "--recipe", "demo"),
     ("export", "csv"),
     ("evaluate", "demo"),
+    ("show", "compare-x"),
 )
 
 
@@ -73,6 +74,19 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, command: tuple[st
     assert refused(*command, "--out", tmp_path / "nowhere") == expected
     assert refused(*command, "--out", tmp_path / "file") == f"--out: {tmp_path / 'file'} is a file, not a folder"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_show_needs_the_folder_of_the_environment_for_names_of_comparisons_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KD_BENCH_OUT", str(tmp_path / "later"))
+    assert invoke("show", "kd").stdout.startswith("kd (logits)")
+    assert refused("show", "kdd").endswith("is called 'kdd'; did you mean 'kd'?")
+    missing = f"--out: there is no folder {tmp_path / 'later'}; kd-bench run makes one"
+    assert refused("show", "results-of-may") == missing
+    (tmp_path / "later" / "results-of-june").mkdir(parents=True)
+    (tmp_path / "later" / "results-of-june" / "recipe.yaml").write_text("")
+    assert refused("show", "results-of-may").endswith("did you mean 'results-of-june'?")
 
 
 @pytest.mark.parametrize("command", ["run", "estimate"])

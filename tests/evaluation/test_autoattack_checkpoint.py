@@ -148,7 +148,7 @@ def test_screen_is_called_an_upper_bound_wherever_it_stands(
     assert evaluation is not None and not evaluation.complete
 
 
-def test_normalisation_is_part_of_the_network(weights: Path, tmp_path: Path) -> None:
+def test_normalisation_is_part_of_the_network(weights: Path, tmp_path: Path, capsys) -> None:
     common = (weights, *GIVEN, "--images", 200, "--attacks", "pgd-1")
     accuracies = {}
     for normalise in ("dataset", "none", None):
@@ -156,6 +156,7 @@ def test_normalisation_is_part_of_the_network(weights: Path, tmp_path: Path) -> 
         attack(*common, "--out", out, *(("--normalise", normalise) if normalise else ()))
         accuracies[normalise] = result(out)["accuracy"]["clean"]
     assert accuracies[None] == accuracies["dataset"] > accuracies["none"]
+    assert "normalised with mean and standard deviation of digits; for others: --normalise" in capsys.readouterr().err
 
 
 def test_published_layout_of_wrn_34_10_loads_by_path(tmp_path: Path, capsys) -> None:
@@ -259,6 +260,52 @@ def test_evaluations_of_weights_of_before_are_left_out(trained: tuple[Path, Path
         (folder / "result.json").write_text(json.dumps(content))
 
 
+def test_network_that_cannot_be_attacked_is_left_out(trained: tuple[Path, Path], capsys) -> None:
+    recipe, out = trained
+    weights, *_ = sorted((out / "small").glob("*/student.safetensors"))
+    content = weights.read_bytes()
+    try:
+        weights.write_bytes(content + b" ")
+        with pytest.raises(RunFailed, match="1 of 3 networks are not attacked, see above"):
+            attack(recipe, "--out", out, "--images", 10, "--eps", "5/255", "--attacks", "pgd-1")
+    finally:
+        weights.write_bytes(content)
+    captured = capsys.readouterr()
+    assert f"{weights}: is not what was written" in captured.err and "left out" in captured.err
+    assert captured.err.count("PGD-1: batch 1 of 1") == 2
+    assert "PGD-1 (upper bound)" in captured.out
+
+
+def test_trial_of_other_images_is_not_attacked(trained: tuple[Path, Path]) -> None:
+    _, out = trained
+    folder = next(path for path in (out / "small").iterdir() if (path / "result.json").exists())
+    contents = {folder / name: (folder / name).read_text() for name in ("result.json", "environment.json")}
+    images = {"digest": "0" * 32, "order": "0" * 32, "kind": "pixels"}
+    try:
+        for file, content in contents.items():
+            file.write_text(json.dumps(json.loads(content) | {"images": images}))
+        message = refused(folder, "--images", 10, "--attacks", "pgd-1")
+    finally:
+        for file, content in contents.items():
+            file.write_text(content)
+    assert "its result is from other images than the present ones (digest 000000" in message
+
+
+def test_evaluation_of_other_images_is_begun_anew(weights: Path, tmp_path: Path, capsys) -> None:
+    common = (weights, *GIVEN, "--images", 5, "--attacks", "pgd-1", "--out", tmp_path)
+    attack(*common)
+    (file,) = (tmp_path / ATTACKS).iterdir()
+    kept = json.loads(file.read_text())
+    images = kept["about"]["images"] | {"order": "0" * 32}
+    file.write_text(json.dumps(kept | {"about": kept["about"] | {"images": images}, "flags": {"clean": "11111"}}))
+    capsys.readouterr()
+    attack(*common)
+    assert "PGD-1: batch 1 of 1" in capsys.readouterr().err
+    renewed = json.loads(file.read_text())
+    assert renewed["about"]["images"] == kept["about"]["images"]
+    assert renewed["flags"] == kept["flags"]
+
+
 def test_check_needs_a_finished_evaluation(weights: Path, tmp_path: Path) -> None:
     common = (
         weights,
@@ -296,6 +343,9 @@ def test_check_needs_a_finished_evaluation(weights: Path, tmp_path: Path) -> Non
         ((*GIVEN, "--eps", "8/255;4"), "is not a number"),
         ((*GIVEN, "--eps", "-1"), "must be above 0"),
         ((*GIVEN, "--eps", "0.1,0.1"), "there twice"),
+        ((*GIVEN, "--eps", "8"), "did you mean 8/255?"),
+        ((*GIVEN, "--norm", "L2"), "--norm L2 needs --eps"),
+        ((*GIVEN, "--norm", "L2", "--eps", "128"), "128 in L2 reaches all images of digits, whose 3072 values"),
         ((*GIVEN, "--norm", "L1"), "no norm is called 'L1'"),
         ((*GIVEN, "--attacks", "apgd"), "no attack is called 'apgd'; did you mean 'apgd-t'?"),
         ((*GIVEN, "--attacks", "apgd-ce,apgd-ce"), "each once"),

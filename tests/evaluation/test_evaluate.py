@@ -345,6 +345,15 @@ def test_bad_targets_are_sentences(made: Made, tmp_path: Path) -> None:
     assert refused(other) == f"{other}: its weights are gone, so there is no network to evaluate"
 
 
+def test_trials_that_are_kept_without_weights_are_not_called_unfinished(made: Made, capsys) -> None:
+    (made.folder("kd") / "student.safetensors").unlink()
+    evaluate(made.recipe, *FAST, "--only", "method=none,kd", "--trials", 1, "--out", made.out)
+    assert "left out: 1 kept without weights" in capsys.readouterr().err
+    sentence = refused(made.recipe, "--only", "method=kd", "--trials", 1, "--out", made.out)
+    assert "1 of its 1 trials in" in sentence and "weights were not kept" in sentence
+    assert f"kd-bench report --recipe {made.recipe} --out {made.out}" in sentence
+
+
 def test_two_processes_do_not_evaluate_the_same_at_once(made: Made) -> None:
     folder = made.folder("kd")
     with open(folder / "evaluation.lock", "wb") as held:

@@ -334,3 +334,24 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'kd-bench\[robust\]'"):
         autoattack.autoattack_version()
+
+
+class Constant(nn.Module):
+    """Always has the same answer, as a network whose images have another normalisation than in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.arange(10.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bias + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_clean_accuracy_of_guessing_is_reported_once(tmp_path: Path) -> None:
+    images, labels = held_out(COUNT)
+    found = record(tmp_path / "a.json", ("pgd-1",), COUNT)
+    for _ in range(2):  # the second continues
+        evaluate_robustness(Constant(), images, labels, 10, found)
+    assert [line for line in found.warnings if "could be that of guessing" in line] == found.warnings
+    assert len(found.warnings) == 1
+    assert run(tmp_path / "b.json", ("pgd-1",)).warnings == []
