@@ -10,7 +10,7 @@ import typer
 
 from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import whole_number
-from kd_bench.cli.targets import Targets, find_targets, raising_on_sigterm
+from kd_bench.cli.targets import find_targets
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.text import count
 
@@ -67,6 +67,7 @@ def attack(
     parse_radii(eps, norm)
 
     # These import torch, so what the user typed is checked first.
+    from kd_bench.evaluation.attack_networks import attack_networks
     from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
     from kd_bench.launch.devices import find_devices
     from kd_bench.utils.allocator import keep_freed_memory
@@ -85,7 +86,10 @@ def attack(
     if check:
         _check(evaluator, targets.networks, settings)
         return
-    failed = _attack(evaluator, targets, settings, save_examples)
+    failed = attack_networks(
+        evaluator, targets.networks, settings, describe=targets.describe, log=_log, save_images=save_examples,
+        report_progress=log_progress,
+    )  # fmt: skip
     if targets.recipe is None:
         _print_network(targets.networks[0], settings, format_)
         return
@@ -93,34 +97,6 @@ def attack(
     if failed:
         raise RunFailed(f"{failed} of {len(targets.networks)} networks are not attacked, see above; for the others "
                         "nothing is attacked again when the command is repeated")  # fmt: skip
-
-
-def _attack(evaluator: AutoAttackEvaluator, targets: Targets, settings: list[Attack], save_examples: bool) -> int:
-    """Attacks all networks, and returns the number of those of a recipe that were left out.
-
-    Raises:
-        UserError, RunFailed: If no network could be attacked, or an error is not about one network.
-    """
-    from kd_bench.config.attack import title
-
-    failures: list[str] = []
-    for network in targets.networks:
-        if network.input_description:
-            _log(network.input_description)
-        try:
-            for attack in settings:
-                _log(f"{targets.describe(network)}: {attack.title}, {', '.join(map(title, attack.attacks))}")
-                with raising_on_sigterm():
-                    evaluator.evaluate(network, attack, save_examples, _log_progress)
-        except (UserError, RunFailed) as error:
-            # What is said of a second network, too, is not about one network.
-            if len(targets.networks) == 1 or str(error) in failures:
-                raise
-            failures.append(str(error))
-            _log(f"{error}; left out")
-    if len(failures) == len(targets.networks):
-        raise RunFailed(failures[0])
-    return len(failures)
 
 
 def _check(evaluator: AutoAttackEvaluator, targets: list[EvaluationTarget], settings: list[Attack]) -> None:
@@ -169,7 +145,7 @@ def _print_recipe(recipe: PlannedRecipe, out: Path, settings: list[Attack], form
     render.write(attack_table.render_tables(tables, format_), format_, sys.stdout)
 
 
-def _log_progress(name: str, batch: int, batches: int, correct: int) -> None:
+def log_progress(name: str, batch: int, batches: int, correct: int) -> None:
     """Prints a line after each attack; on a terminal also one that changes with each batch."""
     from kd_bench.config.attack import title
 

@@ -12,8 +12,9 @@ import typer
 
 from kd_bench.cli import completion
 from kd_bench.cli import options as opt
-from kd_bench.cli.targets import Targets, find_targets, raising_on_sigterm
+from kd_bench.cli.targets import Targets, find_targets
 from kd_bench.utils.errors import RunFailed, UserError
+from kd_bench.utils.sigterm import raising_on_sigterm
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PretrainedTeacher, Trial

@@ -130,7 +130,10 @@ def reproduce_robustness(
     """
     if budget == "smoke" and trials is not None:
         raise UserError("--budget smoke trains each row once, so --trials must be left out")
-    _reproduce("robustness", budget, options, format_, only=only, trials=trials, attacks=attacks, images=images)
+    from kd_bench.cli.attack import log_progress
+
+    _reproduce("robustness", budget, options, format_, only=only, trials=trials, attacks=attacks, images=images,
+               report_progress=log_progress)  # fmt: skip
 
 
 def _reproduce(name: str, budget: str, options: RunOptions, format_: str, fetch: bool = True, **settings: Any) -> None:

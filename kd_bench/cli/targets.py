@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from kd_bench.cli import options as opt
 from kd_bench.trials import results_folder
-from kd_bench.utils.errors import Terminated, UserError
+from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
@@ -35,10 +32,9 @@ class Targets(NamedTuple):
         """Returns a network's name for people; of a recipe's trial also its rows, if they are called otherwise."""
         if self.recipe is None:
             return network.name
-        name = network.folder.name
-        labels = dict.fromkeys(cell.label for cell in self.recipe.planned if cell.trial_id == name)
-        rows = "" if all(f"({label}, " in network.name for label in labels) else f"{', '.join(labels)}: "
-        return f"{rows}{network.name}, {name}"
+        from kd_bench.evaluation.target import describe_in_recipe
+
+        return describe_in_recipe(network, self.recipe.planned)
 
 
 def find_targets(
@@ -143,23 +139,6 @@ def trial_path(trial: str, out: Path) -> Path:
     if not results_folder.is_trial_id(trial):
         raise UserError(f"{trial}: is neither the folder of a trial nor the identity of one in {out}")
     return trial_of_id(trial, out)
-
-
-@contextmanager
-def raising_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises ``Terminated``: locks and processes end, and the command says that it can go on."""
-
-    def raise_terminated(*_: Any) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():  # which alone may set a handler
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _refuse(target: str, **options: object) -> None:

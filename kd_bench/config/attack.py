@@ -117,6 +117,8 @@ def read_attacks(text: str, context: str) -> tuple[str, ...]:
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
     for name in names:
         if name not in TITLES and not is_pgd(name):
+            if name in ("autoattack", "aa", "standard"):
+                raise UserError(f"{context}: {name!r} is {','.join(STANDARD)}, which run if {context} is left out")
             raise unknown("attack", name, [*TITLES, "pgd-20"], context)
     if not names or len(set(names)) != len(names):
         raise UserError(f"{context}: should name attacks, each once, e.g. {','.join(STANDARD)} (it is {text!r})")

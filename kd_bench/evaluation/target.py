@@ -13,7 +13,7 @@ from kd_bench import plan as planning
 from kd_bench.config.attack import Attack
 from kd_bench.config.data import Input
 from kd_bench.config.recipe import Recipe
-from kd_bench.config.trial import PretrainedTeacher, Trial, identity
+from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial, identity
 from kd_bench.data import registry as datasets
 from kd_bench.models import cards
 from kd_bench.models import registry as models
@@ -181,6 +181,14 @@ def finished_trial_targets(folders: Iterable[Path], log: Callable[[str], None]) 
     if targets and unfinished:
         log(f"left out: {', '.join(f'{number} {state}' for state, number in unfinished.items())}")
     return targets
+
+
+def describe_in_recipe(network: EvaluationTarget, planned: Iterable[PlannedTrial]) -> str:
+    """Returns the name of a recipe's trial for people, with its rows if they are called otherwise than the method."""
+    name = network.folder.name
+    labels = dict.fromkeys(cell.label for cell in planned if cell.trial_id == name)
+    rows = "" if all(f"({label}, " in network.name for label in labels) else f"{', '.join(labels)}: "
+    return f"{rows}{network.name}, {name}"
 
 
 def is_without_weights(folder: Path) -> bool:

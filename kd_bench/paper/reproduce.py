@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kd_bench.config.base import Settings
-from kd_bench.config.data import Dataset, Pipeline
+from kd_bench.config.data import Dataset
 from kd_bench.config.load import read_recipe, recipe_context
 from kd_bench.config.selection import select
 from kd_bench.config.trial import PlannedTrial
@@ -25,11 +24,10 @@ from kd_bench.launch.devices import find_devices
 from kd_bench.launch.options import RunOptions, check_options
 from kd_bench.launch.run_recipe import PlannedRecipe
 from kd_bench.models import cards
+from kd_bench.paper.smoke_inputs import image_folder, random_weights
 from kd_bench.plan import plan, plan_teacher, resolve_network
 from kd_bench.trials.folder import TEACHERS, TrialFolder
-from kd_bench.utils import seeding
 from kd_bench.utils.errors import RunFailed, UserError, unknown
-from kd_bench.utils.files import write_atomic
 from kd_bench.utils.text import count
 
 Fetch = Callable[[cards.Card], Any]
@@ -39,9 +37,6 @@ BUDGETS = ("full", "smoke")
 
 #: Largest number of students per process in a smoke run. Starting a process takes longer than training them.
 SMOKE_COHORT = 16
-
-#: Classes of the generated images, and images per class of each split.
-CLASSES, IMAGES = 4, {"train": 2, "val": 1}
 
 
 class TableRecipe(Settings):
@@ -104,6 +99,7 @@ class Reproduction:
         weights: Files of teachers' weights that are not fetched, by network.
         attacks: Attacks, with commas between them; None for standard AutoAttack.
         images: Number of test images to attack; None for all.
+        report_progress: Called after each batch of an attack.
     """
 
     name: str
@@ -116,6 +112,7 @@ class Reproduction:
     weights: Mapping[str, Path] = field(default_factory=dict)
     attacks: str | None = None
     images: int | None = None
+    report_progress: Callable[[str, int, int, int], None] | None = None
 
     @property
     def group(self) -> TableGroup:
@@ -131,7 +128,8 @@ class Reproduction:
 
         Raises:
             UserError: If a setting is invalid or images are missing.
-            RunFailed: If weights cannot be fetched; or if trials have no result, after the tables were shown.
+            RunFailed: If weights cannot be fetched; or, after the tables were shown, if trials have no result or
+                networks could not be attacked.
         """
         if self.group.output == "robustness":
             parse_attacks("8/255", self.attacks)  # an error must come before hours of training
@@ -142,17 +140,19 @@ class Reproduction:
             parts, images = replace(self, options=options).smoke()
             self.log(f"smoke run on {images}; it measures no accuracy")
             note = f"Smoke run on {images}{', teachers with random weights' * (self.group.teachers == 'published')}"
+            self._check_images(parts)
         else:
             options, parts, note = self.options, self.full(), ""
-            for part in parts:
-                datasets.locate(part.recipe.dataset, options.data)
+            self._check_images(parts)
+            parts = self._with_images(parts)
             check_options(options)  # before anything is downloaded
             parts = self.with_published_teachers(parts)
         failed: dict[str, str] = {}
+        not_attacked = 0
         for part in parts:
             failed |= run_recipe.train(part, options)
             if self.group.output == "robustness":
-                self._attack(part, options)
+                not_attacked += self._attack(part, options)
             elif self.group.output == "table per recipe":
                 for line in costs(part, options.out) if note else ():
                     self.log(line)
@@ -163,6 +163,8 @@ class Reproduction:
             show(_summary(parts, options.out, note))
         if failed:
             raise run_recipe.training_failure(f"reproduce {self.name}", failed)
+        if not_attacked:
+            raise RunFailed(f"reproduce {self.name}: {count(not_attacked, 'network')} could not be attacked, see above")
 
     def full(self) -> list[Part]:
         """Plans the recipes with the published settings. All teachers are trained; see ``with_published_teachers``.
@@ -180,6 +182,34 @@ class Reproduction:
                         raise
                     self.log(f"left out: {error}")
         return _select(parts, self.only)
+
+    def _with_images(self, parts: list[Part]) -> list[Part]:
+        """Returns the parts whose images are there; optional ones without images are left out.
+
+        Raises:
+            UserError: If the images of another part, or of all parts, are missing.
+        """
+        complete: list[Part] = []
+        for part in parts:
+            try:
+                datasets.locate(part.recipe.dataset, self.options.data)
+            except UserError as error:
+                if not self.group.recipes[part.name].optional or (part is parts[-1] and not complete):
+                    raise
+                self.log(f"left out: {part.name}: {error}")
+            else:
+                complete.append(part)
+        return complete
+
+    def _check_images(self, parts: Iterable[Part]) -> None:
+        """Raises a UserError if a part has fewer test images than are to be attacked, before hours of training."""
+        if self.images is None:
+            return
+        for part in parts:
+            dataset = part.recipe.dataset
+            available = dataset.test_images or datasets.resolve_spec(dataset).test_size
+            if available is not None and self.images > available:
+                raise UserError(f"--images {self.images} is more test images than {part.name} has, {available}")
 
     def with_published_teachers(self, parts: list[Part]) -> list[Part]:
         """Fetches published weights and plans the parts with them.
@@ -239,7 +269,7 @@ class Reproduction:
         group, out, data = self.group, self.options.out, datasets.resolve_data_dir(self.options.data)
         if not group.without_cifar100:
             check_options(self.options)  # before anything is written
-            settings, images = _image_folder(data, out / "images")
+            settings, images = image_folder(data, out / "images")
         else:
             try:
                 images = f"CIFAR-100 ({datasets.locate(Dataset(name='cifar100'), data)})"
@@ -259,19 +289,24 @@ class Reproduction:
         assert pipeline is not None  # all of them have one
         classes = datasets.list_files(parts[0].recipe.dataset, pipeline, data).num_classes
         names = dict.fromkeys(trial.teacher for part in parts for trial in part.planned)
-        weights = {name: str(_random_weights(name, classes, pipeline.size, out)) for name in names}
+        weights = {name: str(random_weights(name, classes, pipeline.size, out)) for name in names}
         return [_with_weights(part, weights) for part in parts], images
 
-    def _attack(self, part: Part, options: RunOptions) -> None:
+    def _attack(self, part: Part, options: RunOptions) -> int:
+        """Attacks the finished networks of a part, and returns the number of those that could not be attacked."""
+        from kd_bench.evaluation.attack_networks import attack_networks
         from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
-        from kd_bench.evaluation.target import finished_trial_targets
+        from kd_bench.evaluation.target import describe_in_recipe, finished_trial_targets
 
-        evaluator = AutoAttackEvaluator(options.data, find_devices(options.device)[0], options.threads)
         folders = dict.fromkeys(options.out / part.recipe.name / trial.trial_id for trial in part.planned)
-        for target in finished_trial_targets(folders, self.log):
-            for attack in parse_attacks(",".join(part.radii), self.attacks, images=self.images):
-                self.log(f"{part.name}: {target.name}, {target.trained.id}, {attack.title}")
-                evaluator.evaluate(target, attack, False)
+        return attack_networks(
+            AutoAttackEvaluator(options.data, find_devices(options.device)[0], options.threads),
+            finished_trial_targets(folders, self.log),
+            parse_attacks(",".join(part.radii), self.attacks, images=self.images),
+            describe=lambda network: f"{part.name}: {describe_in_recipe(network, part.planned)}",
+            log=self.log,
+            report_progress=self.report_progress,
+        )
 
 
 def _plan(name: str, table: TableRecipe, overrides: Iterable[str], trials: int | None) -> Part:
@@ -296,54 +331,6 @@ def _with_weights(part: Part, weights: Mapping[str, str]) -> Part:
     cell = attrgetter("teacher", "student", "label", "seed")
     cells = set(map(cell, part.planned))
     return replace(part, recipe=recipe, planned=[trial for trial in plan(recipe, part.context) if cell(trial) in cells])
-
-
-def _image_folder(data: Path, generated: Path) -> tuple[tuple[str, ...], str]:
-    """Returns the settings that choose ImageNet, else a folder of images, else generated ones, and a description."""
-    folders = [data, *(sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else ())]
-    for dataset in (Dataset(name="imagenet"), *(Dataset(name="folder", path=str(path.resolve())) for path in folders)):
-        try:
-            datasets.open_dataset(dataset, Pipeline(), data)  # another kind of data set may have the same folders
-            path = (f"dataset.path={dataset.path}",) if dataset.path else ()
-            return (f"dataset={dataset.name}", *path), datasets.locate(dataset, data)
-        except UserError:
-            continue
-    for split, images in IMAGES.items():
-        for label, number in itertools.product(range(CLASSES), range(images)):
-            file = generated / split / f"class{label}" / f"{number}.jpg"
-            if not file.is_file():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(file, _jpeg(seeding.derive(label, f"smoke/{split}", 0, number)))
-    settings = "dataset=folder", f"dataset.path={generated.resolve()}"
-    return settings, f"generated images, since there is no folder of images in {data}"
-
-
-def _jpeg(seed: int) -> bytes:
-    """Returns a JPEG of soft random colours, 320 by 256 pixels."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
-    colours = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)
-    content = io.BytesIO()
-    Image.fromarray(colours).resize((320, 256), Image.Resampling.BICUBIC).save(content, "JPEG", quality=90)
-    return content.getvalue()
-
-
-def _random_weights(name: str, classes: int, size: int, out: Path) -> Path:
-    """Returns a file of the network's initial weights, in bfloat16, which is written if it is missing."""
-    file = out / "weights" / f"{name}-{classes}.safetensors"
-    if file.is_file():
-        return file
-    from kd_bench.models import registry, weights
-
-    seeding.seed_global(0, f"{seeding.WEIGHTS}/{name}")
-    state = registry.create(name, classes, size).state_dict()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    halves = {key: value.bfloat16() if value.is_floating_point() else value for key, value in state.items()}
-    weights.write(file, halves, {"model": name})
-    return file
 
 
 def _summary(parts: Sequence[Part], out: Path, note: str) -> Any:

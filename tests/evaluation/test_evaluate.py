@@ -6,8 +6,6 @@ import csv
 import fcntl
 import io
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,13 @@ import pytest
 import torch
 
 from kd_bench.cli.main import app
-from kd_bench.cli.targets import raising_on_sigterm
 from kd_bench.config.data import Dataset
 from kd_bench.data import registry as datasets
 from kd_bench.evaluation import calibration, efficiency, evaluate_network
 from kd_bench.models import create, weights
 from kd_bench.trials.evaluation_file import EVALUATION, Evaluation, read_evaluation_file
 from kd_bench.trials.reader import read_trial
-from kd_bench.utils.errors import RunFailed, Terminated, UserError
+from kd_bench.utils.errors import RunFailed, UserError
 from tests.evaluation.results import Made, make
 
 #: Metrics without timing, which takes seconds.
@@ -273,13 +270,6 @@ def test_one_trial_that_cannot_be_evaluated_does_not_stop_the_others(made: Made,
     (made.teacher / "student.safetensors").write_bytes(b"other")
     sentence = refused(*recipe[:-1], "fidelity")
     assert "is not what was written" in sentence and capsys.readouterr().err.count("; left out") == 1
-
-
-def test_sigterm_is_raised_and_the_handler_of_before_comes_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated), raising_on_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_verify_finds_what_was_changed(made: Made, capsys) -> None:

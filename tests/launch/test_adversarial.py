@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,34 @@ def test_generated_images_are_left_out_where_they_are_not(tmp_path, monkeypatch)
     assert "robustness/table7_generated" in {part.name for part in reproduction(log=said.append).full()}
 
 
+def test_a_data_set_of_one_part_may_be_missing(monkeypatch):
+    missing = {"cifar10"}
+
+    def locate(dataset, _):
+        if dataset.name in missing:
+            raise UserError(f"no {dataset.name} here")
+
+    monkeypatch.setattr("kd_bench.paper.reproduce.datasets.locate", locate)
+    said: list[str] = []
+    run = reproduction(log=said.append)
+    parts = run.full()
+    there = {part.name for part in run._with_images(parts)}
+    assert {part.name for part in parts} - there == {"robustness/cifar10"}
+    assert said[-1] == "left out: robustness/cifar10: no cifar10 here"
+    with pytest.raises(UserError, match="no cifar10 here"):  # nothing is left
+        run._with_images([part for part in parts if part.name == "robustness/cifar10"])
+    missing.add("cifar100")
+    with pytest.raises(UserError, match="no cifar100 here"):
+        run._with_images(parts)
+
+
+def test_more_images_than_there_are_is_said_before_the_training(tmp_path):
+    run = reproduction(tmp_path)
+    for budget in ("smoke", "full"):
+        with pytest.raises(UserError, match=r"--images 20000 is more test images than \S+ has, (20|10000)$"):
+            replace(run, images=20_000, options=RunOptions(out=tmp_path / "out", data=tmp_path)).run(budget, print)
+
+
 def test_a_smoke_run_has_every_row_on_a_small_network(tmp_path):
     parts, images = reproduction(tmp_path).smoke()
     tables = [name for name, recipe in groups()["robustness"].recipes.items() if "smoke" in recipe.budgets]
@@ -188,6 +217,7 @@ def test_a_smoke_run_has_every_row_on_a_small_network(tmp_path):
     [
         (["--budget", "small"], "no budget is called 'small'"),
         (["--attacks", "apgd"], "no attack is called 'apgd'"),
+        (["--attacks", "autoattack"], "which run if --attacks is left out"),
         (["--format", "pdf"], "no format is called 'pdf'"),
         (["--budget", "smoke", "--trials", "2"], "--trials must be left out"),
     ],
