@@ -13,11 +13,13 @@
 Each of the first six sections has a share of the minutes, so that all of them begin; the others begin if the minutes
 suffice. Every result is written at once to a JSON file beside the page, and the page every ten seconds. Results that
 are already there, from the same code, card and versions, are not measured again, so a check that ended early goes on
-when it is started again. A measurement that fails does not end the others.
+when it is started again. A measurement that fails does not end the others, unless the process cannot use the device any
+more. When the check is started again, what failed comes last.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -105,7 +107,7 @@ class ResultFile:
         return {key: part["error"] for key, part in self._content["parts"].items() if "error" in part}
 
     def write(self, key: str, part: Mapping[str, Any]) -> None:
-        """Writes the result of a part, or its error."""
+        """Writes the result of a part, or its error, in place of what is known of it."""
         self._content["parts"][key] = {"measured": utc_timestamp(), **part}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, self._content)
@@ -167,7 +169,11 @@ def section_ends(parts: Sequence[Part]) -> dict[str, float]:
 
 
 def run_parts(
-    parts: Sequence[Part], file: ResultFile, seconds: float, report: Callable[[], None] = lambda: None
+    parts: Sequence[Part],
+    file: ResultFile,
+    seconds: float,
+    report: Callable[[], None] = lambda: None,
+    is_usable: Callable[[], bool] = lambda: True,
 ) -> list[Part]:
     """Measures the parts that have no result yet. Returns those that did not begin, because too little time was left.
 
@@ -175,14 +181,18 @@ def run_parts(
     into the whole time, and its other parts if they fit into the share. Afterwards all parts that are left begin if
     they fit into the whole time.
 
+    Parts that failed in an earlier check come last. One that has begun counts as failed until it ends, because it may
+    hang, or end the process. After a failure that leaves the device unusable, no other part begins.
+
     Args:
         parts: The parts, in their order.
         file: The results.
         seconds: The whole time.
         report: Called after each part.
+        is_usable: Returns whether the device still works. Called after a failure.
     """
     begin = time.perf_counter()
-    left = [part for part in parts if part.key not in file.results]
+    left = sorted((part for part in parts if part.key not in file.results), key=lambda part: part.key in file.errors)
     ends = section_ends(left)
     begun: set[str] = set()
     turns = [(part, seconds * ends[part.section]) for part in left if part.section in ends]
@@ -194,6 +204,7 @@ def run_parts(
             continue
         begun.add(part.section)
         left.remove(part)
+        file.write(part.key, {"error": "it began and did not end"})
         try:
             result = part.measure()
         except Exception as error:
@@ -204,6 +215,9 @@ def run_parts(
             file.write(part.key, {"result": result, "seconds": time.perf_counter() - begin - start})
         print(f"gpu-check: {time.perf_counter() - begin:4.0f} s: {part.key}: {outcome}", flush=True)
         report()
+        if outcome != "done" and not is_usable():
+            print("gpu-check: this process cannot use the device any more; the same command goes on with other parts")
+            break
     return left
 
 
@@ -337,7 +351,8 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
         print("gpu-check: the results that are there are of another card, code or version; everything is measured anew")
     page = Page(options.out, context, file, [part.key for part in parts])
     with repeatable_convs(device):  # as in a training
-        left = run_parts(wanted, file, 60 * options.minutes, page.write_if_old)
+        usable = functools.partial(gpu_device.is_usable, device)
+        left = run_parts(wanted, file, 60 * options.minutes, page.write_if_old, usable)
     sections = page.write()
     print("\n\n".join(section.markdown() for section in sections))
     different = [
@@ -349,7 +364,7 @@ def main(argv: Sequence[str] | None = None, make_recorder: MakeRecorder = choose
     problems = [*(f"{key} failed: {error}" for key, error in file.errors.items()), *different]
     print(f"\ngpu-check: {options.out}; {len(problems)} problems{':' if problems else ''}", *problems, sep="\n  ")
     if left:
-        print(f"gpu-check: {len(left)} measurements did not fit into the minutes; the same command goes on with them")
+        print(f"gpu-check: {len(left)} measurements have not begun; the same command goes on with them")
     return int(bool(problems))
 
 

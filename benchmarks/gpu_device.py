@@ -51,6 +51,15 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def is_usable(device: torch.device) -> bool:
+    """Whether a device works. After some errors, e.g. an illegal memory access, every operation of a process fails."""
+    try:
+        synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def step_seconds(step: Callable[[], object], steps: int, rounds: int, device: torch.device) -> list[float]:
     """Returns the seconds per call of ``step`` in each round. On a GPU they are those between two events."""
     seconds = []

@@ -192,6 +192,43 @@ def test_a_part_that_fails_leaves_the_others_alone(tmp_path: Path, capsys: pytes
     assert mended.results == {"bits: a": {"a": 1}, "epoch": {"ratio": 1.0}}
 
 
+def test_after_a_failure_that_leaves_no_device_the_next_check_goes_on_with_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order: list[str] = []
+
+    def part(name: str, error: type[Exception] | None = None) -> gpu.Part:
+        def measure() -> dict[str, Any]:
+            order.append(name)
+            known = json.loads((tmp_path / "x.json").read_text())["parts"]
+            assert known[f"bits: {name}"]["error"] == "it began and did not end"
+            if error is not None:
+                raise error("CUDA error: an illegal memory access was encountered")
+            return {}
+
+        return gpu.Part("bits", name, 1, measure)
+
+    parts = [part("good"), part("bad", RuntimeError), part("later")]
+    for expected in (["good", "bad"], ["later", "bad"]):
+        order.clear()
+        file = gpu.ResultFile(tmp_path / "x.json", {})
+        left = gpu.run_parts(parts, file, 60, is_usable=lambda: False)
+        assert order == expected
+        assert [one.name for one in left] == (["later"] if expected[0] == "good" else [])
+        assert "cannot use the device any more" in capsys.readouterr().out
+    assert set(file.results) == {"bits: good", "bits: later"}
+    assert file.errors == {"bits: bad": "RuntimeError: CUDA error: an illegal memory access was encountered"}
+
+
+def test_a_device_is_usable_unless_it_cannot_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    assert gpu_device.is_usable(CPU)
+    assert not gpu_device.is_usable(torch.device("cuda", 0))
+
+
 def test_a_part_begins_only_if_its_time_is_left(tmp_path: Path) -> None:
     file = gpu.ResultFile(tmp_path / "x.json", {})
     parts = [gpu.Part("speed", str(seconds), seconds, dict) for seconds in (90, 90, 5)]

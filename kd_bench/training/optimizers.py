@@ -26,7 +26,9 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
     fused = all(parameter.device.type in ("cpu", "cuda") and parameter.is_floating_point() for parameter in parameters)
     shared: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay, "fused": fused}
     if isinstance(settings, SGD):
-        return torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.nesterov, **shared)
+        sgd = torch.optim.SGD(parameters, momentum=settings.momentum, nesterov=settings.nesterov, **shared)
+        sgd.register_step_pre_hook(_begin_late_momenta)
+        return sgd
     if isinstance(settings, DOT):
         from torch._functorch import config as compiler_settings
 
@@ -44,6 +46,22 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
     ]
     optimizer: torch.optim.Optimizer = TimmLamb(groups, lr=settings.lr, betas=betas, eps=settings.eps)
     return optimizer
+
+
+def _begin_late_momenta(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Gives parameters that have their first gradient after others a momentum of zero, as if they began now.
+
+    These are e.g. layers of a method that warms up. Torch's fused kernel begins the momenta of all parameters or of
+    none, and fails otherwise.
+    """
+    for group in optimizer.param_groups:
+        if not group["momentum"]:
+            continue
+        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        late = [one for one in trained if optimizer.state.get(one, {}).get("momentum_buffer") is None]
+        if len(late) < len(trained):
+            for parameter in late:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device, recordable: bool) -> None:

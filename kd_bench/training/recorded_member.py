@@ -41,8 +41,9 @@ class RecordedMember:
         self._member, self.lane, self._device = member, lane, device
         self._step = RecordedFunction([member.train_sums])
         self._evaluation = RecordedFunction([member.test_sums, member.extra_sums])
-        self._steps_made = self._recorded_epoch = 0
+        self._steps_made = 0
         self._was_evaluated = False
+        self._observed_epoch: int | None = None
         self._rates: list[float] = []
         self._reads = Reads()
         compiled = compiles_students(member.trial.compile)
@@ -59,13 +60,17 @@ class RecordedMember:
     def move(self, lane: Lane) -> None:
         """Forgets the recordings. The next ones are made on another lane, after a step and an evaluation there."""
         self.lane = lane
-        self._steps_made = min(self._steps_made, _STEPS_BEFORE - 1)
+        self._observed_epoch = None
         self._was_evaluated = False
         self._step.forget()
         self._evaluation.forget()
 
     def train(self, batch: Batch, step: Tensor, teacher: Outputs | None) -> None:
         """Trains on a batch.
+
+        If a number that the recorded step depends on has changed, the step is observed before it is recorded again. It
+        may have other operations: a parameter that had no gradient before gets its first one, and the optimiser makes
+        state for it, which must not be part of a recording, because a replay would make it again.
 
         Args:
             batch: A batch whose tensors are the same in every call.
@@ -77,19 +82,24 @@ class RecordedMember:
         """
         member, part = self._member, MicroBatch(self._member.with_generator(batch), step_tensor=step)
         with member.stopping_on_errors():
-            if self._step.is_recorded and self._is_recorded_for(batch.epoch):
-                self._replay(part)
-            elif self._step.reason is None and self._steps_made >= _STEPS_BEFORE:
-                self._record(part, teacher)
-            else:
-                observe = self._step.reason is None and self._steps_made == _STEPS_BEFORE - 1
+            if self._step.reason is not None or self._steps_made < _STEPS_BEFORE - 1:
                 with self._timing():
-                    (self._observe if observe else self._run)(part, teacher)
+                    self._run(part, teacher)
+            elif not self._is_observed_for(batch.epoch):
+                self._step.forget()
+                with self._timing():
+                    self._observe(part, teacher)
+            elif self._step.is_recorded:
+                self._replay(part)
+            else:
+                self._record(part, teacher)
             self._steps_made += 1
 
-    def _is_recorded_for(self, epoch: int) -> bool:
-        """Whether the recorded numbers are those of an epoch."""
-        return self._reads.hold_in(self._recorded_epoch, epoch) and self._rates == self._current_rates()
+    def _is_observed_for(self, epoch: int) -> bool:
+        """Whether the numbers of the observed step are those of an epoch."""
+        if self._observed_epoch is None or self._rates != self._current_rates():
+            return False
+        return self._reads.hold_in(self._observed_epoch, epoch)
 
     def _current_rates(self) -> list[float]:
         """Returns the learning rates that are numbers and not tensors."""
@@ -122,6 +132,7 @@ class RecordedMember:
     def _observe(self, part: MicroBatch, teacher: Outputs | None) -> None:
         """Makes a step, and looks for reasons not to record it."""
         member, states = self._member, list[Tensor]()
+        self._observed_epoch, self._rates = part.batch.epoch, self._current_rates()
 
         def seed(stream: str, _: MicroBatch) -> None:
             states.append(global_generators(self._device))
@@ -151,7 +162,6 @@ class RecordedMember:
 
     def _record(self, part: MicroBatch, teacher: Outputs | None) -> None:
         member, noting = self._member, self._noting_reads(part)
-        self._recorded_epoch, self._rates = part.batch.epoch, self._current_rates()
         self._step.record(
             self.lane,
             lambda: member.compute_step(teacher, noting, _backward, seed=lambda *_: None),

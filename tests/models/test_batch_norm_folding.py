@@ -113,3 +113,20 @@ def test_a_copy_that_puts_out_something_else_is_not_used(
     with caplog.at_level(logging.WARNING):
         assert fold(network, (3, 32, 32)) is network
     assert "not folded" in caplog.text
+
+
+def test_networks_on_a_gpu_are_compared_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = with_trained_norms(models.create("cifar_resnet8", 10, 32))
+    compared: list[nn.Module] = []
+
+    def note(conv: nn.Module, images: tuple[Tensor, ...]) -> None:
+        if len(images[0]) == 2:  # the images of the comparison, and not the one of a dry run
+            compared.append(conv)
+
+    network.get_submodule("conv1").register_forward_pre_hook(note)
+    monkeypatch.setattr(batch_norm_folding, "_is_exact", lambda device: False)
+    folded = fold(network, (3, 32, 32))
+    assert folded is not network
+    assert len(compared) == 2
+    assert not {network.get_submodule("conv1"), folded.get_submodule("conv1")} & set(compared)
+    assert all(conv.weight.device.type == "cpu" for conv in compared)

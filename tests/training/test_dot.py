@@ -335,7 +335,7 @@ def test_a_row_of_a_recipe() -> None:
     ("changes", "context"),
     [
         ({"optimizer": OPTIMIZER, "teacher_training": {"optimizer": {"name": "sgd"}}}, ""),
-        ({"optimizer": OPTIMIZER}, "pairs.0: teacher_training: "),
+        ({"optimizer": OPTIMIZER}, ""),
         ({"methods": {"trades": {"training": {"optimizer": OPTIMIZER}}}}, "methods.trades.training: "),
     ],
     ids=["none", "teacher", "adversarial"],
@@ -345,9 +345,12 @@ def test_what_does_not_distil_from_a_teacher_is_refused(changes: dict[str, Any],
     with pytest.raises(UserError) as caught:
         plan(read_recipe(settings), "r")
     method = "trades" if "methods" in changes else "none"
+    own_key = (
+        "methods.none.training" if "teacher_training" in changes else context.removesuffix(": ") or "teacher_training"
+    )
     assert str(caught.value) == (
         f"r: {context}optimizer.name: 'dot' needs a method that distils from a teacher, and {method!r} does not; "
-        "choose 'sgd' for it"
+        f"choose 'sgd' for it in {own_key}"
     )
 
 

@@ -136,3 +136,22 @@ def test_the_state_takes_the_layout_of_the_parameters() -> None:
     after = optimizer.state[weight]["momentum_buffer"]
     assert after.stride() == weight.stride() != before.stride()
     assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"nesterov": True}, {"momentum": 0.0}], ids=str)
+def test_a_parameter_may_get_its_first_gradient_later(settings: dict[str, Any]) -> None:
+    """Torch's fused kernel alone would raise a TypeError."""
+    both = [nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
+    plain = [nn.Parameter(parameter.detach().clone()) for parameter in both]
+    ours = build_optimizer(
+        Training.model_validate({"optimizer": {"name": "sgd", "lr": 0.1} | settings}).optimizer, both
+    )
+    group = ours.param_groups[0]
+    names = ("lr", "momentum", "weight_decay", "nesterov")
+    theirs = torch.optim.SGD(plain, foreach=False, fused=False, **{name: group[name] for name in names})
+    for count in (1, 2, 2, 1, 2):
+        for parameters, optimizer in ((both, ours), (plain, theirs)):
+            torch.stack([parameter.square().sum() for parameter in parameters[:count]]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(torch.allclose(one, other) for one, other in zip(both, plain, strict=True))
