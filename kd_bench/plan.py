@@ -10,13 +10,13 @@ from typing import Any
 
 from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
-from kd_bench.config.layers import Layer, build_from_layers
+from kd_bench.config.layers import Layer, build_from_layers, merge_layers
 from kd_bench.config.load import find_published, merge
 from kd_bench.config.network_names import PREFIX
-from kd_bench.config.optimizer import DOT, Schedule, StepSchedule
+from kd_bench.config.optimizer import DOT, in_epochs
 from kd_bench.config.recipe import Recipe, RowOfPair
 from kd_bench.config.selection import select
-from kd_bench.config.teacher_seeds import merge_settings, pop_seeds
+from kd_bench.config.teacher_seeds import pop_seeds, teacher_layers
 from kd_bench.config.teacher_start import TeacherStart, pop_start
 from kd_bench.config.trial import MethodSettings, PlannedTrial, PretrainedTeacher, Training, Trial
 from kd_bench.config.validate import parse
@@ -113,7 +113,7 @@ def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context:
     student = resolve_network(recipe, pair.student, pair_context)
     planned_teachers: list[tuple[Trial | PretrainedTeacher | None, Path | None]] = [(None, None)]
     if pair.teacher:
-        planned_teachers = [*plan_seeded_teachers(recipe, teachers[pair.teacher], pair_context)]
+        planned_teachers = [*plan_seeded_teachers(recipe, teachers[pair.teacher], context)]
     for key, labels in (("methods", pair.methods), ("leave_out", pair.leave_out)):
         for label in labels:
             if label not in recipe.methods:
@@ -139,8 +139,8 @@ def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context:
             Layer(f"{context}: methods.{label}.training", row.training),
             Layer(f"{pair_context}.methods.{label}.training", own.training),
         )
-        build = partial(_trial, recipe, student, method, recipe.all_seeds()[0])
-        trial = build_from_layers(build, layers, context)
+        build = partial(_trial, recipe, student, method, recipe.all_seeds()[0], f"methods.{label}.training")
+        trial = build_from_layers(build, recipe.shared_training(), layers, context)
         for teacher, weights in planned_teachers if info.needs_teacher else planned_teachers[:1]:
             for seed in recipe.all_seeds():
                 update = {"teacher": teacher if info.needs_teacher else None, "seed": seed}
@@ -158,10 +158,14 @@ def _method(name: str, values: Mapping[str, Any], context: str) -> MethodSetting
 
 
 def _trial(
-    recipe: Recipe, model: str, method: MethodSettings, seed: Any, changes: Mapping[str, Any], context: str
+    recipe: Recipe, model: str, method: MethodSettings, seed: Any, own_key: str, content: dict[str, Any], context: str
 ) -> Trial:
-    """Plans a training with the recipe's settings and ``changes``, without a teacher."""
-    content = merge(recipe.shared_training(), changes)
+    """Plans a training without a teacher.
+
+    Args:
+        own_key: The key of the recipe under which this training can have settings of its own.
+        content: The settings of the recipe, as far as they are those of a training, with all changes.
+    """
     info = methods.describe(method.name)
     if info.family != "adversarial":
         content.pop("adversarial", None)
@@ -171,7 +175,7 @@ def _trial(
     if isinstance(training.optimizer, DOT) and (info.family == "adversarial" or not info.needs_teacher):
         raise UserError(
             f"{context}: optimizer.name: 'dot' needs a method that distils from a teacher, and {info.name!r} does not; "
-            "choose 'sgd' for it"
+            f"choose 'sgd' for it in {own_key}"
         )
     images = datasets.known_train_size(recipe.dataset)
     if images is not None and training.batch_size > images:
@@ -181,7 +185,7 @@ def _trial(
         )
     update: dict[str, Any] = {
         "adversarial": _adversarial(training, info, context) if info.family == "adversarial" else None,
-        "schedule": _in_epochs(training.schedule, training.epochs),
+        "schedule": in_epochs(training.schedule, training.epochs),
         "augment": _augment(recipe, training, context),
     }
     if training.second_view is not None:
@@ -194,14 +198,6 @@ def _trial(
         "seed": seed,
     }
     return parse(Trial, settings, context)
-
-
-def _in_epochs(schedule: Schedule, epochs: int) -> Schedule:
-    """Replaces fractions of the training by whole epochs, so that equal schedules have equal settings."""
-    if not isinstance(schedule, StepSchedule):
-        return schedule
-    milestones = {value if isinstance(value, int) else max(1, round(value * epochs)) for value in schedule.milestones}
-    return schedule.model_copy(update={"milestones": tuple(sorted(milestones))})
 
 
 def _augment(recipe: Recipe, training: Training, context: str) -> Augment:
@@ -254,22 +250,17 @@ def _adversarial(training: Training, info: methods.MethodInfo, context: str) -> 
 
 def teacher_settings(recipe: Recipe, name: str, context: str) -> dict[str, Any]:
     """Returns the settings of the recipe that differ for the teacher ``name`` (the full name of a network)."""
-    settings: dict[str, Any] = {}
-    for key, changes in recipe.teachers.items():
-        if resolve_network(recipe, key, f"{context}: teachers") == name:
-            settings = merge(settings, changes)
-    return merge_settings(recipe.teacher_training, settings)
+    return merge_layers({}, _teacher_layers(recipe, name, context))
 
 
 def teacher_seeds(recipe: Recipe, name: str, context: str) -> tuple[Any, ...]:
     """Returns the seeds of the teacher ``name`` (the full name of a network), one for most recipes."""
-    return pop_seeds(teacher_settings(recipe, name, context), _source(recipe, name, context))
+    return build_from_layers(pop_seeds, {}, _teacher_layers(recipe, name, context), context)
 
 
-def _source(recipe: Recipe, name: str, context: str) -> str:
-    """The keys of a teacher's settings, for error messages."""
-    own = next((key for key in recipe.teachers if resolve_network(recipe, key, f"{context}: teachers") == name), None)
-    return f"{context}: {'teacher_training' if own is None else f'teacher_training and teachers.{own}'}"
+def _teacher_layers(recipe: Recipe, name: str, context: str) -> list[Layer]:
+    keys = [key for key in recipe.teachers if resolve_network(recipe, key, f"{context}: teachers") == name]
+    return teacher_layers(recipe, keys, context)
 
 
 def plan_seeded_teachers(
@@ -291,18 +282,25 @@ def plan_teacher(recipe: Recipe, name: str, context: str) -> tuple[Trial | Pretr
     Raises:
         UserError: If its settings are invalid, or the file of its weights does not exist.
     """
-    settings, source = teacher_settings(recipe, name, context), _source(recipe, name, context)
-    seed, start = pop_seeds(settings, source)[0], pop_start(settings, source)
+    build, layers = partial(_teacher, recipe, name), _teacher_layers(recipe, name, context)
+    return build_from_layers(build, recipe.shared_training(), layers, context)
+
+
+def _teacher(
+    recipe: Recipe, name: str, settings: dict[str, Any], context: str
+) -> tuple[Trial | PretrainedTeacher, Path | None]:
+    """Plans a teacher from the settings of the recipe with all changes."""
+    seed, start = pop_seeds(settings, context)[0], pop_start(settings, context)
     weights = settings.pop("weights", None)
-    trial = _trial(recipe, name, _method("none", {}, context), seed, settings, source)
+    trial = _trial(recipe, name, _method("none", {}, context), seed, "teacher_training", settings, context)
     if weights is None:
-        return _with_start(trial, start, "input" in settings, source)
+        return _with_start(trial, start, "input" in settings, context)
     if start.pretrained is not None:
         raise UserError(
-            f"{source}: weights and pretrained exclude each other: a teacher is trained from pretrained weights, and "
+            f"{context}: weights and pretrained exclude each other: a teacher is trained from pretrained weights, and "
             "is not trained with weights; leave out one of the two"
         )
-    teacher, file = plan_pretrained_teacher(trial.dataset, name, weights, f"{context}: teachers.{name}.weights")
+    teacher, file = plan_pretrained_teacher(trial.dataset, name, weights, f"{context}.weights")
     update: dict[str, Any] = {"dataset": trial.dataset}
     if trial.pipeline is not None:  # settings of training images are dropped: the teacher is trained already
         fields = {"size", "crop_pct", "test_size", "test_interpolation", "corrupt"}
@@ -363,15 +361,19 @@ def plan_teachers(recipe: Recipe, name: str, context: str) -> list[PlannedTrial]
     Pairs use the training with the first seed, unless the recipe names other seeds for teachers.
 
     Raises:
-        UserError: If both the recipe and the teacher have several seeds.
+        UserError: If seeds are given both for the recipe and for the teacher, or if the teacher is not trained.
     """
-    if "seeds" not in teacher_settings(recipe, name, context):
-        general = {key: value for key, value in recipe.teacher_training.items() if key != "seed"}
-        recipe = recipe.model_copy(update={"teacher_training": general | {"seeds": recipe.all_seeds()}})
-    elif len(recipe.all_seeds()) > 1:
-        raise UserError(
-            f"{context}: seeds and --trials both say how many teachers are trained; leave out one of the two"
-        )
+    settings, layers = teacher_settings(recipe, name, context), _teacher_layers(recipe, name, context)
+    keys = {key: f"{layer.context}.{key}" for layer in layers for key in layer.changes if key in settings}
+    if "weights" in keys:
+        raise UserError(f"{keys['weights']}: a teacher whose weights come in a file is not trained; leave out the key")
+    own = keys.get("seed", keys.get("seeds"))
+    if own is None:
+        training = recipe.teacher_training | {"seeds": recipe.all_seeds()}
+        recipe = recipe.model_copy(update={"teacher_training": training})
+    elif recipe.seeds is not None or recipe.trials > 1:
+        general = "--trials" if recipe.seeds is None else "the recipe's seeds"
+        raise UserError(f"{own} and {general} both say which seeds are trained; leave out one of the two")
     planned = []
     for trial, file in plan_seeded_teachers(recipe, name, context):
         assert isinstance(trial, Trial)

@@ -60,6 +60,19 @@ def test_a_pair_trains_a_row_otherwise() -> None:
     }
 
 
+def test_null_takes_back_what_the_nearest_earlier_layer_sets() -> None:
+    def average(pair: dict[str, Any], row: dict[str, Any], of_both: dict[str, Any]) -> float | None:
+        pairs = [RECIPE["pairs"][0] | {"training": pair, "methods": {"kd": {"training": of_both}}}]
+        return planned(ema=0.9, pairs=pairs, methods={"kd": {"training": row}})[0].trial.ema
+
+    null: dict[str, Any] = {"ema": None}
+    assert average({}, {}, {}) == 0.9
+    assert average(null, {}, {}) is average({}, null, {}) is average({}, {}, null) is average(null, null, null) is None
+    assert average({"ema": 0.8}, null, {}) == average({}, {"ema": 0.8}, null) == 0.9
+    assert average({"ema": 0.8}, {"ema": 0.7}, null) == 0.8
+    assert average(null, {"ema": 0.7}, {}) == 0.7
+
+
 @pytest.mark.parametrize(
     ("pair", "message"),
     [

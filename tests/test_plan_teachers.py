@@ -10,7 +10,7 @@ import pytest
 from kd_bench import api
 from kd_bench.cli.show_recipe import describe_recipe
 from kd_bench.config.load import read_recipe
-from kd_bench.config.trial import PlannedTrial
+from kd_bench.config.trial import PlannedTrial, Trial
 from kd_bench.launch.cohort_task import group_into_cohorts
 from kd_bench.plan import plan, plan_teacher
 from kd_bench.trials.status import trial_statuses
@@ -129,8 +129,52 @@ def test_teacher_train_takes_seeds() -> None:
 
     assert seeds(trials=1) == [0] and seeds(trials=3) == [0, 1, 2]
     assert seeds(trials=1, overrides=["teacher_training.seeds=[4,2]"]) == [4, 2]
-    with pytest.raises(UserError, match="seeds and --trials both say how many teachers are trained"):
-        seeds(trials=2, overrides=["teacher_training.seeds=3"])
+    for key in ("teacher_training", "teachers.resnet14"):
+        assert seeds(trials=1, overrides=[f"{key}.seed=3"]) == seeds(trials=1, overrides=["seeds=[3]"]) == [3]
+        for name in ("seeds", "seed"):
+            with pytest.raises(UserError, match=rf"{key}\.{name} and --trials both say which seeds are trained"):
+                seeds(trials=2, overrides=[f"{key}.{name}=3"])
+    with pytest.raises(UserError, match=r"teacher_training\.seed and the recipe's seeds both say which"):
+        seeds(trials=1, overrides=["teacher_training.seed=3", "seeds=[4]"])
+    with pytest.raises(UserError, match=r"teachers\.resnet14\.weights: a teacher whose weights come in a file is not"):
+        seeds(trials=1, overrides=["teachers.resnet14.weights=any.pth"])
+    null = ["teacher_training={weights: any.pth, seed: 2}", "teachers.resnet14={weights: null, seed: null}"]
+    assert seeds(trials=2, overrides=null) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"teacher_training": {"epochs": "x"}}, "teacher_training: epochs: should be a whole number"),
+        ({"teachers": {"resnet14": {"epochs": "x"}}}, "teachers.resnet14: epochs: should be a whole number"),
+        (
+            {"teacher_training": {"optimizer": {"lr": -1}}, "teachers": {"resnet14": {"epochs": 2}}},
+            "teacher_training: optimizer.lr: should be above 0",
+        ),
+        ({"teacher_training": {"seed": 1}, "teachers": {"resnet14": {"seed": -1}}}, "teachers.resnet14: seed: should"),
+        (
+            {"teacher_training": {"seeds": -1}, "teachers": {"resnet14": {"epochs": 2}}},
+            "teacher_training: seeds: should",
+        ),
+        ({"teachers": {"resnet14": {"weights": "no.pth"}}}, "teachers.resnet14.weights: there is no file no.pth"),
+        ({"teacher_training": {"weights": "no.pth"}}, "teacher_training.weights: there is no file no.pth"),
+        ({"batch_size": 2000}, "batch_size: 2000 is more than the 200 training images of digits"),
+    ],
+)
+def test_the_sentence_names_the_place_of_a_value_that_a_teacher_inherits(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    assert refused(**changes).startswith(f"r.yaml: {sentence}")
+
+
+def test_null_takes_back_what_is_set_for_all_teachers_or_by_the_recipe() -> None:
+    def averages(**changes: Any) -> set[float | None]:
+        return {teacher.ema for cell in planned(ema=0.9, **changes) if isinstance(teacher := cell.taught_by, Trial)}
+
+    assert averages() == {0.9}
+    assert averages(teachers={"resnet14": {"ema": None}}) == {0.9, None}
+    assert averages(teacher_training={"ema": None}) == {None}
+    assert averages(teacher_training={"ema": 0.8}, teachers={"resnet14": {"ema": None}}) == {0.8, 0.9}
 
 
 def test_other_commands_name_the_teacher(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, TypeVar
 
 import typer
 
 from kd_bench.cli import completion, terminal
-from kd_bench.cli.options import OUT, Out, check_choice
+from kd_bench.cli.options import OUT, Out, check_choice, check_out
+from kd_bench.utils.errors import UserError
+
+Described = TypeVar("Described")
 
 KINDS = ("methods", "networks", "teachers", "students", "datasets", "recipes", "settings")
 
@@ -30,6 +34,7 @@ def list_(
 
 
 def show(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -46,6 +51,9 @@ def show(
     """
     from kd_bench.cli.show import describe
 
+    source = context.get_parameter_source("out")
+    if source is not None and source.name == "COMMANDLINE":  # the folder of the environment may be yet to come
+        check_out(out)
     width = terminal.reading_columns()
     text = describe(name, out, raw, width)
     typer.echo(text if raw else terminal.fit(text, width))
@@ -57,8 +65,9 @@ def _lines(kind: str) -> dict[str, str]:
         from kd_bench.methods import _registry as methods
 
         families = ("baseline", "logits", "features", "adversarial")
-        infos = sorted(map(methods.describe, methods.names()), key=lambda info: families.index(info.family))
-        return {info.name: f"{info.family:<{max(map(len, families))}}  {info.summary}" for info in infos}
+        infos, unusable = _described(methods.describe, methods.names())
+        infos.sort(key=lambda info: families.index(info.family))
+        return {info.name: f"{info.family:<{max(map(len, families))}}  {info.summary}" for info in infos} | unusable
     if kind == "networks":
         from kd_bench.models import registry as models
 
@@ -71,7 +80,8 @@ def _lines(kind: str) -> dict[str, str]:
     if kind == "datasets":
         from kd_bench.data import registry as datasets
 
-        return {spec.name: spec.summary for spec in map(datasets.spec, datasets.names())}
+        specs, unusable = _described(datasets.spec, datasets.names())
+        return {spec.name: spec.summary for spec in specs} | unusable
     if kind == "settings":
         from kd_bench.cli.show_setting import setting_lines
 
@@ -79,3 +89,14 @@ def _lines(kind: str) -> dict[str, str]:
     from kd_bench.config.load import packaged_recipes, recipe_description
 
     return {name: recipe_description(name) for name in packaged_recipes()}
+
+
+def _described(describe: Callable[[str], Described], names: Iterable[str]) -> tuple[list[Described], dict[str, str]]:
+    """Returns descriptions, and lines about the names of installed packages that cannot be used."""
+    found, unusable = [], {}
+    for name in names:
+        try:
+            found.append(describe(name))
+        except UserError as error:  # one package must not hide the others
+            unusable[name] = f"cannot be used: {error}"
+    return found, unusable

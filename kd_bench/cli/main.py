@@ -55,7 +55,7 @@ def main() -> None:
         # Typer's errors about the command line have this method. Any other error is a bug and keeps its traceback.
         if not hasattr(error, "format_message"):
             raise
-        _exit(error.format_message(), getattr(error, "exit_code", 2))
+        _exit(_describe_usage(error), getattr(error, "exit_code", 2))
     if code:
         sys.exit(code)
 
@@ -123,6 +123,20 @@ def _describe(error: OSError) -> str:
     """Returns a sentence about an error of the system, which names the file if it is known."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
+
+
+def _describe_usage(error: Any) -> str:
+    """Returns a sentence about an error of the command line. About a missing argument, it says what is expected."""
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    if type(error).__name__ != "MissingParameter" or parameter is None or context is None:
+        return str(error.format_message())
+    is_argument = parameter.param_type_name == "argument"
+    name = f"argument {parameter.name.upper()}" if is_argument else f"option {parameter.opts[0]}"
+    meaning = (getattr(parameter, "help", None) or "").rstrip(".")
+    if meaning[1:2].islower() or meaning[1:2] == " ":
+        meaning = meaning[0].lower() + meaning[1:]
+    command = context.command_path.removeprefix("kd-bench").strip()
+    return f"{command}: the {name} is missing{f': {meaning}' if meaning else ''}"
 
 
 def _discard_output() -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+from kd_bench.cli.options import check_out
 from kd_bench.cli.show_recipe import describe_recipe
 from kd_bench.cli.show_setting import describe_setting, similar_keys
 from kd_bench.config.load import find_recipe, packaged_recipes
@@ -14,9 +15,10 @@ from kd_bench.methods import _logit_settings
 from kd_bench.methods import _registry as methods
 from kd_bench.models import cards
 from kd_bench.models import registry as models
-from kd_bench.trials.recipe_file import find_recipe_in
+from kd_bench.trials.recipe_file import find_recipe_in, kept_recipes
 from kd_bench.utils import plugins
-from kd_bench.utils.errors import UserError, unknown
+from kd_bench.utils.errors import UserError, nearest, unknown
+from kd_bench.utils.signatures import REQUIRED, Definition
 
 ROLES: tuple[cards.Role, ...] = ("teachers", "students")
 
@@ -31,7 +33,7 @@ def describe(name: str, out: Path = Path("runs"), raw: bool = False, width: int 
         width: Columns that a recipe's settings should fit in. Paragraphs are lines of any length.
 
     Raises:
-        UserError: If there is none of this name.
+        UserError: If there is none of this name, or the results folder, where it may be, cannot be read.
     """
     if raw:
         path = find_recipe(find_recipe_in(name, out))
@@ -46,6 +48,9 @@ def describe(name: str, out: Path = Path("runs"), raw: bool = False, width: int 
         return "\n".join(f"{key}: {value}" for key, value in values if value not in ((), None))
     if text := _describe_network(name):
         return text
+    for kind in (plugins.MODEL, plugins.AUGMENTATION):
+        if name in plugins.entry_point_names(kind):
+            return _describe_found(plugins.find(kind, name))
     try:
         recipe = find_recipe_in(name, out)
     except UserError:
@@ -55,7 +60,9 @@ def describe(name: str, out: Path = Path("runs"), raw: bool = False, width: int 
             return text
         card_names = [card.name for role in ROLES for card in cards.load_all(role)]
         names = [*methods.names(), *datasets.names(), *models.own_models(), *card_names, *packaged_recipes()]
-        names += similar_keys(name)
+        names += [*similar_keys(name), *kept_recipes(out)]
+        if nearest(name, names) is None:  # then it may be the name of a comparison
+            check_out(out)
         raise unknown("method, network, data set, recipe or setting", name, dict.fromkeys(names)) from None
     return describe_recipe(find_recipe(recipe), width)
 
@@ -77,14 +84,32 @@ def _describe_plugin(name: str) -> str:
     """Describes a plug-in, whose kind follows from its arguments."""
     source = plugins.find(plugins.PluginKind("plug-in", ""), name).definition()
     kinds = (plugins.METHOD, plugins.AUGMENTATION, plugins.DATASET, plugins.MODEL)
-    kind = next((kind for kind in kinds if all(map(source.takes, kind.takes))), None)
+    kind = _kind_of(source)
     if kind is None:
-        expected = "; ".join(f"a {kind.noun} takes {' and '.join(kind.takes)}" for kind in kinds)
-        raise UserError(f"{name}: its arguments are those of no kind of plug-in: {expected}")
+        takes = [f"{kind.noun}: {' and '.join(kind.takes)}" for kind in kinds]
+        expected = f"the kinds and their arguments are {'; '.join(takes)}"
+        raise UserError(f"{name}: its arguments are those of no kind of plug-in; {expected}")
     if kind is plugins.METHOD:
         return _describe_method(name)
-    plugin = plugins.find(kind, name)
-    return f"{plugin.name} ({kind.noun})\n\n{_unwrapped(plugin.check().doc)}".rstrip()
+    return _describe_found(plugins.find(kind, name))
+
+
+def _describe_found(plugin: plugins.Plugin) -> str:
+    return f"{plugin.name} ({plugin.kind.noun})\n\n{_unwrapped(plugin.check().doc)}".rstrip()
+
+
+def _kind_of(source: Definition) -> plugins.PluginKind | None:
+    """Returns the kind that a class or function of a plug-in's file has; None if its arguments are those of none."""
+    if source.is_class and ("pair" in source.positional or "Method" in source.bases):
+        return plugins.METHOD  # without hyper-parameters it needs no __init__
+    named = {*source.positional, *source.keywords}
+    for kind in (plugins.AUGMENTATION, plugins.DATASET, plugins.MODEL):
+        if named.issuperset(kind.takes):
+            return kind
+    if source.is_class and not source.has_init:
+        return plugins.MODEL  # whose check says that it needs an __init__
+    # Only functions that timm registers, (pretrained=False, **kwargs), leave their arguments open.
+    return plugins.MODEL if any(name.startswith("**") for name in named) else None
 
 
 def _unwrapped(doc: str) -> str:
@@ -104,7 +129,8 @@ def _describe_method(name: str) -> str:
     ]
     for parameter in info.parameters:
         text = f"  {' '.join(parameter.text.split())}" if parameter.text else ""
-        lines.append(f"  {parameter.name}: {parameter.annotation} = {parameter.default!r}{text}")
+        default = "" if parameter.default is REQUIRED else f" = {parameter.default!r}"
+        lines.append(f"  {parameter.name}: {parameter.annotation}{default}{text}")
     if keys := _logit_settings.combinable(info):
         lines += ["", f"A row of a recipe may set {' and '.join(keys)}, too."]
     return "\n".join(lines)

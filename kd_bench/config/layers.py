@@ -1,4 +1,4 @@
-"""Settings in layers, of which each changes those before: of a recipe, a pair, a row, and a row in a pair."""
+"""Settings in layers, of which each changes those before, e.g. of a recipe, a pair, a row, and a row in a pair."""
 
 from __future__ import annotations
 
@@ -23,40 +23,47 @@ class Layer(NamedTuple):
     changes: Mapping[str, Any]
 
 
-def build_from_layers(build: Callable[[Mapping[str, Any], str], T], layers: Sequence[Layer], context: str) -> T:
-    """Returns what ``build`` makes of the merged changes.
+def build_from_layers(
+    build: Callable[[dict[str, Any], str], T], base: Mapping[str, Any], layers: Sequence[Layer], context: str
+) -> T:
+    """Returns what ``build`` makes of settings and their changes.
 
     Args:
-        build: Gets changes, and a context with which the messages of its errors begin.
+        build: Gets the changed settings, and a context with which the messages of its errors begin.
+        base: The settings.
         layers: The changes. The last layer has precedence.
-        context: File of the settings that are changed.
+        context: File of the settings.
 
     Raises:
         UserError: That of ``build``, with the context of the first layer with which it occurs, or ``context`` if it
             occurs without any.
     """
+    contexts = [context, *(layer.context for layer in layers)]
     try:
-        return build(_merged(layers), layers[-1].context)
+        return build(merge_layers(base, layers), contexts[-1])
     except UserError as error:
-        sentence = str(error).removeprefix(layers[-1].context)
+        sentence = str(error).removeprefix(contexts[-1])
     # A layer that would be invalid without a later one is not at fault, and has another sentence.
-    cases = [(context, {}), *((layers[i].context, _merged(layers[: i + 1])) for i in range(len(layers) - 1))]
-    at_fault = (place for place, changes in cases if _find_error(build, changes, place) == sentence)
-    raise UserError(f"{next(at_fault, layers[-1].context)}{sentence}")
+    cases = ((contexts[count], merge_layers(base, layers[:count])) for count in range(len(layers)))
+    at_fault = (place for place, settings in cases if _find_error(build, settings, place) == sentence)
+    raise UserError(f"{next(at_fault, contexts[-1])}{sentence}")
 
 
-def _find_error(build: Callable[[Mapping[str, Any], str], object], changes: Mapping[str, Any], context: str) -> str:
+def merge_layers(base: Mapping[str, Any], layers: Sequence[Layer]) -> dict[str, Any]:
+    """Returns settings with the changes of all layers.
+
+    A null takes back what the nearest earlier layer sets, or, if none sets the key, what ``base`` sets.
+    """
+    changes: Mapping[str, Any] = {}
+    for layer in reversed(layers):
+        changes = merge(layer.changes, changes, keep_null=True)
+    return merge(base, changes)
+
+
+def _find_error(build: Callable[[dict[str, Any], str], object], settings: dict[str, Any], context: str) -> str:
     """Returns the message of the error without its context; empty if there is none."""
     try:
-        build(changes, context)
+        build(settings, context)
     except UserError as error:
         return str(error).removeprefix(context)
     return ""
-
-
-def _merged(layers: Sequence[Layer]) -> Mapping[str, Any]:
-    """Returns the changes of all layers. A None that removes a key of an earlier layer is gone; others are kept."""
-    merged = layers[-1].changes
-    for layer in reversed(layers[:-1]):
-        merged = merge(layer.changes, merged)
-    return merged

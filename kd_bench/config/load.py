@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ def read_recipe(
         trials: Number of trials; also shortens a list of seeds to this number.
 
     Raises:
-        UserError: If the file is missing or not YAML, or if a key or value is invalid.
+        UserError: If the file is missing or not YAML, if a key or value is invalid, or if an override has no effect.
     """
+    overrides = list(overrides)
     if isinstance(source, Mapping):
         context, content = str(source.get("name", "recipe")), _extended(dict(source), Path(), "recipe", ())
     else:
@@ -54,7 +56,10 @@ def read_recipe(
             label: {"method": label} | entry if isinstance(entry, dict) else entry
             for label, entry in content["methods"].items()
         }
-    return parse(Recipe, _with_names(content), context)
+    recipe = parse(Recipe, _with_names(content), context)
+    if not any(pair.teacher for pair in recipe.pairs):
+        _refuse_settings_of_teachers(overrides, context)
+    return recipe
 
 
 def find_recipe(name: str, hint: str | None = None) -> Path:
@@ -132,20 +137,25 @@ def recipe_description(name: str) -> str:
     return " ".join(str(content.get("description", "")).split())
 
 
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any], *, keep_null: bool = False) -> dict[str, Any]:
     """Returns ``base`` with ``changes``, nested mappings merged.
 
     None removes a key. A mapping with another ``name`` (another optimiser, another schedule) replaces the old one,
     because the old settings have no meaning for the new kind.
+
+    Args:
+        base, changes: The mappings.
+        keep_null: Whether the result has None for a key that ``base`` does not have, because it is to be merged into
+            other settings.
     """
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
-        if value is None:
+        if value is None and not (keep_null and old is None):
             result.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(old, Mapping):
             renamed = "name" in value and "name" in old and value["name"] != old["name"]
-            result[key] = dict(value) if renamed else merge(old, value)
+            result[key] = dict(value) if renamed else merge(old, value, keep_null=keep_null)
         else:
             result[key] = value
     return result
@@ -259,6 +269,21 @@ def _override(text: str, content: Mapping[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = _changes_at(path, value, content, context)
     _normalise(changes, context)
     return changes
+
+
+def _refuse_settings_of_teachers(overrides: Iterable[str], context: str) -> None:
+    """Raises a UserError if an override sets ``teacher_training``, in a recipe without teachers."""
+    for text in overrides:
+        key, _, value = text.partition("=")
+        parent, _, name = key.strip().partition(".")
+        if parent != "teacher_training":
+            continue
+        value = value.strip()
+        seeds = {"seed": f"seeds=[{value}]", "seeds": f"{'seeds' if value.startswith('[') else 'trials'}={value}"}
+        own = seeds.get(name, f"{name}={value}")
+        is_shared = name.partition(".")[0] in {*Training.model_fields, "seed", "seeds"}
+        advice = f"; for the networks of its pairs write: --set {shlex.quote(own)}" if is_shared else ""
+        raise UserError(f"--set {text}: changes nothing, because no pair of {context} has a teacher{advice}")
 
 
 def _changes_at(path: list[str], value: Any, node: Any, context: str) -> Any:

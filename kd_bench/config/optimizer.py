@@ -166,3 +166,11 @@ class ConstantSchedule(Settings):
 
 
 Schedule = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]
+
+
+def in_epochs(schedule: Schedule, epochs: int) -> Schedule:
+    """Returns the schedule with whole epochs for fractions of all epochs, so that equal ones have equal settings."""
+    if not isinstance(schedule, StepSchedule):
+        return schedule
+    milestones = {value if isinstance(value, int) else max(1, round(value * epochs)) for value in schedule.milestones}
+    return schedule.model_copy(update={"milestones": tuple(sorted(milestones))})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.base import Settings
+from kd_bench.config.layers import Layer
 from kd_bench.config.limits import Trials
-from kd_bench.config.load import merge
 from kd_bench.config.trial import PretrainedTeacher, Seeds, Trial
 from kd_bench.config.validate import parse
 from kd_bench.utils.errors import UserError
@@ -25,18 +25,26 @@ class _List(Settings):
     seeds: Seeds
 
 
-def merge_settings(of_all: Mapping[str, Any], of_one: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of all teachers with those of one. Its ``seed``, ``seeds`` or ``weights`` replace seeds."""
-    if of_one.keys() & {"seed", "seeds", "weights"}:
+def teacher_layers(recipe: Recipe, keys: Iterable[str], context: str) -> list[Layer]:
+    """Returns the settings of all teachers, and those of one. Its ``seed``, ``seeds`` or ``weights`` replace seeds.
+
+    Args:
+        recipe: The recipe.
+        keys: The keys of ``teachers`` that name the teacher.
+        context: File of the recipe, for error messages.
+    """
+    of_one = [Layer(f"{context}: teachers.{key}", recipe.teachers[key]) for key in keys]
+    of_all = recipe.teacher_training
+    if any(layer.changes.get(key) is not None for layer in of_one for key in ("seed", "seeds", "weights")):
         of_all = {key: value for key, value in of_all.items() if key not in ("seed", "seeds")}
-    return merge(of_all, of_one)
+    return [Layer(f"{context}: teacher_training", of_all), *of_one]
 
 
 def pop_seeds(settings: dict[str, Any], context: str) -> tuple[Any, ...]:
     """Removes the seeds from a teacher's settings and returns them. A single ``seed`` is still to be checked.
 
     Args:
-        settings: From ``merge_settings``.
+        settings: The teacher's settings.
         context: File and key of the settings, for error messages.
 
     Raises:

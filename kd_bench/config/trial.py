@@ -187,7 +187,8 @@ class IdentifiedSettings(Settings):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Returns a copy with the identity of its own settings."""
         copy = super().model_copy(update=update, deep=deep)
-        copy.__dict__.pop("id", None)  # pydantic copies cached properties, too
+        for name in copy.__dict__.keys() - type(copy).model_fields.keys():
+            del copy.__dict__[name]  # pydantic copies cached properties, too
         return copy
 
 
@@ -257,7 +258,7 @@ class Trial(Training, IdentifiedSettings):
         """Key that groups trials into cohorts: trials may be trained together if their shared settings are equal."""
         return canonical(self.model_dump(mode="json", include=shared_fields(Trial)))
 
-    @property
+    @cached_property
     def stream_key(self) -> str:
         """Key of the stream of batches: a trial without a teacher may join a cohort if their keys are equal."""
         include = shared_fields(Trial)

@@ -14,7 +14,7 @@ from kd_bench.estimate.step_cost import CohortCost, count_cohort
 from kd_bench.estimate.timing_job import EpochTime, TimingJob
 from kd_bench.estimate.timing_process import TimingProcess
 from kd_bench.launch.cohort_task import cohort_load
-from kd_bench.launch.devices import cpu_slots, find_devices, share_gpus
+from kd_bench.launch.devices import local_slots, share_gpus
 from kd_bench.launch.options import RunOptions
 from kd_bench.training.loaders import Images
 from kd_bench.trials.environment import describe_environment
@@ -52,7 +52,7 @@ def estimate_recipe(
         RunFailed: If a process that times a cohort ends without an answer.
     """
     groups, finished, pretrained_teachers = group_missing_trials(planned, options, name)
-    devices = _concurrent_devices(options)
+    devices = [slot[0] for slot in local_slots(options)]
     device_name = describe_environment(devices[0], options.threads)["device_name"]
     notes: list[str] = []
     for number, group in enumerate(groups, 1):
@@ -67,7 +67,7 @@ def estimate_recipe(
         _time_groups(groups, options, devices, steps, log)
         notes += [group.timing.stand_in for group in groups if group.timing]
     notes = [note for note in dict.fromkeys(notes) if note]
-    return RecipeCost(name, groups, devices, device_name, finished, pretrained_teachers, notes)
+    return RecipeCost(name, groups, devices, device_name, finished, pretrained_teachers, notes, options.cohort_size)
 
 
 def _count_group(group: CohortGroup, options: RunOptions, gpus: dict[str, Gpu], assumed: Assumptions) -> list[str]:
@@ -184,14 +184,6 @@ def _timing_job(group: CohortGroup, options: RunOptions, device: str, steps: int
     folder = TrialFolder(options.out / TEACHERS / teacher.id) if teacher else None
     weights = folder.weights if folder and folder.status() == "done" else None
     return TimingJob(group.trials, weights, options, device, steps, seconds)
-
-
-def _concurrent_devices(options: RunOptions) -> list[str]:
-    """Returns the device of each concurrent cohort."""
-    devices = find_devices(options.device)
-    if devices == ["cpu"]:
-        return ["cpu"] * (options.jobs or cpu_slots(options.threads))
-    return [devices[index % len(devices)] for index in range(options.jobs or len(devices))]
 
 
 def _load_note() -> str:

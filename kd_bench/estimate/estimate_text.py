@@ -123,10 +123,12 @@ def _local_part(cost: RecipeCost, prices: Prices, threads: int, page: _Page) -> 
                "all\nepochs", "memory"]  # fmt: skip
     hours, unshared, wall = cost.hours(), cost.hours(unshared=True), cost.wall_hours()
     total = f"Together {_hours(hours)}"
-    if concurrent > 1:
-        total += " in whole cohorts" * cost.splits_cohorts
+    changes = ["cohorts are split for cores or GPUs that would be idle"] * cost.splits_cohorts
+    changes += ["students without a teacher join cohorts with the same batches"] * cost.joins_cohorts
+    if concurrent > 1 or changes:
         total += f"; {_hours(wall)} from beginning to end, {concurrent} at once"
-        total += ", because cohorts are split for cores or GPUs that would be idle" * cost.splits_cohorts
+    if changes:
+        total += f": {' and '.join(changes)}"
     if None in prices:
         total += f"; {_euros(wall * prices[None])}"
     saved = 100 * (1 - hours / unshared) if unshared else 0.0

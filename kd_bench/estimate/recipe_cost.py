@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING
 from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial, identity
 from kd_bench.estimate.timing_job import EpochTime, Timing
-from kd_bench.launch.cohort_task import cohort_load, equal_parts, group_into_cohorts, parts_for_idle_slots
+from kd_bench.launch.cohort_order import Slots, order_cohorts
+from kd_bench.launch.cohort_task import CohortTask, group_into_cohorts
 from kd_bench.launch.devices import share_gpus
 from kd_bench.launch.options import RunOptions
 from kd_bench.trials.folder import TEACHERS, TrialFolder
@@ -33,6 +36,7 @@ class CohortGroup:
         labels: The table's rows, one per member.
         trials: The members of one of the cohorts.
         trains_teacher: Whether the members are teachers.
+        cohorts: The cohorts.
         epochs: The students' own epochs left to train, one number per cohort.
         preparations: Epochs of preparations left to train, one number per member of each cohort.
         images: Numbers of training and test images.
@@ -46,6 +50,7 @@ class CohortGroup:
     labels: tuple[str, ...]
     trials: list[Trial]
     trains_teacher: bool = False
+    cohorts: list[CohortTask] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     preparations: list[tuple[int, ...]] = field(default_factory=list)
     images: tuple[int, int] = (0, 0)
@@ -59,22 +64,13 @@ class CohortGroup:
         kept = [trial.id not in trial_ids for trial in self.trials]
         self.labels = tuple(compress(self.labels, kept))
         self.trials = list(compress(self.trials, kept))
+        self.cohorts = [replace(cohort, trials=list(compress(cohort.trials, kept))) for cohort in self.cohorts]
         self.preparations = [tuple(compress(epochs, kept)) for epochs in self.preparations]
 
     @property
     def local_epoch(self) -> EpochTime | None:
         """Time of an epoch on this machine; None if it was not timed."""
         return self.timing.epoch if self.timing else None
-
-    def cohort_seconds(self, cohort: int, parts: int = 1) -> float:
-        """Returns the seconds of one cohort of a timed group on this machine, or of the longest of its parts."""
-        epoch = self.local_epoch
-        assert epoch is not None
-        epochs, before = self.epochs[cohort], self.preparations[cohort]
-        return max(
-            epoch.part(part).seconds * epochs + epoch.part(part).preparation_seconds(before[part]) + epoch.startup
-            for part in equal_parts(len(self.trials), parts)
-        )
 
     def hours(self, epoch: EpochTime, *, unshared: bool = False) -> float:
         """Returns the hours of all cohorts of the group, one after the other.
@@ -101,6 +97,7 @@ class RecipeCost:
         finished: Trials that have a result.
         pretrained_teachers: Teachers whose weights are read from files and tested.
         notes: Remarks for the user, for example about missing images.
+        cohort_size: Largest number of students in a cohort.
     """
 
     recipe: str
@@ -110,6 +107,7 @@ class RecipeCost:
     finished: int
     pretrained_teachers: int
     notes: list[str]
+    cohort_size: int
 
     def hours(self, gpu: str | None = None, *, unshared: bool = False) -> float:
         """Returns the hours of all groups on a GPU, by its name, or on this machine. See ``CohortGroup.hours``."""
@@ -117,40 +115,67 @@ class RecipeCost:
         return sum(group.hours(epoch, unshared=unshared) for group, epoch in epochs if epoch)
 
     def wall_hours(self) -> float:
-        """Returns the hours from beginning to end on this machine, with concurrent cohorts and teachers first.
-
-        As in a run, cohorts that need not wait for a teacher go first, and the last ones of either kind are split if
-        devices were idle otherwise.
-        """
-        idle_since = [0.0] * len(self.devices)
-        teacher_ready: dict[str, float] = {}
-        for group, cohort, parts in (*self._cohorts(False), *self._cohorts(True)):
-            teacher = group.trials[0].teacher
-            for _ in range(parts):
-                start = max(heapq.heappop(idle_since), teacher_ready.get(teacher.model, 0.0) if teacher else 0.0)
-                end = start + group.cohort_seconds(cohort, parts)
-                heapq.heappush(idle_since, end)
-            if group.trains_teacher:
-                teacher_ready |= {trial.model: end for trial in group.trials}
-        return max(idle_since) / 3600
+        """Returns the hours from beginning to end on this machine, with concurrent cohorts in the order of a run."""
+        return max((end for _, end in self._schedule), default=0.0) / 3600
 
     @property
     def splits_cohorts(self) -> bool:
         """Whether a run on this machine splits some of the cohorts."""
-        return any(parts > 1 for _, _, parts in (*self._cohorts(False), *self._cohorts(True)))
+        return any(count > 1 for count in Counter(origins[0] for origins in self._origins()).values())
 
-    def _cohorts(self, taught: bool) -> list[tuple[CohortGroup, int, int]]:
-        """Returns the timed cohorts with or without a teacher: group, number in the group, and parts.
+    @property
+    def joins_cohorts(self) -> bool:
+        """Whether in a run on this machine some students without a teacher join other cohorts."""
+        return any(len(set(origins)) > 1 for origins in self._origins())
 
-        Teachers come first, then the largest.
-        """
-        groups = [group for group in self.groups if group.timing and taught == bool(group.trials[0].teacher)]
-        groups.sort(key=lambda group: (not group.trains_teacher, -len(group.trials)))
-        cohorts = [(group, cohort) for group in groups for cohort in range(len(group.epochs))]
-        parts = [1] * len(cohorts)
-        if not share_gpus(self.devices):
-            parts = parts_for_idle_slots([cohort_load(group.trials) for group, _ in cohorts], len(self.devices))
-        return [(group, cohort, count) for (group, cohort), count in zip(cohorts, parts, strict=True)]
+    def _origins(self) -> list[list[int]]:
+        """Returns for each cohort of the run the numbers of the cohorts that its trials are from, its own one first."""
+        numbers = {trial.id: number for number, cohort in enumerate(self._timed_cohorts()) for trial in cohort.trials}
+        return [[numbers[trial.id] for trial in cohort.trials] for cohort, _ in self._schedule]
+
+    def _timed_cohorts(self) -> list[CohortTask]:
+        return [cohort for group in self.groups if group.timing for cohort in group.cohorts]
+
+    @cached_property
+    def _schedule(self) -> list[tuple[CohortTask, float]]:
+        """The cohorts of a run of the timed ones, each with the seconds from the run's beginning to its end."""
+        waiting = [replace(cohort) for cohort in self._timed_cohorts()]
+        untrained = {trial.id for cohort in waiting if cohort.trains_teacher for trial in cohort.trials}
+        running: list[tuple[float, int, CohortTask]] = []  # a number decides between equal ends
+        ended: list[tuple[CohortTask, float]] = []
+        free, now = len(self.devices), 0.0
+        while waiting or running:
+            startable = [cohort for cohort in waiting if cohort.teacher is None or cohort.teacher.id not in untrained]
+            later = [cohort for cohort in waiting if cohort.teacher is not None and cohort.teacher.id in untrained]
+            slots = Slots(free, free, training=bool(running), splits_cohorts=not share_gpus(self.devices))
+            ordered = order_cohorts(startable, slots, self.cohort_size)
+            for cohort in ordered[:free]:
+                heapq.heappush(running, (now + self._cohort_seconds(cohort), len(ended) + len(running), cohort))
+            waiting = later + ordered[free:]
+            now, _, cohort = heapq.heappop(running)
+            free = len(self.devices) - len(running)
+            untrained -= {trial.id for trial in cohort.trials}
+            ended.append((cohort, now))
+        return ended
+
+    def _cohort_seconds(self, cohort: CohortTask) -> float:
+        """Returns the seconds of a cohort of a run, whose members may be those of several groups."""
+        members = [self._members[trial.id] for trial in cohort.trials]
+        times = [group.local_epoch for group, _, _ in members]
+        epoch = EpochTime.joined([(time, index) for time, (_, _, index) in zip(times, members, strict=True) if time])
+        epochs = max(group.epochs[number] for group, number, _ in members)
+        before = [group.preparations[number][index] for group, number, index in members]
+        return epoch.seconds * epochs + epoch.preparation_seconds(before) + epoch.startup
+
+    @cached_property
+    def _members(self) -> dict[str, tuple[CohortGroup, int, int]]:
+        """The group of each trial, the number of its cohort in the group, and its own number in the cohort."""
+        return {
+            trial.id: (group, number, index)
+            for group in self.groups
+            for number, cohort in enumerate(group.cohorts)
+            for index, trial in enumerate(cohort.trials)
+        }
 
 
 def cost_key(trial: Trial) -> str:
@@ -184,6 +209,7 @@ def group_missing_trials(
             if key not in groups:
                 rows = tuple("teacher" if trains_teacher else labels[trial.id] for trial in members)
                 groups[key] = CohortGroup(_title(members), rows, members, trains_teacher)
+            groups[key].cohorts.append(cohort)
             left = max(trial.epochs - _epochs_done(path / trial.id) for trial in members)
             if all(map(allows_features, members)):
                 left = min(left, 1)  # the network runs once, and the epochs of its classifier take next to no time

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from kd_bench.config.trial import Trial
@@ -64,11 +64,17 @@ class EpochTime:
         """The same if each student were trained in a process of its own."""
         return self.seconds + (len(self.own) - 1) * self.shared
 
-    def part(self, members: slice) -> EpochTime:
-        """Returns the time of a cohort of some of the members."""
-        own = self.own[members]
-        share = len(own) / len(self.own)
-        return replace(self, own=own, evaluation=self.evaluation * share, checkpoint=self.checkpoint * share)
+    @classmethod
+    def joined(cls, members: Sequence[tuple[EpochTime, int]]) -> EpochTime:
+        """Returns the time of a cohort whose members were timed in others: the times, and their numbers there."""
+        times = [time for time, _ in members]
+        return cls(
+            shared=max(time.shared for time in times),
+            own=tuple(time.own[index] for time, index in members),
+            evaluation=sum(time.evaluation / len(time.own) for time in times),
+            checkpoint=sum(time.checkpoint / len(time.own) for time in times),
+            startup=max(time.startup for time in times),
+        )
 
     def preparation_seconds(self, epochs: Sequence[int], *, unshared: bool = False) -> float:
         """Returns the seconds of the epochs before the students' own, in which nothing is tested.

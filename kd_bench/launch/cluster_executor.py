@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kd_bench.launch.executor import Devices, Executor
+from kd_bench.launch.devices import Devices
+from kd_bench.launch.executor import Executor
 from kd_bench.launch.local_process import start_worker, worker_environment
 from kd_bench.launch.worker_group import LoggedWorker, WorkerGroup
 from kd_bench.launch.worker_protocol import STOP_SECONDS, Event, WorkerJob
@@ -71,10 +72,14 @@ class _RemoteWorker(LoggedWorker):
         return events, code
 
     def request_stop(self) -> None:
-        """Does nothing, because the cluster's jobs continue without the scheduler."""
+        """Does nothing, because a cluster offers no way to ask. The trials resume from their last checkpoint."""
 
     def kill(self) -> None:
         self._executor.cancel(self._job)
+
+    def describe_exit(self, code: int) -> str:
+        """Says of a negative code, which is no signal's, what it stands for."""
+        return super().describe_exit(code) if code >= 0 else "the cluster ended its job, or its machine was lost"
 
 
 class ClusterExecutor(Executor):

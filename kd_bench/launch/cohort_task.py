@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.launch.worker_protocol import Fault
+from kd_bench.trials.folder import TEACHERS
 
 #: A trial, or a teacher to import.
 AnyTrial = Trial | PretrainedTeacher
@@ -44,6 +44,16 @@ class CohortTask:
     def teacher(self) -> AnyTrial | None:
         """The trial of their teacher. Some of the trials may have none."""
         return next((trial.teacher for trial in self.trials if trial.teacher is not None), None)
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether its trials are teachers, to be trained or read from a file."""
+        return self.folder.name == TEACHERS
+
+    @property
+    def is_without_teacher(self) -> bool:
+        """Whether it consists of students without a teacher."""
+        return not self.trains_teacher and self.teacher is None
 
     @property
     def stream_key(self) -> str | None:
@@ -112,56 +122,3 @@ def group_into_cohorts(trials: Iterable[AnyTrial], folder: Path, size: int) -> l
         for members in groups.values()
         for start in range(0, len(members), size)
     ]
-
-
-def split_for_idle_slots(cohorts: Sequence[CohortTask], slots: int) -> list[CohortTask]:
-    """Splits cohorts if that keeps slots busy that would be idle otherwise, e.g. while the last cohorts run.
-
-    Each part pays for a teacher's pass of its own. Results do not depend on it, because a student's weights are the
-    same alone and in company.
-
-    Args:
-        cohorts: Cohorts that can start, in their order.
-        slots: Number of free slots.
-
-    Returns:
-        The same cohorts in the same order if none is split, else the largest first.
-    """
-    counts = parts_for_idle_slots([cohort.load for cohort in cohorts], slots)
-    parts = [part for cohort, count in zip(cohorts, counts, strict=True) for part in cohort.split(count)]
-    return parts if len(parts) == len(cohorts) else sorted(parts, key=lambda part: -part.load.students)
-
-
-def parts_for_idle_slots(loads: Sequence[CohortLoad], slots: int) -> list[int]:
-    """Returns into how many parts each cohort is to be split, 1 for a cohort that stays whole.
-
-    A teacher's pass counts as much as a student's step. Cohorts are split one by one, always the one with the largest
-    parts, as long as there may be idle slots. Of these divisions the one is taken with which all end earliest, but one
-    with more parts only if all end earlier by a tenth.
-
-    Args:
-        loads: The cohorts.
-        slots: Number of slots.
-    """
-    parts = [1] * len(loads)
-    best, earliest = list(parts), _makespan(loads, parts, slots)
-    for _ in range(slots):
-        divisible = [index for index, load in enumerate(loads) if parts[index] < load.most_parts]
-        if not divisible:
-            break
-        parts[max(divisible, key=lambda index: loads[index].students / parts[index])] += 1
-        makespan = _makespan(loads, parts, slots)
-        if makespan <= 0.9 * earliest:
-            best, earliest = list(parts), makespan
-    return best
-
-
-def _makespan(loads: Sequence[CohortLoad], parts: Sequence[int], slots: int) -> float:
-    """Returns when the last part ends, if the longest start first, each as soon as a slot is free."""
-    lengths = [
-        load.taught + load.students / count for load, count in zip(loads, parts, strict=True) for _ in range(count)
-    ]
-    free_at = [0.0] * slots
-    for length in sorted(lengths, reverse=True):
-        heapq.heapreplace(free_at, free_at[0] + length)
-    return max(free_at)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_bench.launch.options import RunOptions
+
+#: Devices of a cohort's workers, e.g. ("cuda:0", "cuda:1").
+Devices = tuple[str, ...]
 
 #: Bytes of a process that trains small networks on a CPU, most of them for torch and the images.
 PROCESS_MEMORY = 3 * 2**29
@@ -41,6 +48,22 @@ def cpu_slots(threads: int) -> int:
     """Returns how many cohorts with so many threads the usable cores and the free memory carry at once, at least 1."""
     in_memory = psutil.virtual_memory().available // PROCESS_MEMORY
     return max(1, min(usable_cores() // threads, in_memory))
+
+
+def local_slots(options: RunOptions) -> list[Devices]:
+    """Returns a tuple of devices for each cohort that can run at a time on this machine.
+
+    Raises:
+        UserError: If the device does not exist, or there are fewer devices than one cohort is to have.
+    """
+    count = options.devices or 1
+    devices = find_devices(options.device)
+    if devices == ["cpu"]:
+        return [("cpu",) * count] * (options.jobs or cpu_slots(options.threads * count))
+    if len(devices) < count:
+        raise UserError(f"--devices {count}: there are {len(devices)}: {', '.join(devices)}")
+    slots = [tuple(devices[start : start + count]) for start in range(0, len(devices) - count + 1, count)]
+    return [slots[index % len(slots)] for index in range(options.jobs or len(slots))]
 
 
 def share_gpus(devices: Iterable[str]) -> bool:

@@ -6,17 +6,13 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from kd_bench.launch.devices import cpu_slots, find_devices, share_gpus
+from kd_bench.launch.devices import Devices, local_slots, share_gpus
 from kd_bench.launch.launcher import RankEnvironment
 from kd_bench.launch.launcher_ranks import LauncherRankZero
 from kd_bench.launch.local_process import WorkerProcess, free_port, start_rank
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.worker_group import WorkerGroup
 from kd_bench.launch.worker_protocol import WorkerJob
-from kd_bench.utils.errors import UserError
-
-#: Devices of a cohort's workers, e.g. ("cuda:0", "cuda:1").
-Devices = tuple[str, ...]
 
 
 class Executor:
@@ -28,9 +24,12 @@ class Executor:
     Attributes:
         splits_cohorts: Whether a free slot is an idle device, so that it pays to split a cohort for it. On a cluster it
             is not: each part would occupy another device for a teacher's pass of its own.
+        ends_workers: Whether the workers end with this command. Otherwise they go on, and another command finds them by
+            their leases.
     """
 
     splits_cohorts = False
+    ends_workers = True
 
     def __init__(self, slots: list[Devices]) -> None:
         self._free = slots
@@ -71,7 +70,7 @@ class LocalExecutor(Executor):
     """
 
     def __init__(self, options: RunOptions, launcher: LauncherRankZero | None) -> None:
-        super().__init__([(launcher.device,)] if launcher else _slots(options))
+        super().__init__([(launcher.device,)] if launcher else local_slots(options))
         self._launcher = launcher
         self.splits_cohorts = not share_gpus(devices[0] for devices in self._free)
         # Cohorts that share a GPU get equal shares of its memory, so that one that needs more fails alone.
@@ -118,15 +117,3 @@ class LocalExecutor(Executor):
         for workers in self._idle.values():
             while workers:
                 workers.pop().close()
-
-
-def _slots(options: RunOptions) -> list[Devices]:
-    count = options.devices or 1
-    devices = find_devices(options.device)
-    if devices == ["cpu"]:
-        jobs = options.jobs or cpu_slots(options.threads * count)
-        return [("cpu",) * count] * jobs
-    if len(devices) < count:
-        raise UserError(f"--devices {count}: there are {len(devices)}: {', '.join(devices)}")
-    slots = [tuple(devices[start : start + count]) for start in range(0, len(devices) - count + 1, count)]
-    return [slots[index % len(slots)] for index in range(options.jobs or len(slots))]

@@ -46,6 +46,6 @@ def _free_memory() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    # The C library keeps freed memory (see local_process), which would count for the next job's peak.
+    # The C library keeps freed memory (see kd_bench.utils.allocator), which would count for the next job's peak.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

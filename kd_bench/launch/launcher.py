@@ -91,7 +91,7 @@ def world_size(devices: int | None, nodes: int | None, launcher: RankEnvironment
         if nodes is not None and nodes > 1:
             raise UserError(
                 f"--nodes {nodes}: start the command once per device on each machine, with torchrun "
-                f"--nnodes {nodes} --nproc-per-node {devices or 'DEVICES'} ... -m kd_bench.cli.main run, or with srun"
+                f"--nnodes {nodes} --nproc-per-node {devices or 'DEVICES'} ... -m kd_bench run, or with srun"
             )
         return devices or 1
     started = (("--devices", devices, launcher.local_world_size), ("--nodes", nodes, launcher.nodes))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher
-from kd_bench.launch.cohort_task import AnyTrial, CohortTask, group_into_cohorts, split_for_idle_slots
+from kd_bench.launch.cohort_order import Slots, order_cohorts
+from kd_bench.launch.cohort_task import AnyTrial, CohortTask, group_into_cohorts
 from kd_bench.launch.executor import Executor, LocalExecutor
 from kd_bench.launch.launcher_ranks import LauncherRankZero
 from kd_bench.launch.options import RunOptions, parse_executor_options
@@ -75,8 +76,8 @@ class Scheduler:
         self._waiting += group_into_cohorts(missing, self.folder, self.options.cohort_size)
         if self._waiting:
             self._executor = _make_executor(self.options, self.folder, self._launcher)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _raise_terminated)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGTERM, _raise_terminated) if in_main_thread else None
         try:
             self.display.start({cell.trial_id: cell.label for cell in planned}, teachers, missing)
             while self._waiting or self._running:
@@ -85,15 +86,19 @@ class Scheduler:
                 self.display.refresh()
                 time.sleep(0.1)
         except (KeyboardInterrupt, Terminated):
-            if self._running:
+            if self._running and self._executor.ends_workers:
                 self.display.message(f"{self.display.name}: stopping; checkpoints are being saved")
-            self._stop_workers()
+                self._stop_workers()
+            elif self._running:
+                self.display.message(f"{self.display.name}: submitted jobs go on; the same command finds them again")
             raise
         finally:
             self.display.close()  # first: another Ctrl-C during the rest would leave a terminal without its cursor
-            for _, group in self._running:
+            for _, group in self._running if self._executor.ends_workers else ():
                 group.kill()
             self._executor.close()
+            if handler is not None:
+                signal.signal(signal.SIGTERM, handler)
         return self.outcome
 
     def _stop_workers(self) -> None:
@@ -123,13 +128,21 @@ class Scheduler:
         return missing
 
     def _start_waiting(self) -> None:
-        """Starts the waiting cohorts for which there is a slot: teachers first, students without a teacher last."""
+        """Starts the waiting cohorts for which there is a slot, in the order of ``order_cohorts``."""
         if not self._executor.free_slots:
             return
         startable, self._waiting = self._find_startable()
-        startable = self._split(self._join(startable))
-        startable.sort(key=lambda cohort: (cohort.folder != self.teachers, self._is_without_teacher(cohort)))
-        for cohort in startable:
+        if not startable:
+            return
+        training = sum(self._is_training(cohort) for cohort, _ in self._running)
+        free = self._executor.free_slots
+        slots = Slots(
+            free=free,
+            idle=free + len(self._running) - training,
+            training=training > 0,
+            splits_cohorts=self._executor.splits_cohorts,
+        )
+        for cohort in order_cohorts(startable, slots, self.options.cohort_size):
             if self._executor.free_slots:
                 self._start(cohort)
             else:
@@ -143,7 +156,7 @@ class Scheduler:
         )
         for cohort in self._waiting:
             # Weights are read soon, and then students without a teacher can join others, or slots are divided evenly.
-            delayed = reads_teacher and self._is_without_teacher(cohort)
+            delayed = reads_teacher and cohort.is_without_teacher
             ready = [] if delayed or time.monotonic() < cohort.not_before else self._ready_trials(cohort)
             if ready:
                 startable.append(replace(cohort, trials=ready))
@@ -152,38 +165,9 @@ class Scheduler:
                 waiting.append(replace(cohort, trials=rest))
         return startable, waiting
 
-    def _join(self, startable: list[CohortTask]) -> list[CohortTask]:
-        """Adds students without a teacher to cohorts with the same batches, up to their size.
-
-        On a cluster they do so only if otherwise they had to wait for a slot.
-        """
-        if not self._executor.splits_cohorts and len(startable) <= self._executor.free_slots:
-            return startable
-        for cohort in startable:
-            if cohort.teacher is None or cohort.folder != self.folder or cohort.fresh:
-                continue
-            for other in startable:
-                joins = other.trials and self._is_without_teacher(other) and not other.fresh
-                if joins and other.stream_key == cohort.stream_key:
-                    room = self.options.cohort_size - len(cohort.trials)
-                    cohort.trials, other.trials = cohort.trials + other.trials[:room], other.trials[room:]
-        return [cohort for cohort in startable if cohort.trials]
-
-    def _split(self, startable: list[CohortTask]) -> list[CohortTask]:
-        """Splits cohorts for slots that would be idle. While other cohorts train, only slots for which none is left."""
-        busy = sum(self._is_training(cohort) for cohort, _ in self._running) if startable else 0
-        slots = self._executor.free_slots + len(self._running) - busy
-        if not self._executor.splits_cohorts or (busy and len(startable) >= slots):
-            return startable
-        return split_for_idle_slots(startable, slots)
-
     def _is_training(self, cohort: CohortTask) -> bool:
         """Whether a running cohort has a trial without a result. Otherwise its slot is about to be free."""
         return any(TrialFolder(cohort.folder / trial.id).status() == "missing" for trial in cohort.trials)
-
-    def _is_without_teacher(self, cohort: CohortTask) -> bool:
-        """Whether a cohort consists of students without a teacher."""
-        return cohort.folder == self.folder and cohort.teacher is None
 
     def _is_trained(self, teacher: AnyTrial) -> bool:
         return TrialFolder(self.teachers / teacher.id).status() == "done"
@@ -271,7 +255,7 @@ class Scheduler:
             elif code == 0 and cohort.attempts < MAX_ATTEMPTS:
                 again.append(cohort)
             else:
-                again += self._retry(cohort, group.cause or cohort.error or group.describe_exit(code))
+                again += self._retry(cohort, group.cause or cohort.error or group.describe_exit())
         return again
 
     def _retry(self, cohort: CohortTask, reason: str) -> list[CohortTask]:
@@ -288,7 +272,7 @@ class Scheduler:
             cohort.fresh = True
             cohort.not_before = time.monotonic() + RETRY_SECONDS * cohort.failures
             self.display.message(
-                f"{self.display.describe(unfinished)}: {reason}: started again from the last epoch, time "
+                f"{self.display.describe(unfinished)}: {reason}: started again from the last checkpoint, time "
                 f"{cohort.failures} of {self.options.retries}"
             )
             return [cohort]

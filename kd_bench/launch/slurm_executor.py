@@ -27,6 +27,8 @@ class SlurmExecutor(ClusterExecutor):
         UserError: If submitit is not installed, or there is no SLURM.
     """
 
+    ends_workers = False
+
     def __init__(self, settings: dict[str, Any], folder: Path, jobs: int | None, device: str) -> None:
         require_package("submitit", "--executor slurm", "slurm")
         import submitit

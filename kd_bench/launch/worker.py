@@ -80,11 +80,11 @@ def _run_job(job: WorkerJob, events: EventWriter) -> tuple[int, bool]:
     if leased is None:
         return BUSY, True
     heartbeat = Heartbeat([lease for _, _, lease in leased])
-    for _, folder, _ in leased:
-        folder.remove_failure()
-    epochs = min((folder.epochs_done() for _, folder, _ in leased), default=0)
-    events.send("claimed", trials=[folder.id for _, folder, _ in leased], epochs=epochs)
     try:
+        for _, folder, _ in leased:
+            folder.remove_failure()
+        epochs = min((folder.epochs_done() for _, folder, _ in leased), default=0)
+        events.send("claimed", trials=[folder.id for _, folder, _ in leased], epochs=epochs)
         code = _run_guarded(lambda: _run(job, leased, events), events) if leased else 0
     finally:
         heartbeat.stop()

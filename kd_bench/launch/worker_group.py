@@ -29,6 +29,15 @@ class Worker(Protocol):
     def last_log_line(self) -> str:
         """Returns the last line of its log that is not empty, at most 300 characters."""
 
+    def describe_exit(self, code: int) -> str:
+        """Returns a sentence that says how it ended, from its exit code."""
+        if code < 0:
+            return f"the worker was killed by signal {-code}"
+        if code == 0:
+            return "the worker ended without an error, but did not finish its trials"
+        line = self.last_log_line()
+        return f"the worker ended with code {code}{f': {line}' if line else ''}"
+
 
 class WorkerGroup:
     """The workers of a cohort, of which rank 0 writes the results.
@@ -61,12 +70,13 @@ class WorkerGroup:
                 self._record_signal(rank, code)
         if len(self._codes) < len(self._workers):
             now = time.monotonic()
-            if self._kill_at is None and (any(self._codes.values()) or 0 in self._codes):
+            rank_zero_has_ended = 0 in self._codes
+            if self._kill_at is None and (rank_zero_has_ended or any(self._codes.values())):
                 self._kill_at = now + GRACE_SECONDS
             if self._kill_at is not None and now > self._kill_at:
                 self.kill()
             return events, None
-        return events, self._codes[0] and next(code for code in self._codes.values() if code)
+        return events, 0 if self._codes[0] == 0 else next(code for code in self._codes.values() if code)
 
     def _record_signal(self, rank: int, code: int) -> None:
         # A worker that was killed is the cause of the errors that the others report.
@@ -74,7 +84,7 @@ class WorkerGroup:
         if len(self._workers) > 1 and code < 0 and self.cause is None and not killed_here:
             self.cause = (
                 f"process {rank + 1} of {len(self._workers)} was killed by signal {-code}, and the others cannot "
-                "continue without it; the same command resumes from the last epoch"
+                "continue without it; the same command resumes from the last checkpoint"
             )
 
     def request_stop(self) -> None:
@@ -87,17 +97,10 @@ class WorkerGroup:
         for worker in self._workers:
             worker.kill()
 
-    def last_log_line(self) -> str:
-        """Returns the last line of the log of the first worker that failed."""
-        failed = [rank for rank, code in self._codes.items() if code] or [0]
-        return self._workers[failed[0]].last_log_line()
-
-    def describe_exit(self, code: int) -> str:
-        """Returns a sentence that says how the workers ended, from the exit code of ``poll``."""
-        if code < 0:
-            return f"the worker was killed by signal {-code}"
-        line = self.last_log_line() if code else ""
-        return f"the worker ended with code {code}{f': {line}' if line else ''}"
+    def describe_exit(self) -> str:
+        """Returns a sentence that says how the first worker that failed has ended; after the end of all workers."""
+        rank = next((rank for rank, code in self._codes.items() if code), 0)
+        return self._workers[rank].describe_exit(self._codes[rank])
 
 
 class LoggedWorker(Worker):

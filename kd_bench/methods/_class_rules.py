@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-from collections.abc import Collection
+import textwrap
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, get_args
 
 from torch import nn
 
+from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.methods.base import Method, TeacherBatchNorm
-from kd_bench.types import Needs
+from kd_bench.types import LOGITS, Needs, Output, Pair
 
 SUPER_FIRST = "__init__ should call super().__init__(pair) first"
 
@@ -27,6 +30,11 @@ def class_problem(method: type[Method], parameters: Collection[str]) -> str | No
     for key, needs in (("needs", method.needs), ("preparation_needs", method.preparation_needs or Needs())):
         if not isinstance(needs, Needs):
             return f"{key} should be what kd_bench.types.Needs returns, e.g. {_EXAMPLE} (it is {needs!r:.60})"
+    base = f"{AdversarialMethod.__module__}.{AdversarialMethod.__name__}"
+    if method.family == "adversarial" and not issubclass(method, AdversarialMethod):
+        return f"{method.__name__} has family = 'adversarial', so it should derive from {base}, which perturbs images"
+    if method.family != "adversarial" and issubclass(method, AdversarialMethod):
+        return f"{method.__name__} derives from {base}, so it should have family = 'adversarial'"
     functions = ("forward", "prepare") if "preparation_epochs" in parameters else ("forward",)
     for name in functions:
         if getattr(method, name) is getattr(Method, name):
@@ -48,6 +56,53 @@ def _wrong_arguments(method: type[Method], name: str) -> str | None:
         except TypeError:
             return ", ".join(signature.parameters)
     return None
+
+
+def construct(method: type[Method], pair: Pair, hyperparameters: Mapping[str, Any]) -> Method:
+    """Returns an instance of a method. Errors of its ``__init__`` are raised again, with what may have caused them.
+
+    Args:
+        method: The class.
+        pair: The pair.
+        hyperparameters: All hyper-parameters.
+    """
+    built: Method = method.__new__(method, pair, **hyperparameters)  # type: ignore[call-arg]
+    try:
+        built.__init__(pair, **hyperparameters)  # type: ignore[misc]
+    except (AttributeError, IndexError, TypeError) as error:
+        # Python's and torch's messages are about a consequence: "'NoneType' object is not subscriptable", "cannot
+        # assign module before ...".
+        is_first = isinstance(error, AttributeError) and "pair" not in vars(built)
+        cause = SUPER_FIRST if is_first else _unrequested_shapes(method, method.all_needs_with(hyperparameters))
+        if cause:
+            error.args = (f"{error}; {cause}",)
+        raise
+    return built
+
+
+def _unrequested_shapes(method: type[Method], needs: Needs) -> str:
+    """Returns which shapes of ``pair`` the source of ``__init__`` reads without a request; empty if there are none."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method.__init__)))
+    except (OSError, TypeError, SyntaxError):  # its source is not known
+        return ""
+    read: dict[str, set[Output]] = {"student": set(), "teacher": set()}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="pair"), attr=network), attr=name):
+                if network in read and name in get_args(Output):
+                    read[network].add(name)  # type: ignore[arg-type]
+    missing, arguments = [], []
+    for network, names in read.items():
+        requested: frozenset[Output] = getattr(needs, network)
+        lacking = names - requested - LOGITS - ({"preacts"} if "published_preacts" in requested else set())
+        missing += [f"pair.{network}.{name}" for name in sorted(lacking)]
+        if lacking or requested != LOGITS:
+            arguments.append(f"{network}=frozenset({{{str(sorted(lacking | requested - LOGITS))[1:-1]}}})")
+    if not missing:
+        return ""
+    verb = "was" if len(missing) == 1 else "were"
+    return f"{' and '.join(missing)} {verb} not requested; add needs = Needs({', '.join(arguments)}) to the class"
 
 
 def instance_problem(method: Method) -> str | None:

@@ -265,19 +265,13 @@ def build(
         UserError: As ``load`` and ``check``; also if the method needs a teacher and the pair has none, or if a plug-in
             raises any error.
     """
-    from kd_bench.methods._class_rules import SUPER_FIRST, instance_problem
+    from kd_bench.methods._class_rules import construct, instance_problem
 
     resolved, method = check(name, hyperparameters), load(name)
     if method.needs_teacher and pair.teacher is None:
         raise UserError(f"method {name!r} needs a teacher, and {pair.student_name} has none")
     with _plugin_errors(name):
-        built = method.__new__(method, pair, **resolved)  # type: ignore[call-arg]
-        try:
-            built.__init__(pair, **resolved)  # type: ignore[misc]
-        except AttributeError as error:
-            if "pair" not in vars(built):  # torch's message is about a consequence: "cannot assign module before ..."
-                error.args = (f"{error}; {SUPER_FIRST}",)
-            raise
+        built = construct(method, pair, resolved)
         problem = instance_problem(built)
     if problem is not None:
         raise _error(name, problem)

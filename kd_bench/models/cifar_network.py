@@ -53,7 +53,7 @@ class CifarNet(nn.Module, ABC):
     """Name of the classifier in the published state dicts."""
 
     timm_feature_cfg: ClassVar[dict[str, Any]] = {"out_indices": (0, 1, 2, 3)}
-    """timm's configuration of ``features_only`` networks."""
+    """timm's configuration of ``features_only`` networks. A network with fewer stages names those that it has."""
 
     feature_info: list[dict[str, Any]]
     """Result of the function ``feature_info``."""

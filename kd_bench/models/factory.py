@@ -13,7 +13,7 @@ from kd_bench.utils.errors import UserError
 
 def create_model(
     name: str,
-    num_classes: int,
+    num_classes: int | None = None,
     *,
     pretrained: bool = False,
     dataset: str | None = None,
@@ -25,7 +25,7 @@ def create_model(
     Args:
         name: As in recipes: "resnet20" or "cifar_resnet20", timm's name with or without a tag, "path/to/file.py:NAME",
             or a name that an installed package offers.
-        num_classes: Width of the classifier; 0 for none.
+        num_classes: Width of the classifier; 0 for none. It must be given.
         pretrained: Whether to load published weights: those that the network's card names, downloaded once as by
             ``kd-bench teacher fetch``, or timm's own. A classifier for another number of classes starts anew.
         dataset: Data set of the card; needed only if cards for several data sets name weights.
@@ -34,11 +34,16 @@ def create_model(
             ``pretrained_cfg_overlay={"file": FILE}`` replaces the published weights by those of a file.
 
     Raises:
-        UserError: If the name is unknown, the network does not take an argument, or no weights are known.
+        UserError: If the name is unknown, an argument is missing, has another type or is not taken by the network, or
+            no weights are known.
         RunFailed: If weights cannot be downloaded.
     """
+    if not isinstance(name, str):
+        raise UserError(f"create_model: name: should be the name of a network, e.g. 'resnet20' (it is {name!r:.60})")
     model = registry.resolve(name, "create_model")
-    if not isinstance(num_classes, int) or num_classes < 0:
+    if num_classes is None:
+        raise UserError(f"create_model: num_classes is missing, the number of classes: create_model({name!r}, 100)")
+    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0:
         raise UserError(f"create_model: num_classes: should be a whole number of at least 0 (it is {num_classes!r})")
     if dataset is not None and not pretrained:
         raise UserError(f"create_model: dataset={dataset!r} chooses weights, and goes only with pretrained=True")

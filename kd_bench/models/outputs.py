@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_bench.models.preactivations import capture_preacts, norm_scale_shift, record_norms, stage_activations
-from kd_bench.models.timm_interface import dry_run, intermediates, missing_output
+from kd_bench.models.timm_interface import check_functions, dry_run, intermediates, missing_output
 from kd_bench.types import LOGITS, Output, Outputs, Shapes
 
 #: Outputs of each pixel of the last feature map.
@@ -51,6 +51,8 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
     Raises:
         UserError: If the network lacks an output, or cannot process images of this size.
     """
+    if not hasattr(model, "forward_stages"):
+        check_functions(model, needs)
     with dry_run(model, image) as black, torch.no_grad():
         outputs = observe(model, _noise_like(black) if "class_maps" in needs else black, needs)
     if "class_maps" in needs:
@@ -184,7 +186,7 @@ def _timm_method(network: Any, name: str, needs: frozenset[Output]) -> Callable[
     if not hasattr(network, name):
         known: tuple[Output, ...] = ("stages", "preacts", "pooled", "features", "class_maps")
         output = next(output for output in known if output in needs)
-        raise missing_output(network, output, f"it lacks {name}, which timm's networks have")
+        raise missing_output(network, output, f"it has no {name}, a function of timm's networks")
     method: Callable[..., Tensor] = getattr(network, name)
     return method
 

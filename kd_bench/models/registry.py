@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.network_names import PREFIX
-from kd_bench.models.timm_names import is_timm_model, timm_names
+from kd_bench.models.timm_names import is_registered_elsewhere, is_timm_model, timm_names
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, nearest, unknown
+from kd_bench.utils.errors import prefix as context_prefix
 from kd_bench.utils.plugins import MODEL, Plugin
 
 if TYPE_CHECKING:
@@ -40,9 +41,17 @@ def own_models() -> dict[str, str]:
 
 
 def offered_models() -> dict[str, str]:
-    """Returns name and first docstring line of every network that an installed package offers."""
-    names = plugins.entry_point_names(MODEL)
-    return {name: plugins.find(MODEL, name).check().doc.partition("\n")[0] for name in names}
+    """Returns name and first docstring line of every network that an installed package offers.
+
+    The line of a network that cannot be used says why, so that one package does not hide the others.
+    """
+    lines = {}
+    for name in plugins.entry_point_names(MODEL):
+        try:
+            lines[name] = plugins.find(MODEL, name).check().doc.partition("\n")[0]
+        except UserError as error:
+            lines[name] = f"cannot be used: {error}"
+    return lines
 
 
 def register() -> None:
@@ -76,6 +85,11 @@ def resolve(name: str, context: str = "", *, prefix: str = PREFIX) -> str:
         return plugin.name
     if is_timm_model(name):
         return name
+    if not prefix and PREFIX + name in own:
+        raise UserError(
+            f"{context_prefix(context)}no network is called {name!r}; write {PREFIX + name!r}: the prefix may be left "
+            "out only if the data set's images have at most 64 pixels"
+        )
     timm = timm_names()
     short = {model.removeprefix(prefix) for model in own}
     choices = {*own, *short, *timm.models, *(timm.pretrained if "." in name else ())}
@@ -125,7 +139,11 @@ def create(name: str, num_classes: int, image_size: int | None = None, **kwargs:
 
 def _plugin(name: str, context: str = "") -> Plugin | None:
     """Returns the plug-in of a name; None for a network of ours or timm's, and for an unknown name."""
-    offered = name in plugins.entry_point_names(MODEL) and name not in own_models() and not is_timm_model(name)
+    offered = name in plugins.entry_point_names(MODEL) and name not in own_models()
+    if offered and is_timm_model(name):
+        # A package may register the network that it offers with timm. timm knows the name after the first import only,
+        # and the network must be the same plug-in before and after it.
+        offered = is_registered_elsewhere(name)
     return plugins.find(MODEL, name, (), context) if offered or plugins.is_file_name(name) else None
 
 
@@ -138,7 +156,9 @@ def _create_plugin(plugin: Plugin, num_classes: int, image_size: int | None, kwa
     for key in kwargs:
         if not source.takes(key):
             raise UserError(f"model {plugin.name}: takes no argument {key!r}")
-    size = {} if image_size is None else {"image_size": image_size}
+    # Not into **kwargs, which the functions that timm registers have, and which they pass on to the network.
+    has_size = "image_size" in {*source.positional, *source.keywords}
+    size = {"image_size": image_size} if image_size is not None and has_size else {}
     network = plugin.call(num_classes=num_classes, **size, **kwargs)
     if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
         raise UserError(f"model {plugin.name}: should be a torch.nn.Module with parameters, not {network!r:.60}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from kd_bench.types import Output
 from kd_bench.utils.errors import UserError, first_line
+
+#: What ``forward_intermediates`` returns.
+_RETURNED = "a pair of the last features and a list of the stages, (B, C, H, W) each"
 
 
 @contextmanager
@@ -58,11 +62,49 @@ def intermediates(network: Any, images: Tensor, output: Output) -> tuple[Tensor,
         UserError: If the network has no such stages; names the output that needs them.
     """
     if not hasattr(network, "forward_intermediates"):
-        raise missing_output(network, output, "it has no forward_intermediates")
-    features, stages = network.forward_intermediates(images, output_fmt="NCHW")
+        raise missing_output(network, output, "it has no forward_intermediates, a function of timm's networks")
+    result = network.forward_intermediates(images, output_fmt="NCHW")
+    is_pair = isinstance(result, tuple | list) and len(result) == 2
+    if not (is_pair and isinstance(result[0], Tensor) and isinstance(result[1], tuple | list)):
+        raise missing_output(network, output, f"its forward_intermediates should return {_RETURNED}")
+    features, stages = result
     if not all(isinstance(stage, Tensor) and stage.ndim == 4 for stage in stages):
         raise missing_output(network, output, "its intermediates are not (B, C, H, W) maps")
     return features, stages
+
+
+def check_functions(network: nn.Module, needs: frozenset[Output]) -> None:
+    """Checks the functions of timm's interface that ``observe`` calls for these outputs, without running them.
+
+    Raises:
+        UserError: If one is missing, or does not take an argument that it is called with.
+    """
+    maps: tuple[Output, ...] = ("stages", "preacts")
+    for output in maps:
+        if output in needs:
+            _check_function(network, "forward_intermediates", output, "output_fmt")
+    others: tuple[Output, ...] = ("pooled", "features", "class_maps")
+    for output in others:
+        if output in needs and needs.isdisjoint(maps):
+            _check_function(network, "forward_features", output)
+    if "pooled" in needs:
+        _check_function(network, "forward_head", "pooled")
+        _check_function(network, "get_classifier", "pooled")
+        classifier: Any = network.get_classifier()  # type: ignore[operator]
+        if not isinstance(classifier, nn.Module):  # otherwise its input is the pooled embedding
+            _check_function(network, "forward_head", "pooled", "pre_logits")
+
+
+def _check_function(network: nn.Module, name: str, output: Output, argument: str | None = None) -> None:
+    function = getattr(network, name, None)
+    if not callable(function):
+        raise missing_output(network, output, f"it has no {name}, a function of timm's networks")
+    if argument is None:
+        return
+    with suppress(ValueError):  # not a function of Python
+        parameters = inspect.signature(function).parameters
+        if argument not in parameters and all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
+            raise missing_output(network, output, f"its {name} takes no argument {argument}, as those of timm do")
 
 
 def missing_output(network: nn.Module, output: Output, reason: str) -> UserError:

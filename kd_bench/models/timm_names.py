@@ -34,6 +34,15 @@ def is_timm_model(name: str) -> bool:
     return any(name in names for names in timm_names())
 
 
+def is_registered_elsewhere(name: str) -> bool:
+    """Whether code outside of timm has registered a network of this name with timm in this process."""
+    if "timm" not in sys.modules:
+        return False
+    import timm
+
+    return timm.is_model(name) and not timm.model_entrypoint(name).__module__.startswith("timm.")
+
+
 def timm_names() -> TimmNames:
     """Returns the names of the installed timm. Only the first call after an installation imports timm."""
     return cached_timm_names() or _read_timm()

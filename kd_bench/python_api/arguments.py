@@ -32,6 +32,11 @@ def text(value: Any, key: str, context: str) -> str:
     Raises:
         UserError: If it is neither.
     """
+    if hasattr(value, "named_parameters"):  # a network, whose text has many lines
+        raise UserError(
+            f"{context}: {key}: {type(value).__name__} is trained in another process, which builds it by name; name "
+            "it, as FILE.py:NAME if it is your own, or pass it to kd_bench.distiller"
+        )
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{context}: {key}: should be text (it is {value!r:.60})")
     return os.fspath(value)

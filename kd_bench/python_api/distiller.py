@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from kd_bench.config.trial import LabelLoss
 from kd_bench.methods import _logit_settings
 from kd_bench.methods import _registry as methods
-from kd_bench.methods._class_rules import class_problem, instance_problem
+from kd_bench.methods._class_rules import class_problem, construct, instance_problem
 from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.methods.base import Method
 from kd_bench.models.outputs import average_classifier, observe, preact_norms, shapes
 from kd_bench.models.student_with_head import StudentWithHead
 from kd_bench.models.timm_interface import dry_run
-from kd_bench.training.method_result import add_notes
+from kd_bench.training.method_result import add_notes, check_terms
 from kd_bench.training.teacher import batch_statistics, tracking_batch_norms
 from kd_bench.types import LOGITS, Batch, Needs, Output, Outputs, Pair, Shapes
 from kd_bench.utils.errors import UserError, unknown
@@ -105,7 +105,9 @@ class Distiller(nn.Module):
             raise UserError(f"{name} needs a teacher; pass it as teacher=")
         if not needs.teacher:
             teacher = None
+        _check_network(f"{name}: student", student)
         if teacher is not None:
+            _check_network(f"{name}: teacher", teacher)
             _check_apart(student, teacher)
             teacher.requires_grad_(False).eval()
         ours = _shapes(f"{name}: student", student, image, needs.student)
@@ -175,7 +177,8 @@ class Distiller(nn.Module):
             second_images: (B, ...), a second view of the same images, for methods that read one.
 
         Raises:
-            UserError: If ``index`` is missing, or the method reads no second view and one is given.
+            UserError: If ``index`` is missing, the method reads no second view and one is given, or it returns anything
+                but scalar tensors by name.
             ValueError: If labels have a wrong shape or type.
         """
         if index is None and self._needs_index:
@@ -197,11 +200,14 @@ class Distiller(nn.Module):
                 student = replace(student, second_view=observe(self.student, second_images, needs.student))
             if teacher is not None:
                 teacher = replace(teacher, second_view=self._observe_teacher(second_images, needs.teacher))
+        function = "prepare" if epoch < 0 else "forward"
         try:
-            return self.method.prepare(student, teacher, batch) if epoch < 0 else self.method(student, teacher, batch)
+            terms = self.method.prepare(student, teacher, batch) if epoch < 0 else self.method(student, teacher, batch)
         except Exception as error:
-            add_notes(error, self.method, "prepare" if epoch < 0 else "forward")
+            add_notes(error, self.method, function)
             raise
+        check_terms(terms, self.method, device, function)
+        return terms
 
     def end_epoch(self) -> None:
         """Ends an epoch: the method updates what it keeps of an epoch, and warm-ups count it."""
@@ -279,7 +285,7 @@ def _find(method: Any, hyperparameters: Mapping[str, Any]) -> tuple[str, Callabl
     def build(pair: Pair) -> Method:
         if isinstance(method, str):
             return methods.build(method, pair, resolved, logit_settings)
-        built = kind(pair, **resolved)
+        built = construct(kind, pair, resolved)
         _refuse(name, instance_problem(built))
         _logit_settings.apply(built, logit_settings)
         return built
@@ -328,10 +334,19 @@ def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
         raise UserError(f"student and teacher share their weights, e.g. {shared}; make a copy with copy.deepcopy")
 
 
+def _check_network(subject: str, network: Any) -> None:
+    """Raises UserError if an argument is no network; ``subject`` begins the error."""
+    if isinstance(network, str):
+        raise UserError(
+            f"{subject} should be a torch.nn.Module; kd_bench.create_model builds one (it is {network!r:.60})"
+        )
+    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
+        shown = " ".join(repr(network).split())  # the text of a network has many lines
+        raise UserError(f"{subject} should be a torch.nn.Module with parameters (it is {shown:.60})")
+
+
 def _shapes(subject: str, network: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -> Shapes:
     """Returns the shapes of a network's outputs; ``subject`` begins the error."""
-    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
-        raise UserError(f"{subject} should be a torch.nn.Module with parameters (it is {network!r:.60})")
     try:
         with dry_run(network, image) as black, torch.no_grad():
             logits = network(black)

@@ -70,6 +70,10 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = 
             yield f"a second view of the images ({_steps(our) or 'not augmented'})"
         elif key == "second_view" and their is not None:
             yield "no second view of the images"
+        elif our is None and isinstance(their, Mapping):
+            yield f"without {path}{key}"
+        elif their is None and isinstance(our, Mapping):
+            yield f"with {path}{key} ({format_value(our)})"
         elif our != their:
             yield f"{path}{key} {format_value(our)} instead of {format_value(their)}"
 
@@ -94,5 +98,5 @@ def format_value(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, Mapping):
-        return " ".join(f"{key} {format_value(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} {format_value(inner)}" for key, inner in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -45,7 +45,7 @@ def plan_with_placeholders(
     settings_by_teacher = {
         key: _without_weights(settings)
         if planning.resolve_network(recipe, key, f"{context}: teachers") in missing
-        else merge(general, settings)
+        else merge(general, settings, keep_null=True)
         for key, settings in recipe.teachers.items()
     }
     trained = recipe.model_copy(update={"teachers": settings_by_teacher, "teacher_training": training})

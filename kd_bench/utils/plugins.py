@@ -65,6 +65,8 @@ class Plugin:
 
     def definition(self, context: str = "") -> Definition:
         """Returns its definition, or raises UserError if the file has no such class or function."""
+        if self.module is not None:  # the name is that of an entry point, and does not show what it leads to
+            context = f"{prefix(context)}{self.kind.noun} {self.name!r}"
         definitions = (read_classes if self.kind is METHOD else read_definitions)(self.path, context)
         if not definitions:
             raise self._error(f"{self.path} holds no {self.kind.target.replace(' or ', ' and no ')}", context)
@@ -209,6 +211,8 @@ def find(kind: PluginKind, name: str, known: Iterable[str] = (), context: str = 
         raise unknown(kind.noun, name, {*known, *entry_point_names(kind)}, context)
     (point,) = points.values()
     file = _module_file(point.module)
+    if not file:
+        raise UserError(f"{subject}: there is no module {point.module!r}, which its entry point {point.value!r} names")
     if not file.endswith(".py") or not point.attr:
         raise UserError(f"{subject}: its entry point {point.value!r} leads to no {kind.target} in a Python file")
     return Plugin(kind, name, Path(file), point.attr, point.module)

@@ -64,6 +64,26 @@ def test_bad_input_is_one_line_and_writes_nothing(recipe, tmp_path, arguments, e
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (
+            ("list",),
+            "list: the argument KIND is missing: methods, networks, teachers, students, datasets, recipes or settings",
+        ),
+        (("new",), "new: the argument KIND is missing: method, model, dataset or augmentation"),
+        (
+            ("teacher", "convert", "a.pth"),
+            "teacher convert: the argument TARGET is missing: the safetensors file to write",
+        ),
+        (("compare",), "compare: the option --dataset is missing: the data set; see: kd-bench list datasets"),
+    ],
+    ids=str,
+)
+def test_a_missing_argument_is_named_with_what_it_may_be(command: tuple[str, ...], expected: str) -> None:
+    assert refused(*command) == f"kd-bench: {expected}\n"
+
+
 def test_data_that_is_not_there(recipe, tmp_path):
     arguments = ("run", recipe, "--out", str(tmp_path / "out"), "--set", "dataset=cifar100")
     message = refused(*arguments, "--data", str(tmp_path / "nowhere"))

@@ -71,6 +71,23 @@ def test_a_setting_is_given_once(tmp_path: Path) -> None:
         invoke("teacher", "train", "resnet20", "--epochs", "2", "--set", "epochs=3", "--out", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("teacher_training.seed=3", "; for the networks of its pairs write: --set 'seeds=[3]'"),
+        ("teacher_training.seeds=2", "; for the networks of its pairs write: --set trials=2"),
+        ("teacher_training.seeds=[2, 5]", "; for the networks of its pairs write: --set 'seeds=[2, 5]'"),
+        ("teacher_training.optimizer.lr=0.1", "; for the networks of its pairs write: --set optimizer.lr=0.1"),
+        ("teacher_training={epochs: 2}", ""),
+    ],
+)
+def test_settings_of_teachers_are_refused_where_there_are_none(override: str, advice: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        invoke("teacher", "train", "--set", override, "--out", tmp_path)
+    sentence = "changes nothing, because no pair of cifar100/teachers has a teacher"
+    assert str(caught.value) == f"--set {override}: {sentence}{advice}"
+
+
 def test_converted_weights_have_the_name_of_their_layout(tmp_path: Path) -> None:
     source, target = tmp_path / "a.pth", tmp_path / "a.safetensors"
     torch.save(create("cifar_resnet8", 10).state_dict(), source)

@@ -153,6 +153,9 @@ SPECS = tuple(
 def find(spec, dataset, data_dir):
     return f"{spec.name} in {data_dir}"
 
+def load(spec, dataset, files):
+    raise NotImplementedError
+
 def download(spec, data_dir):
     data_dir.joinpath(spec.name).touch()
 """
@@ -189,3 +192,22 @@ print([name for name in heavy if name in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == ["files packaged with scikit-learn", *["missing"] * 6, "[]"]
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [("SPEC = None\ndef locate(): ...\ndef load(): ...\n", "find"), ("def find(): ...\ndef load(): ...\n", "SPEC")],
+)
+def test_the_file_of_a_set_that_lacks_something_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, missing: str
+) -> None:
+    file = tmp_path / f"set_without_{missing.lower()}.py"
+    file.write_text(source)
+    monkeypatch.setattr(sources, "__path__", [str(tmp_path)])
+    sources.built_in.cache_clear()
+    try:
+        with pytest.raises(UserError) as caught:
+            sources.built_in()
+    finally:
+        sources.built_in.cache_clear()
+    assert str(caught.value) == f"{file}: has no {missing}; {sources.__file__} says what the file of a set holds"

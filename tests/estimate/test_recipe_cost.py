@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,18 @@ from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.data.registry import spec
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.estimate_recipe import timing_rounds, training_phases
+from kd_bench.estimate.estimate_text import render_estimate
 from kd_bench.estimate.gpus import Assumptions, Gpu, estimate_seconds, load_gpus, select_gpus
 from kd_bench.estimate.operation_counter import Operation, OperationCounts
 from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, cost_key, group_missing_trials
 from kd_bench.estimate.timing_job import EpochTime, Timing
+from kd_bench.launch.cohort_task import group_into_cohorts
 from kd_bench.launch.options import RunOptions
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.utils.errors import UserError
 from tests.estimate.few import RECIPE, planned
 from tests.launch.test_end_to_end import run
+from tests.launch.test_joined_cohorts import idle_scheduler
 from tests.trials.folders import finish
 
 # --- GPUs ---
@@ -130,7 +134,7 @@ def test_what_a_step_costs_depends_on_neither_seed_nor_epochs_nor_the_teachers_t
 
 
 def recipe_cost(*groups: CohortGroup, devices: int = 1) -> RecipeCost:
-    return RecipeCost("few", list(groups), ["cpu"] * devices, "a machine", 0, 0, [])
+    return RecipeCost("few", list(groups), ["cpu"] * devices, "a machine", 0, 0, [], cohort_size=8)
 
 
 def test_hours_of_a_cohort_and_of_its_trials_one_at_a_time(recipe: Path, tmp_path: Path) -> None:
@@ -180,9 +184,45 @@ def test_cohorts_are_split_for_idle_devices(recipe: Path, tmp_path: Path) -> Non
     whole, half = 10 + 60 + 6 + 5, 10 + 30 + 3 + 5
     assert recipe_cost(taught, devices=2).wall_hours() * 3600 == pytest.approx(whole + half)
     assert recipe_cost(taught, devices=6).wall_hours() * 3600 == pytest.approx(half)
+    assert recipe_cost(taught, devices=2).splits_cohorts and not recipe_cost(taught).splits_cohorts
     shared = recipe_cost(taught)
     shared.devices = ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert shared.wall_hours() * 3600 == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+def test_a_run_starts_the_cohorts_that_were_estimated(slots: int, recipe: Path, tmp_path: Path) -> None:
+    trials = [cell.trial for cell in planned(recipe, "trials=3")]
+    assert trials[0].teacher is None and trials[-1].teacher is not None
+    finish(tmp_path / TEACHERS / trials[-1].teacher.id, trials[-1].teacher)
+    groups = group_missing_trials(planned(recipe, "trials=3"), RunOptions(out=tmp_path), "r")[0]
+    for group in groups:
+        group.timing = Timing(EpochTime(10, (30,) * len(group.trials), 0), steps=1, images=1)
+    cost = recipe_cost(*groups, devices=slots)
+    at_once = [cohort for cohort, end in cost._schedule if end == cost._cohort_seconds(cohort)]
+    scheduler, executor = idle_scheduler(tmp_path, slots)
+    scheduler._waiting = group_into_cohorts(trials, tmp_path / "r", 8)
+    scheduler._start_waiting()
+    assert sorted(executor.jobs) == sorted([trial.id for trial in cohort.trials] for cohort in at_once)
+    assert len(at_once) == min(slots, 3)
+
+
+def test_students_without_a_teacher_join_cohorts_as_in_a_run(recipe: Path, tmp_path: Path) -> None:
+    _, none, taught = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
+    none.timing = Timing(EpochTime(shared=40, own=(10,), evaluation=2, startup=6), steps=1, images=1)
+    taught.timing = Timing(
+        EpochTime(shared=100, own=(10, 20), evaluation=4, checkpoint=2, startup=6), steps=1, images=1
+    )
+    cost = recipe_cost(none, taught)
+    assert cost.wall_hours() * 3600 == pytest.approx(2 * (100 + 10 + 20 + 10 + 4 + 2 + 2 + 6))
+    assert cost.joins_cohorts and not cost.splits_cohorts
+    page = render_estimate(cost, {}, {}, Assumptions(), 1, "plain")
+    assert "together 6.7 min; 5.1 min from beginning to end, 1 at once: students without a teacher join" in page.lower()
+    full = replace(recipe_cost(none, taught), cohort_size=2)
+    assert full.wall_hours() == pytest.approx(full.hours())
+    assert not full.joins_cohorts
+    none.leave_out([trial.id for trial in none.trials])
+    assert taught.cohorts[0].trials == taught.trials and none.cohorts[1].trials == []
 
 
 def test_as_many_are_timed_at_once_as_would_run_at_once(recipe: Path, tmp_path: Path) -> None:

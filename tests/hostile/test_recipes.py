@@ -122,7 +122,7 @@ def test_the_recipe_that_the_others_are_made_of_is_valid() -> None:
         ("teacher_training.weights=7", "should be a file, or: published (it is 7)"),
         (f"teacher_training.weights={'n' * 300}", "weights: there is no file nnn"),
         ("teacher_training.weights=~nosuchuser/x.pth", "weights: there is no file ~nosuchuser/x.pth"),
-        ("teachers.resnet14.optimizer.lrr=1", "teacher_training and teachers.resnet14: optimizer.lrr: no such key"),
+        ("teachers.resnet14.optimizer.lrr=1", "teachers.resnet14: optimizer.lrr: no such key"),
         (f"pairs.0.student={'n' * 300}.py:x", "there is no file nnn"),
         (f"methods.kd.method={'n' * 300}.py:X", "there is no file nnn"),
     ],

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import json
+import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
+from rich.console import Console
 
-from kd_bench.launch.cluster_executor import RemoteJob
-from kd_bench.launch.options import parse_executor_options
-from kd_bench.launch.ray_executor import _reachable_or_new
+from kd_bench.config.trial import PlannedTrial
+from kd_bench.launch import scheduler
+from kd_bench.launch.cluster_executor import ClusterExecutor, RemoteJob
+from kd_bench.launch.options import RunOptions, parse_executor_options
+from kd_bench.launch.progress_display import ProgressDisplay
+from kd_bench.launch.ray_executor import RayExecutor, _reachable_or_new
+from kd_bench.launch.scheduler import Scheduler
+from kd_bench.launch.slurm_executor import SlurmExecutor
+from kd_bench.launch.worker_protocol import WorkerJob
 from kd_bench.utils.errors import UserError
 from tests.launch.test_end_to_end import command, kill_tree, run, weights
+from tests.training.parts import trial
 
 RECIPE = {
     "dataset": {"name": "digits", "test_images": 200},
@@ -99,7 +110,7 @@ def test_a_worker_and_then_a_machine_are_lost(recipe: Path, undisturbed: Path, t
                 kill_tree(process)
     assert runner.returncode == 0, errors
     assert weights(tmp_path) == weights(undisturbed)
-    assert "started again from the last epoch" in errors
+    assert "started again from the last checkpoint" in errors
 
 
 CLUSTER = """
@@ -142,6 +153,63 @@ def test_a_remote_job_writes_its_files(tmp_path: Path) -> None:
     assert job() == 1
     assert "Traceback" in (tmp_path / "log").read_text()
     assert (tmp_path / "events").read_text() == ""
+
+
+@pytest.mark.parametrize("ends_workers", [True, False])
+def test_submitted_jobs_go_on_without_the_command_if_they_can(
+    ends_workers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs of SLURM do, and the next command finds them by their leases; those of Ray end."""
+    cancelled: list[Any] = []
+
+    class Cluster(ClusterExecutor):
+        def submit(self, work: RemoteJob) -> Any:
+            return "job"
+
+        def exit_code(self, job: Any) -> int | None:
+            return None
+
+        def cancel(self, job: Any) -> None:
+            cancelled.append(job)
+
+    def press_ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Cluster, "ends_workers", ends_workers)
+    monkeypatch.setattr(scheduler, "_make_executor", lambda *_: Cluster(1, 0))
+    monkeypatch.setattr(scheduler, "STOP_SECONDS", 0.0)
+    output = io.StringIO()
+    display = ProgressDisplay("r", Console(file=output, width=200))
+    monkeypatch.setattr(display, "refresh", press_ctrl_c)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        Scheduler("r", RunOptions(out=tmp_path), display).run([PlannedTrial(trial("none"), "none", None)])
+    assert cancelled == ["job"] * ends_workers
+    assert ("r: submitted jobs go on; the same command finds them again" in output.getvalue()) != ends_workers
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert SlurmExecutor.ends_workers is False and RayExecutor.ends_workers is True
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (-9, "the cluster ended its job, or its machine was lost"),
+        (1, "the worker ended with code 1: out of luck"),
+        (0, "the worker ended without an error, but did not finish its trials"),
+    ],
+)
+def test_the_end_of_a_job_is_a_sentence(code: int, sentence: str, tmp_path: Path) -> None:
+    class Cluster(ClusterExecutor):
+        def submit(self, work: RemoteJob) -> Any:
+            return "job"
+
+        def exit_code(self, job: Any) -> int | None:
+            return code
+
+    (tmp_path / "log").write_text("Traceback\nout of luck\n\n")
+    group = Cluster(1, 0).start(WorkerJob(str(tmp_path), [], None, None, None, "cpu", 1), tmp_path / "log")
+    assert group.poll() == ([], code)
+    assert group.describe_exit() == sentence
 
 
 def test_options() -> None:

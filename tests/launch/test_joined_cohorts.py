@@ -13,8 +13,10 @@ from rich.console import Console
 
 from kd_bench.config.data import Pipeline
 from kd_bench.config.trial import PretrainedTeacher, Trial
-from kd_bench.launch.cohort_task import CohortLoad, CohortTask, group_into_cohorts, parts_for_idle_slots
-from kd_bench.launch.executor import Devices, Executor
+from kd_bench.launch.cohort_order import parts_for_idle_slots
+from kd_bench.launch.cohort_task import CohortLoad, CohortTask, group_into_cohorts
+from kd_bench.launch.devices import Devices
+from kd_bench.launch.executor import Executor
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.progress_display import ProgressDisplay
 from kd_bench.launch.scheduler import Scheduler

@@ -130,9 +130,11 @@ def test_errors_are_in_the_log_of_their_job(executor: LocalExecutor, tmp_path: P
     group, _ = start(executor, job(tmp_path, [COHORTS[1][0]], threads=-1), log="wrong")
     events, code = finish(executor, group)
     assert (code, events[-1]["fault"]) == (1, "crash")
-    assert "Traceback" in (tmp_path / "logs" / "wrong.log").read_text()
+    lines = (tmp_path / "logs" / "wrong.log").read_text().splitlines()
+    assert any("Traceback" in line for line in lines)
     assert (tmp_path / "logs" / "empty.log").read_text() == ""
-    assert group.last_log_line() in events[-1]["reason"]
+    assert lines[-1] in events[-1]["reason"]
+    assert group.describe_exit() == f"the worker ended with code 1: {lines[-1]}"
 
 
 def test_a_worker_whose_trials_another_process_holds_can_have_another_job(

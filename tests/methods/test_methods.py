@@ -65,6 +65,7 @@ def test_half_precision_outputs(name: str) -> None:
     method, samples = make(name), batch()
     student = mapped(outputs(1), lambda values: values.bfloat16().requires_grad_())
     teacher = mapped(teacher_outputs(2), lambda values: values.bfloat16())
+    # A buffer of the method is float32, and what is added to it may be bfloat16: convert it by .float().
     with torch.autocast("cpu", torch.bfloat16):
         loss = torch.stack(list(call(method, student, teacher, samples).values())).sum()
     loss.backward()
@@ -95,7 +96,8 @@ def test_nothing_given_is_changed_and_no_gradient_reaches_the_teacher(name: str)
     given = [*tensors(student), *tensors(teacher), samples.labels, samples.index]
     before = [values.detach().clone() for values in given]
     torch.stack(list(call(method, student, teacher, samples).values())).sum().backward()
-    assert all(values.grad is None for values in tensors(teacher))
+    detached = all(values.grad is None for values in tensors(teacher))
+    assert detached, "a gradient reaches the teacher's outputs; the method should .detach() them"
     assert (student.features if name in WITHOUT_LABELS else student.logits).grad is not None
     for now, then in zip(given, before, strict=True):
         assert torch.equal(now, then)

@@ -364,7 +364,10 @@ def test_a_built_in_name_is_never_taken_over(package: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lost", "nowhere"])
 def test_entry_points_that_lead_nowhere(package: Path, name: str) -> None:
-    assert "leads to no class in a Python file" in refusal(methods.describe, name, "r.yaml")
+    module = {"lost": "some_pack.gone", "nowhere": "no_such_package"}[name]
+    assert refusal(methods.describe, name, "r.yaml") == (
+        f"r.yaml: method {name!r}: there is no module {module!r}, which its entry point '{module}:Mine' names"
+    )
 
 
 def test_one_name_of_two_packages(package: Path) -> None:

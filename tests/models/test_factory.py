@@ -200,6 +200,15 @@ def test_a_file_that_is_given_needs_no_card(weights_file: Path, tmp_path: Path) 
             {"name": "test_vit4", "num_classes": 10, "pretrained": True},
             "model test_vit4: pretrained=True, but timm has no weights of it",
         ),
+        ({"name": 3}, "create_model: name: should be the name of a network, e.g. 'resnet20' (it is 3)"),
+        (
+            {"name": "resnet8"},
+            "create_model: num_classes is missing, the number of classes: create_model('resnet8', 100)",
+        ),
+        (
+            {"name": "resnet8", "num_classes": True},
+            "create_model: num_classes: should be a whole number of at least 0 (it is True)",
+        ),
         (
             {"name": "resnet8", "num_classes": -1},
             "create_model: num_classes: should be a whole number of at least 0 (it is -1)",

@@ -138,6 +138,63 @@ def test_what_a_network_cannot_give_is_named() -> None:
         observe(Foreign(), images(), NO_PREACTS)
 
 
+class Own(nn.Module):
+    """A user's network with timm's interface, all of it or with one function changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        pooled = x.mean((2, 3))
+        return pooled if pre_logits else self.fc(pooled)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(self, x: Tensor, output_fmt: str = "NCHW") -> tuple[Tensor, list[Tensor]]:
+        x = self.conv(x)
+        return x, [x]
+
+
+_PAIR_OF_MAPS = "should return a pair of the last features and a list of the stages, (B, C, H, W) each"
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "need", "problem"),
+    [
+        ("forward_intermediates", None, "stages", "it has no forward_intermediates, a function of timm's networks"),
+        (
+            "forward_intermediates",
+            lambda x: (x, [x]),
+            "stages",
+            "its forward_intermediates takes no argument output_fmt, as those of timm do",
+        ),
+        ("forward_intermediates", lambda x, **_: [x, x, x], "stages", f"its forward_intermediates {_PAIR_OF_MAPS}"),
+        ("forward_intermediates", lambda x, **_: (x, [x[0]]), "stages", "its intermediates are not (B, C, H, W) maps"),
+        ("forward_features", None, "pooled", "it has no forward_features, a function of timm's networks"),
+        ("forward_features", None, "features", "it has no forward_features, a function of timm's networks"),
+        ("forward_head", None, "pooled", "it has no forward_head, a function of timm's networks"),
+        ("get_classifier", None, "pooled", "it has no get_classifier, a function of timm's networks"),
+    ],
+)
+def test_a_function_of_timms_interface_that_is_missing_or_other_is_named(
+    name: str, function: object, need: Output, problem: str
+) -> None:
+    assert shapes(Own(), (3, 8, 8), frozenset({"stages", "pooled"})).pooled == (4,)
+    model = Own()
+    setattr(model, name, function)
+    with pytest.raises(UserError) as caught:
+        shapes(model, (3, 8, 8), frozenset({need}))
+    assert str(caught.value) == f"model Own: has no output {need!r}: {problem}"
+
+
 def test_shapes_of_one_image() -> None:
     stages = ((16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8))
     assert shapes(network("cifar_resnet8"), (3, 32, 32), ALL) == Shapes((10,), stages, stages, (64,))

@@ -214,6 +214,10 @@ def test_refusals(tmp_path: Path) -> None:
     )
     assert refusal(compare, *PAIR, methods=["kd", "kd"]).startswith("methods kd: is named twice; leave one out")
     assert refusal(compare, "digits", None, "resnet8") == "compare: teacher: should be text (it is None)"
+    assert refusal(compare, "digits", "resnet14", kd_bench.create_model("resnet8", 10)) == (
+        "compare: student: CifarResNet is trained in another process, which builds it by name; name it, as "
+        "FILE.py:NAME if it is your own, or pass it to kd_bench.distiller"
+    )
     assert refusal(compare, *PAIR, weights=3) == "compare: weights: should be text (it is 3)"
     assert refusal(compare, *PAIR, out=None) == "compare: out: should be the path of a folder (it is None)"
     assert refusal(run, 3) == "run: recipe: should be text (it is 3)"

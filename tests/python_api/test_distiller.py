@@ -269,6 +269,11 @@ class NoForward(Method):
     pass
 
 
+class Bare(Method):
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Any:
+        return self.label_loss(student, batch)
+
+
 class Stages(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         return {"ce": student.stages[0].mean()}
@@ -283,8 +288,13 @@ def test_an_output_that_was_not_requested_is_named() -> None:
     ]
 
 
+def test_a_loss_without_names_is_refused() -> None:
+    with pytest.raises(UserError, match=r"line \d+: Bare.forward returns a tensor; it should return the loss by term"):
+        distiller(Bare, student=plain(), teacher=plain(2), images=IMAGES)(IMAGES, LABELS)
+
+
 def test_refusals() -> None:
-    no_stages = "has no output 'stages': it has no forward_intermediates"
+    no_stages = "has no output 'stages': it has no forward_intermediates, a function of timm's networks"
     assert refusal("at") == f"at: student: model Sequential: {no_stages}"
     assert refusal("at", student=network()) == f"at: teacher: model Sequential: {no_stages}"
     net = plain()
@@ -301,6 +311,14 @@ def test_refusals() -> None:
     assert refusal(temperature=0) == "kd: temperature = 0 should be a finite number, above 0"
     assert refusal("dk").startswith("no method is called 'dk'; did you mean ")
     assert refusal(5) == "method: should be the name of a method or a subclass of kd_bench.Method (it is 5)"
+    assert refusal(student="resnet8") == (
+        "kd: student should be a torch.nn.Module; kd_bench.create_model builds one (it is 'resnet8')"
+    )
+    assert refusal(student=nn.Sequential(nn.Flatten(), nn.ReLU())) == (
+        "kd: student should be a torch.nn.Module with parameters (it is "
+        "Sequential( (0): Flatten(start_dim=1, end_dim=-1) (1): ReLU()"
+    )
+    assert refusal(teacher=5) == "kd: teacher should be a torch.nn.Module with parameters (it is 5)"
     assert refusal(student=nn.Flatten()) == (
         "kd: student should be a torch.nn.Module with parameters (it is Flatten(start_dim=1, end_dim=-1))"
     )

@@ -195,7 +195,7 @@ def test_the_interval_of_a_mean() -> None:
         (["dataset.labels=coarse"], "dataset.labels coarse instead of fine"),
         (["optimizer.momentum=0.8"], "optimizer.momentum 0.8 instead of 0.9"),
         (["augment.autoaugment=true"], "augment.autoaugment True instead of none"),
-        (["input.size=64"], "input size 64 normalise dataset instead of none"),
+        (["input.size=64"], "with input (size 64, normalise dataset)"),
     ],
 )  # fmt: skip
 def test_another_protocol_is_never_compared(tmp_path: Path, overrides: list[str], reason: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from kd_bench.config.load import read_recipe
 from kd_bench.config.recipe import Recipe
-from kd_bench.config.trial import PretrainedTeacher
+from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.plan import plan
 from kd_bench.trials.plan_without_weights import plan_from_results, plan_with_placeholders
 from kd_bench.utils.errors import UserError
@@ -68,3 +68,21 @@ def test_results_are_found_without_the_weights_of_their_teacher(weights: Path, t
         plan_from_results(recipe, "few", out)
     with pytest.raises(UserError, match=r"there is no file .*mine.pth; .*elsewhere/teachers has no teacher"):
         plan_from_results(recipe, "few", tmp_path / "elsewhere")
+
+
+def test_a_null_of_another_teacher_still_takes_back_the_setting_of_all_teachers(weights: Path) -> None:
+    content = RECIPE | {
+        "name": "few",
+        "ema": 0.9,
+        "pairs": [{"teacher": name, "student": "resnet8"} for name in ("resnet14", "resnet20")],
+        "teacher_training": {"batch_size": 32},
+        "teachers": {"resnet14": {"weights": str(weights)}, "resnet20": {"ema": None}},
+    }
+    with_weights = plan(read_recipe(content), "few")
+    weights.unlink()
+    found, _ = plan_with_placeholders(read_recipe(content), "few")
+    trained = [
+        [cell.taught_by for cell in cells if cell.teacher == "cifar_resnet20"] for cells in (with_weights, found)
+    ]
+    assert trained[0] == trained[1] != []
+    assert {teacher.ema for teacher in trained[1] if isinstance(teacher, Trial)} == {None}

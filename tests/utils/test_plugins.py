@@ -352,7 +352,7 @@ def test_plug_ins_of_an_installed_package(package):
     for name in ("resnet18", "cifar_resnet8"):
         assert models.resolve(name) and models.source_hash(models.resolve(name)) is None
     assert datasets.resolve(Dataset(name="digits")).source is None
-    assert "leads to no class or function" in refusal(plugins.find, plugins.AUGMENTATION, "lost")
+    assert "there is no module 'no_module', which its entry" in refusal(plugins.find, plugins.AUGMENTATION, "lost")
     assert "did you mean 'net_of_theirs'?" in refusal(models.resolve, "net_of_their")
 
 

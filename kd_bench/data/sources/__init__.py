@@ -19,6 +19,8 @@ import pkgutil
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from kd_bench.utils.errors import UserError
+
 if TYPE_CHECKING:
     from kd_bench.data.dataset_spec import DatasetSpec
 
@@ -30,6 +32,10 @@ def built_in() -> dict[str, tuple[DatasetSpec, ModuleType]]:
     for info in pkgutil.iter_modules(__path__):
         if not info.name.startswith("_"):
             module = importlib.import_module(f"{__name__}.{info.name}")
+            missing = [name for name in ("find", "load") if not hasattr(module, name)]
+            missing += [] if hasattr(module, "SPEC") or hasattr(module, "SPECS") else ["SPEC"]
+            if missing:  # of a file that somebody is writing
+                raise UserError(f"{module.__file__}: has no {missing[0]}; {__file__} says what the file of a set holds")
             for spec in getattr(module, "SPECS", None) or (module.SPEC,):
                 found[spec.name] = spec, module
     return found

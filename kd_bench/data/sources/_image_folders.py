@@ -139,7 +139,13 @@ def _list_images(folders: list[Path]) -> list[tuple[Path, int]]:
 def _names(folder: Path) -> list[str]:
     names = _find_files.image_names(folder)
     if not names:
-        raise UserError(f"{folder}: has no images ({', '.join(sorted(_find_files.SUFFIXES))}), so the class is empty")
+        problem = f"{folder}: has no images ({', '.join(sorted(_find_files.SUFFIXES))}), so the class is empty"
+        folders = list(_find_files.class_folders(folder))
+        if folders:
+            problem += (
+                f"; it has folders ({', '.join(folders[:3])}), and images must lie directly in the class's folder"
+            )
+        raise UserError(problem)
     return names
 
 

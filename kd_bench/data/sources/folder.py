@@ -36,13 +36,16 @@ def find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> SplitFiles | Sp
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; path must be absolute or below the data folder")
     if not (folder / "train").is_dir():
-        raise UserError(f"{folder}: has neither a folder 'train', with a folder of images per class, nor shards")
+        problem = f"{folder}: has neither a folder 'train', with a folder of images per class, nor shards"
+        folders = list(_find_files.class_folders(folder))
+        raise UserError(f"{problem}; it has the folders {', '.join(folders[:3])}" if folders else problem)
     require_class_folders(folder / "train")
     tests = [folder / name for name in _find_files.TEST if (folder / name).is_dir()]
     if not tests:
         raise UserError(f"{folder}: has none of the folders {', '.join(_find_files.TEST)}, to test on")
     for test in tests:
         if _find_files.class_folders(test):  # a test folder without published labels has none
-            description = f"folders of images in {folder}, tested on {test.name}"
-            return SplitFolders(description, folder / "train", test)
+            found = SplitFolders(f"folders of images in {folder}, tested on {test.name}", folder / "train", test)
+            found.classes()  # so that different classes are an error before anything is trained
+            return found
     raise UserError(f"{tests[0]}: has no folders, one per class, so the labels of its images are not known")

@@ -108,6 +108,8 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert (
         fails(MINE, tmp_path) == f"{root}: has neither a folder 'train', with a folder of images per class, nor shards"
     )
+    (root / "ant").mkdir()
+    assert fails(MINE, tmp_path).endswith("with a folder of images per class, nor shards; it has the folders ant")
     (root / "train").mkdir()
     assert fails(MINE, tmp_path) == f"{root / 'train'}: has no folders, one per class, with images"
     (root / "train" / "ant").mkdir()
@@ -122,8 +124,14 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     for name in CLASSES:
         (root / "train" / name).mkdir(exist_ok=True)
     assert fails(MINE, tmp_path).startswith(f"{root / 'val'}: has no class 'cat', which")
+    with pytest.raises(UserError, match="has no class 'cat', which"):  # as a command finds it before any training
+        registry.locate(MINE, tmp_path)
     (root / "val" / "cat").mkdir()
     assert fails(MINE, tmp_path).startswith(f"{root / 'train' / 'ant'}: has no images (.bmp, .jpeg,")
+    (root / "train" / "ant" / "images").mkdir()
+    assert fails(MINE, tmp_path).endswith(
+        "so the class is empty; it has folders (images), and images must lie directly in the class's folder"
+    )
 
 
 def test_a_bad_image_is_named_and_nothing_kept(tmp_path: Path) -> None:
