@@ -31,6 +31,9 @@ def export_csv(
     trials: opt.Trials = None,
     set_: opt.Set = None,
     epochs: Annotated[bool, typer.Option("--epochs", help="Write a line for each epoch of each trial.")] = False,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="Write a line for each attack that kd-bench attack made on a trial.")
+    ] = False,
     out: opt.Out = opt.OUT,
     output: Annotated[Path | None, path_option("--output", "File to write. By default, print.")] = None,
 ) -> None:
@@ -39,11 +42,14 @@ def export_csv(
     from kd_bench.report import csv_export
     from kd_bench.utils.files import write_output
 
+    if epochs and attacks:
+        raise UserError("--epochs and --attacks exclude each other; write two files")
     if not recipe:
         opt.refuse_without_recipe(", with --recipe", only=only, trials=trials, set=set_)
     results = api.report_parts(recipe, method, out, only=only, trials=trials, overrides=set_)
     parts = [(part.folder.name, part.folder, part.cells) for part in results]
-    table = csv_export.epochs(parts) if epochs else csv_export.trials(parts)
+    lines = "epochs" if epochs else "attacks" if attacks else "trials"
+    table = {"epochs": csv_export.epochs, "attacks": csv_export.attacks, "trials": csv_export.trials}[lines](parts)
     left_out = (f"{sentence}; left out" for part in results for sentence in part.left_out)
     missing = (part.missing for part in results if recipe and part.missing)
     for problem in (*table.problems, *left_out, *missing):
@@ -52,7 +58,7 @@ def export_csv(
         sys.stdout.write(table.text)
         return
     write_output(output, table.text, "--output")
-    typer.echo(f"export: {table.lines} {'epochs' if epochs else 'trials'}: {output}")
+    typer.echo(f"export: {table.lines} {lines}: {output}")
 
 
 @export_app.command("card")

@@ -1,4 +1,4 @@
-"""Writes results as CSV for other programs: one line a trial, or one line for each epoch of each trial."""
+"""Writes results as CSV for other programs: a line a trial, or a line for each epoch, or each attack, of each trial."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
+from kd_bench.config.attack import chained
 from kd_bench.config.trial import canonical
+from kd_bench.report import attack_table
 from kd_bench.report.column_cells import PROTOCOLS, trial_values
 from kd_bench.report.columns import COLUMNS
 from kd_bench.report.render import render, simple_table
@@ -19,7 +21,7 @@ from kd_bench.trials.reader import read_trial
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
 
-#: First columns of both files, which identify the trial.
+#: First columns of all files, which identify the trial.
 KEYS = ("recipe", "dataset", "teacher", "student", "label", "method", "hyperparameters", "seed", "trial_id")
 
 #: Result of a trial: accuracies in percent, times in seconds, memory in bytes, digest of the images. Missing values are
@@ -28,6 +30,10 @@ RESULTS = ("teacher_id", "teacher_seed", "status", "reason", *PERCENTAGES, *NUMB
 
 #: Values of ``kd-bench evaluate`` in the units of ``evaluation.json``, and how those were measured that may differ.
 EVALUATION = (*(name for name, column in COLUMNS.items() if column.has_protocol and name not in RESULTS), *PROTOCOLS)
+
+#: Accuracy in percent after an attack of ``kd-bench attack`` on some or all test images, for pixels from 0 to 1.
+#: ``is_robust`` marks the accuracy after all attacks, ``is_autoattack`` that after all attacks of standard AutoAttack.
+ATTACKS = ("norm", "eps", "images", "test_images", "attack_seed", "attack", "top1", "is_robust", "is_autoattack")
 
 _COLUMN = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
@@ -86,6 +92,21 @@ def epochs(recipes: Iterable[RecipeTrials]) -> CsvFile:
             rows += [_keys(recipe, cell) | row for row in metrics]
             columns |= dict.fromkeys(key for row in metrics for key in row)
     return CsvFile(_csv((*KEYS, *columns), rows), len(rows), tuple(problems))
+
+
+def attacks(recipes: Iterable[RecipeTrials]) -> CsvFile:
+    """Returns a line for each attack in each finished evaluation of each finished trial, ``clean`` first."""
+    rows = []
+    for recipe, folder, planned in recipes:
+        for cell, evaluation in attack_table.trial_evaluations(folder, _unique(planned)):
+            settings = evaluation.attack
+            about = (settings.norm, settings.eps, evaluation.images, evaluation.of, settings.seed)
+            last = chained(name for name in evaluation.accuracy if name != attack_table.CLEAN)[-1]
+            for attack, top1 in evaluation.accuracy.items():
+                is_robust = attack == last
+                values = (*about, attack, top1, is_robust, is_robust and evaluation.complete)
+                rows.append(_keys(recipe, cell) | dict(zip(ATTACKS, values, strict=True)))
+    return CsvFile(_csv((*KEYS, *ATTACKS), rows), len(rows), ())
 
 
 def _unique(planned: Iterable[PlannedTrial]) -> list[PlannedTrial]:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -106,3 +107,21 @@ def test_where_nothing_is_there(tmp_path):
         app(["export", "csv", "--out", str(tmp_path)], standalone_mode=False)
     with pytest.raises(UserError, match="neither the folder of a trial nor the identity"):
         app(["export", "card", "0123", "--out", str(tmp_path), "--output", str(tmp_path / "x")], standalone_mode=False)
+
+
+def test_every_attack_has_one_line(tmp_path):
+    measured = Path(__file__).parents[2] / "results" / "measured"
+    arguments = ["export", "csv", "--recipe", "robustness/digits", "--out", str(measured), "--attacks"]
+    app([*arguments, "--output", str(tmp_path / "attacks.csv")], standalone_mode=False)
+    frame = pd.read_csv(tmp_path / "attacks.csv")
+    files = list((measured / "robust_digits").glob("*/attacks/*.json"))
+    assert frame["trial_id"].nunique() == len(files) == 12
+    for file in files:
+        content = json.loads(file.read_text())
+        lines = frame[frame["trial_id"] == file.parents[1].name].set_index("attack")
+        assert lines["top1"].to_dict() == content["accuracy"]
+        (last,) = lines.index[lines["is_robust"]]
+        assert lines.loc[last, "top1"] == content["robust"] and lines.loc[last, "is_autoattack"]
+        assert set(lines["eps"]) == {0.1} and set(lines["images"]) == {50} and set(lines["test_images"]) == {1597}
+    with pytest.raises(UserError, match="--epochs and --attacks exclude each other"):
+        app([*arguments, "--epochs"], standalone_mode=False)
