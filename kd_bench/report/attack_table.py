@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_bench.config.attack import Attack, chained, is_pgd, title
+from kd_bench.config.attack import Attack, chained, is_pgd, pgd_steps, title
 from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, is_taught
 from kd_bench.report.render import Table, simple_table
 from kd_bench.report.results_frame import teacher_name
@@ -186,7 +186,7 @@ def _attack_table(title: str, by_label: dict[str, dict[Cell, Evaluation]], basel
         }
         for key in columns
     }
-    compared = accuracies[last].get(baseline, {})
+    compared = accuracies[last].get(baseline, {}) if len(by_label) > 1 else {}
     rows = []
     for label in by_label:
         means = {key: estimate_cells(accuracies[key][label]) for key in columns}
@@ -205,7 +205,7 @@ def _attack_table(title: str, by_label: dict[str, dict[Cell, Evaluation]], basel
                      "not corrected for the number of methods.")  # fmt: skip
         notes += [f"Difference of {row.label}: over {row.difference.over} only." for row in rows
                   if row.difference is not None and row.difference.n < row.values[last].n]  # fmt: skip
-    baseline_or_none = baseline if compared and len(by_label) > 1 else None
+    baseline_or_none = baseline if compared else None
     title = f"{title}, {first.description}"
     return AttackTable(title, columns, tuple(rows), baseline_or_none, tuple(notes), first.attack)
 
@@ -253,6 +253,8 @@ def _notes(evaluations: Sequence[Evaluation], last: str) -> list[str]:
     notes = ["Top-1 accuracy in percent; mean ± sample standard deviation (ddof = 1) over n trials."]
     if len([name for name in first.accuracy if name != CLEAN and not is_pgd(name)]) > 1:
         notes.append("Each attack continues with the images that are still classified correctly (PGD with all images).")
+    for name in filter(is_pgd, first.accuracy):
+        notes.append(f"{title(name)}: {pgd_steps(name)} steps of a quarter of the radius, from one random start.")
     if first.complete:
         notes.append("AA: accuracy under standard AutoAttack; the columns before it are upper bounds of it.")
     else:

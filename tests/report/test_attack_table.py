@@ -31,3 +31,9 @@ def test_differences_are_paired_and_their_seeds_are_named() -> None:
     assert [note for note in table.notes if note.startswith("Difference of ")] == [
         "Difference of ikl_at: over 2 seeds only."
     ]
+
+
+def test_a_baseline_alone_is_compared_with_nothing() -> None:
+    (table,) = summarise_attacks([evaluated("trades", seed, 40.0 + seed) for seed in range(3)], "trades")  # type: ignore[misc]
+    assert table.baseline is None and not any(note.startswith("Difference") for note in table.notes)
+    assert "PGD-20: 20 steps of a quarter of the radius, from one random start." in table.notes
