@@ -253,8 +253,8 @@ def _notes(evaluations: Sequence[Evaluation], last: str) -> list[str]:
     notes = ["Top-1 accuracy in percent; mean ± sample standard deviation (ddof = 1) over n trials."]
     if len([name for name in first.accuracy if name != CLEAN and not is_pgd(name)]) > 1:
         notes.append("Each attack continues with the images that are still classified correctly (PGD with all images).")
-    for name in filter(is_pgd, first.accuracy):
-        notes.append(f"{title(name)}: {pgd_steps(name)} steps of a quarter of the radius, from one random start.")
+    notes += [f"{title(name)}: {pgd_steps(name)} steps of a quarter of the radius, from one random start."
+              for name in filter(is_pgd, first.accuracy)]  # fmt: skip
     if first.complete:
         notes.append("AA: accuracy under standard AutoAttack; the columns before it are upper bounds of it.")
     else:
