@@ -51,7 +51,8 @@ def test_every_method_has_an_entry_and_costs():
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_is_complete_and_its_symbols_are_of_its_formula(name):
     entry, info = method_page.entry(name), methods.describe(name)
-    assert entry.matched and entry.settings and entry.differs and entry.formula
+    written = entry.matched and entry.settings and entry.differs and entry.formula
+    assert written, f"docs/methods/{name}.yaml needs matched, settings, differs and formula"
     assert (entry.paper and entry.link.startswith("https://")) or name == "none"
     assert not entry.group or entry.group in method_page.FAMILIES
     assert set(entry.symbols) <= {parameter.name for parameter in info.parameters}

@@ -146,6 +146,10 @@ def _names(folder: Path) -> list[str]:
                 f"; it has folders ({', '.join(folders[:3])}), and images must lie directly in the class's folder"
             )
         raise UserError(problem)
+    nested = [path for path in _find_files.class_folders(folder).values() if _find_files.image_names(path)]
+    if nested:  # torchvision reads them; without a word they must not be left out
+        raise UserError(f"{nested[0]}: has images, but lies in the folder of a class, where images are not looked for; "
+                        f"move the images to {folder}, or the folder elsewhere")  # fmt: skip
     return names
 
 

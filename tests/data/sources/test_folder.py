@@ -134,6 +134,16 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_images_below_the_folder_of_a_class_are_not_left_out_silently(tmp_path: Path) -> None:
+    ant = tree(tmp_path / "mine") / "train" / "ant"
+    (ant / "empty").mkdir()
+    assert len(registry.load(MINE, tmp_path).train_images) == 9
+    (ant / "more").mkdir()
+    (ant / "more" / "1.png").write_bytes(next(ant.glob("*.png")).read_bytes())
+    message = f"{ant / 'more'}: has images, but lies in the folder of a class, where images are not looked for; "
+    assert fails(MINE, tmp_path) == f"{message}move the images to {ant}, or the folder elsewhere"
+
+
 def test_a_bad_image_is_named_and_nothing_kept(tmp_path: Path) -> None:
     root = tree(tmp_path / "mine")
     bad = root / "train" / "bee" / "1.png"
