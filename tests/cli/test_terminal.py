@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_bench.cli.attack import _log_progress
+from kd_bench.cli.attack import log_progress
 from kd_bench.cli.terminal import fit
 from tests.cli.test_main import run
 
@@ -59,9 +59,9 @@ def test_doctor_ends_with_a_verdict(tmp_path: Path) -> None:
 
 
 def test_the_progress_of_an_attack_says_how_many_images_it_left(capsys: pytest.CaptureFixture[str]) -> None:
-    _log_progress("clean", 1, 1, 9)
-    _log_progress("apgd-ce", 1, 2, 5)  # not the last batch
-    _log_progress("apgd-ce", 2, 2, 1)
+    log_progress("clean", 1, 1, 9)
+    log_progress("apgd-ce", 1, 2, 5)  # not the last batch
+    log_progress("apgd-ce", 2, 2, 1)
     assert capsys.readouterr().err.splitlines() == [
         "clean: batch 1 of 1, 9 images are classified correctly",
         "APGD-CE: batch 2 of 2, 1 image is still classified correctly",
