@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kd_bench.config.trial import Trial
 from kd_bench.trials.metrics_file import read_metrics
-from kd_bench.trials.reader import read_trial, trial_settings
+from kd_bench.trials.reader import WEIGHTS, read_trial, trial_settings
+from kd_bench.utils.files import sha256
 from kd_bench.utils.regular_files import BadFile, read_regular
 from tests.training.parts import trial
 from tests.trials.folders import finish
@@ -24,8 +25,12 @@ def test_kept_results_are_done() -> None:
     assert len(folders) > 100
     for folder in folders:
         record = read_trial(folder)
-        assert (record.verdict, record.faults, record.remarks, record.has_weights) == ("done", (), (), False)
+        assert (record.verdict, record.faults, record.remarks) == ("done", (), ())
         assert trial_settings(record).id == folder.name
+        if record.has_weights:
+            assert record.result and record.result["weights_sha256"] == sha256(folder / WEIGHTS)
+    with_weights = {file.parent.name for file in MEASURED.glob(f"*/*/{WEIGHTS}")}
+    assert with_weights == {"f60ddcdf3beb0a1c"}  # the teacher of cifar100/two_cores
 
 
 def test_the_content_of_a_finished_trial(tmp_path: Path) -> None:
