@@ -11,9 +11,10 @@ from typing import Any, get_args
 
 from torch import nn
 
+from kd_bench.methods._unrequested import describe_unrequested
 from kd_bench.methods.adversarial import AdversarialMethod
 from kd_bench.methods.base import Method, TeacherBatchNorm
-from kd_bench.types import LOGITS, Needs, Output, Pair
+from kd_bench.types import Needs, Output, Pair
 
 SUPER_FIRST = "__init__ should call super().__init__(pair) first"
 
@@ -86,23 +87,13 @@ def _unrequested_shapes(method: type[Method], needs: Needs) -> str:
         tree = ast.parse(textwrap.dedent(inspect.getsource(method.__init__)))
     except (OSError, TypeError, SyntaxError):  # its source is not known
         return ""
-    read: dict[str, set[Output]] = {"student": set(), "teacher": set()}
+    read: dict[str, set[str]] = {"student": set(), "teacher": set()}
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(value=ast.Attribute(value=ast.Name(id="pair"), attr=network), attr=name):
                 if network in read and name in get_args(Output):
-                    read[network].add(name)  # type: ignore[arg-type]
-    missing, arguments = [], []
-    for network, names in read.items():
-        requested: frozenset[Output] = getattr(needs, network)
-        lacking = names - requested - LOGITS - ({"preacts"} if "published_preacts" in requested else set())
-        missing += [f"pair.{network}.{name}" for name in sorted(lacking)]
-        if lacking or requested != LOGITS:
-            arguments.append(f"{network}=frozenset({{{str(sorted(lacking | requested - LOGITS))[1:-1]}}})")
-    if not missing:
-        return ""
-    verb = "was" if len(missing) == 1 else "were"
-    return f"{' and '.join(missing)} {verb} not requested; add needs = Needs({', '.join(arguments)}) to the class"
+                    read[network].add(name)
+    return describe_unrequested(read, needs, owner="pair.")
 
 
 def instance_problem(method: Method) -> str | None:

@@ -15,7 +15,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from kd_bench.types import LOGITS, Batch, Output, Outputs
+from kd_bench.methods._unrequested import describe_unrequested
+from kd_bench.types import Batch, Output, Outputs
 from kd_bench.utils.errors import UserError, suggestion
 from kd_bench.utils.plugins import display_path
 
@@ -141,18 +142,8 @@ def _unrequested(method: nn.Module, function: str) -> str:
         read = _outputs_read(getattr(type(method), function))
     except (OSError, TypeError, SyntaxError, AttributeError, StopIteration):  # its source is not known
         return ""
-    missing, arguments = [], []
-    for network, names in read.items():
-        requested: frozenset[Output] = getattr(needs, network)
-        lacking = names - requested - LOGITS - ({"preacts"} if "published_preacts" in requested else set())
-        missing += [f"{network}.{name}" for name in sorted(lacking)]
-        if lacking or requested != LOGITS:
-            arguments.append(f"{network}=frozenset({{{str(sorted(lacking | requested - LOGITS))[1:-1]}}})")
-    if not missing:
-        return ""
     key = "needs" if needs is getattr(method, "needs", None) else "preparation_needs"
-    verb = "was" if len(missing) == 1 else "were"
-    return f"{' and '.join(missing)} {verb} not requested; add {key} = Needs({', '.join(arguments)}) to the class"
+    return describe_unrequested(read, needs, key=key)
 
 
 def _outputs_read(function: Callable[..., object]) -> dict[str, set[str]]:

@@ -5,8 +5,8 @@ import torch
 #: Parts of messages of errors without a type of their own: of the CPU's allocator, of CUDA outside of torch's
 #: allocator, and of cuBLAS and cuDNN.
 _MESSAGES = (
+    "not enough memory",
     "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
     "CUDA error: out of memory",
     "_STATUS_ALLOC_FAILED",
 )
