@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher
 from kd_bench.launch.cohort_order import Slots, order_cohorts
@@ -22,6 +19,7 @@ from kd_bench.launch.worker_protocol import BUSY, STOP_SECONDS, Event, WorkerJob
 from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.trials.lease import LeaseMonitor
 from kd_bench.utils.errors import Terminated, UserError
+from kd_bench.utils.sigterm import raising_on_sigterm
 
 #: Seconds between the death of a worker and the next attempt, times the number of the attempt.
 RETRY_SECONDS = 1.0
@@ -76,29 +74,28 @@ class Scheduler:
         self._waiting += group_into_cohorts(missing, self.folder, self.options.cohort_size)
         if self._waiting:
             self._executor = _make_executor(self.options, self.folder, self._launcher)
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        handler = signal.signal(signal.SIGTERM, _raise_terminated) if in_main_thread else None
-        try:
-            self.display.start({cell.trial_id: cell.label for cell in planned}, teachers, missing)
-            while self._waiting or self._running:
-                self._start_waiting()
-                self._waiting += self._collect()
-                self.display.refresh()
-                time.sleep(0.1)
-        except (KeyboardInterrupt, Terminated):
-            if self._running and self._executor.ends_workers:
-                self.display.message(f"{self.display.name}: stopping; checkpoints are being saved")
-                self._stop_workers()
-            elif self._running:
-                self.display.message(f"{self.display.name}: submitted jobs go on; the same command finds them again")
-            raise
-        finally:
-            self.display.close()  # first: another Ctrl-C during the rest would leave a terminal without its cursor
-            for _, group in self._running if self._executor.ends_workers else ():
-                group.kill()
-            self._executor.close()
-            if handler is not None:
-                signal.signal(signal.SIGTERM, handler)
+        with raising_on_sigterm():
+            try:
+                self.display.start({cell.trial_id: cell.label for cell in planned}, teachers, missing)
+                while self._waiting or self._running:
+                    self._start_waiting()
+                    self._waiting += self._collect()
+                    self.display.refresh()
+                    time.sleep(0.1)
+            except (KeyboardInterrupt, Terminated):
+                if self._running and self._executor.ends_workers:
+                    self.display.message(f"{self.display.name}: stopping; checkpoints are being saved")
+                    self._stop_workers()
+                elif self._running:
+                    self.display.message(
+                        f"{self.display.name}: submitted jobs go on; the same command finds them again"
+                    )
+                raise
+            finally:
+                self.display.close()  # first: another Ctrl-C during the rest would leave a terminal without its cursor
+                for _, group in self._running if self._executor.ends_workers else ():
+                    group.kill()
+                self._executor.close()
         return self.outcome
 
     def _stop_workers(self) -> None:
@@ -341,7 +338,3 @@ def _make_executor(options: RunOptions, folder: Path, launcher: LauncherRankZero
     from kd_bench.launch.slurm_executor import SlurmExecutor
 
     return SlurmExecutor(settings, folder / "logs" / "slurm", options.jobs, options.device)
-
-
-def _raise_terminated(*_: Any) -> None:
-    raise Terminated

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -174,7 +171,7 @@ def run(
 
 def _train(planned: PlannedRecipe, options: RunOptions, call: str) -> Results:
     logit_cache_limit()  # an error in KD_BENCH_LOGITS_GB must come before hours of training
-    with python_call(call), _restored_signal_handler(), named_as_in_python():
+    with python_call(call), named_as_in_python():
         try:
             _, failed = api.run(planned, options, _notebook_console())
         except KeyboardInterrupt:
@@ -200,19 +197,6 @@ def _notebook_console() -> Console | None:
     # kernels set FORCE_COLOR, with which rich would take the stream for a terminal
     stream = cast(IO[str], LastLines())
     return Console(file=stream, force_terminal=False, force_jupyter=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _restored_signal_handler() -> Iterator[None]:
-    """Restores what SIGTERM does in this process, because a run sets a handler of its own in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _split(settings: Mapping[str, Any], out: str | Path, context: str) -> tuple[list[str], RunOptions]:
