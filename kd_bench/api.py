@@ -19,7 +19,7 @@ from kd_bench.data import registry as datasets
 from kd_bench.launch import run_recipe
 from kd_bench.launch.run_recipe import PlannedRecipe
 from kd_bench.launch.run_recipe import summarise_recipes as table
-from kd_bench.methods._added_rows import check_methods, method_rows
+from kd_bench.methods._added_rows import check_methods, check_without_teacher, method_rows
 from kd_bench.trials.plan_without_weights import plan_from_results
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
@@ -92,7 +92,7 @@ def base_recipe(dataset: str) -> dict[str, Any]:
 def pair_recipe(
     name: str,
     dataset: str,
-    teacher: str,
+    teacher: str | None,
     student: str,
     methods: Mapping[str, Any] | None = None,
     *,
@@ -104,7 +104,7 @@ def pair_recipe(
 
     Args:
         name, dataset: Names of the recipe and of the data set.
-        teacher, student: Their networks.
+        teacher, student: Their networks; None for no teacher.
         methods: The rows, as in a recipe; None for the student alone.
         weights: File of the teacher's weights, or "published"; None trains the teacher.
         trials: Number of seeds; None for the usual number.
@@ -115,7 +115,7 @@ def pair_recipe(
     """
     pairs = [{"teacher": teacher, "student": student}]
     content = base_recipe(dataset) | {"name": name, "pairs": pairs, "methods": methods or {"none": {}}}
-    if weights is not None:
+    if weights is not None and teacher is not None:
         content["teachers"] = {teacher: {"weights": weights}}
     return read_recipe(content, overrides or (), trials)
 
@@ -126,7 +126,7 @@ def folder_name(*parts: str) -> str:
 
 
 def plan_comparison(
-    dataset: str, teacher: str, student: str, methods: Iterable[str] | Mapping[str, Any], **settings: Any
+    dataset: str, teacher: str | None, student: str, methods: Iterable[str] | Mapping[str, Any], **settings: Any
 ) -> PlannedRecipe:
     """Plans a comparison of methods on one pair.
 
@@ -135,7 +135,7 @@ def plan_comparison(
         methods: As for ``method_rows``, or hyper-parameters by the label of the row, as in a recipe.
         **settings: As for ``pair_recipe``.
     """
-    name = folder_name("compare", dataset, teacher, student)
+    name = folder_name("compare", dataset, *filter(None, (teacher, student)))
     if isinstance(methods, Mapping):
         entries = {"none": {}, **methods}
     else:
@@ -143,8 +143,11 @@ def plan_comparison(
         check_methods(rows.values(), "--methods")
         entries = {label: {"method": method} for label, method in rows.items()}
     recipe = pair_recipe(name, dataset, teacher, student, entries, **settings)
+    if teacher is None:
+        check_without_teacher({label: row.method for label, row in recipe.methods.items()}, settings.get("weights"))
     for option, network in (("--teacher", teacher), ("--student", student)):
-        planning.resolve_network(recipe, network, option)
+        if network is not None:
+            planning.resolve_network(recipe, network, option)
     return PlannedRecipe(recipe, "compare", planning.plan(recipe, "compare"), in_file=False)
 
 

@@ -137,11 +137,16 @@ def _print_network(target: EvaluationTarget, settings: list[Attack], format_: st
 
 
 def _print_recipe(recipe: PlannedRecipe, out: Path, settings: list[Attack], format_: str) -> None:
+    from kd_bench import api
     from kd_bench.report import attack_table, render
 
     ids = {attack.id for attack in settings}
     evaluations = attack_table.trial_evaluations(out / recipe.recipe.name, recipe.planned)
-    tables = attack_table.summarise_attacks([e for e in evaluations if e[1].attack.id in ids], recipe.recipe.baseline)
+    tables = attack_table.summarise_attacks(
+        [(cell, evaluation) for cell, evaluation in evaluations if evaluation.attack.id in ids],
+        recipe.recipe.baseline,
+        api.table([recipe], out).incomparable,
+    )
     render.write(attack_table.render_tables(tables, format_), format_, sys.stdout)
 
 

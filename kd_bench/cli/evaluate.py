@@ -86,7 +86,7 @@ def evaluate(
     failures = _evaluate_recipe(measurement, targets.networks)
     _print_recipe(targets.recipe, tuple(name for name in chosen if name in measurement.applied), out, format_)
     if failures:
-        raise RunFailed(f"{len(failures)} of {len(targets.networks)} networks are not evaluated, see above; for the "
+        raise RunFailed(f"{failures} of {len(targets.networks)} networks are not evaluated, see above; for the "
                         "others nothing is measured again when the command is repeated")  # fmt: skip
 
 
@@ -148,31 +148,25 @@ def _evaluate_network(measurement: _Measurement, network: EvaluationTarget) -> O
     return outcome
 
 
-def _evaluate_recipe(measurement: _Measurement, networks: Sequence[EvaluationTarget]) -> list[str]:
-    """Measures the networks of a recipe, and returns why some were left out.
+def _evaluate_recipe(measurement: _Measurement, networks: Sequence[EvaluationTarget]) -> int:
+    """Measures the networks of a recipe, and returns the number of those that were left out.
 
     Raises:
-        UserError: If the only metric applies to none of them, or an error is not about one network.
-        RunFailed: If none could be measured.
+        UserError: If the only metric applies to none of them.
+        UserError, RunFailed: As evaluate_each.
     """
+    from kd_bench.evaluation.each_network import evaluate_each
+
     outcomes: list[Outcome] = []
-    failures: list[str] = []
-    for network in networks:
-        try:
-            outcome = measurement.evaluate(network)
-        except (UserError, RunFailed) as error:
-            if str(error) in failures:  # what is said of a second trial, too, is not about one trial
-                raise
-            failures.append(str(error))
-            _log(f"{error}; left out")
-            continue
-        outcomes.append(outcome)
-        for sentence in outcome.left_out:
+
+    def evaluate_network(network: EvaluationTarget) -> None:
+        outcomes.append(measurement.evaluate(network))
+        for sentence in outcomes[-1].left_out:
             _log(sentence)
+
+    failures = evaluate_each(networks, evaluate_network, _log)
     measurement.log_other_sets()
-    if not outcomes:
-        raise RunFailed(failures[0])
-    if all(map(measurement.is_refused, outcomes)):
+    if outcomes and all(map(measurement.is_refused, outcomes)):
         raise UserError(outcomes[0].left_out[0])
     return failures
 

@@ -47,14 +47,18 @@ def run(
 @opt.with_settings()
 def compare(
     dataset: opt.DatasetName,
-    teacher: Annotated[
-        str,
-        typer.Option("--teacher", help="Network of the teacher, or FILE.py:NAME.", autocompletion=completion.networks),
-    ],
     student: Annotated[
         str,
         typer.Option("--student", help="Network of the student, or FILE.py:NAME.", autocompletion=completion.networks),
     ],
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            help="Network of the teacher, or FILE.py:NAME; only adversarial training needs none.",
+            autocompletion=completion.networks,
+        ),
+    ] = None,
     methods: Annotated[
         str,
         typer.Option(

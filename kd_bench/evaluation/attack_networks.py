@@ -1,4 +1,4 @@
-"""Attacks several networks, so that one that cannot be attacked does not stop the others."""
+"""Attacks several networks, one after the other."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from kd_bench.config.attack import Attack, title
 from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
+from kd_bench.evaluation.each_network import evaluate_each
 from kd_bench.evaluation.target import EvaluationTarget
 from kd_bench.robustness.evaluation import ReportProgress
-from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.sigterm import raising_on_sigterm
 
 
@@ -34,23 +34,15 @@ def attack_networks(
         report_progress: Called after each batch.
 
     Raises:
-        UserError, RunFailed: If no network could be attacked, or an error is not about one network.
+        UserError, RunFailed: As evaluate_each.
     """
-    failures: list[str] = []
-    for network in networks:
+
+    def attack_network(network: EvaluationTarget) -> None:
         if network.input_description:
             log(network.input_description)
-        try:
-            for attack in attacks:
-                log(f"{describe(network)}: {attack.title}, {', '.join(map(title, attack.attacks))}")
-                with raising_on_sigterm():
-                    evaluator.evaluate(network, attack, save_images, report_progress)
-        except (UserError, RunFailed) as error:
-            # What is said of a second network, too, is not about one network.
-            if len(networks) == 1 or str(error) in failures:
-                raise
-            failures.append(str(error))
-            log(f"{error}; left out")
-    if networks and len(failures) == len(networks):
-        raise RunFailed(failures[0])
-    return len(failures)
+        for attack in attacks:
+            log(f"{describe(network)}: {attack.title}, {', '.join(map(title, attack.attacks))}")
+            with raising_on_sigterm():
+                evaluator.evaluate(network, attack, save_images, report_progress)
+
+    return evaluate_each(networks, attack_network, log)

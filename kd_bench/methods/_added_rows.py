@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 from kd_bench.methods import _registry
@@ -54,3 +54,20 @@ def check_methods(names: Iterable[str], option: str) -> None:
         if colon and is_file(Path(f"{file}.py")):  # the user wrote a module's name
             raise unknown("method", name, [f"{file}.py:{attribute}"], option)
         _registry.describe(name, option)
+
+
+def check_without_teacher(rows: Mapping[str, str], weights: str | None) -> None:
+    """Checks that a comparison needs no teacher.
+
+    Args:
+        rows: The methods by the label of their row.
+        weights: The teacher's weights that the user named; None for none.
+
+    Raises:
+        UserError: If a method needs a teacher, or there are weights of one.
+    """
+    for label, name in rows.items():
+        if _registry.describe_row(label, name, "--methods").needs_teacher:
+            raise UserError(f"--teacher: should name the teacher's network, because {label} needs a teacher")
+    if weights is not None:
+        raise UserError(f"--weights {weights}: should be those of a teacher, and there is no --teacher")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PUBLISHED_NAMES = {
     "ResNet18": "cifar_resnet18",
     "ResNet50": "cifar_resnet50",
+    "PreActResNet18": "cifar_preact_resnet18",
     "MobileNetV2": "cifar_mobilenet_v2",
     "ShuffleV1": "cifar_shufflenet_v1",
     "ShuffleV2": "cifar_shufflenet_v2",

@@ -82,7 +82,7 @@ class Options(Settings):
 
 def compare(
     dataset: str,
-    teacher: str,
+    teacher: str | None,
     student: str,
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]] = ("kd", "dkd", "ikl_kd"),
     *,
@@ -98,7 +98,7 @@ def compare(
 
     Args:
         dataset: Name of the data set, or ``FILE.py:NAME``.
-        teacher, student: Names of the networks, or ``FILE.py:NAME``.
+        teacher, student: Names of the networks, or ``FILE.py:NAME``; for adversarial training, the teacher may be None.
         methods: Names of the methods, or ``[LABEL=]FILE.py:CLASS``; or a mapping from the labels of the table's rows to
             hyper-parameters, as in a recipe: ``{"kd": {}, "ikl_4": {"method": "ikl_kd", "alpha": 4}}``.
         trials: Number of seeds.
@@ -116,7 +116,8 @@ def compare(
     """
     overrides, options = _split(settings, out, "compare")
     for key, value in (("dataset", dataset), ("teacher", teacher), ("student", student)):
-        text(value, key, "compare")
+        if value is not None or key != "teacher":
+            text(value, key, "compare")
     if weights is not None:
         weights = text(weights, "weights", "compare")
     rows = methods if isinstance(methods, Mapping) else method_names(methods, "compare")

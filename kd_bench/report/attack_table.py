@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.attack import Attack, chained, is_pgd, pgd_steps, title
 from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, is_taught
-from kd_bench.report.render import Table, simple_table
+from kd_bench.report.render import DASH, Table, simple_table
 from kd_bench.report.results_frame import teacher_name
+from kd_bench.report.significance import Significance, correct, difference_tests, format_test
 from kd_bench.report.statistics import Difference, MeanAndStd
+from kd_bench.report.summary import ALONE, CONFIDENCE
 from kd_bench.report.summary_text import format_difference
 from kd_bench.trials.reader import read_trial
 from kd_bench.utils.regular_files import BadFile, read_json_object
@@ -121,12 +123,15 @@ class AttackRow:
     Attributes:
         label: Label of the row.
         values: Mean and standard deviation over trials, by key of the table's columns.
-        difference: Last column minus the baseline's, paired by seed; None for the baseline, or without a baseline.
+        difference: Last column minus the baseline's, paired by seed; None for the baseline, without a baseline, and for
+            a row of another protocol.
+        tests: Tests of the difference, corrected for the methods of the table; None without a difference.
     """
 
     label: str
     values: dict[str, MeanAndStd]
     difference: Difference | None = None
+    tests: Significance | None = None
 
 
 @dataclass(frozen=True)
@@ -152,12 +157,18 @@ class AttackTable:
     kind: str = "method"
 
 
-def summarise_attacks(evaluations: Iterable[tuple[PlannedTrial, Evaluation]], baseline: str) -> list[AttackTable]:
+def summarise_attacks(
+    evaluations: Iterable[tuple[PlannedTrial, Evaluation]],
+    baseline: str,
+    incomparable: Collection[tuple[str, str]] = (),
+) -> list[AttackTable]:
     """Returns tables of clean and robust accuracy by method, one for each pair and attack.
 
     Args:
         evaluations: From ``trial_evaluations``.
         baseline: Label of the row that the others are compared with.
+        incomparable: Pair's title and label of each row whose protocol is not its pair's, so that it is compared with
+            nothing; see ``Summary.incomparable``.
     """
     tables: dict[tuple[str, str], list[tuple[PlannedTrial, Evaluation]]] = {}
     for cell, evaluation in evaluations:
@@ -170,12 +181,28 @@ def summarise_attacks(evaluations: Iterable[tuple[PlannedTrial, Evaluation]], ba
         by_label: dict[str, dict[Cell, Evaluation]] = {}
         for (trial, evaluation), cell_of in zip(of_table, cells, strict=True):
             by_label.setdefault(trial.label, {})[cell_of] = evaluation
-        made.append(_attack_table(heading, by_label, baseline))
+        methods = {trial.label for trial, _ in of_table if trial.method != ALONE}
+        excluded = {label for label in by_label if (heading, label) in incomparable}
+        made.append(_attack_table(heading, by_label, baseline, methods, excluded))
     return made
 
 
-def _attack_table(title: str, by_label: dict[str, dict[Cell, Evaluation]], baseline: str) -> AttackTable:
-    """The table of evaluations of one attack, by label and cell."""
+def _attack_table(
+    title: str,
+    by_label: dict[str, dict[Cell, Evaluation]],
+    baseline: str,
+    methods: Collection[str] = (),
+    excluded: Collection[str] = (),
+) -> AttackTable:
+    """The table of evaluations of one attack.
+
+    Args:
+        title: Networks and dataset.
+        by_label: The evaluations by label and cell.
+        baseline: Label of the row that the others are compared with.
+        methods: Labels whose p-values are corrected together: those of methods.
+        excluded: Labels that are compared with nothing; if the baseline is one of them, no row is.
+    """
     evaluations = [evaluation for by_cell in by_label.values() for evaluation in by_cell.values()]
     first, columns = evaluations[0], evaluations[0].columns
     last = list(columns)[-1]
@@ -186,12 +213,14 @@ def _attack_table(title: str, by_label: dict[str, dict[Cell, Evaluation]], basel
         }
         for key in columns
     }
-    compared = accuracies[last].get(baseline, {}) if len(by_label) > 1 else {}
+    compared = accuracies[last].get(baseline, {}) if len(by_label) > 1 and baseline not in excluded else {}
+    others = {label: by_cell for label, by_cell in accuracies[last].items() if label not in {baseline, *excluded}}
+    differences, tests = _compare(others, compared, methods)
     rows = []
     for label in by_label:
         means = {key: estimate_cells(accuracies[key][label]) for key in columns}
-        difference = difference_of_cells(accuracies[last][label], compared)[0] if label != baseline else None
-        rows.append(AttackRow(label, {key: mean for key, mean in means.items() if mean}, difference))
+        values = {key: mean for key, mean in means.items() if mean}
+        rows.append(AttackRow(label, values, differences.get(label), tests.get(label)))
     crossed = any(is_taught(by_cell) for by_cell in by_label.values())
     notes = _notes(evaluations, columns[last])
     if crossed:
@@ -203,11 +232,37 @@ def _attack_table(title: str, by_label: dict[str, dict[Cell, Evaluation]], basel
             paired = "seed, with the 95 % interval of the paired t distribution"
         notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by {paired}, "
                      "not corrected for the number of methods.")  # fmt: skip
+        if any(test.p_t is not None for test in tests.values()):
+            notes.append("P-values, where shown: two-sided, of the t test of the interval and of the test that "
+                         "flips the signs of the differences; in brackets after Holm's correction for the "
+                         "methods.")  # fmt: skip
+        notes += [f"{label} has another protocol, and is compared with nothing." for label in by_label
+                  if label in excluded]  # fmt: skip
         notes += [f"Difference of {row.label}: over {row.difference.over} only." for row in rows
                   if row.difference is not None and row.difference.n < row.values[last].n]  # fmt: skip
     baseline_or_none = baseline if compared else None
     title = f"{title}, {first.description}"
     return AttackTable(title, columns, tuple(rows), baseline_or_none, tuple(notes), first.attack)
+
+
+def _compare(
+    values: Mapping[str, Mapping[Cell, float]], baseline: Mapping[Cell, float], methods: Collection[str]
+) -> tuple[dict[str, Difference], dict[str, Significance]]:
+    """Returns the rows' differences to the baseline and their tests, by label.
+
+    Args:
+        values: Accuracy of each row by cell.
+        baseline: The same of the baseline.
+        methods: Labels whose p-values are corrected together.
+    """
+    differences: dict[str, Difference] = {}
+    tests: dict[str, Significance] = {}
+    for label, by_cell in values.items():
+        difference, of_cells = difference_of_cells(by_cell, baseline, CONFIDENCE)
+        if difference is not None:
+            differences[label] = difference
+            tests[label] = difference_tests(difference, of_cells, CONFIDENCE)
+    return differences, tests | correct({label: test for label, test in tests.items() if label in methods})
 
 
 def network_table(name: str, about: str, evaluation: Evaluation) -> AttackTable:
@@ -218,13 +273,19 @@ def network_table(name: str, about: str, evaluation: Evaluation) -> AttackTable:
 
 def render_tables(tables: Sequence[AttackTable], format: str) -> list[Table]:
     """Returns the tables for ``render``. "csv" is one table with a row for each number, in full precision."""
-    return [_csv_table(tables)] if format == "csv" else [_text_table(table) for table in tables]
+    return [_csv_table(tables)] if format == "csv" else [_text_table(table, format != "terminal") for table in tables]
 
 
-def _text_table(table: AttackTable) -> Table:
-    """A row for each method or network, with the number of trials and the difference if there are any."""
+def _text_table(table: AttackTable, tests: bool) -> Table:
+    """A row for each method or network, with the number of trials and the difference if there are any.
+
+    If ``tests``, the p-values of differences that have some follow them. A terminal has no place for these.
+    """
+    names = {"p of the t test (Holm)": "p_t", "p of the sign-flip test (Holm)": "p_flip"} if tests else {}
+    shown = {header: name for header, name in names.items() if any(format_test(row.tests, name) for row in table.rows)}
     headers = [table.kind, *(f"{name} %" for name in table.columns.values())]
     headers += ["n"] * (table.kind == "method") + [f"difference to {table.baseline}"] * (table.baseline is not None)
+    headers += shown
     rows = []
     for row in table.rows:
         cells = [row.label, *(str(row.values[key]) for key in table.columns)]
@@ -232,19 +293,25 @@ def _text_table(table: AttackTable) -> Table:
             cells.append(str(max(value.n for value in row.values.values())))
         if table.baseline is not None:
             cells.append(format_difference(row.difference))
+        cells += [format_test(row.tests, name) or DASH for name in shown.values()]
         rows.append(cells)
     return simple_table(table.title, headers, rows, table.notes)
 
 
 def _csv_table(tables: Sequence[AttackTable]) -> Table:
+    of_difference, of_tests = ("mean", "low", "high"), ("p_t", "p_t_holm", "p_flip", "p_flip_holm")
     rows = []
     for table in tables:
         for row in table.rows:
             for key, name in table.columns.items():
-                value, difference = row.values[key], row.difference if key == list(table.columns)[-1] else None
-                interval = (difference.mean, difference.low, difference.high) if difference else (None, None, None)
-                rows.append((table.title, row.label, name, value.mean, value.std, value.n, *interval))
-    return simple_table("", ("table", "label", "column", "mean", "std", "n", "difference", "low", "high"), rows)
+                is_last = key == list(table.columns)[-1]
+                value, difference, tests = row.values[key], is_last and row.difference, is_last and row.tests
+                numbers = [getattr(difference, field, None) for field in of_difference]
+                numbers += [getattr(tests, field, None) for field in of_tests]
+                rows.append((table.title, row.label, name, value.mean, value.std, value.n, *numbers))
+    headers = ("table", "label", "column", "mean", "std", "n", "difference", "low", "high", "p_paired_t",
+               "p_paired_t_holm", "p_sign_flip", "p_sign_flip_holm")  # fmt: skip
+    return simple_table("", headers, rows)
 
 
 def _notes(evaluations: Sequence[Evaluation], last: str) -> list[str]:

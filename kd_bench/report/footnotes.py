@@ -28,6 +28,11 @@ _TOP1 = (
     "Top-1: accuracy on the test set after the last epoch, in percent; mean ± sample standard deviation (ddof = 1) "
     "over n trials, one a seed (of the teacher: over n teachers); (2/3) stands for 2 of 3 planned trials."
 )
+#: What ``evaluated`` in ``result.json`` says of trials without an average of the weights, and words for each value.
+_LAST = "last"
+_WEIGHTS = {_LAST: "the last ones", "average over steps": "their average over steps",
+            "average over epochs": "their average over epochs"}  # fmt: skip
+
 _BEST = "Best epoch: selected by its accuracy on the test set itself, therefore optimistic; mean ± std."
 _SECONDS = (
     "Seconds an epoch: mean cost of training when run alone: the trial's own steps plus the shared data and teacher "
@@ -58,6 +63,7 @@ def footnotes(
     if baseline in labels:
         yield from conclusions(pairs, baseline)
     yield _TOP1
+    yield from _evaluated_weights(frame)
     yield from crossed_notes(pairs)
     if baseline in labels:
         yield from _differences(pairs, baseline)
@@ -69,6 +75,17 @@ def footnotes(
         yield _ranks(dataset if len(rankings) > 1 else "", ranking)
     for name, of_dataset in frame.groupby("dataset", sort=False):
         yield _dataset(str(name), of_dataset, pairs)
+
+
+def _evaluated_weights(frame: pd.DataFrame) -> Iterator[str]:
+    """Which weights were tested, if some rows' are an average."""
+    labels: dict[str, dict[str, None]] = {}
+    done = frame[frame["status"] == "done"]
+    for label, evaluated in zip(done["label"], done["evaluated"].fillna(_LAST), strict=True):
+        labels.setdefault(evaluated, {})[label] = None
+    if set(labels) - {_LAST}:
+        kinds = "; ".join(f"{_WEIGHTS.get(kind, kind)} ({', '.join(of_kind)})" for kind, of_kind in labels.items())
+        yield f"Evaluated weights: {kinds}."
 
 
 def _differences(pairs: Sequence[PairTable], baseline: str) -> Iterator[str]:

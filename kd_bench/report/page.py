@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from kd_bench.report.paper_layout import paper_tables, short_names
 from kd_bench.report.published_robustness import published_cells
 from kd_bench.report.render import DASH
 from kd_bench.report.results_frame import read_result, teacher_name
-from kd_bench.report.significance import format_p
+from kd_bench.report.significance import format_p, format_test
 from kd_bench.report.summary import FolderResults, PairTable, SummaryRow
 from kd_bench.report.summary_text import format_signed
 from kd_bench.report.trial_data import PageTrials, script, training_command
@@ -42,6 +41,7 @@ def page(results: Sequence[FolderResults]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters |= {"spread": lambda value: str(value or DASH), "p": format_p, "signed": signed}
+    templates.filters["test"] = format_test
     code, style = (loader.get_source(templates, name)[0] for name in ("report.js", "report.css"))
     # without white space at the ends, which the Nu validator leaves out of its hashes
     code, style = code.strip(), f"{palette.style()}{style}".strip()
@@ -277,12 +277,12 @@ class _PageBuilder:
             rows = {row.label: row for row in pair.rows}
             keys = {(pair.teacher, name) for row in pair.rows for name in row.trials}
             attacked = [item for item in evaluations if (teacher_name(item[0]), item[0].trial_id) in keys]
-            for table in summarise_attacks(attacked, results.summary.baseline or ""):
+            for table in summarise_attacks(attacked, results.summary.baseline or "", results.summary.incomparable):
                 lines, points = [], []
                 last = list(table.columns)[-1]
                 for line in table.rows:
                     row = rows.get(line.label)
-                    lines.append((replace(line, difference=None) if row and not row.comparable else line, row))
+                    lines.append((line, row))
                     if row and row.kind == "method":
                         points.append(plots.Point(self._mark(pair, row), line.values["clean"].mean, line.values[last]))
                 title, y_title = f"Clean against robust: {table.title}", f"{table.columns[last]}, %"

@@ -58,7 +58,8 @@ def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path |
         ``teacher_status``, ``teacher_reason``, ``teacher_top1`` (last epoch of its own trial, otherwise the value that
         the student's trial measured; NA if its own trial is damaged), ``teacher_top1_best``, ``teacher_epochs``,
         ``teacher_seconds_per_epoch``. ``images`` and ``images_kind`` (and the same of the teacher) are the digest of
-        the images and what was digested; absent for results of earlier versions.
+        the images and what was digested; absent for results of earlier versions. ``evaluated`` says which weights were
+        tested, of trials that have several kinds.
     """
     read = cache(read_result)
     rows = []
@@ -104,6 +105,8 @@ def result_fields(record: TrialRecord) -> dict[str, Any]:
         fields["reason"] = _one_line(result.get("reason") or "no reason was recorded")
     if images := result.get("images"):
         fields |= {"images": images["digest"], "images_kind": _one_line(images["kind"])}
+    if result.get("evaluated") is not None:
+        fields["evaluated"] = _one_line(result["evaluated"])
     if result.get("finished") is not None:
         fields["finished"] = _one_line(result["finished"])
     return fields
@@ -120,7 +123,7 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
         **dict.fromkeys(("dataset", "teacher", "student", "label", "method"), "string"),
         "seed": "int64",
         "teacher_seed": "Int64",
-        **dict.fromkeys(("trial_id", "teacher_id", "status", "reason", "protocol", "finished"), "string"),
+        **dict.fromkeys(("trial_id", "teacher_id", "status", "reason", "protocol", "evaluated", "finished"), "string"),
         **dict.fromkeys((*PERCENTAGES, *NUMBERS), "float64"),
         **dict.fromkeys(COUNTS, "Int64"),
         **dict.fromkeys((*IMAGES, "teacher_images", "teacher_images_kind"), "string"),

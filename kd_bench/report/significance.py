@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kd_bench.report.statistics import Difference
+
 #: Largest number of seeds for which all sign flips are enumerated.
 EXACT = 20
 
@@ -55,6 +57,25 @@ def significance(differences: Sequence[float], confidence: float = 0.95) -> Sign
         sign_flip(differences),
         bootstrap=bootstrap_interval(differences, confidence),
     )
+
+
+def difference_tests(
+    difference: Difference | None, differences: Sequence[float], confidence: float = 0.95
+) -> Significance:
+    """Returns the tests of a mean difference, without Holm's correction.
+
+    If the differences can be split into teachers and seeds, they are no independent replications, so that only the test
+    of the interval remains.
+
+    Args:
+        difference: The mean difference; None for none.
+        differences: What it is the mean of.
+        confidence: Coverage of the bootstrap interval, in (0, 1).
+    """
+    crossing = difference.crossing if difference else None
+    if crossing is not None and crossing.is_split:
+        return Significance(tuple(differences), crossing.p, None)
+    return significance(differences, confidence)
 
 
 def paired_t(differences: Sequence[float]) -> float | None:
@@ -148,6 +169,19 @@ def correct(tests: Mapping[str, Significance]) -> dict[str, Significance]:
 def format_p(p: float) -> str:
     """Returns a p-value with three decimals."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def format_test(test: Significance | None, name: str) -> str | None:
+    """Returns the p-value of a test, with the corrected one in brackets if there is one; None without a p-value.
+
+    Args:
+        test: The tests of a difference.
+        name: ``p_t`` or ``p_flip``.
+    """
+    p, corrected = getattr(test, name, None), getattr(test, f"{name}_holm", None)
+    if p is None:
+        return None
+    return format_p(p) if corrected is None else f"{format_p(p)} ({format_p(corrected)})"
 
 
 def _rounding(differences: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kd_bench.report.crossed import Cell
 from kd_bench.report.ranks import Ranking
-from kd_bench.report.significance import Significance, correct, paired_t, significance
+from kd_bench.report.significance import Significance, correct, difference_tests, paired_t
 from kd_bench.report.statistics import Difference, MeanAndStd
 
 if TYPE_CHECKING:
@@ -171,15 +171,8 @@ class SummaryRow:
 
     @property
     def significance(self) -> Significance:
-        """Tests of the differences, without Holm's correction.
-
-        If they can be split into teachers and seeds, they are no independent replications, so that only the test of the
-        interval remains.
-        """
-        crossing = self.difference.crossing if self.difference else None
-        if crossing is not None and crossing.is_split:
-            return Significance(self.differences, crossing.p, None)
-        return significance(self.differences, CONFIDENCE)
+        """Tests of the differences, without Holm's correction."""
+        return difference_tests(self.difference, self.differences, CONFIDENCE)
 
     @property
     def ranked(self) -> bool:
@@ -258,6 +251,11 @@ class Summary:
     def rows(self) -> list[SummaryRow]:
         """The rows of all pairs."""
         return [row for pair in self.pairs for row in pair.rows]
+
+    @property
+    def incomparable(self) -> set[tuple[str, str]]:
+        """Pair's title and label of each row that is compared with nothing, because its protocol is not its pair's."""
+        return {(pair.title, row.label) for pair in self.pairs for row in pair.rows if not row.comparable}
 
     @property
     def conclusions(self) -> tuple[str, ...]:

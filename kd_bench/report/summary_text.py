@@ -12,7 +12,7 @@ from kd_bench.report.crossed import Parts
 from kd_bench.report.footnotes import LONG_ONLY, TOP1_ONLY
 from kd_bench.report.paper_layout import LEGEND, latex_tables
 from kd_bench.report.render import DASH, Column, Table, TableRow
-from kd_bench.report.significance import format_p
+from kd_bench.report.significance import format_test
 from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.summary import CONFIDENCE, PairTable, Published, Summary, SummaryRow
 
@@ -133,11 +133,7 @@ def _with_count(row: SummaryRow) -> str:
 
 def _p(pair: PairTable, row: SummaryRow, name: str) -> str:
     """The p-value of a test, with the corrected one in brackets if there is one."""
-    test = pair.significance.get(row.label)
-    p, corrected = getattr(test, name, None), getattr(test, f"{name}_holm", None)
-    if p is None:
-        return DASH
-    return format_p(p) if corrected is None else f"{format_p(p)} ({format_p(corrected)})"
+    return format_test(pair.significance.get(row.label), name) or DASH
 
 
 def _published(value: Published | None) -> str:

@@ -146,6 +146,31 @@ def test_baselines_that_are_refused(tmp_path: Path, arguments: list[str], expect
     assert expected in refused("compare", *PAIR, "--out", str(tmp_path), *arguments)
 
 
+def test_adversarial_training_is_compared_without_a_teacher(tmp_path: Path) -> None:
+    settings = {"trials": 1, "overrides": ["adversarial.eps=0.1", "adversarial.schedule=released"]}
+    planned = api.plan_comparison("digits", None, "resnet8", ["trades", "ikl_at"], **settings)  # type: ignore[arg-type]
+    assert planned.recipe.name == "compare-digits-resnet8"
+    assert [(cell.label, cell.taught_by) for cell in planned.planned] == [
+        ("none", None), ("trades", None), ("ikl_at", None)]  # fmt: skip
+    in_recipe = api.plan("robustness/digits", trials=1, overrides=["pairs.0.student=resnet8"]).planned
+    assert planned.planned[0].teacher == in_recipe[0].teacher == "-"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--methods", "trades,mine=kd"], "--teacher: should name the teacher's network, because mine needs a teacher"),
+        ([], "--teacher: should name the teacher's network, because kd needs a teacher"),
+        (["--methods", "trades", "--weights", "x.pt"],
+         "--weights x.pt: should be those of a teacher, and there is no --teacher"),
+    ],
+)  # fmt: skip
+def test_comparisons_without_a_teacher_that_are_refused(tmp_path: Path, arguments: list[str], expected: str) -> None:
+    adversarial = ("--set", "adversarial.eps=0.1", "--set", "adversarial.schedule=released")
+    pair = ("--dataset", "digits", "--student", "resnet8")
+    assert expected in refused("compare", *pair, *arguments, *adversarial, "--out", str(tmp_path))
+
+
 def test_a_recipe_that_is_replaced_is_kept_if_it_has_other_trials(tmp_path: Path) -> None:
     def write(**changes: object) -> tuple[str | None, list[str]]:
         settings: dict[str, object] = {"trials": 1, "overrides": ["epochs=1"], **changes}

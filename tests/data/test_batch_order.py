@@ -41,7 +41,7 @@ def test_repeats_are_timms(size: int, processes: int, monkeypatch: pytest.Monkey
     assert len(pairs) == images.numel() and repeats.max() == 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), repeats=st.integers(1, 3))
 def test_processes_share_every_batch(data: Any, repeats: int) -> None:
     world = data.draw(st.sampled_from([1, 2, 3, 4, 6]))

@@ -51,7 +51,7 @@ def by_sample(batches: list[Batch], size: int) -> dict[int, Tensor]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(size=st.integers(1, 60), batch_size=st.integers(1, 20), number=st.integers(0, 500), seed=st.integers(0, 9))
 def test_every_epoch_is_a_permutation(size: int, batch_size: int, number: int, seed: int) -> None:
     batch_size = min(batch_size, size)
@@ -78,7 +78,7 @@ def test_batches_are_the_sets_images_cropped_and_flipped_by_the_epochs_draws() -
 
 
 @pytest.mark.parametrize("augment", [PLAIN, EVERYTHING], ids=["plain", "everything"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(one=st.integers(2, 40), other=st.integers(2, 40), number=st.integers(0, 99))
 def test_a_sample_looks_the_same_in_any_batch(augment: Augment, one: int, other: int, number: int) -> None:
     size = 2 * one * other  # neither leaves a single image over

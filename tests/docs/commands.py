@@ -126,7 +126,8 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
     from kd_bench.report.render import FORMATS
     from kd_bench.trials.recipe_file import recipe_file
 
-    of = Namespace(**{"set_": (), "only": (), "trials": None, "dataset": None, "recipe": (), **dict(given)})
+    defaults = {"set_": (), "only": (), "trials": None, "dataset": None, "teacher": None, "recipe": ()}
+    of = Namespace(**{**defaults, **dict(given)})
     if "format_" in of:
         assert of.format_ in FORMATS, of.format_
     if command == "show":

@@ -32,7 +32,7 @@ def draw(seed: int, images: int, classes: int, scale: float = 2.0) -> tuple[torc
 SIZES = st.tuples(st.integers(0, 10_000), st.integers(2, 300), st.integers(2, 20))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIZES)
 def test_errors_of_probabilities(sizes):
     logits, labels = draw(*sizes)
@@ -124,7 +124,7 @@ def test_held_out_images_give_one_temperature():
     assert torch.equal(scaled.logits, logits.double() / expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIZES)
 def test_fidelity(sizes):
     seed, images, classes = sizes

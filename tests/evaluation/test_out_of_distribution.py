@@ -36,7 +36,7 @@ def naive(own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     return 100 * sum(pairs) / len(pairs), 100 * float(np.mean(other >= max(thresholds)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 40), st.integers(1, 30))
 def test_separation_with_ties(seed, own, other, levels):
     rng = np.random.default_rng(seed)

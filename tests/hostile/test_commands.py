@@ -365,7 +365,7 @@ def _check_words(kd_bench: Run, words: list[str]) -> None:
         assert done.errors.count("\n") == 1
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(WORDS, max_size=5))
 def test_any_words_are_a_command_or_a_sentence(
     kd_bench: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
@@ -375,7 +375,7 @@ def test_any_words_are_a_command_or_a_sentence(
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(words=st.lists(WORDS, max_size=6))
 def test_a_thousand_command_lines(
     kd_bench: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]

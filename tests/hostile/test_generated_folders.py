@@ -138,14 +138,14 @@ def check_readers(results: Results) -> None:
         assert call(*arguments).code in (0, 1)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(changes=st.lists(damages(), min_size=1, max_size=3))
 def test_generated_damage(whole: Results, changes: list[Any]) -> None:
     check_generated(whole, changes, slow=False)
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(changes=st.lists(damages(), min_size=1, max_size=3))
 def test_much_generated_damage(whole: Results, changes: list[Any]) -> None:
     check_generated(whole, changes, slow=True)

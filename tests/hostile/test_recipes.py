@@ -240,14 +240,14 @@ def _check_spoiled(spoiled: Spoiled, path: Path) -> None:
             assert _agrees(_accepted(recipe, changed), value), (changed, value, _accepted(recipe, changed))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spoiled=spoiled_recipes())
 def test_a_spoiled_recipe_is_refused_or_taken_as_it_is(tmp_path: Path, spoiled: Spoiled) -> None:
     _check_spoiled(spoiled, tmp_path / "r.yaml")
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spoiled=spoiled_recipes())
 def test_two_thousand_spoiled_recipes(tmp_path: Path, spoiled: Spoiled) -> None:
     _check_spoiled(spoiled, tmp_path / "r.yaml")
@@ -273,14 +273,14 @@ def _check_override(parts: tuple[str, str, str], recipe: Path) -> None:
         assert len(message) < 1000
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=OVERRIDES)
 def test_any_override_is_refused_or_taken(write: Callable[..., Path], parts: tuple[str, str, str]) -> None:
     _check_override(parts, write())
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=OVERRIDES)
 def test_a_thousand_overrides(write: Callable[..., Path], parts: tuple[str, str, str]) -> None:
     _check_override(parts, write())

@@ -189,20 +189,20 @@ def _check_pieces(pieces: list[str]) -> None:
     assert parse_yaml(text) == value or "nan" in text.lower()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(JSON)
 def test_json_is_read_as_it_is(value: Any) -> None:
     _check_json(value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(PIECES, max_size=30))
 def test_any_text_is_read_or_refused(pieces: list[str]) -> None:
     _check_pieces(pieces)
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(JSON, st.lists(PIECES, max_size=40))
 def test_a_thousand_texts(value: Any, pieces: list[str]) -> None:
     _check_json(value)

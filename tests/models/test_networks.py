@@ -21,6 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cifar_wrn_16_1": {},
     "cifar_vgg8": {},
     "cifar_resnet18": {},
+    "cifar_preact_resnet18": {},
     SWISH: {"depth": 10, "width": 1},
 }
 EACH = pytest.mark.parametrize("name", list(SMALL))

@@ -29,6 +29,7 @@ OWN: dict[str, tuple[dict[str, Any], list[str | None]]] = {
         {"depth": 10, "width": 1},
         [None, "layer.1.block.0.batchnorm_0", "layer.2.block.0.batchnorm_0", "batchnorm"],
     ),
+    "cifar_preact_resnet18": ({}, [None, "layer2.0.bn1", "layer3.0.bn1", "layer4.0.bn1", "bn"]),
     "cifar_vgg8": ({}, [f"block{index}.1" for index in range(5)]),
     "cifar_vgg13": ({}, [f"block{index}.4" for index in range(5)]),
     "cifar_mobilenet_v2": (
@@ -43,6 +44,7 @@ PURE = [
     ("cifar_resnet8", [0]),
     ("cifar_wrn_16_1", [1, 2, 3]),
     ("cifar_wrn_28_10_swish", [1, 2, 3]),
+    ("cifar_preact_resnet18", [1, 2, 3, 4]),
     ("cifar_vgg8", range(5)),
     ("cifar_vgg13", range(5)),
     ("cifar_mobilenet_v2", [0, 4]),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kd_bench.models import create
 from kd_bench.models.cifar_network import CifarNet
@@ -134,3 +135,33 @@ def test_swish_starts_as_published() -> None:
     norms = [layer for layer in built.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert len(norms) == 7
     assert all(norm.momentum == 0.01 for norm in norms)
+
+
+@torch.no_grad()
+def test_preact_resnet_computes_what_the_published_weights_mean() -> None:
+    torch.manual_seed(0)
+    built = create("cifar_preact_resnet18", 10)
+    for norm in (layer for layer in built.modules() if isinstance(layer, nn.BatchNorm2d)):
+        for values, low, high in ((norm.weight, 0.5, 1.5), (norm.bias, -0.5, 0.5), (norm.running_mean, -0.5, 0.5),
+                                  (norm.running_var, 0.5, 2.0)):  # fmt: skip
+            assert values is not None
+            nn.init.uniform_(values, low, high)
+    state = built.eval().state_dict()
+    assert sum(parameter.numel() for parameter in built.parameters()) == 11_172_170
+
+    def activated(x: Tensor, norm: str) -> Tensor:
+        scale, shift, mean, var = (state[f"{norm}.{key}"] for key in ("weight", "bias", "running_mean", "running_var"))
+        return F.relu(F.batch_norm(x, mean, var, scale, shift))
+
+    x = images()
+    out = F.conv2d(x, state["conv1.weight"], padding=1)
+    for name in (f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)):
+        stride = 2 if name in ("layer2.0", "layer3.0", "layer4.0") else 1
+        active = activated(out, f"{name}.bn1")
+        kernel = state.get(f"{name}.shortcut.0.weight")
+        shortcut = out if kernel is None else F.conv2d(active, kernel, stride=stride)
+        assert (kernel is None) == (stride == 1)
+        inner = F.conv2d(active, state[f"{name}.conv1.weight"], stride=stride, padding=1)
+        out = F.conv2d(activated(inner, f"{name}.bn2"), state[f"{name}.conv2.weight"], padding=1) + shortcut
+    pooled = activated(out, "bn").mean((2, 3))
+    torch.testing.assert_close(built(x), F.linear(pooled, state["linear.weight"], state["linear.bias"]))

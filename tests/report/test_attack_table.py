@@ -1,7 +1,11 @@
 """Tables of robust accuracy say what their differences are over."""
 
+import math
+
+import pytest
+
 from kd_bench.config.attack import Attack
-from kd_bench.report.attack_table import Evaluation, summarise_attacks
+from kd_bench.report.attack_table import Evaluation, render_tables, summarise_attacks
 from kd_bench.report.statistics import MeanAndStd
 from tests.report.trials import Cell
 
@@ -28,9 +32,41 @@ def test_differences_are_paired_and_their_seeds_are_named() -> None:
     assert plain.difference is not None and plain.difference.n == 2
     (meaning,) = (note for note in table.notes if note.startswith("Difference: "))
     assert meaning.endswith("of the paired t distribution, not corrected for the number of methods.")
+    assert ours.tests is not None and plain.tests is not None
+    # Differences of ikl_at: 3 and 4, t = 7; of plain: -40 and -41, t = -81. With one degree p = 2 atan(1/t) / pi.
+    assert ours.tests.p_t == pytest.approx(2 * math.atan(1 / 7) / math.pi) and ours.tests.p_t_holm == ours.tests.p_t
+    assert plain.tests.p_t_holm == pytest.approx(2 * 2 * math.atan(1 / 81) / math.pi)
+    assert ours.tests.p_flip == 0.5 and ours.tests.p_flip_holm == 1
     assert [note for note in table.notes if note.startswith("Difference of ")] == [
         "Difference of ikl_at: over 2 seeds only."
     ]
+
+
+def test_p_values_are_in_all_formats_but_the_terminals() -> None:
+    results = [evaluated(label, seed, value) for label, row in {"trades": (40, 42), "ikl_at": (43, 46)}.items()
+               for seed, value in enumerate(row)]  # fmt: skip
+    tables = summarise_attacks(results, "trades")  # type: ignore[arg-type]
+    (markdown,), (terminal,), (csv,) = (render_tables(tables, name) for name in ("markdown", "terminal", "csv"))
+    titles = [" ".join(column.header) for column in markdown.columns]
+    assert titles[-2:] == ["p of the t test (Holm)", "p of the sign-flip test (Holm)"]
+    baseline, ours = (row.cells[-2:] for group in markdown.groups for row in group)
+    assert list(baseline) == ["–", "–"] and list(ours) == ["0.090 (0.090)", "0.500 (0.500)"]
+    assert not any("p of" in " ".join(column.header) for column in terminal.columns)
+    assert [" ".join(column.header) for column in csv.columns][-4:-2] == ["p_paired_t", "p_paired_t_holm"]
+
+
+def test_a_row_of_another_protocol_is_compared_with_nothing() -> None:
+    values = {"trades": (40.0, 42.0), "ikl_at": (43.0, 46.0), "plain": (0.0, 1.0)}
+    results = [evaluated(label, seed, value) for label, row in values.items() for seed, value in enumerate(row)]
+    (usual,) = summarise_attacks(results, "trades")  # type: ignore[arg-type]
+    pair = usual.title.partition(", Linf")[0]
+    (table,) = summarise_attacks(results, "trades", {(pair, "plain")})  # type: ignore[arg-type]
+    _, ours, plain = table.rows
+    assert plain.difference is None and plain.tests is None and plain.values["pgd-20"].mean == 0.5
+    assert ours.tests is not None and ours.tests.p_t_holm == ours.tests.p_t  # corrected for one method
+    assert "plain has another protocol, and is compared with nothing." in table.notes
+    (table,) = summarise_attacks(results, "trades", {(pair, "trades")})  # type: ignore[arg-type]
+    assert table.baseline is None and not any(row.difference for row in table.rows)
 
 
 def test_a_baseline_alone_is_compared_with_nothing() -> None:

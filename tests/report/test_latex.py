@@ -95,7 +95,7 @@ def test_long_latex(summary: Summary) -> None:
     assert r"dkd (wrn\_16\_2 $\to$ resnet8 on digits): 0 of 2 (1 failed, 1 missing)." in text
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.text(st.characters(codec="ascii", exclude_categories=("Cc",)), min_size=1, max_size=12))
 def test_latex_escapes_whatever_a_name_holds(name: str) -> None:
     frame = read_results(Path("nowhere"), plan(Path("nowhere"), {name: [None]}, dataset=name, teacher=name))

@@ -230,3 +230,14 @@ def test_data_sets_stay_apart(tmp_path: Path) -> None:
 
 def test_nothing_is_planned(tmp_path: Path) -> None:
     assert summarise(read_results(tmp_path, [])) == Summary((), None, ("No trials are planned.",), ())
+
+
+def test_a_sentence_says_which_weights_were_tested(tmp_path: Path) -> None:
+    cells = plan(tmp_path, {"none": [50.0], "kd": [51.0]})
+    for label, evaluated in (("trades", "average over epochs"), ("ikl_at", "average over epochs"), ("awp", "last")):
+        cells.append(Cell(label, 0, f"{label}0"))
+        put(tmp_path / f"{label}0", top1_last=52.0, evaluated=evaluated)
+    (note,) = (note for note in summarise(read_results(tmp_path, cells)).footnotes if note.startswith("Evaluated"))  # type: ignore[arg-type]
+    assert note == ("Evaluated weights: the last ones (none, kd, awp); their average over epochs (trades, ikl_at).")
+    notes = summarise(read_results(tmp_path, cells[:2])).footnotes  # type: ignore[arg-type]
+    assert not any(note.startswith("Evaluated") for note in notes)

@@ -236,7 +236,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(PATHS), JSON)
 def test_nothing_but_a_sentence_is_raised(tmp_path_factory, path: str, value: Any) -> None:
     file = tmp_path_factory.mktemp("evaluation") / EVALUATION

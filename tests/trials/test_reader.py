@@ -59,7 +59,7 @@ def test_an_unfinished_trial(tmp_path: Path) -> None:
 NUMBER = st.one_of(st.floats(0, 100), st.floats(0, 1e300), st.integers(0, 10**6))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(st.floats(0, 100), NUMBER, st.one_of(NUMBER, st.just(math.nan), st.just(math.inf), st.none())),

@@ -17,7 +17,7 @@ from kd_bench.data.augment.crop_flip import (
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(1, 33), width=st.integers(1, 33), crop=st.integers(0, 5), seed=st.integers(0, 2**31))
 def test_pixel_identical_with_torchvision(height: int, width: int, crop: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
