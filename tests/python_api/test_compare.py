@@ -213,7 +213,10 @@ def test_refusals(tmp_path: Path) -> None:
         "compare: no setting is called 'lr'; did you mean optimizer={\"lr\": 0.1}?"
     )
     assert refusal(compare, *PAIR, methods=["kd", "kd"]).startswith("methods kd: is named twice; leave one out")
-    assert refusal(compare, "digits", None, "resnet8") == "compare: teacher: should be text (it is None)"
+    assert refusal(compare, "digits", None, "resnet8") == (
+        "teacher: should name the teacher's network, because kd needs a teacher"
+    )
+    assert refusal(compare, "digits", 3, "resnet8") == "compare: teacher: should be text (it is 3)"
     assert refusal(compare, "digits", "resnet14", kd_bench.create_model("resnet8", 10)) == (
         "compare: student: CifarResNet is trained in another process, which builds it by name; name it, as "
         "FILE.py:NAME if it is your own, or pass it to kd_bench.distiller"
