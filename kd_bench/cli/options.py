@@ -71,6 +71,10 @@ OtherImages = Annotated[
     ),
 ]
 Trials = Annotated[int | None, whole_number("--trials", "Number of seeds, instead of the recipe's.", 1, MAX_TRIALS)]
+ComparisonTrials = Annotated[
+    int | None,
+    whole_number("--trials", "Number of seeds; by default 3, or all of those that --set seeds names.", 1, MAX_TRIALS),
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE changes a setting, e.g. epochs=2; repeatable.")]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="The teacher's weights: a file, or: published (see teacher fetch).")

@@ -76,7 +76,7 @@ def compare(
         ),
     ] = None,
     weights: opt.Weights = None,
-    trials: opt.Trials = 3,
+    trials: opt.ComparisonTrials = None,
     set_: opt.Set = None,
     *,
     options: RunOptions,

@@ -92,7 +92,8 @@ class ArrayDataset:
         if class_names is None:
             class_names = [str(number) for number in range(1 + max(int(split.max()) for split in labels))]
         if mean is None or std is None:
-            pixels = images[0].transpose(0, 1).flatten(1).double() / 255
+            pixels = images[0].transpose(0, 1).flatten(1).double()  # eight times as large as the images
+            pixels /= 255
             mean = mean or tuple(pixels.mean(1).tolist())
             std = std or tuple(pixels.std(1, correction=0).clamp_min(1 / 255).tolist())
         dataset = ArrayDataset(images[0], labels[0], images[1], labels[1], tuple(class_names), mean, std)

@@ -79,7 +79,7 @@ def open_set(name: str, data_dir: Path) -> OtherImages:
 
 
 def open_folder(folder: Path) -> OtherImages:
-    """Returns the images in a folder and in the folders below it, apart from hidden ones.
+    """Returns the images in a folder and in the folders below it, apart from hidden ones. Links are followed.
 
     Of an image of another shape the square in its middle is resized, bicubically and with antialias.
 
@@ -109,8 +109,14 @@ def _image_files(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})")
 
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    walked = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in walked:  # by a link to it
+            folders.clear()
+            continue
+        walked.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in names if is_image(name) and not name.startswith("."))
 
 

@@ -249,6 +249,9 @@ def _select(images: Images, dataset: Dataset) -> Images:
     if dataset.classes is not None:
         _check_classes(dataset, images.num_classes)
         images = images.take_classes(dataset.classes)
+        for split, labels in (("training", images.train_labels), ("test", images.test_labels)):
+            if not len(labels):
+                raise UserError(f"classes: {dataset.name} has no {split} images of its first {dataset.classes} classes")
     _check_counts(dataset, len(images.train_labels), len(images.test_labels))
     images = images.subset(dataset.train_images, dataset.test_images)
     return images if dataset.holdout is None else images.hold_out(dataset.holdout)

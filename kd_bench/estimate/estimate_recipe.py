@@ -10,7 +10,7 @@ from kd_bench.config.trial import PlannedTrial
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.gpus import Assumptions, Gpu, estimate_seconds
 from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, group_missing_trials
-from kd_bench.estimate.step_cost import CohortCost, count_cohort
+from kd_bench.estimate.step_cost import CohortCost, count_cohort, evaluated_images
 from kd_bench.estimate.timing_job import EpochTime, TimingJob
 from kd_bench.estimate.timing_process import TimingProcess
 from kd_bench.launch.cohort_task import cohort_load
@@ -96,7 +96,8 @@ def _count_group(group: CohortGroup, options: RunOptions, gpus: dict[str, Gpu], 
         if member.uncounted:
             group.notes.append(f"{label}: only its student could be counted, not its method ({member.uncounted})")
     steps = max(1, group.images[0] // first.batch_size)
-    group.gpu_epochs = {name: _gpu_epoch(cost, gpu, assumed, steps, group.images[1]) for name, gpu in gpus.items()}
+    evaluated = evaluated_images(images)
+    group.gpu_epochs = {name: _gpu_epoch(cost, gpu, assumed, steps, evaluated) for name, gpu in gpus.items()}
     return notes
 
 
@@ -111,14 +112,15 @@ def _refused_trials(group: CohortGroup, images: Images) -> dict[str, str]:
     return reasons
 
 
-def _gpu_epoch(cost: CohortCost, gpu: Gpu, assumed: Assumptions, steps: int, test_images: int) -> EpochTime:
+def _gpu_epoch(cost: CohortCost, gpu: Gpu, assumed: Assumptions, steps: int, evaluated: int) -> EpochTime:
+    """Returns the time of an epoch with this number of steps and of images that the students are evaluated on."""
     training = partial(estimate_seconds, gpu=gpu, assumed=assumed, training=True)
     forward = partial(estimate_seconds, gpu=gpu, assumed=assumed, training=False)
     own = [training(member.step) * cost.micro_batches + training(member.update) for member in cost.members]
     return EpochTime(
         shared=forward(cost.teacher) * cost.micro_batches * steps,
         own=tuple(seconds * steps for seconds in own),
-        evaluation=sum(forward(member.evaluation) for member in cost.members) * test_images / cost.images,
+        evaluation=sum(forward(member.evaluation) for member in cost.members) * evaluated / cost.images,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.data import registry as datasets
@@ -40,11 +41,18 @@ def images_or_placeholders(
 def _placeholder_images(
     dataset: Dataset, pipeline: Pipeline | None, classes: int, train: int, test: int
 ) -> ArrayDataset | FileDataset:
+    """Returns placeholders of a data set with these numbers of classes and images, held-out images apart."""
     import numpy as np
     import torch
 
     from kd_bench.data.array_dataset import ArrayDataset
     from kd_bench.data.file_dataset import FileDataset, Files
+
+    def labels(size: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.arange(size) * selected // max(1, size)
+
+    def files(size: int) -> Files:
+        return Files((Path(),) * selected, np.zeros(size, "S1"), labels(size))
 
     spec = datasets.resolve_spec(dataset)
     selected = dataset.classes or classes
@@ -54,14 +62,21 @@ def _placeholder_images(
         min(limit or size, round(size * fraction))
         for size, limit in ((train, dataset.train_images), (test, dataset.test_images))
     ]
-    labels = [np.arange(size) * selected // size for size in sizes]
+    held_out = min(dataset.holdout or 0, sizes[0])
+    train_size, test_size = sizes[0] - held_out, sizes[1]
     names = tuple(map(str, range(selected)))
     if pipeline is not None:
-        train_files, test_files = (Files((Path(),) * selected, np.zeros(len(split), "S1"), split) for split in labels)
-        return FileDataset(train_files, test_files, names, spec.mean, spec.std, pipeline)
+        undecoded = FileDataset(files(train_size), files(test_size), names, spec.mean, spec.std, pipeline)
+        return replace(undecoded, holdout=replace(undecoded, test=files(held_out))) if held_out else undecoded
     generator = torch.Generator().manual_seed(0)
     shape = (1, spec.channels, spec.image_size, spec.image_size)
     image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    train_images, test_images = (image.expand(size, -1, -1, -1) for size in sizes)  # takes no memory
-    train_labels, test_labels = map(torch.from_numpy, labels)
-    return ArrayDataset(train_images, train_labels, test_images, test_labels, names, spec.mean, spec.std)
+
+    def split(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return image.expand(size, -1, -1, -1), torch.from_numpy(labels(size))  # the images take no memory
+
+    in_memory = ArrayDataset(*split(train_size), *split(test_size), names, spec.mean, spec.std)
+    if not held_out:
+        return in_memory
+    images, image_labels = split(held_out)
+    return replace(in_memory, holdout=replace(in_memory, test_images=images, test_labels=image_labels))

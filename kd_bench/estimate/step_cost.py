@@ -89,7 +89,7 @@ class CohortCost:
         teacher_parameters: The teacher's parameters and buffers.
         teacher_peak: Most memory in use during the teacher's pass, without its parameters.
         members: Costs of the students, in the order of the trials.
-        data: Images on the device: the data set if it is held in memory, and one batch.
+        data: Images on the device: the data set, held-out images included, if it is in memory, and one batch.
     """
 
     images: int
@@ -148,9 +148,15 @@ def count_cohort(trials: Sequence[Trial], splits: Images) -> CohortCost:
     views = batch.images.nbytes + (0 if batch.second_images is None else batch.second_images.nbytes)
     data = views * first.batch_size // images
     if isinstance(splits, ArrayDataset):
-        data += splits.train_images.nbytes + splits.test_images.nbytes
+        held_out = 0 if splits.holdout is None else splits.holdout.test_images.nbytes
+        data += splits.train_images.nbytes + splits.test_images.nbytes + held_out
     micro_batches = first.batch_size // images or 1
     return CohortCost(images, micro_batches, counter.counts, teacher_parameters, counter.peak, costs, data)
+
+
+def evaluated_images(splits: Images) -> int:
+    """Returns the number of images that each student is evaluated on after an epoch, held-out ones included."""
+    return len(splits.test_labels) + (0 if splits.holdout is None else len(splits.holdout.test_labels))
 
 
 def build_untrained_teacher(

@@ -16,7 +16,7 @@ import torch
 
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.piece_timing import PieceTimer, PieceTimes, synchronized_time
-from kd_bench.estimate.step_cost import build_untrained_teacher
+from kd_bench.estimate.step_cost import build_untrained_teacher, evaluated_images
 from kd_bench.estimate.timing_job import EpochTime, Timing, TimingJob
 from kd_bench.training.build import build_student, load_network
 from kd_bench.training.cohort import CohortModule
@@ -144,7 +144,7 @@ def _time_steps(timer: PieceTimer, steps: int, writer: _TimingWriter) -> Timing:
     epoch = EpochTime(
         shared=max(0.0, training_seconds - sum(own)) * scale + short_train.iterator_seconds,
         own=tuple(seconds * scale for seconds in own),
-        evaluation=evaluation * len(timer.images.test_labels) / max(1, short_test.images),
+        evaluation=evaluation * evaluated_images(timer.images) / max(1, short_test.images),
         checkpoint=writer.seconds,
     )
     return Timing(epoch, steps, timer.trial.batch_size)
@@ -165,7 +165,7 @@ def _time_pieces(timer: PieceTimer, pieces: PieceTimes, seconds: float, writer: 
     epoch = EpochTime(
         shared=(pieces.data + pieces.teacher) * trained,
         own=tuple(own * trained + update * steps for own, update in zip(pieces.own, pieces.update, strict=True)),
-        evaluation=sum(pieces.evaluation) * len(timer.images.test_labels),
+        evaluation=sum(pieces.evaluation) * evaluated_images(timer.images),
         checkpoint=writer.seconds,
     )
     return Timing(epoch, steps=0, images=pieces.images, undecoded=timer.undecoded)

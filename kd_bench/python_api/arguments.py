@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,9 @@ from typing import Any
 
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import expand_user
+
+#: A command in an error's message, whose options are no arguments; and "--set", which has no argument of its name.
+_COMMAND = re.compile(r"\b(kd-bench [a-z]|pip |hf |python )|--set ")
 
 
 def results_folder(out: Any, context: str) -> Path:
@@ -48,16 +52,62 @@ def method_names(methods: Any, context: str) -> list[str]:
     Raises:
         UserError: If one of them is no text.
     """
+    if isinstance(methods, Mapping):  # whose hyper-parameters would be lost
+        raise UserError(
+            f"{context}: methods: should be names of methods; for a row with hyper-parameters pass to kd_bench.run "
+            '**{"methods.LABEL": {"method": "kd", "temperature": 2}}'
+        )
     names = [name for name in methods.split(",") if name.strip()] if isinstance(methods, str) else listed(methods)
     for name in names:
         if isinstance(name, type):
-            raise UserError(
-                f"{context}: methods: {name.__name__} is trained in another process, which reads it from a file; write "
-                f"the class to a file and name it as FILE.py:{name.__name__}"
-            )
+            raise _unnamed_class(name, f"{context}: methods")
         if not isinstance(name, str | os.PathLike):
             raise UserError(f"{context}: methods: should be names of methods (one is {name!r:.60})")
     return [str(name).strip() for name in names]
+
+
+def plain(value: Any) -> Any:
+    """Returns a number of NumPy or PyTorch as Python's; all other values as they are."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
+def json_text(value: Any, context: str) -> str:
+    """Returns a setting as JSON; paths become text, and numbers of NumPy those of Python.
+
+    Raises:
+        UserError: If the value, or a value in it, has no form in JSON.
+    """
+
+    def convert(part: Any) -> Any:
+        if isinstance(part, os.PathLike):
+            return os.fspath(part)
+        if isinstance(part, type):
+            raise _unnamed_class(part, context)
+        if plain(part) is part:
+            raise TypeError
+        return plain(part)
+
+    try:
+        return json.dumps(value, default=convert)
+    except (TypeError, ValueError):
+        raise UserError(f"{context}: should be made of mappings, lists, text, numbers, true, false and null") from None
+
+
+def plain_mapping(content: Mapping[str, Any], context: str) -> dict[str, Any]:
+    """Returns a mapping, such as the content of a recipe, as it would be read from a file.
+
+    Raises:
+        UserError: As ``json_text``.
+    """
+    mapping: dict[str, Any] = json.loads(json_text(dict(content), context))
+    return mapping
+
+
+def _unnamed_class(kind: type, context: str) -> UserError:
+    return UserError(
+        f"{context}: {kind.__name__} is trained in another process, which reads it from a file; write the class to a "
+        f"file and name it as FILE.py:{kind.__name__}"
+    )
 
 
 def recipe_names(recipes: Any, context: str) -> list[str] | None:
@@ -91,6 +141,9 @@ def conditions(only: Any, context: str) -> list[str]:
         raise UserError(
             f'{context}: only: should be a mapping, e.g. {{"method": ["kd", "dkd"], "seed": 0}} (it is {only!r:.60})'
         )
+    for key, value in only.items():
+        if not listed(value):
+            raise UserError(f"{context}: only: {key}: should have at least one value")
     return [f"{key}={','.join(map(str, listed(value)))}" for key, value in only.items()]
 
 
@@ -101,9 +154,14 @@ def listed(value: Any) -> Sequence[Any]:
 
 @contextmanager
 def named_as_in_python() -> Iterator[None]:
-    """Replaces the option at the beginning of an error's message, such as "--device", by the argument's name."""
+    """Replaces options in an error's message, such as "--device", by the arguments' names, except in commands."""
     try:
         yield
     except UserError as error:
-        message = re.sub(r"^--([a-z-]+)", lambda option: option[1].replace("-", "_"), str(error))
-        raise UserError(message) from None
+        options = r"^--([a-z-]+)" if _COMMAND.search(str(error)) else r"(?<![\w-])--([a-z][a-z-]*)"
+        raise UserError(re.sub(options, _argument_name, str(error))) from None
+
+
+def _argument_name(option: re.Match[str]) -> str:
+    name = option[1].replace("-", "_")
+    return {"executor_option": "executor_options"}.get(name, name)

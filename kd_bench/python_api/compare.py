@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -17,7 +16,16 @@ from kd_bench.config.recipe import Recipe
 from kd_bench.config.validate import elsewhere, parse
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.run_recipe import PlannedRecipe, training_failure
-from kd_bench.python_api.arguments import conditions, method_names, named_as_in_python, results_folder, text
+from kd_bench.python_api.arguments import (
+    conditions,
+    json_text,
+    method_names,
+    named_as_in_python,
+    plain,
+    plain_mapping,
+    results_folder,
+    text,
+)
 from kd_bench.python_api.results import Results
 from kd_bench.utils.command_line import python_call
 from kd_bench.utils.errors import Terminated, UserError, unknown
@@ -86,7 +94,7 @@ def compare(
     student: str,
     methods: Iterable[str] | Mapping[str, Mapping[str, Any]] = ("kd", "dkd", "ikl_kd"),
     *,
-    trials: int = 3,
+    trials: int | None = None,
     weights: str | None = None,
     out: str | Path = "runs",
     **settings: Any,
@@ -101,7 +109,7 @@ def compare(
         teacher, student: Names of the networks, or ``FILE.py:NAME``; for adversarial training, the teacher may be None.
         methods: Names of the methods, or ``[LABEL=]FILE.py:CLASS``; or a mapping from the labels of the table's rows to
             hyper-parameters, as in a recipe: ``{"kd": {}, "ikl_4": {"method": "ikl_kd", "alpha": 4}}``.
-        trials: Number of seeds.
+        trials: Number of seeds; None for 3, or for all of the setting ``seeds``.
         weights: File of the teacher's weights, or "published"; None trains the teacher.
         out: The results folder.
         **settings: Settings of a recipe, e.g. ``epochs=30`` or ``optimizer={"lr": 0.1}`` (a mapping changes what it
@@ -115,20 +123,26 @@ def compare(
         RunFailed: If no trial has a result.
     """
     overrides, options = _split(settings, out, "compare")
-    for key, value in (("dataset", dataset), ("teacher", teacher), ("student", student)):
-        if value is not None or key != "teacher":
-            text(value, key, "compare")
-    if weights is not None:
-        weights = text(weights, "weights", "compare")
-    rows = methods if isinstance(methods, Mapping) else method_names(methods, "compare")
+    if "pairs" in settings:  # which would replace the two networks
+        raise UserError(
+            "compare: pairs: teacher and student are the pair; kd_bench.run trains recipes with other pairs"
+        )
+    dataset, student = text(dataset, "dataset", "compare"), text(student, "student", "compare")
+    teacher = None if teacher is None else text(teacher, "teacher", "compare")
+    weights = None if weights is None else text(weights, "weights", "compare")
+    rows: dict[str, Any] | list[str]
+    if isinstance(methods, Mapping):
+        rows = plain_mapping(methods, "compare: methods")
+    else:
+        rows = method_names(methods, "compare")
     if not rows:
         raise UserError("compare: methods: should name at least one method, e.g. 'kd'")
-    trials = _trials(trials, "compare")
+    trials = None if trials is None else _trials(trials, "compare")
     with named_as_in_python():
         planned = api.plan_comparison(
             dataset, teacher, student, rows, weights=weights, trials=trials, overrides=overrides
         )
-    arguments = {"dataset": dataset, "teacher": teacher, "student": student, "methods": methods, "trials": trials}
+    arguments = {"dataset": dataset, "teacher": teacher, "student": student, "methods": rows, "trials": trials}
     return _train(planned, options, _call_text("compare", arguments | {"weights": weights, "out": out} | settings))
 
 
@@ -160,13 +174,14 @@ def run(
     """
     overrides, options = _split(settings, out, "run")
     names = method_names(methods, "run")
-    source = recipe if isinstance(recipe, Mapping) else text(recipe, "recipe", "run")
+    source: str | dict[str, Any]
+    source = plain_mapping(recipe, "run: recipe") if isinstance(recipe, Mapping) else text(recipe, "recipe", "run")
     selection = conditions(only, "run")
     if trials is not None:
         trials = _trials(trials, "run")
     with named_as_in_python():
         planned = api.plan(source, methods=names, only=selection, trials=trials, overrides=overrides)
-    arguments = {"recipe": recipe, "methods": names, "only": only, "trials": trials, "out": out}
+    arguments = {"recipe": source, "methods": names, "only": only, "trials": trials, "out": out}
     return _train(planned, options, _call_text("run", arguments | settings))
 
 
@@ -204,11 +219,11 @@ def _split(settings: Mapping[str, Any], out: str | Path, context: str) -> tuple[
     """Returns the settings of the recipe as overrides, and the options."""
     options: dict[str, Any] = {}
     overrides: list[str] = []
-    for key, value in settings.items():
+    for key, value in ((key, plain(value)) for key, value in settings.items()):
         if key in Options.model_fields:
             options[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
         elif key.partition(".")[0] in Recipe.model_fields:
-            overrides.append(f"{key}={_json(value, f'{context}: {key}')}")
+            overrides.append(f"{key}={json_text(value, f'{context}: {key}')}")
         else:
             raise _unknown_setting(key, value, context)
     return overrides, parse(Options, options, context).run_options(results_folder(out, context))
@@ -224,23 +239,8 @@ def _unknown_setting(key: str, value: Any, context: str) -> UserError:
     return UserError(f"{context}: no setting is called {key!r}; did you mean {written}?")
 
 
-def _json(value: Any, context: str) -> str:
-    try:
-        return json.dumps(value, default=_plain)
-    except (TypeError, ValueError):
-        raise UserError(f"{context}: should be made of mappings, lists, text, numbers, true, false and null") from None
-
-
-def _plain(value: Any) -> Any:
-    """Returns a path as text, and a number of NumPy as Python's."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if not hasattr(value, "item"):
-        raise TypeError
-    return value.item()
-
-
 def _trials(trials: Any, context: str) -> int:
+    trials = plain(trials)
     if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
         raise UserError(f"{context}: trials: should be a whole number, at least 1 (it is {trials!r})")
     return trials
@@ -248,6 +248,8 @@ def _trials(trials: Any, context: str) -> int:
 
 def _call_text(name: str, arguments: Mapping[str, Any]) -> str:
     """Returns the call as Python text, without the arguments that are None or empty."""
-    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if value not in (None, [], ()))
+    empty = (type(None), list, tuple)
+    values = {key: plain(value) for key, value in arguments.items() if not isinstance(value, empty) or value}
+    given = ", ".join(f"{key}={value!r}" for key, value in values.items())
     text = f"kd_bench.{name}({given})"
     return text if len(text) <= _CALL_LENGTH else f"{text[: _CALL_LENGTH - 4]}...)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from kd_bench.methods.base import Method
 from kd_bench.models.outputs import average_classifier, observe, preact_norms, shapes
 from kd_bench.models.student_with_head import StudentWithHead
 from kd_bench.models.timm_interface import dry_run
+from kd_bench.python_api.arguments import plain
 from kd_bench.training.method_result import add_notes, check_terms
 from kd_bench.training.teacher import batch_statistics, tracking_batch_norms
 from kd_bench.types import LOGITS, Batch, Needs, Output, Outputs, Pair, Shapes
@@ -99,6 +100,9 @@ class Distiller(nn.Module):
         hyperparameters: Mapping[str, Any],
     ) -> None:
         super().__init__()
+        if label_loss not in get_args(LabelLoss):
+            raise unknown("loss", str(label_loss), get_args(LabelLoss), "label_loss")
+        hyperparameters = {key: plain(value) for key, value in hyperparameters.items()}
         name, build, needs, preparation_epochs = _find(method, hyperparameters)
         image = _image_shape(images)
         if needs.teacher and teacher is None:

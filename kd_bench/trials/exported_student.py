@@ -20,6 +20,9 @@ from kd_bench.utils.regular_files import BadFile, read_json_object
 
 WEIGHTS, SETTINGS = "model.safetensors", "student.json"
 
+#: Limits of a file that may come from anybody, so that it does not fill the memory.
+_LARGEST_SIDE, _MOST_CLASSES = 4096, 100_000
+
 
 @dataclass(frozen=True)
 class KeptLayer:
@@ -51,8 +54,13 @@ def load_exported_student(folder: str | Path) -> nn.Module:
     try:
         trial, (_, height, width), classes = content["trial"], content["image_shape"], content["num_classes"]
         size = int(height), int(width), int(classes)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{file}: lacks trial, image_shape or num_classes; export the student again") from None
+    if not (min(size) >= 1 and max(size[:2]) <= _LARGEST_SIDE and size[2] <= _MOST_CLASSES):
+        raise UserError(
+            f"{file}: image_shape and num_classes are {size[0]} x {size[1]} pixels and {size[2]} classes; sides may be "
+            f"from 1 to {_LARGEST_SIDE}, and classes from 1 to {_MOST_CLASSES}"
+        )
     settings = parse(Trial, trial, f"{file}: trial")
     return build_exported_student(settings, (3, *size[:2]), size[2], Path(folder) / WEIGHTS)
 

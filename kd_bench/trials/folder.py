@@ -181,9 +181,13 @@ class TrialFolder:
         return True
 
     def write_failure(self, reason: str) -> None:
-        """Writes ``failure.json``, which says why the trial could not be trained. The next run tries again."""
-        if self.path.is_dir():
-            write_json(self.path / "failure.json", {"reason": reason})
+        """Writes ``failure.json``, which says why the trial could not be trained. The next run tries again.
+
+        If it cannot be written, perhaps because the disk is full, that is no error: it only informs.
+        """
+        with suppress(OSError):
+            if self.path.is_dir():
+                write_json(self.path / "failure.json", {"reason": reason})
 
     def remove_failure(self) -> None:
         """Removes ``failure.json``, and a result that has lost its weights, before another attempt."""

@@ -73,7 +73,11 @@ def check_trial(path: Path, needs_weights: bool = True) -> CheckedTrial:
     if not record.has_weights:
         faults = (f"{weights}: is missing; the result has no weights",) if needs_weights else ()
         return CheckedTrial(path, "done", (*faults, *_evaluation_faults(record)))
-    if sha256(weights) != record.result["weights_sha256"]:
+    try:
+        checksum = sha256(weights)
+    except OSError as error:
+        return CheckedTrial(path, "damaged", (f"{weights}: cannot be read: {error.strerror}",))
+    if checksum != record.result["weights_sha256"]:
         text = f"{weights}: is not what was written: its checksum differs from that in result.json"
         return CheckedTrial(path, "damaged", (text,))
     return CheckedTrial(path, "done", _evaluation_faults(record))

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from kd_bench.utils.files import write_atomic, write_new
-from kd_bench.utils.regular_files import BadFile, read_json_object
+from kd_bench.utils.regular_files import BadFile, UnreadableFile, read_json_object
 
 #: Seconds between two heartbeats of a holder, and seconds without a heartbeat after which a holder counts as dead.
 #: Only other machines depend on heartbeats: on the same machine a holder is dead if its process is.
@@ -48,13 +48,17 @@ def _process_namespace() -> str:
 
 @dataclass(frozen=True)
 class LeaseHolder:
-    """The process that holds, or held, a lease. Times are in seconds since 1970; 0 if unknown."""
+    """The process that holds, or held, a lease. Times are in seconds since 1970; 0 if unknown.
+
+    ``start_ticks`` is the start of the process in clock ticks since the start of the machine; 0 if unknown.
+    """
 
     path: Path
     host: str = ""
     process_namespace: str = ""
     pid: int = 0
     process_started: float = 0.0
+    start_ticks: int = 0
     token: str = ""
     released: bool = True
     heartbeat: float = 0.0
@@ -83,7 +87,9 @@ class LeaseMonitor:
         if holder.released:
             return False
         if not holder.on_other_machine:
-            return _is_running(holder.pid, holder.process_started)
+            running = _is_running(holder)
+            if running is not None:
+                return running
         # The clocks of two machines may differ, so the age of a heartbeat is measured by this machine's clock, from
         # the moment at which it was first seen.
         key = (str(holder.path), holder.token)
@@ -104,7 +110,8 @@ class Lease:
     def is_held(self) -> bool:
         """Whether it still has the highest number in its folder, so that no other process has taken over."""
         holder = latest_holder(self.path.parent)
-        return holder is not None and holder.token == self._content["token"]
+        # A lease without token cannot be read, or was damaged; nobody else can have made one with this number.
+        return holder is not None and holder.path == self.path and holder.token in (self._content["token"], "")
 
     def release(self, finished: bool) -> None:
         """Releases the lease: removes all lease files of a finished trial, else marks the lease as released."""
@@ -112,9 +119,11 @@ class Lease:
             return
         if finished:
             for path in sorted(self.path.parent.glob(_GLOB)):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # another user's, in a folder that only lets owners remove files
+                    path.unlink(missing_ok=True)
         else:
-            write_atomic(self.path, json.dumps(self._content | {"released": True}))
+            with suppress(OSError):  # the disk is full; when the process has ended, others see that
+                write_atomic(self.path, json.dumps(self._content | {"released": True}))
 
 
 def acquire_lease(folder: Path, monitor: LeaseMonitor) -> Lease | None:
@@ -129,6 +138,7 @@ def acquire_lease(folder: Path, monitor: LeaseMonitor) -> Lease | None:
         "here": _process_namespace(),
         "pid": os.getpid(),
         "born": psutil.Process().create_time(),
+        "ticks": _start_ticks(os.getpid()),
         "token": secrets.token_hex(8),
         "since": time.time(),
         "released": False,
@@ -165,6 +175,11 @@ def latest_holder(folder: Path) -> LeaseHolder | None:
             return _holder(path, content)
         except FileNotFoundError:
             continue
+        except UnreadableFile:
+            # A network may have failed for a moment, or it is another user's. Its heartbeats can still be seen.
+            with suppress(OSError):
+                return LeaseHolder(path, "unknown machine", released=False, heartbeat=path.stat().st_mtime)
+            return LeaseHolder(path, "unknown machine", released=False)
         except (BadFile, OSError, ValueError, KeyError, TypeError):
             # kd-bench never writes such a file, but a disk error may. Its number counts, but no process holds it.
             return LeaseHolder(path)
@@ -175,15 +190,46 @@ def _holder(path: Path, content: dict[str, Any]) -> LeaseHolder:
     """Returns the holder of a lease. Raises a KeyError, TypeError or ValueError if kd-bench did not write the lease."""
     host, namespace, pid, started, token, released = (content[key] for key in _HOLDER_KEYS)
     texts, times = (host, namespace, token), (started, content.get("since", 0.0))
-    if not (all(isinstance(text, str) for text in texts) and type(pid) is int and isinstance(released, bool)):
+    ticks = content.get("ticks", 0)
+    integers = type(pid) is int and type(ticks) is int
+    if not (all(isinstance(text, str) for text in texts) and integers and isinstance(released, bool)):
         raise TypeError
     started, acquired = map(float, times)
     if not (0 <= pid < 2**31 and 0 <= started < _END_OF_TIME and 0 <= acquired < _END_OF_TIME):
         raise ValueError
-    return LeaseHolder(path, host, namespace, pid, started, token, released, path.stat().st_mtime, acquired)
+    return LeaseHolder(path, host, namespace, pid, started, ticks, token, released, path.stat().st_mtime, acquired)
 
 
-def _is_running(pid: int, started: float) -> bool:
-    with suppress(psutil.Error):
-        return abs(psutil.Process(pid).create_time() - started) < 1.0
+def _is_running(holder: LeaseHolder) -> bool | None:
+    """Whether a holder's process runs on this machine; None if this user may not see it."""
+    if holder.start_ticks:
+        if ticks := _start_ticks(holder.pid):
+            return ticks == holder.start_ticks
+    else:  # of an earlier version, or not on Linux
+        with suppress(psutil.Error):
+            return abs(psutil.Process(holder.pid).create_time() - holder.process_started) < 1.0
+    return None if _is_hidden(holder.pid) else False
+
+
+def _start_ticks(pid: int) -> int:
+    """Returns the start of a process in clock ticks since the start of the machine; 0 if unknown.
+
+    The time of day at which a process started is not used on Linux, because it changes when the clock is set.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        # The second field, the program's name in parentheses, may have spaces; the start is the 22nd.
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+    return 0
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process that this user cannot see, because the system hides those of other users."""
+    if os.name != "posix" or not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,13 +22,14 @@ from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.trials.lease import Lease
 from kd_bench.trials.loggers import Loggers
 from kd_bench.trials.reader import read_environment
-from kd_bench.utils.errors import first_line
+from kd_bench.utils.errors import UserError, first_line
+from kd_bench.utils.memory import is_out_of_memory
 
 #: Largest number of corrupt files that a result names.
 _MAX_CORRUPT_FILES = 100
 
 #: Errors of a checkpoint that cannot be loaded.
-_LOAD_ERRORS = (ValueError, KeyError, RuntimeError, pickle.UnpicklingError, EOFError)
+_LOAD_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError, EOFError)
 
 
 class LostLease(Exception):
@@ -64,19 +66,33 @@ class TrialResultWriter(ResultWriter):
         self._loggers = Loggers(loggers, folder, lambda text: send_event("note", text=text))
 
     def resume(self, member: StudentModule) -> None:
-        """Restores the member from its last good checkpoint, if there is one, and opens the loggers."""
+        """Restores the member from its last good checkpoint, if there is one, and opens the loggers.
+
+        Raises:
+            UserError: If there is no good checkpoint, and one cannot be read, which may be good.
+        """
         damaged = []
         outcome = "starts again from the beginning"
+        initial = None
         for epoch, path, content in self.folder.read_checkpoints():
             try:
                 if content is None:
                     raise ValueError("its content does not match the hash in its name")
-                member.restore(deserialize_state(content))
+                state = deserialize_state(content)
+                initial = copy.deepcopy(member.state()) if initial is None else initial
+                member.restore(state)
             except _LOAD_ERRORS as error:
+                if is_out_of_memory(error):
+                    raise
                 damaged.append((path, first_line(error)))
             else:
                 outcome = f"continues from epoch {epoch}"
                 break
+        else:
+            for path, _ in damaged:
+                _check_readable(path)
+            if initial is not None:  # the last checkpoint may have been restored in part
+                member.restore(initial)
         for path, reason in damaged:
             self._send_event("note", text=f"{path}: this checkpoint is corrupt ({reason}); the trial {outcome}")
         self._loggers.open(member.trial, member.history)
@@ -143,6 +159,7 @@ class TrialResultWriter(ResultWriter):
         self._send_event("note", text=f"{trial.model}, {role}, seed {trial.seed}: {text}")
 
     def _finish(self, member: StudentModule) -> None:
+        self._check_lease()  # so that the weights of another process, whose result is there, are not replaced
         metadata = {"model": member.trial.model, "trial": self.folder.id}
         digest = weights.write(self.folder.weights, member.evaluated_network.state_dict(), metadata)
         history = member.history
@@ -164,8 +181,7 @@ class TrialResultWriter(ResultWriter):
 
     def _classes(self, member: StudentModule) -> dict[str, Any]:
         """Returns what is known about each class, of the last epoch."""
-        # names of folders need not be text that JSON has
-        names = [name.encode("utf-8", "replace").decode() for name in self._class_names]
+        names = list(self._class_names)
         classes = {"class_top1_last": member.class_top1, **({"class_names": names} if names else {})}
         if member.confusion is None:
             return classes
@@ -221,6 +237,17 @@ class TrialResultWriter(ResultWriter):
     def _check_lease(self) -> None:
         if not self._lease.is_held():
             raise LostLease(f"trial {self.folder.id} was taken over by another process")
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise UserError(
+            f"{path}: this checkpoint cannot be read ({error.strerror}); make it readable and run the same command "
+            "again, or remove it to train the trial from the beginning"
+        ) from None
 
 
 def _corrupt(files: dict[str, str]) -> dict[str, Any]:

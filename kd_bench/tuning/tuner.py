@@ -119,6 +119,8 @@ def holdout_recipe(recipe: Recipe, settings: TuningSettings, context: str) -> Re
     for label in settings.labels:
         if label not in recipe.methods:
             raise unknown("row", label, recipe.methods, "--method")
+        if f"{label} tuned" in settings.labels:
+            raise UserError(f"--method {label}: its tuned row would be named {label} tuned, as another row to tune is")
     dataset = recipe.dataset
     if settings.holdout is not None:
         dataset = dataset.model_copy(update={"holdout": settings.holdout})
@@ -182,6 +184,11 @@ def row_space(recipe: Recipe, pair: PairEntry, label: str, settings: TuningSetti
     """
     row, of_pair = recipe.methods[label], pair.methods.get(label, {})
     (start,) = _plan(recipe, pair, row, {label: of_pair})
+    if start.trial.adversarial is not None:
+        raise UserError(
+            f"--method {label}: {row.method} trains for robustness, and tune compares the accuracy on images that are "
+            "not perturbed, which would choose settings that are not robust; leave this row out"
+        )
     parameters = methods.check(row.method, start.trial.method.hyperparameters)
     others = {name for other in settings.labels for name in _hyperparameters(recipe.methods[other].method)}
     foreign = others - parameters.keys() - {LEARNING_RATE}
@@ -232,7 +239,8 @@ def tune_row(
         settings_of_tries = (merge(of_pair, _changes(of_try)) for of_try in values)
         labels = (f"{label} try {number}" for number in numbers)
         planned = _plan(recipe, pair, row, dict(zip(labels, settings_of_tries, strict=True)))
-        title = f"{recipe.name}: {label}, tries {numbers[0]} to {numbers[-1]}"
+        shown = f"try {numbers[0]}" if len(numbers) == 1 else f"tries {numbers[0]} to {numbers[-1]}"
+        title = f"{recipe.name}: {label}, {shown}"
         failures = train_trials(recipe.name, planned, options, title)
         records = [read_trial(options.out / recipe.name / cell.trial_id) for cell in planned]
         if any(record.result is None for record in records):

@@ -13,6 +13,9 @@ from typing import Any
 
 from kd_bench.utils.errors import UserError
 
+#: Errors of file systems without hard links: exFAT, Google Drive and others.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes ``content`` to a temporary file in the same folder and renames it to ``path``."""
@@ -31,14 +34,24 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def write_new(path: Path, content: bytes | str) -> bool:
     """Writes a file unless it exists, and returns whether it was written.
 
-    If several processes try at once, one of them succeeds, on network file systems too.
+    If several processes try at once, one of them succeeds, on network file systems too. On a file system without hard
+    links the file is empty for a moment, before it gets its content.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.new")
     write_atomic(temporary, content)
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        # NFS repeats a request whose answer was lost, and then says that the file exists, which it has just made.
+        return temporary.stat().st_nlink > 1
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            return False
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return True
@@ -95,8 +108,12 @@ def write_output(path: Path, content: str, option: str) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Returns ``value`` as indented JSON. NaN and infinities are refused."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Returns ``value`` as indented JSON. NaN and infinities are refused.
+
+    Names of files need not be text. Their bytes that are none, which Python has as lone surrogates, become "?".
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "replace").decode()
 
 
 def write_json(path: Path, value: Any) -> None:

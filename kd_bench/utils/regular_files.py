@@ -30,6 +30,10 @@ class BadFile(Exception):
     """A file that cannot be used. The message is a predicate, to be put behind the file's name: "is a folder"."""
 
 
+class UnreadableFile(BadFile):
+    """A file that the system does not open or read. What it contains is not known."""
+
+
 def read_regular(path: Path | str, largest: int | None = LARGEST) -> bytes | None:
     """Returns the content of a regular file; None if there is no file.
 
@@ -38,14 +42,15 @@ def read_regular(path: Path | str, largest: int | None = LARGEST) -> bytes | Non
         largest: Size in bytes that the file must not exceed; None for no limit.
 
     Raises:
-        BadFile: If the file cannot be opened, is larger, or is a folder, a pipe, a device or a socket.
+        UnreadableFile: If the file cannot be opened or read.
+        BadFile: If the file is larger, or is a folder, a pipe, a device or a socket.
     """
     try:
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise BadFile(f"cannot be opened: {getattr(error, 'strerror', None) or first_line(error)}") from None
+        raise UnreadableFile(f"cannot be opened: {getattr(error, 'strerror', None) or first_line(error)}") from None
     try:
         facts = os.fstat(descriptor)
         check_regular(facts.st_mode)
@@ -57,7 +62,7 @@ def read_regular(path: Path | str, largest: int | None = LARGEST) -> bytes | Non
         with open(descriptor, "rb", closefd=False) as file:  # one call reads at most 2 GiB
             return content + file.read()
     except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror}") from None
+        raise UnreadableFile(f"cannot be read: {error.strerror}") from None
     finally:
         os.close(descriptor)
 

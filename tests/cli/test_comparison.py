@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from kd_bench import api
+from kd_bench.cli.app import app
 from kd_bench.config.load import packaged_recipes, read_recipe
 from kd_bench.trials.recipe_file import find_recipe_in, kept_recipes, recipe_file, write_recipe
 from kd_bench.utils.errors import UserError
@@ -144,6 +146,21 @@ def test_short_options_are_the_settings_of_the_same_name(tmp_path: Path) -> None
 )
 def test_baselines_that_are_refused(tmp_path: Path, arguments: list[str], expected: str) -> None:
     assert expected in refused("compare", *PAIR, "--out", str(tmp_path), *arguments)
+
+
+@pytest.mark.parametrize(("options", "seeds"), [((), [0, 1, 2]), (("--trials", "2"), [0, 1]),
+                                                (("--set", "seeds=[5,6,7,8]"), [5, 6, 7, 8]),
+                                                (("--set", "seeds=[5,6,7,8]", "--trials", "2"), [5, 6])])  # fmt: skip
+def test_the_seeds_of_a_comparison(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...], seeds: list[int]
+) -> None:
+    planned: list[int] = []
+    monkeypatch.setattr(
+        "kd_bench.cli.run.train_and_print", lambda part, *_: planned.extend(cell.seed for cell in part.planned)
+    )
+    arguments = ["compare", *PAIR, "--methods", "kd", *options, "--out", str(tmp_path), "--format", "csv"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert planned == seeds * 2
 
 
 def test_adversarial_training_is_compared_without_a_teacher(tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ from kd_bench.cli.estimate import estimate
 from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.data.registry import spec
 from kd_bench.estimate import placeholders
-from kd_bench.estimate.estimate_recipe import timing_rounds, training_phases
+from kd_bench.estimate.estimate_recipe import estimate_recipe, timing_rounds, training_phases
 from kd_bench.estimate.estimate_text import render_estimate
 from kd_bench.estimate.gpus import Assumptions, Gpu, estimate_seconds, load_gpus, select_gpus
 from kd_bench.estimate.operation_counter import Operation, OperationCounts
 from kd_bench.estimate.recipe_cost import CohortGroup, RecipeCost, cost_key, group_missing_trials
+from kd_bench.estimate.step_cost import evaluated_images
 from kd_bench.estimate.timing_job import EpochTime, Timing
 from kd_bench.launch.cohort_task import group_into_cohorts
 from kd_bench.launch.options import RunOptions
@@ -254,9 +255,32 @@ def test_missing_images_are_replaced_by_placeholders(tmp_path: Path) -> None:
     assert small.image_shape == (3, 32, 32)
     assert (len(small.train_labels), small.num_classes) == (10_000, 20)
     assert reason
+    for pipeline in (None, Pipeline()):
+        dataset = Dataset(name="cifar100" if pipeline is None else "imagenet", holdout=5000)
+        train, evaluated = (45_000, 15_000) if pipeline is None else (1_276_167, 55_000)
+        images, _ = placeholders.images_or_placeholders(dataset, pipeline, tmp_path)
+        assert (len(images.train_labels), evaluated_images(images), images.num_classes) == (
+            train, evaluated, 100 if pipeline is None else 1000
+        )  # fmt: skip
     assert placeholders.images_or_placeholders(Dataset(name="digits"), None, tmp_path)[1] == ""
     with pytest.raises(UserError, match="mine"):
         placeholders.images_or_placeholders(Dataset(name="folder", path="mine"), Pipeline(), tmp_path)
+
+
+def test_held_out_images_are_evaluated_and_not_trained_on(recipe: Path, tmp_path: Path) -> None:
+    options, assumed = RunOptions(out=tmp_path, device="cpu"), Assumptions()
+    whole, held_out = (
+        estimate_recipe(
+            planned(recipe, *more), options, "few", select_gpus("t4", ""), assumed, lambda _: None, 0
+        ).groups
+        for more in ((), ("dataset.holdout=100",))
+    )
+    for before, after in zip(whole, held_out, strict=True):
+        assert before.gpu_epochs["t4"].evaluation * 140 == pytest.approx(after.gpu_epochs["t4"].evaluation * 40)
+        assert before.gpu_epochs["t4"].training == pytest.approx(
+            2 * after.gpu_epochs["t4"].training
+        )  # 4 steps, 2 steps
+        assert before.cost and after.cost and before.cost.data == after.cost.data
 
 
 # --- the command ---

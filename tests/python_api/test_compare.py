@@ -14,12 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kd_bench
 from kd_bench import RunFailed, UserError, api
 from kd_bench.cli.options import RUN_OPTIONS
 from kd_bench.launch.options import RunOptions
+from kd_bench.python_api import compare as compare_module
+from kd_bench.python_api.arguments import named_as_in_python
 from kd_bench.python_api.compare import Options, _notebook_console
 from kd_bench.report.results_frame import read_results
 from kd_bench.utils.command_line import command_line
@@ -230,6 +233,71 @@ def test_refusals(tmp_path: Path) -> None:
     )
     assert refusal(compare, *PAIR, methods=["a b=kd"]).startswith("methods a b=kd: should be a method's name")
     assert refusal(compare, *PAIR, **{"methods.kd.temprature": 2}).endswith("did you mean 'temperature'?")
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Receives the plan, the options and the text of each call, which then trains nothing."""
+    calls: list[Any] = []
+    monkeypatch.setattr(compare_module, "_train", lambda *call: calls.append(call))
+    return calls
+
+
+def test_numbers_and_names_of_numpy(planned: list[Any]) -> None:
+    one, two, rate = np.int64(1), np.int32(2), np.float32(0.25)
+    rows = {"kd": {"temperature": np.float32(2)}}
+    kd_bench.compare(*PAIR, rows, trials=one, epochs=two, clip_norm=rate, optimizer={"lr": rate}, jobs=one)
+    kd_bench.run({"name": "x", "dataset": "digits", "pairs": [{"teacher": None, "student": "resnet8"}],
+                  "methods": {"none": {}}, "epochs": two, "trials": one})  # fmt: skip
+    (recipe, options, call), (from_mapping, _, _) = planned
+    trial = recipe.planned[-1].trial
+    assert (trial.epochs, trial.clip_norm, trial.optimizer.lr, options.jobs) == (2, 0.25, 0.25, 1)
+    assert trial.method.hyperparameters["temperature"] == 2.0 and len(recipe.planned) == 2
+    assert "{'kd': {'temperature': 2.0}}, trials=1, out='runs', epochs=2, clip_norm=0.25" in call
+    assert [cell.trial.epochs for cell in from_mapping.planned] == [2]
+
+    kd_bench.compare(*PAIR, np.array(["kd", "dkd"]))
+    kd_bench.compare(*PAIR, iter(["kd", "dkd"]))
+    for recipe, _, call in planned[2:]:
+        assert list(recipe.recipe.methods) == ["none", "kd", "dkd"]
+        assert "methods=['kd', 'dkd'], trials=3" in call
+
+
+def test_networks_and_data_sets_as_paths(planned: list[Any]) -> None:
+    kd_bench.compare(Path("digits"), Path("resnet14"), Path("resnet8"), ["kd"])  # type: ignore[arg-type]
+    kd_bench.compare(*PAIR, ["kd"])
+    first, second = ([cell.trial_id for cell in plan.planned] for plan, _, _ in planned)
+    assert first == second
+
+
+def test_all_seeds_that_are_given_are_trained(planned: list[Any]) -> None:
+    kd_bench.compare(*PAIR, ["kd"], seeds=[5, 6, 7, 8])
+    kd_bench.compare(*PAIR, ["kd"], seeds=[5, 6, 7, 8], trials=2)
+    kd_bench.compare(*PAIR, ["kd"])
+    seeds = [list(dict.fromkeys(cell.seed for cell in plan.planned)) for plan, _, _ in planned]
+    assert seeds == [[5, 6, 7, 8], [5, 6], [0, 1, 2]]
+
+
+def test_nothing_is_accepted_and_ignored(planned: list[Any]) -> None:
+    message = refusal(kd_bench.run, "demo", methods={"crd": {"temperature": 2}})
+    assert message.startswith("run: methods: should be names of methods; for a row with hyper-parameters pass")
+    kd_bench.run("demo", **{"methods.crd_2": {"method": "crd", "temperature": 2}})  # as the message says
+    assert planned[0][0].planned[-1].trial.method.hyperparameters["temperature"] == 2.0
+    pairs = [{"teacher": "resnet20", "student": "resnet8"}]
+    assert refusal(kd_bench.compare, *PAIR, pairs=pairs).startswith("compare: pairs: teacher and student are")
+    assert refusal(kd_bench.run, "demo", only={"method": []}) == "run: only: method: should have at least one value"
+
+
+def test_errors_name_arguments_and_no_options() -> None:
+    assert refusal(kd_bench.compare, "digits", None, "resnet8", ["none"], weights="file") == (
+        "weights file: should be those of a teacher, and there is no teacher"
+    )
+    with pytest.raises(UserError, match=r"^data_dir: get it by: kd-bench data fetch --out x$"), named_as_in_python():
+        raise UserError("--data-dir: get it by: kd-bench data fetch --out x")
+    with pytest.raises(UserError, match=r"^executor_options a: set jobs$"), named_as_in_python():
+        raise UserError("--executor-option a: set --jobs")
+    message = refusal(kd_bench.compare, *PAIR, {"mine": {"method": kd_bench.Method}})
+    assert message.startswith("compare: methods: Method is trained in another process")
 
 
 def test_options_are_those_of_the_command_line() -> None:

@@ -7,6 +7,7 @@ import doctest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -309,6 +310,8 @@ def test_refusals() -> None:
     )
     assert refusal(temprature=2) == "kd has no hyper-parameter 'temprature'; did you mean 'temperature'?"
     assert refusal(temperature=0) == "kd: temperature = 0 should be a finite number, above 0"
+    assert refusal(temperature=np.float32(0)) == "kd: temperature = 0.0 should be a finite number, above 0"
+    assert refusal(label_loss="ce").startswith("label_loss: no loss is called 'ce'; ")
     assert refusal("dk").startswith("no method is called 'dk'; did you mean ")
     assert refusal(5) == "method: should be the name of a method or a subclass of kd_bench.Method (it is 5)"
     assert refusal(student="resnet8") == (

@@ -1,9 +1,12 @@
 """A trial's folder."""
 
+import errno
 import json
+import os
 
 import pytest
 
+from kd_bench.trials import folder as folder_module
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.utils.errors import UserError
 from tests.training.parts import trial
@@ -96,3 +99,16 @@ def test_the_environment_of_earlier_parts_is_kept(folder):
         folder.write_environment({"threads": threads})
     environment = json.loads((folder.path / "environment.json").read_text())
     assert environment == {"threads": 3, "earlier": [{"threads": 1}, {"threads": 2}]}
+
+
+def test_a_failure_that_cannot_be_written_is_no_error(folder, monkeypatch):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder_module, "write_json", full)
+    folder.write_failure("the GPU is gone")
+
+
+def test_a_failure_that_names_a_file_whose_name_is_no_text(folder):
+    folder.write_failure(os.fsdecode(b"caf\xe9.jpg: the image cannot be decoded"))
+    assert folder.read("failure.json") == {"reason": "caf?.jpg: the image cannot be decoded"}

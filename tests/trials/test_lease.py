@@ -1,5 +1,6 @@
 """Leases of trials."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -55,6 +56,16 @@ def test_the_lease_of_a_dead_process_is_taken_over_at_once(tmp_path):
 def test_a_reused_process_id_is_another_process(tmp_path):
     lease = acquire_lease(tmp_path, LeaseMonitor())
     content = json.loads(lease.path.read_text())
+    lease.path.write_text(json.dumps(content | {"born": content["born"] - 1000, "ticks": content["ticks"] - 100_000}))
+    assert LeaseMonitor().live_holder(tmp_path) is None
+
+
+def test_leases_of_earlier_versions(tmp_path):
+    lease = acquire_lease(tmp_path, LeaseMonitor())
+    content = json.loads(lease.path.read_text())
+    del content["ticks"]
+    lease.path.write_text(json.dumps(content))
+    assert LeaseMonitor().live_holder(tmp_path) is not None
     lease.path.write_text(json.dumps(content | {"born": content["born"] - 1000}))
     assert LeaseMonitor().live_holder(tmp_path) is None
 
@@ -122,3 +133,71 @@ def test_heartbeats(tmp_path):
         time.sleep(0.02)
     heartbeat.stop()
     assert lease.path.stat().st_mtime > 10
+
+
+def test_a_clock_that_is_set_kills_no_holder(tmp_path, monkeypatch):
+    assert acquire_lease(tmp_path, LeaseMonitor()) is not None
+    create_time = lease_module.psutil.Process.create_time
+    monkeypatch.setattr(lease_module.psutil.Process, "create_time", lambda self: create_time(self) + 3600)
+    assert LeaseMonitor().live_holder(tmp_path) is not None
+    assert acquire_lease(tmp_path, LeaseMonitor()) is None
+
+
+def test_a_hidden_process_of_another_user_is_judged_by_its_heartbeats(tmp_path, monkeypatch):
+    lease = acquire_lease(tmp_path, LeaseMonitor())
+
+    def deny(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    clock = [100.0]
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(lease_module, "_start_ticks", lambda pid: 0)  # /proc/PID is not there
+    monkeypatch.setattr(lease_module.os, "kill", deny)
+    monitor = LeaseMonitor(expiry=90)
+    assert monitor.live_holder(tmp_path).token == json.loads(lease.path.read_text())["token"]
+    clock[0] += 95
+    assert monitor.live_holder(tmp_path) is None
+
+
+def test_a_lease_that_cannot_be_read_is_held_while_it_has_heartbeats(tmp_path, monkeypatch):
+    lease = acquire_lease(tmp_path, LeaseMonitor())
+    real, clock = os.open, [100.0]
+
+    def stale(path, *arguments, **keywords):
+        if "lease." in str(path):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(os, "open", stale)
+    assert lease.is_held()
+    monitor = LeaseMonitor(expiry=90)
+    assert monitor.live_holder(tmp_path) is not None
+    assert acquire_lease(tmp_path, monitor) is None
+    clock[0] += 95
+    assert monitor.live_holder(tmp_path) is None
+
+
+def test_another_users_lease_that_cannot_be_removed_is_no_error(tmp_path, monkeypatch):
+    foreign(tmp_path, released=True)
+    lease = acquire_lease(tmp_path, LeaseMonitor())
+    unlink = Path.unlink
+
+    def sticky(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "lease.000001":
+            raise PermissionError
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", sticky)
+    lease.release(finished=True)
+    assert LeaseMonitor().live_holder(tmp_path) is None
+
+
+def test_a_full_disk_at_a_release_is_no_error(tmp_path, monkeypatch):
+    lease = acquire_lease(tmp_path, LeaseMonitor())
+
+    def full(path: Path, content: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(lease_module, "write_atomic", full)
+    lease.release(finished=False)

@@ -312,8 +312,18 @@ def test_wrong_settings() -> None:
             holdout_recipe(recipe(dataset=dataset), TuningSettings(["kd"], 5), "small.yaml")
     with pytest.raises(UserError, match="did you mean 'dkd'"):
         holdout_recipe(recipe(), TuningSettings(["dkdd"], 5, holdout=20), "small.yaml")
+    both = recipe(methods={"kd": {}, "kd tuned": {"method": "kd"}}, pairs=RECIPE["pairs"][1:])
+    with pytest.raises(UserError, match="its tuned row would be named kd tuned, as another row to tune is"):
+        holdout_recipe(both, TuningSettings(["kd", "kd tuned"], 5, holdout=20), "small.yaml")
     with pytest.raises(UserError, match=r"no hyper-parameter with a range.*for one of lr, e\.g\. --search lr="):
         search_space("none", {}, 0.05, {}, "row none")
+
+
+def test_clean_images_do_not_choose_robust_settings() -> None:
+    settings = TuningSettings(["trades"], 5, holdout=20, ranges={"beta": (1, 12)})
+    content = holdout_recipe(read_recipe("robustness/digits"), settings, "robustness/digits")
+    with pytest.raises(UserError, match=r"^--method trades: trades trains for robustness, and tune compares"):
+        rows_to_tune(content, content.pairs, settings)
 
 
 @pytest.mark.parametrize("condition", ["method=kd", "seed=0", "teacher_seed=0", "foo=1", "kd"])

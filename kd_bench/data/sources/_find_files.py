@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_bench.data import sources
+from kd_bench.data.coarse_times import folder_of_coarse_times
 from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _check_announced(folder: Path, names: set[str]) -> None:
     try:
         splits = json.loads(info.read_bytes())["splits"]
         announced = {split: list(content["filenames"]) for split, content in splits.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return  # there is no list, or it has another form
     for split, expected in announced.items():
         missing = [name for name in expected if isinstance(name, str) and name not in names]
@@ -163,20 +164,34 @@ def _check_announced(folder: Path, names: set[str]) -> None:
 
 def class_folders(folder: Path) -> dict[str, Path]:
     """Returns the folders in ``folder`` that are not hidden, by name, sorted."""
-    return {name: folder / name for name in _list_names(folder, lambda entry: entry.is_dir())}
+    return {name: folder / name for name in _list_names(folder, lambda name: True, lambda entry: entry.is_dir())}
 
 
 def image_names(folder: Path) -> list[str]:
     """Returns the names of the image files directly in ``folder`` that are not hidden, sorted."""
-    return _list_names(folder, lambda entry: is_image(entry.name) and entry.is_file())
+    return _list_names(folder, is_image, lambda entry: entry.is_file())
 
 
-def _list_names(folder: Path, accept: Callable[[os.DirEntry[str]], bool]) -> list[str]:
+def _list_names(
+    folder: Path, accept_name: Callable[[str], bool], accept: Callable[[os.DirEntry[str]], bool]
+) -> list[str]:
+    """Returns the sorted names of entries that are not hidden.
+
+    A link that leads nowhere is an error: where data are not fetched yet, or were moved, a set must not become smaller.
+    """
+    names = []
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and accept(entry))
+            for entry in entries:
+                if entry.name.startswith(".") or not accept_name(entry.name):
+                    continue
+                if accept(entry):
+                    names.append(entry.name)
+                elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+                    raise UserError(f"{entry.path}: is a link that leads nowhere; restore what it names, or remove it")
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from error
+    return sorted(names)
 
 
 def is_image(name: str) -> bool:
@@ -203,12 +218,20 @@ def check_same_classes(train: Path, test: Path, train_classes: Iterable[str], te
         raise UserError(f"{train}: has only one class, {min(in_train)!r}; there must be two or more")
 
 
-def folder_fingerprint(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+def folder_fingerprint(paths: Sequence[Path]) -> list[tuple[str | int, ...]]:
     """Returns names and times of change of folders, by which the cache notices that their content has changed.
 
     A folder's times change when a file in it is added, removed, renamed or replaced by renaming, and when an archive is
     unpacked anew. A file overwritten in place is not noticed: that would need a look at up to a million files at every
     start.
+
+    Raises:
+        UserError: One is missing.
     """
-    stats = ((path.name, path.stat()) for path in paths)
-    return [(name, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+    try:
+        stats = [(path.name, path.stat()) for path in paths]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    times = [time for _, stat in stats for time in (stat.st_mtime_ns, stat.st_ctime_ns)]
+    fingerprint = [(name, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+    return [*fingerprint, *folder_of_coarse_times(paths[0], times)]

@@ -102,34 +102,38 @@ def read(
     Raises:
         UserError: A file is damaged, or holds something else; names the file.
     """
-    tables = [_open(file) for file in files]
-    total = sum(table.metadata.num_rows for table in tables)
+    total = 0
+    for file in files:  # one open file at a time, because a system may allow fewer than a set has
+        with _open(file) as table:
+            total += table.metadata.num_rows
     if not total:
         raise UserError(f"{files[0]}: has no rows; get it again")
-    names = [_class_names(files[0], tables[0].schema_arrow, column, count) for column, count in labels.items()]
+    schema = _schema(files[0])
+    names = [_class_names(files[0], schema, column, count) for column, count in labels.items()]
     images = allocate((total, 3, size, size))
     targets = np.empty((total, len(labels)), np.int64)
     start = 0
-    for file, table in zip(files, tables, strict=True):
-        columns = [_image_column(file, table.schema_arrow), *labels]
-        if missing := [column for column in labels if column not in table.schema_arrow.names]:
-            raise UserError(f"{file}: has no column {missing[0]!r}, only {', '.join(table.schema_arrow.names)}")
-        row = 0
-        for batch in _batches(file, table, columns):
-            end = start + len(batch)
-            for kind, (column, known) in enumerate(zip(labels, names, strict=True)):
-                targets[start:end, kind] = _targets(file, row, batch.column(column), column, len(known))
-            encoded = batch.column(columns[0])
-            if pa.types.is_struct(encoded.type):
-                encoded = encoded.field("bytes")
-            _decode(file, row, encoded.to_pylist(), images[start:end], native_size)
-            start, row = end, row + len(batch)
+    for file in files:
+        with _open(file) as table:
+            columns = [_image_column(file, table.schema_arrow), *labels]
+            if missing := [column for column in labels if column not in table.schema_arrow.names]:
+                raise UserError(f"{file}: has no column {missing[0]!r}, only {', '.join(table.schema_arrow.names)}")
+            row = 0
+            for batch in _batches(file, table, columns):
+                end = start + len(batch)
+                for kind, (column, known) in enumerate(zip(labels, names, strict=True)):
+                    targets[start:end, kind] = _targets(file, row, batch.column(column), column, len(known))
+                encoded = batch.column(columns[0])
+                if pa.types.is_struct(encoded.type):
+                    encoded = encoded.field("bytes")
+                _decode(file, row, encoded.to_pylist(), images[start:end], native_size)
+                start, row = end, row + len(batch)
     return Decoded(images, targets, tuple(names))
 
 
 def _label_column(file: Path, column: str | None) -> str:
     """Returns the label column: the one asked for, else the first of ``LABEL_COLUMNS`` in the file."""
-    present = _open(file).schema_arrow.names
+    present = _schema(file).names
     choices = LABEL_COLUMNS if column is None else (column,)
     for choice in choices:
         if choice in present:
@@ -153,6 +157,11 @@ def _open(file: Path) -> Any:
         return pq.ParquetFile(file, pre_buffer=False)  # buffering would keep the whole file in memory
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, error) from error
+
+
+def _schema(file: Path) -> Any:
+    with _open(file) as table:
+        return table.schema_arrow
 
 
 def _batches(file: Path, table: Any, columns: list[str]) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 
+from kd_bench.data.decoded_cache import file_fingerprint
 from kd_bench.data.file_dataset import FileDataset, Files
 from kd_bench.data.sources import _find_files
 from kd_bench.utils.errors import UserError
@@ -108,8 +109,7 @@ class _Sample(NamedTuple):
 
 def _index(shards: Sequence[Path]) -> tuple[ShardFiles, tuple[str, ...]]:
     """Returns the images of a split and its classes, from the cache if the shards have not changed."""
-    stats = [(shard.name, (stat := shard.stat()).st_size, stat.st_mtime_ns) for shard in shards]
-    key = hashlib.sha256(json.dumps([_VERSION, stats]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps([_VERSION, file_fingerprint(shards)]).encode()).hexdigest()[:32]
     path = cache_folder() / "shards" / f"{key}.npz"
     try:
         with np.load(path, allow_pickle=False) as saved:
@@ -184,7 +184,7 @@ def _label(shard: Path, key: str, texts: dict[tuple[str, str], bytes]) -> int | 
         return None
     try:
         content = json.loads(texts[key, "json"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{shard}: {key}.json is no JSON ({error})") from error
     label = content.get("label") if isinstance(content, dict) else None
     return label if isinstance(label, (int, str)) and not isinstance(label, bool) and label != "" else None

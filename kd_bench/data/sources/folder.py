@@ -10,6 +10,7 @@ from kd_bench.data.sources import _find_files
 from kd_bench.data.sources._find_files import SplitFiles
 from kd_bench.data.sources._image_folders import SplitFolders, find_shards, list_files, load, require_class_folders
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
     from kd_bench.config.data import Dataset
@@ -30,7 +31,7 @@ SPEC = DatasetSpec(
 
 def find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> SplitFiles | SplitFolders:
     """Returns the shards in the folder, else the folders of images."""
-    folder = data_dir / Path(dataset.path or "").expanduser()
+    folder = data_dir / expand_user(dataset.path or "")
     if shards := find_shards([folder]):
         return shards
     if not folder.is_dir():

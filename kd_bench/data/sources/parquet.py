@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kd_bench.data.dataset_spec import DatasetSpec
 from kd_bench.data.sources._find_files import SplitFiles, find_parquet
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.paths import expand_user
 
 if TYPE_CHECKING:
     from kd_bench.config.data import Dataset
@@ -27,7 +28,7 @@ SPEC = DatasetSpec(
 
 def find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> SplitFiles:
     """Returns the parquet files in the folder, or in the folder "data" in it."""
-    folder = data_dir / Path(dataset.path or "").expanduser()
+    folder = data_dir / expand_user(dataset.path or "")
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; path must be absolute or below the data folder")
     if files := find_parquet((folder, folder / "data")):

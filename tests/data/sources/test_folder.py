@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd_bench.config.data import Dataset
+from kd_bench.config.data import Dataset, Pipeline
 from kd_bench.data import registry
 from kd_bench.data.sources import _find_files
 from kd_bench.utils.errors import UserError
@@ -150,7 +150,7 @@ def test_a_bad_image_is_named_and_nothing_kept(tmp_path: Path) -> None:
     bad.write_bytes(bad.read_bytes()[:500])
     assert fails(MINE, tmp_path).startswith(f"{bad}: the image cannot be decoded (")
     bad.unlink()
-    bad.symlink_to(root / "gone.png")  # is no file
+    bad.mkdir()  # is no file
     assert len(registry.load(MINE, tmp_path).train_images) == 8
     assert not list(cache_folder().glob(".*.tmp"))
 
@@ -191,3 +191,46 @@ def test_real_images(real_data: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert images.mean((0, 2, 3)).tolist() == pytest.approx([0.47, 0.46, 0.44], abs=0.03)
     grey = (splits.train_images[:, :1] == splits.train_images).flatten(1).all(1)
     assert 0 < grey.sum() < 100
+
+
+def test_a_link_that_leads_nowhere_makes_no_set_smaller(tmp_path: Path) -> None:
+    root = tree(tmp_path / "mine")
+    image = root / "train" / "ant" / "0.png"
+    target = image.rename(tmp_path / "fetched.png")
+    image.symlink_to(target)
+    assert len(registry.load(MINE, tmp_path).train_labels) == 9
+    target.unlink()
+    (root / "train" / "ant" / "new.txt").touch()  # or the images would be taken from the cache
+    pipeline = Pipeline(size=32)
+    advice = "is a link that leads nowhere; restore what it names, or remove it"
+    assert fails(MINE, tmp_path) == f"{image}: {advice}"
+    with pytest.raises(UserError, match=advice):
+        registry.list_files(Dataset(name="folder", path="mine"), pipeline, tmp_path)
+    image.unlink()
+    for split in ("train", "val"):
+        (root / split / "dog").symlink_to(tmp_path / "gone")
+    assert fails(MINE, tmp_path) == f"{root / 'train' / 'dog'}: {advice}"
+
+
+def test_sets_whose_times_are_coarse_are_not_mistaken_for_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in SquashFS, where one program has written both."""
+    first, second = tree(tmp_path / "one" / "mine"), tree(tmp_path / "two" / "mine")
+    for label, name in enumerate(CLASSES):
+        make.save(second / "train" / name / "0.png", make.image(50 + label))
+    stat = Path.stat
+
+    def coarse(path: Path, **keywords: bool) -> os.stat_result:
+        exact = stat(path, **keywords)
+        return os.stat_result(exact, {"st_mtime_ns": 0, "st_ctime_ns": 0}) if path.is_relative_to(tmp_path) else exact
+
+    monkeypatch.setattr(Path, "stat", coarse)
+    images = [registry.load(MINE, folder.parent).train_images for folder in (first, second)]
+    assert not torch.equal(images[0], images[1])
+
+
+def test_the_home_folder_of_nobody(tmp_path: Path) -> None:
+    for name in ("folder", "parquet"):
+        message = fails(Dataset(name=name, path="~nobody-has-this-name/mine"), tmp_path)
+        assert message.endswith("there is no such folder; path must be absolute or below the data folder")

@@ -111,3 +111,32 @@ def test_bad_files_and_images_are_named(tmp_path: Path) -> None:
     assert fails(MINE, tmp_path).startswith(f"{test}: not a whole parquet file")
     test.unlink()
     assert fails(MINE, tmp_path).startswith(f"{folder}: has no test-*.parquet")
+
+
+def test_more_files_than_may_be_open(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    test = write(tmp_path / "mine")
+    for part in range(64):
+        make.table(tmp_path / "mine" / f"train-{part:05}-of-00064.parquet", ENCODED, [0, 1, 2, 0])
+    (tmp_path / "mine" / "train-00000-of-00001.parquet").unlink()
+    small = tmp_path / "small"
+    for name in ("train", "test"):
+        small.mkdir(exist_ok=True)
+        (small / f"{name}.parquet").write_bytes(test.read_bytes())
+    registry.load(Dataset(name="parquet", path=str(small), size=16))  # so that everything is imported
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 20, limits[1]))
+    try:
+        images = registry.load(MINE, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(images.train_labels) == 4 * 64
+
+
+def test_a_split_without_images_of_the_chosen_classes_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    write(folder)
+    make.table(folder / "test.parquet", ENCODED[:1], [2])
+    assert len(registry.load(MINE, tmp_path).test_labels) == 1
+    message = "classes: parquet has no test images of its first 2 classes"
+    assert fails(MINE.model_copy(update={"classes": 2}), tmp_path) == message

@@ -204,12 +204,19 @@ def test_what_is_missing_or_wrong(tree: Path, tmp_path: Path) -> None:
     assert f"{root}: imagenet1k-train-0005.tar is missing, which _info.json lists for train" in fails(tmp_path)
     (root / "_info.json").write_text("[1]")
     batches(tmp_path)
+    (root / "_info.json").write_text("[" * 200_000)
+    batches(tmp_path)
+    moved = last.rename(tmp_path / "moved.tar")
+    last.symlink_to(tmp_path / "nowhere.tar")
+    assert fails(tmp_path) == f"{last}: cannot be read (No such file or directory)"
+    moved.rename(last)
 
     image = next(file for _, file in images(tree / "val")).read_bytes()
     for members, expected in (
         ({"a.jpg": image}, "a.jpg has no label: there is no a.cls, and it is in no folder"),
         ({"a.jpg": image, "a.cls": b" "}, "a.cls is empty"),
         ({"a.jpg": image, "a.json": b"{"}, "a.json is no JSON"),
+        ({"a.jpg": image, "a.json": b"[" * 200_000}, "a.json is no JSON"),
         ({"a.jpg": image, "a.cls": b"0", "ant/b.jpg": image}, "ant/b.jpg has the label 'ant'; all must be numbers"),
         ({"a.txt": b"no image"}, "has no images"),
         ({"a.jpg": image, "a.cls": b"0" * (1 << 21)}, "a.cls has 2,097,152 bytes, too many for a label"),
