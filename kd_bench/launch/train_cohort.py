@@ -34,10 +34,10 @@ from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.images import check_same_images
 from kd_bench.trials.lease import Lease
 from kd_bench.trials.reader import read_environment
-from kd_bench.trials.result_writer import TrialResultWriter
+from kd_bench.trials.result_writer import LOAD_ERRORS, TrialResultWriter
 from kd_bench.utils import distributed
 from kd_bench.utils.energy_counters import open_counters
-from kd_bench.utils.errors import UserError
+from kd_bench.utils.errors import UserError, first_line
 from kd_bench.utils.files import sha256
 from kd_bench.utils.memory import is_out_of_memory
 from kd_bench.utils.plugins import describe_error
@@ -123,11 +123,13 @@ class _CohortContext:
         Args:
             members: Students in the state after their last finished epoch.
             mid_epoch_states: A state within the next epoch for each process, by trial; may be empty.
+
+        Raises:
+            UserError: If one of these states does not fit, because another version has written it.
         """
         for member in members:
             if member.trial.id in mid_epoch_states:
-                state = mid_epoch_states[member.trial.id][self.job.rank]
-                member.restore_mid_epoch(deserialize_state(state))
+                self._restore_mid_epoch(member, mid_epoch_states[member.trial.id][self.job.rank])
         if not members:
             return
 
@@ -161,6 +163,18 @@ class _CohortContext:
                 loader.close()
             if cohort.teacher is not None:
                 cohort.teacher.close()
+
+    def _restore_mid_epoch(self, member: StudentModule, state: bytes) -> None:
+        try:
+            member.restore_mid_epoch(deserialize_state(state))
+        except LOAD_ERRORS as error:
+            if is_out_of_memory(error):
+                raise
+            files = Path(self.job.folder) / member.trial.id / "checkpoint" / "within-*.pt"
+            raise UserError(
+                f"{files}: the state within an epoch does not fit ({first_line(error)}), perhaps because another "
+                "version of kd-bench has written it; remove these files to continue from the last finished epoch"
+            ) from error
 
     def _logit_cache(self, train: TrainLoader) -> OpenLogitCache | None:
         """Returns a function that opens the cache of the teacher's logits for the views of this loader.
@@ -225,6 +239,7 @@ def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events
                 begun, images = read_environment(folder.path), context.images.record
                 check_same_images(folder.path, "its checkpoints are", begun, images, ordered=True)
             member = context.build_member(trial, writer)
+            writer.resume(member)
         except Exception as error:
             of_plugin = trial.method.source is not None or trial.model_source is not None
             if not isinstance(error, UserError) and (not of_plugin or is_out_of_memory(error)):
@@ -232,7 +247,6 @@ def train(job: WorkerJob, leased: list[tuple[Trial, TrialFolder, Lease]], events
             traceback.print_exc()
             events.send("crashed", trial=folder.id, reason=describe_error(error))
             continue
-        writer.resume(member)
         previous = folder.write_environment(environment)
         if member.all_epochs_done and previous and previous.get("threads") != job.threads:
             events.send(

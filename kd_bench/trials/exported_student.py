@@ -36,7 +36,8 @@ class KeptLayer:
 def load_exported_student(folder: str | Path) -> nn.Module:
     """Returns the student of an exported folder in evaluation mode. It maps normalised images to logits.
 
-    Neither the images nor the teacher's weights are needed.
+    Neither the images nor the teacher's weights are needed. If ``student.json`` names a method or network as
+    ``FILE.py:NAME``, that file is imported, which executes its code.
 
     Args:
         folder: A folder with ``student.json`` and ``model.safetensors``.

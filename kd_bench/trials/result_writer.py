@@ -29,7 +29,7 @@ from kd_bench.utils.memory import is_out_of_memory
 _MAX_CORRUPT_FILES = 100
 
 #: Errors of a checkpoint that cannot be loaded.
-_LOAD_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError, EOFError)
+LOAD_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, pickle.UnpicklingError, EOFError)
 
 
 class LostLease(Exception):
@@ -81,7 +81,7 @@ class TrialResultWriter(ResultWriter):
                 state = deserialize_state(content)
                 initial = copy.deepcopy(member.state()) if initial is None else initial
                 member.restore(state)
-            except _LOAD_ERRORS as error:
+            except LOAD_ERRORS as error:
                 if is_out_of_memory(error):
                     raise
                 damaged.append((path, first_line(error)))
@@ -113,7 +113,7 @@ class TrialResultWriter(ResultWriter):
             Epoch, step, and states, one per process; None if there is no such checkpoint.
         """
         for of_epoch, content in self.folder.read_mid_epoch(epoch):
-            with suppress(*_LOAD_ERRORS):
+            with suppress(*LOAD_ERRORS):
                 checkpoint = deserialize_state(content)
                 states = [state.numpy().tobytes() for state in checkpoint["states"] if isinstance(state, torch.Tensor)]
                 if len(states) == world_size:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from kd_bench.launch.train_cohort import _read_mid_epoch_states
+from kd_bench.launch.train_cohort import _CohortContext, _read_mid_epoch_states
+from kd_bench.training.result_writer import serialize_state
 from kd_bench.trials.result_writer import TrialResultWriter
+from kd_bench.utils.errors import UserError
 
 
 class Checkpoints(TrialResultWriter):
@@ -51,3 +53,24 @@ def member(name: str, next_epoch: int, place: tuple[int, int] | None, preparatio
 def test_the_earliest_checkpoints_are_used_if_no_other_member_begins_in_their_epoch(members: list, kept: str) -> None:
     states = _read_mid_epoch_states([member(*one) for one in members], world_size=1)
     assert states == {name: [b"state"] for name in kept}
+
+
+@pytest.mark.parametrize("error", [KeyError("sums"), RuntimeError("Missing key(s) in state_dict: fc.weight.")])
+def test_a_state_of_another_version_is_named(error: Exception) -> None:
+    def restore(state: dict[str, Any]) -> None:
+        raise error
+
+    context: Any = SimpleNamespace(job=SimpleNamespace(folder="runs/r"))
+    student: Any = SimpleNamespace(trial=SimpleNamespace(id="a"), restore_mid_epoch=restore)
+    with pytest.raises(UserError, match=r"^runs/r/a/checkpoint/within-\*\.pt: .* does not fit \(.*remove these files"):
+        _CohortContext._restore_mid_epoch(context, student, serialize_state({}))
+
+
+def test_lack_of_memory_says_nothing_of_a_state() -> None:
+    def restore(state: dict[str, Any]) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    context: Any = SimpleNamespace(job=SimpleNamespace(folder="runs/r"))
+    student: Any = SimpleNamespace(trial=SimpleNamespace(id="a"), restore_mid_epoch=restore)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        _CohortContext._restore_mid_epoch(context, student, serialize_state({}))
