@@ -66,9 +66,9 @@ def _sentence(rows: Sequence[SummaryRow], baseline: str) -> str:
         values = [p for p in corrected if p is not None and p > LEVEL]
         shown = f" (p {format_p(min(values))} or more)" if values else ""
         subject = "the other" if parts else "all"
-        parts.append(f"{subject} {len(groups[0])} methods{shown} cannot be told from {baseline}")
+        parts.append(f"{subject} {len(groups[0])} methods{shown} cannot be distinguished from {baseline}")
     elif groups[0]:
-        parts.append(f"{_list(groups[0])} cannot be told from {baseline}")
+        parts.append(f"{_list(groups[0])} cannot be distinguished from {baseline}")
     over = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     methods = "1 method" if len(rows) == 1 else f"{len(rows)} methods, which the intervals do not have"
     test, holds = f"paired t test over {over}", "this pair, its settings and its teacher"
@@ -81,7 +81,7 @@ def _sentence(rows: Sequence[SummaryRow], baseline: str) -> str:
             holds = f"this pair and its settings, and where there is {alone} only, for that one"
     return (
         f"{'; '.join(parts)} at 5 % ({test}, p after Holm's correction for {methods}). It holds for {holds}. What "
-        "cannot be told apart may still differ by as much as its interval allows."
+        "cannot be distinguished may still differ by as much as its interval allows."
     )
 
 
@@ -104,7 +104,7 @@ def _over_pairs(rows_of_pairs: Sequence[Sequence[SummaryRow]], baseline: str) ->
     test = "test of the interval" if crossed else "paired t test"
     return (
         f"What this shows, by the number of pairs in which a method differs from {baseline} ({test}, 5 % after "
-        f"Holm's correction within the pair): {found}. Otherwise a method cannot be told from {baseline}."
+        f"Holm's correction within the pair): {found}. Otherwise a method cannot be distinguished from {baseline}."
     )
 
 

@@ -26,7 +26,7 @@ TOP1_ONLY = ("What ", "Top-1:", "Average rank")
 
 _TOP1 = (
     "Top-1: accuracy on the test set after the last epoch, in percent; mean ± sample standard deviation (ddof = 1) "
-    "over n trials, one a seed (of the teacher: over n teachers); (2/3) stands for 2 of 3 planned trials."
+    "over n trials, one per seed (of the teacher: over n teachers); (2/3) stands for 2 of 3 planned trials."
 )
 #: What ``evaluated`` in ``result.json`` says of trials without an average of the weights, and words for each value.
 _LAST = "last"

@@ -1,6 +1,6 @@
 """Tests of paired differences over seeds, and their correction for the number of methods.
 
-Each test takes the differences of one method to the baseline, one a seed. With few seeds the exact sign-flip test
+Each test takes the differences of one method to the baseline, one per seed. With few seeds the exact sign-flip test
 cannot reach small p-values: its smallest one is 2 / 2^n, 0.25 for three seeds. The t test reaches smaller ones because
 it assumes that the differences are normally distributed.
 

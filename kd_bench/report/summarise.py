@@ -185,7 +185,7 @@ def _student_row(
 
 
 def _teacher_row(name: str, trials: pd.DataFrame, crossed: bool) -> SummaryRow:
-    """The row of a pair's teachers: one teacher if all seeds share it, otherwise one a seed."""
+    """The row of a pair's teachers: one teacher if all seeds share it, otherwise one per seed."""
     # the student alone may know less of a teacher without a trial of its own than the trials that it taught
     known_first = trials.sort_values("teacher_top1", na_position="last", kind="stable")
     teachers = known_first.drop_duplicates("teacher_id")

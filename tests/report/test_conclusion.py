@@ -19,13 +19,13 @@ def pair(*rows: SummaryRow, student: str = "small") -> PairTable:
 ABOVE, BELOW, UNCLEAR = (3.0, 3.1, 2.9, 3.0, 3.2), (-3.0, -3.1, -2.9, -3.0, -3.2), (3.0, -2.0, 1.0, -1.0, 0.5)
 
 
-def test_methods_are_above_below_or_cannot_be_told() -> None:
+def test_methods_are_above_below_or_cannot_be_distinguished() -> None:
     rows = (row("kd"), row("up", *ABOVE), row("high", *ABOVE), row("down", *BELOW), row("maybe", *UNCLEAR))
     (sentence,) = conclusions([pair(*rows)], "kd")
     assert sentence.startswith(
         "What this shows: up (p < 0.001) and high (p < 0.001) are above kd; down (p < 0.001) is below kd; maybe (p "
-        "0.745) cannot be told from kd at 5 % (paired t test over 5 seeds, p after Holm's correction for 4 methods, "
-        "which the intervals do not have)."
+        "0.745) cannot be distinguished from kd at 5 % (paired t test over 5 seeds, p after Holm's correction for 4 "
+        "methods, which the intervals do not have)."
     )
 
 
@@ -35,7 +35,7 @@ def test_the_correction_counts_all_methods() -> None:
     (of_three,) = conclusions([pair(row("close", *close), row("maybe", *UNCLEAR), row("other", *UNCLEAR))], "kd")
     assert "close (p 0.038) is above kd at 5 % (" in alone
     assert "for 1 method)" in alone
-    assert "close (p 0.115), maybe (p 1.000) and other (p 1.000) cannot be told from kd" in of_three
+    assert "close (p 0.115), maybe (p 1.000) and other (p 1.000) cannot be distinguished from kd" in of_three
 
 
 def test_one_seed_shows_nothing() -> None:
@@ -64,15 +64,16 @@ def test_pairs_have_a_sentence_each_and_many_pairs_one_together() -> None:
 def test_many_methods_without_a_difference_are_counted() -> None:
     unclear = [row(f"m{number}", *UNCLEAR) for number in range(11)]
     (sentence,) = conclusions([pair(*unclear)], "kd")
-    assert sentence.startswith("What this shows: all 11 methods (p 1.000 or more) cannot be told from kd at 5 % (")
+    same = "cannot be distinguished from kd"
+    assert sentence.startswith(f"What this shows: all 11 methods (p 1.000 or more) {same} at 5 % (")
     (sentence,) = conclusions([pair(row("up", *ABOVE), *unclear, row("same", 1.0, 1.0, 1.0, 1.0, 1.0))], "kd")
-    assert "up (p < 0.001) is above kd; the other 12 methods (p 1.000 or more) cannot be told from kd" in sentence
+    assert f"up (p < 0.001) is above kd; the other 12 methods (p 1.000 or more) {same}" in sentence
 
 
 def test_many_pairs_name_only_methods_that_differ() -> None:
     rows = (row("up", *ABOVE), row("maybe", *UNCLEAR))
     (sentence,) = conclusions([pair(*rows)] * 4, "kd")
-    assert "within the pair): up above in 4, below in 0 of 4. Otherwise a method cannot be told" in sentence
+    assert "within the pair): up above in 4, below in 0 of 4. Otherwise a method cannot be distinguished" in sentence
     (sentence,) = conclusions([pair(row("a", *UNCLEAR), row("b", *UNCLEAR))] * 4, "kd")
     assert "within the pair): none of 2 methods in any pair. Otherwise" in sentence
     (sentence,) = conclusions([pair(row("a", 1.0), row("b", 2.0))] * 4, "kd")
@@ -82,4 +83,4 @@ def test_many_pairs_name_only_methods_that_differ() -> None:
 @pytest.mark.parametrize("differences", [(0.0, 0.0, 0.0), (2.0, 2.0, 2.0)])
 def test_differences_without_spread_cannot_be_tested(differences: tuple[float, ...]) -> None:
     (sentence,) = conclusions([pair(row("same", *differences))], "kd")
-    assert "same cannot be told from kd" in sentence
+    assert "same cannot be distinguished from kd" in sentence
