@@ -242,7 +242,8 @@ def _adversarial(training: Training, info: methods.MethodInfo, context: str) -> 
     file = datasets.resolve_data_dir() / generated.path
     if not is_file(file):
         raise UserError(
-            f"{context}: adversarial.generated: there is no file {file}; if it is on another machine, set "
+            f"{context}: adversarial.generated: there is no file {file}; write an absolute path, or name the data "
+            "folder with KD_BENCH_DATA, because --data does not count here; if the file is on another machine, set "
             "adversarial.generated.sha256 to its checksum"
         )
     return adversarial.model_copy(update={"generated": generated.model_copy(update={"sha256": sha256(file)})})

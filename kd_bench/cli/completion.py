@@ -92,9 +92,8 @@ def lists(incomplete: str) -> list[str]:
     return _matching(KINDS, incomplete)
 
 
-def subjects(incomplete: str) -> list[str]:
+def subjects(ctx: typer.Context, incomplete: str) -> list[str]:
     """Returns what ``kd-bench show`` describes."""
-    from kd_bench.config.load import packaged_recipes
     from kd_bench.config.settings_reference import all_settings
 
     settings = [setting.key for setting in all_settings()] if incomplete else []
@@ -102,7 +101,8 @@ def subjects(incomplete: str) -> list[str]:
         *methods(incomplete),
         *datasets(incomplete),
         *networks(incomplete),
-        *_matching([*packaged_recipes(), *settings], incomplete),
+        *recipes(ctx, incomplete),
+        *_matching(settings, incomplete),
     ]
 
 

@@ -122,6 +122,11 @@ def _open_streams() -> None:
 def _describe(error: OSError) -> str:
     """Returns a sentence about an error of the system, which names the file if it is known."""
     reason = error.strerror or str(error) or type(error).__name__
+    if error.filename is None and isinstance(error, FileNotFoundError):
+        try:
+            os.getcwd()  # noqa: PTH109
+        except FileNotFoundError:
+            return "the working folder was removed; change to another one"
     return f"{os.fsdecode(error.filename)}: {reason}" if error.filename is not None else reason
 
 

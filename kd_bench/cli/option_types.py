@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.paths import expand_user
 
 _WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]{1,3})?")
@@ -54,6 +55,6 @@ def _path_parser(name: str) -> Callable[[Any], Path]:
     def parse(text: Any) -> Path:
         if text == "":
             raise UserError(f"{name}: is empty; write . for the working folder")
-        return Path(text)
+        return expand_user(text)  # shells do not, in --out=~/runs and in files of environment variables
 
     return parse

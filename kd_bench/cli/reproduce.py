@@ -148,6 +148,9 @@ def _reproduce(name: str, budget: str, options: RunOptions, format_: str, fetch:
         if name != "robustness":
             print_summary(result, format_)
             return
+        if format_ == "csv":
+            render.write(result, format_, sys.stdout)
+            return
         for index, table in enumerate(result):
             typer.echo("\n" * (index > 0), nl=False)
             render.write([table], format_, sys.stdout)

@@ -45,6 +45,7 @@ _RESERVED = {
     "attacks": "attacks on files of weights",
     "evaluations": "evaluations of files of weights",
     "logs": "logs",
+    "replays": "trainings that are repeated by kd-bench replay",
 }
 
 #: Names that Windows keeps for devices, with any suffix.

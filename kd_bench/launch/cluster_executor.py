@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +25,15 @@ from kd_bench.launch.worker_protocol import STOP_SECONDS, Event, WorkerJob
 #: Largest number of cohorts that are submitted at a time by default. The cluster queues them.
 MAX_SUBMITTED = 1000
 
+#: Seconds between two looks at the worker.
+_POLL_SECONDS = 0.2
+
 
 class RemoteJob:
     """Runs a worker on the other machine and writes its events to a file. The cluster pickles and calls this object.
+
+    The worker has the working folder of the process that made this object, which plug-ins may be named relative to, if
+    the other machine has that folder.
 
     Args:
         job: The worker's job, as a line of JSON.
@@ -35,15 +43,30 @@ class RemoteJob:
 
     def __init__(self, job: str, log: str, events: str, environment: dict[str, str]) -> None:
         self._job, self._log, self._events, self._environment = job, log, events, environment
+        self._folder = Path.cwd()
         self._worker: subprocess.Popen[bytes] | None = None
 
-    def __call__(self) -> int:
-        """Runs the worker to its end and returns its exit code."""
-        with open(self._events, "ab") as events:
-            self._worker = start_worker(self._job, Path(self._log), events, self._environment)
+    def __call__(self) -> int | str:
+        """Runs the worker to its end. Returns its exit code, or a sentence that says why it could not be started."""
+        folder = self._folder if self._folder.is_dir() else None
+        try:
+            with open(self._events, "ab") as events:
+                self._worker = start_worker(self._job, Path(self._log), events, self._environment, folder=folder)
+        except OSError as error:
+            file = error.filename or "the worker"
+            return (
+                f"machine {socket.gethostname()}: {file}: {error.strerror}; all machines must share the results folder"
+            )
         with suppress(ValueError):  # not in the main thread of its process
             signal.signal(signal.SIGTERM, lambda *_: self.checkpoint())
-        return self._worker.wait()
+        try:
+            # Not by wait(), which would hold a lock for ever that checkpoint needs to see the worker's end.
+            while (code := self._worker.poll()) is None:
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:  # Ray's way to ask a task to stop
+            self.checkpoint()
+            code = self._worker.poll()
+        return -signal.SIGTERM if code is None else code
 
     def checkpoint(self) -> None:
         """Asks the worker to save checkpoints and to end. submitit calls this shortly before SLURM's time limit."""
@@ -61,7 +84,10 @@ class _RemoteWorker(LoggedWorker):
 
     def poll(self) -> tuple[list[Event], int | None]:
         code = self._executor.exit_code(self._job)
-        events = []
+        events: list[Event] = []
+        if isinstance(code, str):
+            events.append({"event": "error", "reason": code, "fault": "settings"})
+            code = 1
         with suppress(FileNotFoundError), open(self._events, "rb") as file:
             file.seek(self._offset)
             lines, newline, _ = file.read().rpartition(b"\n")
@@ -72,7 +98,7 @@ class _RemoteWorker(LoggedWorker):
         return events, code
 
     def request_stop(self) -> None:
-        """Does nothing, because a cluster offers no way to ask. The trials resume from their last checkpoint."""
+        self._executor.request_stop(self._job)
 
     def kill(self) -> None:
         self._executor.cancel(self._job)
@@ -92,14 +118,19 @@ class ClusterExecutor(Executor):
 
     def __init__(self, jobs: int | None, gpus: float) -> None:
         super().__init__([("cuda:0" if gpus else "cpu",)] * (jobs or MAX_SUBMITTED))
+        # As on one machine, a cohort gets its share of the memory of a GPU that it shares.
+        self._memory_fraction = gpus if 0 < gpus < 1 else None
 
     def submit(self, work: RemoteJob) -> Any:
         """Submits a job and returns the cluster's object for it; for subclasses."""
         raise NotImplementedError
 
-    def exit_code(self, job: Any) -> int | None:
-        """Returns a job's exit code; None while it waits or runs; negative if the cluster ended it; for subclasses."""
+    def exit_code(self, job: Any) -> int | str | None:
+        """Returns what a job returned; None while it runs; negative if the cluster ended it; for subclasses."""
         raise NotImplementedError
+
+    def request_stop(self, job: Any) -> None:
+        """Asks a job to save checkpoints and to end, if the cluster offers a way to ask; for subclasses."""
 
     def cancel(self, job: Any) -> None:
         """Ends a job; for subclasses."""
@@ -114,6 +145,7 @@ class ClusterExecutor(Executor):
         folder, teacher, weights, data = (None if path is None else str(Path(path).resolve()) for path in paths)
         pretrained = {trial: str(Path(path).resolve()) for trial, path in job.pretrained.items()}
         job = replace(job, folder=str(folder), teacher=teacher, weights=weights, data=data, pretrained=pretrained)
+        job = replace(job, memory_fraction=self._memory_fraction)
         offset = events.stat().st_size if events.exists() else 0
         work = RemoteJob(job.to_line(), str(log), str(events), worker_environment(job.threads))
         return WorkerGroup([_RemoteWorker(self, self.submit(work), events, log, offset)])

@@ -29,6 +29,7 @@ class CohortTask:
         error: The first error that the last worker reported.
         fault: Its kind.
         fresh: Whether it needs a new worker, because an earlier one has failed.
+        stopped: Whether the last worker was asked to stop and has saved checkpoints, which is no failure.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class CohortTask:
     error: str | None = None
     fault: Fault | None = None
     fresh: bool = False
+    stopped: bool = False
 
     @property
     def teacher(self) -> AnyTrial | None:

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.memory import usable_memory
 
 if TYPE_CHECKING:
     from kd_bench.launch.options import RunOptions
@@ -46,7 +45,7 @@ def find_devices(device: str) -> list[str]:
 
 def cpu_slots(threads: int) -> int:
     """Returns how many cohorts with so many threads the usable cores and the free memory carry at once, at least 1."""
-    in_memory = psutil.virtual_memory().available // PROCESS_MEMORY
+    in_memory = usable_memory().available // PROCESS_MEMORY
     return max(1, min(usable_cores() // threads, in_memory))
 
 

@@ -15,7 +15,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 from packaging.requirements import Requirement
 
 from kd_bench.config.data import Dataset
@@ -23,6 +22,7 @@ from kd_bench.data import registry as datasets
 from kd_bench.models import cards, pretrained
 from kd_bench.utils.cpu import usable_cores
 from kd_bench.utils.errors import UserError, first_line, install_command
+from kd_bench.utils.memory import usable_memory
 from kd_bench.utils.paths import cache_folder
 
 #: Packages whose version is listed even if it is right.
@@ -66,7 +66,7 @@ def examine(out: Path, data: Path | None) -> Iterator[Finding]:
     """Checks Python, packages, devices, data sets, weights, and the folders that are written to."""
     yield Finding("ok", f"Python {platform.python_version()} at {sys.executable}")
     yield from _packages()
-    memory = psutil.virtual_memory()
+    memory = usable_memory()
     cores, usable = os.cpu_count() or 1, usable_cores()
     count = f"{cores} cores" if usable == cores else f"{usable} of {cores} cores to use"
     yield Finding("ok", f"{count}, {memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free")

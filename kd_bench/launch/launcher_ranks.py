@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
+import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import lru_cache
@@ -21,14 +24,18 @@ from kd_bench.launch.devices import find_devices
 from kd_bench.launch.launcher import RankEnvironment
 from kd_bench.launch.local_process import free_port, start_rank
 from kd_bench.launch.worker_group import Worker, WorkerGroup
-from kd_bench.launch.worker_protocol import Event, WorkerJob
-from kd_bench.utils.errors import RunFailed, UserError
+from kd_bench.launch.worker_protocol import STOP_SECONDS, Event, WorkerJob
+from kd_bench.utils.errors import RunFailed, Terminated, UserError
+from kd_bench.utils.sigterm import collecting_signals
 
 if TYPE_CHECKING:
     from torch.distributed import Store
 
 #: Seconds between two looks into the store.
 _POLL_SECONDS = 0.2
+
+#: Seconds after which another rank, which was told to end its worker, counts as lost.
+_LOST_SECONDS = 30.0
 
 
 class LauncherRankZero:
@@ -63,10 +70,16 @@ class _StoreWorker(Worker):
     def __init__(self, store: Store, number: int, rank: int) -> None:
         self._store, self._number, self._rank = store, number, rank
         self._last_log_line = ""
+        self._killed_at: float | None = None
 
     def poll(self) -> tuple[list[Event], int | None]:
         key = f"end/{self._number}/{self._rank}"
         if not self._store.check([key]):
+            if self._killed_at is not None and time.monotonic() - self._killed_at > _LOST_SECONDS:
+                raise RunFailed(
+                    f"process {self._rank} has died or does not answer (processes count from 0), and the others cannot "
+                    "continue without it; start all of them again to resume from the last checkpoint"
+                )
             return [], None
         end = json.loads(self._store.get(key))
         self._last_log_line = end["last_log_line"]
@@ -77,6 +90,8 @@ class _StoreWorker(Worker):
 
     def kill(self) -> None:
         self._store.set(f"kill/{self._number}", "")
+        if self._killed_at is None:
+            self._killed_at = time.monotonic()
 
     def last_log_line(self) -> str:
         return self._last_log_line
@@ -93,6 +108,7 @@ def join_launcher(launcher: RankEnvironment | None, device: str) -> LauncherRank
     Raises:
         UserError: If the launcher has started more processes than there are devices.
         RunFailed: If rank 0 dies.
+        KeyboardInterrupt, Terminated: In the other ranks, after their worker has saved its part of the checkpoints.
     """
     if launcher is None:
         return None
@@ -112,26 +128,36 @@ def _run_workers(launcher: RankEnvironment, device: str) -> None:
 
     try:
         store = _open_store(launcher)
-        number = 0
-        while order := _wait_for_json(store, f"job/{number}"):
-            environment = _for_workers(launcher, order["port"])
-            worker = start_rank(WorkerJob(**order["job"]), device, Path(order["log"]), environment)
-            reported: list[Event] = []
-            try:
-                while True:
-                    events, code = worker.poll()
-                    reported += [event for event in events if event["event"] in ("error", "note")]
-                    if code is not None or store.check([f"kill/{number}"]):
-                        break
-                    time.sleep(_POLL_SECONDS)
-            finally:
-                worker.kill()
-            end = {"code": -9 if code is None else code, "last_log_line": worker.last_log_line(), "events": reported}
-            store.set(f"end/{number}/{launcher.rank}", json.dumps(end))
-            number += 1
+        with collecting_signals() as received:
+            _run_orders(launcher, device, store, received)
     except (DistError, RuntimeError) as error:
         reason = (str(error).splitlines() or [str(error)])[0]
         raise RunFailed(f"process {launcher.rank}: lost the first process ({reason})") from error
+
+
+def _run_orders(launcher: RankEnvironment, device: str, store: Store, received: Sequence[int]) -> None:
+    """Runs workers as ``_run_workers`` does. ``received`` are the signals that this process has received so far."""
+    number = 0
+    while order := _wait_for_json(store, f"job/{number}", received):
+        environment = _for_workers(launcher, order["port"])
+        worker = start_rank(WorkerJob(**order["job"]), device, Path(order["log"]), environment)
+        reported: list[Event] = []
+        kill_at = math.inf
+        code: int | None = None
+        try:
+            while code is None and time.monotonic() < kill_at and not store.check([f"kill/{number}"]):
+                time.sleep(_POLL_SECONDS)
+                events, code = worker.poll()
+                reported += [event for event in events if event["event"] in ("error", "note")]
+                if received and kill_at == math.inf:
+                    # Launchers send signals to all ranks, and all workers have to take part in saving their state.
+                    kill_at = time.monotonic() + STOP_SECONDS
+                    worker.request_stop()
+        finally:
+            worker.kill()
+        end = {"code": -9 if code is None else code, "last_log_line": worker.last_log_line(), "events": reported}
+        store.set(f"end/{number}/{launcher.rank}", json.dumps(end))
+        number += 1
 
 
 def _for_workers(launcher: RankEnvironment, port: int) -> RankEnvironment:
@@ -139,8 +165,10 @@ def _for_workers(launcher: RankEnvironment, port: int) -> RankEnvironment:
     return replace(launcher, master_port=port, agent_store=False)
 
 
-def _wait_for_json(store: Store, key: str) -> dict[str, Any]:
+def _wait_for_json(store: Store, key: str, received: Sequence[int]) -> dict[str, Any]:
     while not store.check([key]):
+        if received:
+            raise KeyboardInterrupt if received[0] == signal.SIGINT else Terminated
         time.sleep(_POLL_SECONDS)
     value: dict[str, Any] = json.loads(store.get(key))
     return value

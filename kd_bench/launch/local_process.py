@@ -25,6 +25,9 @@ from kd_bench.utils.python_process import module_command
 #: Seconds that an idle worker has to end after its input was closed.
 _CLOSE_SECONDS = 5.0
 
+#: Characters of the command that a worker is told. Linux starts no process with a variable of more than 128 KiB.
+_LONGEST_COMMAND = 30_000
+
 
 class WorkerProcess(LoggedWorker):
     """A worker that runs as a subprocess, with additional environment variables, and appends its errors to the log.
@@ -109,12 +112,22 @@ def free_port() -> int:
 
 
 def start_worker(
-    job: str, log: Path, stdout: int | IO[bytes], environment: Mapping[str, str], start_new_session: bool = False
+    job: str,
+    log: Path,
+    stdout: int | IO[bytes],
+    environment: Mapping[str, str],
+    *,
+    start_new_session: bool = False,
+    folder: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts a worker, appends its standard error to the log, and writes the job, a line of JSON, to its input."""
+    """Starts a worker, appends its standard error to the log, and writes the job, a line of JSON, to its input.
+
+    ``folder`` is its working folder; None for that of this process.
+    """
     with open(log, "ab") as stderr:
         process = subprocess.Popen(
-            module_command("kd_bench.launch.worker"),
+            module_command("kd_bench.launch.worker", folder),
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,
@@ -135,4 +148,4 @@ def _write_job(process: subprocess.Popen[bytes], job: str) -> None:
 def worker_environment(threads: int) -> dict[str, str]:
     """Returns the environment variables that a worker needs in addition to those of its machine."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return allocator_variables() | queue_variables() | limits | {"KD_BENCH_COMMAND": command_line()}
+    return allocator_variables() | queue_variables() | limits | {"KD_BENCH_COMMAND": command_line()[:_LONGEST_COMMAND]}

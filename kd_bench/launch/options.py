@@ -12,6 +12,9 @@ from typing import Any
 from kd_bench.launch.devices import find_devices
 from kd_bench.utils.errors import UserError, install_command, unknown
 
+#: The largest number in an option of an executor. A year has about half a million minutes.
+_LARGEST = 10**6
+
 #: The options of each executor and their types.
 EXECUTOR_OPTIONS: dict[str, dict[str, type]] = {
     "local": {},
@@ -72,13 +75,19 @@ def check_options(options: RunOptions) -> None:
     for name in options.loggers:
         require_package(name, f"--{name}", name)
     parse_executor_options(options.executor, options.executor_options)
-    if options.device != "auto" and options.executor == "local":
-        find_devices(options.device)
+    if options.executor == "local":
+        if options.device != "auto":
+            find_devices(options.device)
+    elif options.device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"--device {options.device}: --executor {options.executor} chooses the device of each cohort; write auto, "
+            "cpu or cuda"
+        )
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         probe = options.out / f".writable.{os.getpid()}"
         probe.write_bytes(b"")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # in containers, several processes that start at once have the same number
     except OSError as error:
         raise UserError(f"{options.out}: results cannot be written there: {error.strerror or error}") from None
 
@@ -105,8 +114,26 @@ def parse_executor_options(executor: str, options: Sequence[str]) -> dict[str, A
             raise UserError(f"--executor-option {option}: should be KEY=VALUE, e.g. minutes=240")
         if key not in types:
             raise unknown(f"option of the executor {executor}", key, types, f"--executor-option {option}")
-        try:
-            parsed[key] = types[key](value)
-        except ValueError:
-            raise UserError(f"--executor-option {option}: {key} should be a number (it is {value!r})") from None
+        if key in parsed:
+            raise UserError(f"--executor-option {option}: {key} is given twice")
+        parsed[key] = _parse_value(types[key], key, value, option)
     return parsed
+
+
+def _parse_value(kind: type, key: str, value: str, option: str) -> str | int | float:
+    """Parses the value of an executor's option."""
+    if kind is str:
+        if not value:
+            raise UserError(f"--executor-option {option}: the value is missing")
+        return value
+    least = 0 if kind is float or key == "gpus" else 1
+    try:
+        number: int | float = kind(value)
+    except ValueError:
+        number = -1
+    if not least <= number <= _LARGEST:  # as it is for what is not a number
+        noun = "number" if kind is float else "whole number"
+        raise UserError(
+            f"--executor-option {option}: {key} should be a {noun} from {least} to {_LARGEST:,} (it is {value!r})"
+        )
+    return number

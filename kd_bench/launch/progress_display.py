@@ -134,7 +134,7 @@ class ProgressDisplay:
         counts = {"trial": len(missing), "teacher": trained}
         work = " and ".join(count(number, noun) for noun, number in counts.items() if number) or "nothing"
         self.message(f"{self.name}: to train: {work}{imported}")
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:  # on which rich shows no live table
             self._live = Live(self._render(), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
@@ -159,7 +159,7 @@ class ProgressDisplay:
         return f"{row.name}: {row.names[0]}"
 
     def _row(self, trials: Sequence[AnyTrial]) -> _Row:
-        return _Row(trials, {trial.id: self._labels[trial.id] for trial in trials}, time.monotonic(), self._several)
+        return _Row(trials, {trial.id: self._label(trial) for trial in trials}, time.monotonic(), self._several)
 
     def _leave_out_earlier_work(self, trial: AnyTrial, left: float) -> None:
         """Counts only the epochs that are left for this run, since those of an earlier run took no time of this one."""
@@ -258,7 +258,10 @@ class ProgressDisplay:
             self._live = None
 
     def _title(self, trial: AnyTrial) -> str:
-        return f"{_pair(trial, [trial.model], self._several)}, {self._labels[trial.id]}{_seed(trial)}"
+        return f"{_pair(trial, [trial.model], self._several)}, {self._label(trial)}{_seed(trial)}"
+
+    def _label(self, trial: AnyTrial) -> str:
+        return self._labels.get(trial.id, "teacher")  # one that was there at the start of the run, and was removed
 
     def _time_left(self) -> str:
         elapsed = time.monotonic() - self._started

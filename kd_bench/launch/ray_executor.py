@@ -34,25 +34,41 @@ class RayExecutor(ClusterExecutor):
             if not ray.is_initialized():
                 chosen = address or _reachable_or_new()
                 ray.init(address=chosen, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-        except (ConnectionError, ValueError) as error:
-            raise UserError(f"--executor-option address={address}: {first_line(error)}") from None
-        gpus = settings.get("gpus", 0.0 if device == "cpu" or not ray.cluster_resources().get("GPU") else 1.0)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            option = f"--executor-option address={address}" if address else "--executor ray"
+            raise UserError(f"{option}: {first_line(error)}") from None
+        has_gpu = bool(ray.cluster_resources().get("GPU"))
+        if device == "cuda" and not has_gpu and "gpus" not in settings:
+            raise UserError(
+                "--device cuda: the Ray cluster has no GPU now; if it gets one when a task asks for it, write: "
+                "--executor-option gpus=1"
+            )
+        gpus = settings.get("gpus", 0.0 if device == "cpu" or not has_gpu else 1.0)
         super().__init__(jobs, gpus)
         resources = {"num_cpus": settings.get("cpus", float(threads)), "num_gpus": gpus}
-        self._task = ray.remote(**resources, max_retries=0, max_calls=1)(_run)
+        try:
+            self._task = ray.remote(**resources, max_retries=0, max_calls=1)(_run)
+        except ValueError as error:  # e.g. a fraction of more than one GPU
+            raise UserError(f"--executor-option: {first_line(error)}") from None
 
     def submit(self, work: RemoteJob) -> Any:
         """Submits a task."""
         return self._task.remote(work)
 
-    def exit_code(self, job: Any) -> int | None:
-        """Returns a task's exit code; negative if its machine or its process has died."""
+    def exit_code(self, job: Any) -> int | str | None:
+        """Returns what a task returned; negative if its machine or its process has died."""
         if not self._ray.wait([job], timeout=0)[0]:
             return None
         try:
-            return int(self._ray.get(job))
+            outcome: int | str = self._ray.get(job)
+            return outcome
         except self._ray.exceptions.RayError:
             return -9
+
+    def request_stop(self, job: Any) -> None:
+        """Raises KeyboardInterrupt in a task, which then saves checkpoints."""
+        if self.exit_code(job) is None:
+            self._ray.cancel(job)
 
     def cancel(self, job: Any) -> None:
         """Ends a task."""
@@ -64,7 +80,7 @@ class RayExecutor(ClusterExecutor):
         self._ray.shutdown()
 
 
-def _run(work: RemoteJob) -> int:
+def _run(work: RemoteJob) -> int | str:
     return work()
 
 

@@ -16,7 +16,7 @@ from kd_bench.launch.options import RunOptions, parse_executor_options
 from kd_bench.launch.progress_display import ProgressDisplay
 from kd_bench.launch.worker_group import WorkerGroup
 from kd_bench.launch.worker_protocol import BUSY, STOP_SECONDS, Event, WorkerJob
-from kd_bench.trials.folder import TEACHERS, TrialFolder
+from kd_bench.trials.folder import TEACHERS, Status, TrialFolder
 from kd_bench.trials.lease import LeaseMonitor
 from kd_bench.utils.errors import Terminated, UserError
 from kd_bench.utils.sigterm import raising_on_sigterm
@@ -57,6 +57,7 @@ class Scheduler:
         self._executor = Executor([])
         self._monitor = LeaseMonitor()
         self._lease_first_seen: dict[str, float] = {}
+        self._restored: set[str] = set()
         self._files: dict[str, Path] = {}
         self._waiting: list[CohortTask] = []
         self._running: list[tuple[CohortTask, WorkerGroup]] = []
@@ -147,27 +148,40 @@ class Scheduler:
 
     def _find_startable(self) -> tuple[list[CohortTask], list[CohortTask]]:
         """Returns the waiting trials that can start and those that have to wait, in cohorts."""
-        startable, waiting = [], []
+        startable, waiting, checked = [], [], []
         reads_teacher = any(cohort.reads_given_weights for cohort in self._waiting) or any(
             cohort.reads_given_weights and self._is_training(cohort) for cohort, _ in self._running
         )
         for cohort in self._waiting:
             # Weights are read soon, and then students without a teacher can join others, or slots are divided evenly.
             delayed = reads_teacher and cohort.is_without_teacher
-            ready = [] if delayed or time.monotonic() < cohort.not_before else self._ready_trials(cohort)
+            ready = []
+            if not delayed and time.monotonic() >= cohort.not_before:
+                ready = self._ready_trials(cohort)
+                checked.append(cohort)
             if ready:
                 startable.append(replace(cohort, trials=ready))
             rest = [trial for trial in cohort.trials if trial not in ready]
             if rest:
                 waiting.append(replace(cohort, trials=rest))
-        return startable, waiting
+        return startable, waiting + self._find_removed_teachers(checked)
 
     def _is_training(self, cohort: CohortTask) -> bool:
         """Whether a running cohort has a trial without a result. Otherwise its slot is about to be free."""
-        return any(TrialFolder(cohort.folder / trial.id).status() == "missing" for trial in cohort.trials)
+        return any(self._status(cohort.folder, trial) == "missing" for trial in cohort.trials)
 
     def _is_trained(self, teacher: AnyTrial) -> bool:
-        return TrialFolder(self.teachers / teacher.id).status() == "done"
+        return self._status(self.teachers, teacher) == "done"
+
+    def _status(self, folder: Path, trial: AnyTrial) -> Status:
+        """Returns the status of a trial. One that was damaged since the run began has failed, and the others go on."""
+        try:
+            return TrialFolder(folder / trial.id).status()
+        except UserError as error:
+            if trial.id not in self.outcome.failed:
+                self.outcome.failed[trial.id] = str(error)
+                self.display.message(f"{self.display.name}: left out: {error}")
+            return "failed"
 
     def _ready_trials(self, cohort: CohortTask) -> list[AnyTrial]:
         """Returns the trials of a waiting cohort that can start. Removes those with a result, and all that have failed.
@@ -188,15 +202,37 @@ class Scheduler:
             cohort.not_before = time.monotonic() + 1.0
         return ready
 
+    def _find_removed_teachers(self, students: Sequence[CohortTask]) -> list[CohortTask]:
+        """Returns cohorts of teachers that were there and have been removed, e.g. by a cleaner of old files.
+
+        ``students`` would wait for them for ever. A teacher that is removed a second time has failed.
+        """
+        cohorts = [*self._waiting, *(cohort for cohort, _ in self._running)]
+        known = {trial.id for cohort in cohorts if cohort.trains_teacher for trial in cohort.trials}
+        awaited = {teacher.id: teacher for cohort in students if (teacher := cohort.teacher) is not None}
+        removed = []
+        for teacher in awaited.values():
+            if teacher.id in known or teacher.id in self.outcome.failed or self._is_trained(teacher):
+                continue
+            sentence = f"the teacher {teacher.model} was removed from {self.teachers / teacher.id}"
+            if teacher.id in self._restored:
+                self.outcome.failed[teacher.id] = f"{sentence} a second time"
+                continue
+            self._restored.add(teacher.id)
+            self.display.message(f"{self.display.name}: {sentence} while students waited for it; it is made again")
+            removed.append(teacher)
+        return group_into_cohorts(removed, self.teachers, self.options.cohort_size)
+
     def _is_unfinished(self, cohort: CohortTask, trial: AnyTrial) -> bool:
         """Whether a trial has no result yet. Records a result that another process has written."""
         if trial.id in self.outcome.failed:
             return False
-        folder = TrialFolder(cohort.folder / trial.id)
-        status = folder.status()
+        status = self._status(cohort.folder, trial)
         if status == "missing":
             return True
-        result = folder.result() or {}
+        if trial.id in self.outcome.failed:  # it is damaged
+            return False
+        result = TrialFolder(cohort.folder / trial.id).result() or {}
         if status == "failed":
             self.outcome.failed[trial.id] = str(result.get("reason"))
         if trial.id not in self.outcome.trained:
@@ -215,6 +251,7 @@ class Scheduler:
     def _start(self, cohort: CohortTask) -> None:
         cohort.attempts += 1
         cohort.error = cohort.fault = None
+        cohort.stopped = False
         files = {trial.id: str(file) for trial in cohort.trials if (file := self._files.get(trial.id))}
         job = WorkerJob(
             folder=str(cohort.folder),
@@ -249,7 +286,7 @@ class Scheduler:
                 cohort.attempts -= 1
                 cohort.not_before = time.monotonic() + 1.0
                 again.append(cohort)
-            elif code == 0 and cohort.attempts < MAX_ATTEMPTS:
+            elif (code == 0 and cohort.attempts < MAX_ATTEMPTS) or (cohort.stopped and cohort.error is None):
                 again.append(cohort)
             else:
                 again += self._retry(cohort, group.cause or cohort.error or group.describe_exit())
@@ -279,6 +316,8 @@ class Scheduler:
 
     def _handle(self, cohort: CohortTask, event: Event) -> None:
         trials = {trial.id: trial for trial in cohort.trials}
+        if event.get("trial", cohort.trials[0].id) not in trials:
+            return  # of a job of an earlier command, which writes to the same file
         match event["event"]:
             case "claimed":
                 claimed = [trial for trial in cohort.trials if trial.id in event["trials"]]
@@ -288,7 +327,7 @@ class Scheduler:
             case "progress":
                 self.display.cohort_progress(cohort.trials, event)
             case "left":  # a cluster stopped the worker because its time was up
-                cohort.attempts = 0
+                cohort.attempts, cohort.stopped = 0, True
             case "prepared":
                 cohort.failures = 0
                 self.display.preparation_epoch_finished(trials[event["trial"]], event["epoch"])
@@ -300,6 +339,7 @@ class Scheduler:
                 if event["status"] == "failed":
                     self.outcome.failed[trial.id] = event["reason"]
                 else:
+                    self.outcome.failed.pop(trial.id, None)  # its folder could not be read for a moment
                     self.outcome.trained.append(trial.id)
                     for other in self._waiting:
                         if other.teacher is not None and other.teacher.id == trial.id:
@@ -337,4 +377,4 @@ def _make_executor(options: RunOptions, folder: Path, launcher: LauncherRankZero
         return RayExecutor(settings, options.jobs, options.threads, options.device)
     from kd_bench.launch.slurm_executor import SlurmExecutor
 
-    return SlurmExecutor(settings, folder / "logs" / "slurm", options.jobs, options.device)
+    return SlurmExecutor(settings, folder / "logs" / "slurm", options.jobs, options.threads, options.device)

@@ -8,7 +8,7 @@ from typing import Any
 from kd_bench.launch.cluster_executor import ClusterExecutor, RemoteJob
 from kd_bench.launch.options import require_package
 from kd_bench.launch.worker_protocol import STOP_SECONDS
-from kd_bench.utils.errors import UserError, first_line
+from kd_bench.utils.errors import UserError, first_line, one_line
 
 
 class SlurmExecutor(ClusterExecutor):
@@ -19,9 +19,10 @@ class SlurmExecutor(ClusterExecutor):
 
     Args:
         settings: ``partition``, ``account``, ``qos``, ``constraint``; ``minutes`` of a job (240), its ``gpus`` (1, or 0
-            for the CPU), ``cpus`` (4) and ``memory_gb``; ``cluster`` "local" runs jobs as processes of this machine.
+            for the CPU), ``cpus`` (4, or the threads if these are more) and ``memory_gb``; ``cluster`` "local" runs
+            jobs as processes of this machine.
         folder: Folder of submitit's files.
-        jobs, device: As in ``RunOptions``.
+        jobs, threads, device: As in ``RunOptions``.
 
     Raises:
         UserError: If submitit is not installed, or there is no SLURM.
@@ -29,7 +30,7 @@ class SlurmExecutor(ClusterExecutor):
 
     ends_workers = False
 
-    def __init__(self, settings: dict[str, Any], folder: Path, jobs: int | None, device: str) -> None:
+    def __init__(self, settings: dict[str, Any], folder: Path, jobs: int | None, threads: int, device: str) -> None:
         require_package("submitit", "--executor slurm", "slurm")
         import submitit
 
@@ -44,7 +45,7 @@ class SlurmExecutor(ClusterExecutor):
             "name": "kd-bench",
             "timeout_min": settings.get("minutes", 240),
             "gpus_per_node": gpus,
-            "cpus_per_task": settings.get("cpus", 4),
+            "cpus_per_task": settings.get("cpus", max(4, threads)),
         }
         if "memory_gb" in settings:
             parameters["mem_gb"] = settings["memory_gb"]
@@ -55,15 +56,26 @@ class SlurmExecutor(ClusterExecutor):
         self._executor.update_parameters(**parameters)
 
     def submit(self, work: RemoteJob) -> Any:
-        """Submits a job."""
-        return self._executor.submit(work)
+        """Submits a job.
 
-    def exit_code(self, job: Any) -> int | None:
-        """Returns a job's exit code; negative if SLURM has ended it."""
+        Raises:
+            UserError: If SLURM refuses it.
+        """
+        try:
+            return self._executor.submit(work)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"--executor slurm: a job cannot be submitted: {one_line(str(error))}; --executor-option sets what "
+                "jobs ask for, and --jobs limits their number"
+            ) from None
+
+    def exit_code(self, job: Any) -> int | str | None:
+        """Returns what a job returned; negative if SLURM has ended it."""
         if not job.done():
             return None
         try:
-            return int(job.result() or 0)
+            outcome: int | str = job.result() or 0
+            return outcome
         except Exception:  # submitit raises several types if the job was cancelled or preempted, or its machine died
             return -15
 

@@ -23,6 +23,7 @@ from kd_bench.launch.worker_protocol import BUSY, EventWriter, Fault, WorkerJob,
 from kd_bench.trials.folder import TrialFolder
 from kd_bench.trials.lease import Heartbeat, Lease, LeaseMonitor, acquire_lease
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.memory import is_out_of_memory
 from kd_bench.utils.plugins import describe_error
 
 LeasedTrial = tuple[Trial | PretrainedTeacher, TrialFolder, Lease]
@@ -76,16 +77,19 @@ def _run_job(job: WorkerJob, events: EventWriter) -> tuple[int, bool]:
         from kd_bench.launch.train_cohort import train_on_other_rank
 
         return _run_guarded(lambda: train_on_other_rank(job), events), False
-    leased = _acquire_leases(job)
+    leased: list[LeasedTrial] | None = None
+
+    def acquire() -> None:
+        nonlocal leased
+        leased = _acquire_leases(job)
+
+    if code := _run_guarded(acquire, events):
+        return code, False
     if leased is None:
         return BUSY, True
     heartbeat = Heartbeat([lease for _, _, lease in leased])
     try:
-        for _, folder, _ in leased:
-            folder.remove_failure()
-        epochs = min((folder.epochs_done() for _, folder, _ in leased), default=0)
-        events.send("claimed", trials=[folder.id for _, folder, _ in leased], epochs=epochs)
-        code = _run_guarded(lambda: _run(job, leased, events), events) if leased else 0
+        code = _run_guarded(lambda: _run(job, leased, events), events)
     finally:
         heartbeat.stop()
         for _, _, lease in leased:
@@ -124,7 +128,13 @@ def _acquire_leases(job: WorkerJob) -> list[LeasedTrial] | None:
 
 
 def _run(job: WorkerJob, leased: list[LeasedTrial], events: EventWriter) -> None:
-    """Imports the pretrained teacher, or trains the cohort."""
+    """Imports the pretrained teacher, or trains the cohort; does nothing without leases."""
+    for _, folder, _ in leased:
+        folder.remove_failure()
+    epochs = min((folder.epochs_done() for _, folder, _ in leased), default=0)
+    events.send("claimed", trials=[folder.id for _, folder, _ in leased], epochs=epochs)
+    if not leased:
+        return
     from kd_bench.launch.job_isolation import isolated
 
     trial, folder, lease = leased[0]
@@ -164,7 +174,7 @@ def _classify(error: Exception) -> tuple[Fault, str]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         context = f"{error.filename}: " if error.filename else ""
         return "disk", f"{context}{os.strerror(error.errno)}; free some space and run the same command again"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "not enough memory" in first:
+    if is_out_of_memory(error):
         return "memory", f"out of memory: {first}"
     return "crash", describe_error(error)
 

@@ -23,7 +23,8 @@ class CRD(Method):
     ce_weight * CE + crd_weight * (student against the teacher's bank + teacher against the student's bank). Tian et
     al., "Contrastive Representation Distillation" (2020), eq. 17 to 19, as released with ``mode exact``: the positive
     is the image itself. A trained linear layer per network maps its pooled embedding to ``feature_dim`` numbers of
-    length 1. A bank per network holds one such vector per training image and is updated with ``momentum``.
+    length 1. A bank per network holds one such vector per training image and is updated with ``momentum``; if a batch
+    has several views of an image, by the last one.
 
     The negatives of an image are images of other classes, drawn without replacement if every class leaves enough
     others, as published. They are drawn for the batch at once: all images are shuffled once, and each image takes the
@@ -119,6 +120,9 @@ class CRD(Method):
             return
         images, ours, theirs = (all_gather(torch.cat(parts)) for parts in zip(*self._step_embeddings, strict=True))
         self._step_embeddings.clear()
+        # The views of an image write the same vector, because a device may write a repeated row in any order.
+        last = ((images[:, None] == images) * torch.arange(len(images), device=images.device)).amax(1)
+        ours, theirs = ours[last], theirs[last]
         self._update(self.student_bank, images, ours)
         self._update(self.teacher_bank, images, theirs)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_bench import losses
 from kd_bench.methods._connectors import Connector
+from kd_bench.methods._maps import paired_shapes
 from kd_bench.methods.base import Method, require_teacher
 from kd_bench.methods.parameters import NonNegative, Weight
 from kd_bench.types import Batch, Needs, Output, Outputs, Pair
@@ -65,17 +66,13 @@ class OFD(Method):
         self.feature_weight, self.ce_weight = feature_weight, ce_weight
         self.teacher_batch_norm = teacher_batch_norm
         self.needs = self.needs_with({"student_preacts": student_preacts})
-        assert pair.teacher is not None
-        ours, theirs = pair.student.preacts[1:], pair.teacher.preacts[1:]
-        self.stages = min(len(ours), len(theirs))
-        self.connectors = nn.ModuleList(
-            Connector(student[0], teacher[0])
-            for student, teacher in zip(ours[-self.stages :], theirs[-self.stages :], strict=True)
-        )
+        shapes = paired_shapes("ofd", pair, of="preacts")
+        self.stages = len(shapes)
+        self.connectors = nn.ModuleList(Connector(ours[0], theirs[0]) for ours, theirs in shapes)
         norms = pair.teacher_norms[len(pair.teacher_norms) - self.stages :]
         for index, norm in enumerate(norms):
             if norm is None:
-                stage = len(theirs) - self.stages + index + 1
+                stage = len(pair.teacher_norms) - self.stages + index
                 raise UserError(
                     f"ofd: the pre-activation of stage {stage} of {pair.teacher_name} is not the output of a batch "
                     "norm, which the margins need; choose another teacher"

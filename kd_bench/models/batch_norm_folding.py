@@ -75,7 +75,7 @@ def fold(network: nn.Module, image: tuple[int, ...]) -> nn.Module:
 
 def _available_outputs(network: nn.Module, image: tuple[int, ...]) -> frozenset[Output]:
     available: frozenset[Output] = LOGITS
-    others: tuple[Output, ...] = ("pooled", "stages", "preacts")
+    others: tuple[Output, ...] = ("pooled", "features", "stages", "preacts")
     for output in others:
         with contextlib.suppress(UserError), dry_run(network, image) as black:
             observe(network, black, available | {output})

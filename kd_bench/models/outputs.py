@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_bench.models.preactivations import capture_preacts, norm_scale_shift, record_norms, stage_activations
-from kd_bench.models.timm_interface import check_functions, dry_run, intermediates, missing_output
+from kd_bench.models.timm_interface import check_functions, dry_run, intermediates, last_feature_map, missing_output
 from kd_bench.types import LOGITS, Output, Outputs, Shapes
 
 #: Outputs of each pixel of the last feature map.
@@ -45,8 +45,8 @@ def observe(model: nn.Module, images: Tensor, needs: frozenset[Output]) -> Outpu
 def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -> Shapes:
     """Returns the shapes, without the batch dimension, of the outputs of ``observe`` for one image.
 
-    Runs one forward pass in evaluation mode without gradients, which does not change the network. ``image`` is the
-    (C, H, W) of an image.
+    Runs the network in evaluation mode without gradients, which does not change it. ``image`` is the (C, H, W) of an
+    image.
 
     Raises:
         UserError: If the network lacks an output, or cannot process images of this size.
@@ -54,9 +54,9 @@ def shapes(model: nn.Module, image: tuple[int, ...], needs: frozenset[Output]) -
     if not hasattr(model, "forward_stages"):
         check_functions(model, needs)
     with dry_run(model, image) as black, torch.no_grad():
-        outputs = observe(model, _noise_like(black) if "class_maps" in needs else black, needs)
-    if "class_maps" in needs:
-        _check_class_maps(model, outputs)
+        if "class_maps" in needs:
+            _check_classifier(model, _noise_like(black))
+        outputs = observe(model, black, needs)
     of_pixels = (outputs.features, outputs.class_maps)
     features, class_maps = (None if maps is None else tuple(maps.shape[1:]) for maps in of_pixels)
     return Shapes(
@@ -78,8 +78,7 @@ def average_classifier(model: nn.Module, image: tuple[int, ...]) -> tuple[Tensor
         UserError: If the network computes its logits in another way.
     """
     with dry_run(model, image) as black, torch.no_grad():
-        outputs = observe(model, _noise_like(black), _MAPS_OF_CLASSIFIER)
-    _check_class_maps(model, outputs)
+        _check_classifier(model, _noise_like(black))
     weight, bias = (tensor.detach().clone() for tensor in _classifier(model))
     # The estimate of costs builds networks on the device "meta", whose tensors cannot be copied to another one.
     return (weight, bias) if weight.is_meta else (weight.cpu(), bias.cpu())
@@ -91,11 +90,24 @@ def _noise_like(image: Tensor) -> Tensor:
     return torch.rand(image.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(image)
 
 
-def _check_class_maps(model: nn.Module, outputs: Outputs) -> None:
-    """Raises UserError unless the average of the class maps of an image that is not black are the logits."""
-    assert outputs.class_maps is not None
-    difference = (outputs.class_maps.mean((2, 3)) - outputs.logits).abs().max()
-    if not difference.is_meta and difference > 1e-3 * max(1.0, float(outputs.logits.abs().max())):
+def _check_classifier(model: nn.Module, images: Tensor) -> None:
+    """Raises UserError unless the classifier is linear and reads the average of the last feature map.
+
+    Compares with what it reads, because the logits of a new classifier may be 0, or its bias alone.
+    """
+    inputs: list[Any] = []
+    _classifier(model)
+    classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
+    hook = classifier.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    try:
+        outputs = observe(model, images, _MAPS_OF_CLASSIFIER)
+    finally:
+        hook.remove()
+    assert outputs.features is not None and outputs.class_maps is not None
+    average, read = outputs.features.mean((2, 3)), inputs[0] if len(inputs) == 1 else None
+    if read is None or read.shape != average.shape:  # the network uses the classifier's weights in another way
+        average, read = outputs.class_maps.mean((2, 3)), outputs.logits
+    if not average.is_meta and (average - read).abs().max() > 1e-3 * read.abs().max():
         raise missing_output(model, "class_maps", "its classifier does not read the average of its last feature map")
 
 
@@ -170,8 +182,7 @@ def _maps_of_classifier(
     """Returns the last feature map and the class maps, each None unless it is needed."""
     if needs.isdisjoint(_MAPS_OF_CLASSIFIER):
         return None, None
-    if features.ndim != 4:
-        raise missing_output(network, "features", "its last features are not a (B, C, H, W) map")
+    features = last_feature_map(network, features)
     class_maps = None
     if "class_maps" in needs:
         weight, bias = _classifier(network)

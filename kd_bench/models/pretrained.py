@@ -6,6 +6,7 @@ import os
 import socket
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 Network = TypeVar("Network", bound="nn.Module")
+
+#: The key that ``weights.read`` reads first; importing its ``KEYS`` would import torch.
+_FIRST_KEY = "model"
 
 #: Seconds to wait for a connection to the hub.
 _HUB_TIMEOUT = 10.0
@@ -87,7 +91,7 @@ def require_weights(card: Card | None, name: str, dataset: str, context: str) ->
     """Returns the file of a teacher's published weights.
 
     Raises:
-        UserError: If no weights are published, or they are not downloaded.
+        UserError: If no weights are published, they are not downloaded, or their file holds others that would be read.
     """
     if card is None or not (card.weights or card.timm):
         raise UserError(f"{context}: no published weights of {name} for {dataset} are known; name a file instead")
@@ -97,6 +101,7 @@ def require_weights(card: Card | None, name: str, dataset: str, context: str) ->
             f"{context}: the published weights of {name} are not at {path}; "
             f"get them with: kd-bench teacher fetch {card.name} --dataset {dataset}; {manual_instructions(card)}"
         )
+    _check_key(card, path, context)
     return path
 
 
@@ -183,7 +188,7 @@ def load_overlay(model: str, dataset: str | None = None) -> dict[str, Any] | Non
             f"in kd_bench.create_model({model!r}, ..., dataset={known[0].dataset!r})"
         )
     path = fetch(known[0]).path
-    state = weights.read(path).state
+    state = weights.read(path, _key_of(known[0])).state
     with torch.random.fork_rng(devices=[]):  # whoever creates the network draws the same numbers with and without
         classes = weights.num_classes(state, registry.create(model, 1))
         network = registry.create(model, classes or 1)
@@ -237,6 +242,33 @@ def from_timm(model: str, create: Callable[[], nn.Module], advice: str = "") -> 
         raise
     except Exception as error:  # the hub's client raises various errors without a network
         raise RunFailed(f"{model}: timm could not get its weights ({first_line(error)}){end}") from None
+
+
+def _key_of(card: Card) -> str | None:
+    """Returns the key of a card's weights in their file; None for those that are read from a file without a key."""
+    key = card.weights[0].key if card.weights else None
+    return None if key == _FIRST_KEY else key
+
+
+def _check_key(card: Card, path: Path, context: str) -> None:
+    """Raises UserError if a card names other weights than a training would read from their file."""
+    key = _key_of(card)
+    if key is None:
+        return
+    import torch
+
+    from kd_bench.models import weights
+
+    named = weights.read(path, key).state
+    with suppress(UserError):
+        read = weights.read(path).state
+        if named.keys() == read.keys() and all(torch.equal(value, read[name]) for name, value in named.items()):
+            return
+    raise UserError(
+        f"{context}: {card.path} names the weights {key!r} in {path}, and a training reads others from this file; "
+        f"write them to a file of their own: kd-bench teacher convert {path} NEW.safetensors --key {key}, and name it: "
+        f"--set teachers.{card.model.removeprefix(PREFIX)}.weights=NEW.safetensors"
+    )
 
 
 def _hub_title(model: str, about: str = "") -> str:

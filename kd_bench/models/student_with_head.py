@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_bench.models.timm_interface import evaluation_mode
+from kd_bench.models.timm_interface import evaluation_mode, last_feature_map
 from kd_bench.utils.errors import UserError, first_line
 
 
@@ -27,8 +27,7 @@ class StudentWithHead(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Maps (B, 3, H, W) images to the last feature map, (B, D, H, W)."""
         network: Any = self.network
-        features: Tensor = network.forward_features(x)
-        return features
+        return last_feature_map(network, network.forward_features(x))
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Maps the last feature map to (B, K) logits."""

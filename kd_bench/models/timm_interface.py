@@ -73,6 +73,19 @@ def intermediates(network: Any, images: Tensor, output: Output) -> tuple[Tensor,
     return features, stages
 
 
+def last_feature_map(network: nn.Module, features: Any) -> Tensor:
+    """Returns what ``forward_features`` returns as a map, (B, D, H, W).
+
+    Some of timm's networks have the channels last there, (B, H, W, D), and say so: Swin, MambaOut, Sequencer.
+
+    Raises:
+        UserError: If it is no map.
+    """
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        raise missing_output(network, "features", "its last features are not a (B, C, H, W) map")
+    return features.movedim(3, 1) if getattr(network, "output_fmt", "NCHW") == "NHWC" else features
+
+
 def check_functions(network: nn.Module, needs: frozenset[Output]) -> None:
     """Checks the functions of timm's interface that ``observe`` calls for these outputs, without running them.
 

@@ -44,7 +44,10 @@ def reprint(format: str) -> str:
         return _csv()
     if format in ("latex", "latex-long"):
         return "\n".join(render([table(number, centred=True)], "latex", floating=True) for number in TITLES)
-    return f"{render([table(number) for number in TITLES], format)}\n{_NOTE} {_NOTE_6}\n"
+    tables = [table(number) for number in TITLES]
+    if format == "html":
+        return render(tables, format, notes=(_NOTE, _NOTE_6))
+    return f"{render(tables, format)}\n{_NOTE} {_NOTE_6}\n"
 
 
 def table(number: int, centred: bool = False) -> Table:

@@ -31,7 +31,7 @@ def conclusions(pairs: Sequence[PairTable], baseline: str) -> Iterator[str]:
         return
     for pair, rows in compared:
         subject = "What this shows" if len(compared) == 1 else f"What {pair.title} shows"
-        yield f"{subject}: {_sentence(rows, baseline)}"
+        yield f"{subject}: {_sentence(rows, pair, baseline)}"
 
 
 def _compared(pair: PairTable) -> list[SummaryRow]:
@@ -48,47 +48,76 @@ def _sign(row: SummaryRow, p: float | None) -> int:
     return 0 if p is None or p > LEVEL else 1 if sum(row.differences) > 0 else -1
 
 
-def _sentence(rows: Sequence[SummaryRow], baseline: str) -> str:
-    seeds = sorted({len(row.differences) for row in rows})
-    crossed = list(dict.fromkeys(row.difference.over for row in rows if row.difference and row.difference.crossing))
-    if seeds[-1] == 1:
+def _sentence(rows: Sequence[SummaryRow], pair: PairTable, baseline: str) -> str:
+    if all(len(row.differences) == 1 for row in rows):
         return _one_seed(baseline)
-    groups: dict[int, list[str]] = {1: [], -1: [], 0: []}
     corrected = _corrected(rows)
-    for row, p in zip(rows, corrected, strict=True):
-        groups[_sign(row, p)].append(row.name if p is None else f"{row.name} (p {format_p(p)})")
+    tested = [(row, p) for row, p in zip(rows, corrected, strict=True) if p is not None]
+    untested = _untested([row for row, p in zip(rows, corrected, strict=True) if p is None])
+    if not tested:
+        return f"nothing about differences to {baseline}. {untested}"
+    groups: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    for row, p in tested:
+        groups[_sign(row, p)].append(f"{row.name} (p {format_p(p)})")
     parts = [
         f"{_list(names)} {_verb(names)} {phrase} {baseline}"
         for names, phrase in ((groups[1], "above"), (groups[-1], "below"))
         if names
     ]
     if len(groups[0]) > _MOST_NAMES:
-        values = [p for p in corrected if p is not None and p > LEVEL]
-        shown = f" (p {format_p(min(values))} or more)" if values else ""
-        subject = "the other" if parts else "all"
-        parts.append(f"{subject} {len(groups[0])} methods{shown} cannot be distinguished from {baseline}")
+        least = min(p for _, p in tested if p > LEVEL)
+        subject = "" if untested else "the other " if parts else "all "
+        parts.append(
+            f"{subject}{len(groups[0])} methods (p {format_p(least)} or more) cannot be distinguished from {baseline}"
+        )
     elif groups[0]:
         parts.append(f"{_list(groups[0])} cannot be distinguished from {baseline}")
-    over = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    methods = "1 method" if len(rows) == 1 else f"{len(rows)} methods, which the intervals do not have"
-    test, holds = f"paired t test over {over}", "this pair, its settings and its teacher"
-    if crossed:
-        test = f"test of the interval over {_list(crossed)}"
-        single = [row.difference.crossing for row in rows if row.difference and row.difference.crossing]
-        alone = "one teacher" if any(found.teachers == 1 for found in single) else "one seed of the student"
-        holds = "this pair, its settings and teachers that are trained like these"
-        if not all(found.is_split for found in single):
-            holds = f"this pair and its settings, and where there is {alone} only, for that one"
-    return (
-        f"{'; '.join(parts)} at 5 % ({test}, p after Holm's correction for {methods}). It holds for {holds}. What "
-        "cannot be distinguished may still differ by as much as its interval allows."
-    )
+    test, holds = _scope([row for row, _ in tested], pair)
+    methods = "1 method" if len(rows) == 1 else f"{len(rows)} methods; the intervals are not corrected"
+    sentences = [
+        f"{'; '.join(parts)} at 5 % ({test}, p after Holm's correction for {methods}).",
+        f"It holds for {holds}.",
+    ]
+    if groups[0]:
+        sentences.append("What cannot be distinguished may still differ by as much as its interval allows.")
+    return " ".join(filter(None, (*sentences, untested)))
+
+
+def _scope(rows: Sequence[SummaryRow], pair: PairTable) -> tuple[str, str]:
+    """Returns the test of the rows' differences, and what its result holds for."""
+    crossed = [row.difference.crossing for row in rows if row.difference and row.difference.crossing]
+    if not crossed:
+        seeds = sorted({len(row.differences) for row in rows})
+        over = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+        holds = "this pair, its settings and its teacher" if pair.teacher else "this student and its settings"
+        return f"paired t test over {over}", holds
+    test = f"test of the interval over {_list(list(dict.fromkeys(found.text for found in crossed)))}"
+    single = ["one teacher"] * any(found.teachers == 1 for found in crossed)
+    single += ["one seed of the student"] * any(found.seeds == 1 for found in crossed)
+    if single:
+        return test, f"this pair and its settings, and where there is {' or '.join(single)} only, for that one"
+    return test, "this pair, its settings and teachers that are trained like these"
+
+
+def _untested(rows: Sequence[SummaryRow]) -> str:
+    """Returns a sentence about the rows whose differences have no spread; empty if there are none."""
+    one = [row.name for row in rows if len(row.differences) == 1]
+    equal = [row.name for row in rows if len(row.differences) > 1]
+    kinds = ((one, "one seed"), (equal, "the same difference in every seed"))
+    texts = [
+        f"{_list(names) if len(names) <= _MOST_NAMES else f'{len(names)} methods'} ({reason})"
+        for names, reason in kinds
+        if names
+    ]
+    return f"Not tested: {'; '.join(texts)}." if texts else ""
 
 
 def _over_pairs(rows_of_pairs: Sequence[Sequence[SummaryRow]], baseline: str) -> str:
     counts: dict[str, list[int]] = {}
+    all_tested = True
     for rows in rows_of_pairs:
         for row, p in zip(rows, _corrected(rows), strict=True):
+            all_tested &= p is not None
             sign = _sign(row, p)
             above, below, pairs = counts.setdefault(row.name, [0, 0, 0])
             counts[row.name] = [above + (sign > 0), below + (sign < 0), pairs + 1]
@@ -102,9 +131,11 @@ def _over_pairs(rows_of_pairs: Sequence[Sequence[SummaryRow]], baseline: str) ->
     found = ", ".join(verdicts) or f"none of {len(counts)} methods in any pair"
     crossed = any(row.difference and row.difference.crossing for rows in rows_of_pairs for row in rows)
     test = "test of the interval" if crossed else "paired t test"
+    otherwise = "" if all_tested else ", or it is not tested (one seed, or the same difference in every seed)"
     return (
         f"What this shows, by the number of pairs in which a method differs from {baseline} ({test}, 5 % after "
-        f"Holm's correction within the pair): {found}. Otherwise a method cannot be distinguished from {baseline}."
+        f"Holm's correction within the pair): {found}. Otherwise a method cannot be distinguished from "
+        f"{baseline}{otherwise}."
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from kd_bench.report import palette
 from kd_bench.report.palette import Look
 from kd_bench.report.plots import bands_by_epoch
-from kd_bench.report.summary import CONFIDENCE, PairTable, SummaryRow
+from kd_bench.report.summary import CONFIDENCE, PairTable, SummaryRow, baseline_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +74,9 @@ def draw_differences(pair: PairTable, baseline: str | None, axes: Axes) -> None:
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     interval = f"with its {round(100 * CONFIDENCE)} % interval"
-    axes.set(title=_text(pair.title), xlabel=f"difference to {_text(baseline or '')} in points, {interval}")
+    axes.set(
+        title=_text(pair.title), xlabel=f"difference to {_text(baseline_name(baseline or ''))} in points, {interval}"
+    )
 
 
 def draw_cost(pair: PairTable, axes: Axes) -> None:

@@ -12,7 +12,7 @@ from kd_bench.report.crossed_notes import CROSSED_DIFFERENCE, crossed_notes
 from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
 from kd_bench.report.significance import DRAWS, EXACT
-from kd_bench.report.summary import CONFIDENCE, PairTable
+from kd_bench.report.summary import CONFIDENCE, PairTable, baseline_name
 from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ LONG_ONLY = ("Difference:", "No differences:", "P-values", "Best epoch:", "Secon
 
 #: First words of the notes on top-1, which a table of other columns does not have.
 TOP1_ONLY = ("What ", "Top-1:", "Average rank")
+
+#: First words of the notes on published values, which no table of ``--columns`` has.
+PUBLISHED_ONLY = ("Published", "Epoch not stated:", "No comparison")
 
 _TOP1 = (
     "Top-1: accuracy on the test set after the last epoch, in percent; mean ± sample standard deviation (ddof = 1) "
@@ -61,15 +64,15 @@ def footnotes(
     yield from image_notes(frame)
     labels = list(dict.fromkeys(frame["label"]))
     if baseline in labels:
-        yield from conclusions(pairs, baseline)
+        yield from conclusions(pairs, baseline_name(baseline))
     yield _TOP1
     yield from _evaluated_weights(frame)
     yield from crossed_notes(pairs)
     if baseline in labels:
-        yield from _differences(pairs, baseline)
+        yield from _differences(pairs, baseline_name(baseline))
     else:
-        rows = f"{', '.join(labels[:6])}{', ...' * (len(labels) > 6)}"
-        yield f"No differences: there is no row {baseline!r} to compare with (there are {rows})."
+        rows = f"{', '.join(map(repr, labels[:6]))}{', ...' * (len(labels) > 6)}"
+        yield f"No differences: there is no row {baseline!r} to compare with; the rows are {rows}."
     yield from (_BEST, _SECONDS, *cost_notes(frame))
     for dataset, ranking in rankings:
         yield _ranks(dataset if len(rankings) > 1 else "", ranking)
@@ -127,8 +130,9 @@ def _ranks(dataset: str, ranking: Ranking) -> str:
         else f"two differ at 5 % (Nemenyi) from a difference of {ranking.critical:.2f} on"
     )
     return (
-        f"Average rank{f' on {dataset}' if dataset else ''} over the {count(ranking.pairs, 'pair')} in which all "
-        f"methods are complete, 1 the best: {ranks}{test}; {critical}. Pairs that share a network are not independent."
+        f"Average rank{f' on {dataset}' if dataset else ''} over the {count(ranking.pairs, 'pair')} in which "
+        f"these methods are all complete, 1 the best: {ranks}{test}; {critical}. Pairs that share a network are not "
+        "independent."
     )
 
 
@@ -141,9 +145,10 @@ def _dataset(dataset: str, trials: pd.DataFrame, pairs: Sequence[PairTable]) -> 
     teachers = [row for pair in pairs if pair.dataset == dataset for row in pair.rows if row.kind == "teacher"]
     lengths = sorted({epochs for row in teachers for epochs in row.epochs})
     if lengths:
-        facts.append(f"teachers {' or '.join(str(epochs) if epochs else 'given' for epochs in lengths)}")
+        texts = [count(epochs, "epoch") if epochs else "given weights" for epochs in lengths]
+        facts.append(f"teachers: {' or '.join(texts)}")
     if images := usual_images(trials):
-        facts.append(f"images {' or '.join(map(short, images.values()))}")
+        facts.append(f"digest of the images {' or '.join(map(short, images.values()))}")
     return f"{', '.join(facts)}."
 
 

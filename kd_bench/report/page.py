@@ -22,9 +22,9 @@ from kd_bench.report.paper_layout import paper_tables, short_names
 from kd_bench.report.published_robustness import published_cells
 from kd_bench.report.render import DASH
 from kd_bench.report.results_frame import read_result, teacher_name
-from kd_bench.report.significance import format_p, format_test
+from kd_bench.report.significance import EXACT, format_p, format_test
 from kd_bench.report.summary import FolderResults, PairTable, SummaryRow
-from kd_bench.report.summary_text import format_signed
+from kd_bench.report.summary_text import format_seconds, format_signed
 from kd_bench.report.trial_data import PageTrials, script, training_command
 from kd_bench.utils.text import count
 
@@ -41,7 +41,7 @@ def page(results: Sequence[FolderResults]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters |= {"spread": lambda value: str(value or DASH), "p": format_p, "signed": signed}
-    templates.filters["test"] = format_test
+    templates.filters |= {"test": format_test, "seconds": format_seconds}
     code, style = (loader.get_source(templates, name)[0] for name in ("report.js", "report.css"))
     # without white space at the ends, which the Nu validator leaves out of its hashes
     code, style = code.strip(), f"{palette.style()}{style}".strip()
@@ -191,7 +191,7 @@ class _PageBuilder:
                 self.trials.add(keys[-1], record, results.folder / cell.trial_id, cell, command, pair.crossed)
         self._numbers[id(row)] = len(self.cells)
         self._trials_behind[id(row)] = keys if row.kind == "teacher" else _keys(results, row)
-        sentences = list(_sentences(pair, row, results.summary.baseline))
+        sentences = list(_sentences(pair, row, results.summary.baseline_name))
         self.cells.append({"title": f"{row.name}: {self.attributes(pair)['title']}", "trials": keys, "says": sentences})
 
     def _figures(self, results: FolderResults, pair: PairTable) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -312,15 +312,15 @@ def _sentences(pair: PairTable, row: SummaryRow, baseline: str | None) -> Iterat
     if difference is not None:
         interval = ""
         if difference.low is not None and difference.high is not None:
-            test = "quasi-F" if difference.crossing else "paired t"
-            interval = f", 95 % interval {signed(difference.low)} to {signed(difference.high)} ({test})"
+            interval = f", 95 % interval {signed(difference.low)} to {signed(difference.high)} ({difference.test})"
         yield f"Difference to {baseline}: {signed(difference.mean)} points over {difference.over}{interval}."
     if tests is not None:
         crossed = difference is not None and difference.crossing is not None
         by = "by teacher and seed" if crossed else "by seed"
         yield f"Differences {by}: {', '.join(map(signed, tests.differences))}."
-        for name, p, holm in (("quasi-F test" if crossed else "paired t test", tests.p_t, tests.p_t_holm),
-                              ("exact sign-flip test", tests.p_flip, tests.p_flip_holm)):  # fmt: skip
+        flips = "exact sign-flip test" if len(tests.differences) <= EXACT else "sign-flip test with random signs"
+        for name, p, holm in ((f"{difference.test if difference else 'paired t'} test", tests.p_t, tests.p_t_holm),
+                              (flips, tests.p_flip, tests.p_flip_holm)):  # fmt: skip
             if p is not None:
                 corrected = "" if holm is None else f", after Holm's correction {format_p(holm)}"
                 yield f"p of the {name}: {format_p(p)}{corrected}."

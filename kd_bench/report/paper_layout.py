@@ -119,8 +119,8 @@ def _latex_table(table: PaperTable) -> Table:
         networks.append(["Distillation", "Teacher", *(names[pair.teacher] or "–" for pair in pairs)])
         networks.append(["manner", "", *(_cell(pair.first("teacher")) for pair in pairs)])
     networks.append(["", "Student", *(names[pair.student] for pair in pairs)])
-    if any(pair.first("student") for pair in pairs):
-        networks.append(["", "", *(_cell(pair.first("student")) for pair in pairs)])
+    for label, cells in _students(table):
+        networks.append(["", label, *map(_cell, cells)])
     groups = [(TableRow([Tex(title)]),), tuple(map(TableRow, networks))]
     for family, rows in groupby(table.rows, lambda row: row.family):
         heads = chain([family.capitalize()], repeat(""))
@@ -139,11 +139,19 @@ def _latex_table(table: PaperTable) -> Table:
     return Table("", columns, tuple(group for group in groups if group))
 
 
+def _students(table: PaperTable) -> Iterator[tuple[str, list[SummaryRow | None]]]:
+    """Yields the rows of students alone, one cell a pair, with their labels if there are several."""
+    alone = [{row.label: row for row in pair.rows if row.kind == "student"} for pair in table.pairs]
+    labels = list(dict.fromkeys(label for rows in alone for label in rows))
+    for label in labels:
+        yield label if len(labels) > 1 else "", [rows.get(label) for rows in alone]
+
+
 def _published(head: str, table: PaperTable, value: Callable[[SummaryRow], Published | None]) -> Iterator[TableRow]:
     """Yields rows of published values, which ``value`` returns."""
     rows: list[tuple[str, Sequence[SummaryRow | None]]] = [
         ("teacher", [pair.first("teacher") for pair in table.pairs]),
-        ("student alone", [pair.first("student") for pair in table.pairs]),
+        *((f"student alone {label}".rstrip(), cells) for label, cells in _students(table)),
         *((row.label, row.cells) for row in table.rows),
     ]
     for label, cells in rows:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import AfterValidator
 
 from kd_bench.config.base import Settings
 from kd_bench.config.load import find_published, merge
@@ -21,6 +23,30 @@ _COLUMNS = ("dataset", "teacher", "student", "method", "top1", "std", "runs", "s
 
 #: Where a number was read: in a publication itself, or in something that repeats it.
 Origin = Literal["paper", "readme", "log", "figure", "script", "issue", "quoted", "notes"]
+
+
+def _check_protocol(settings: dict[str, Any]) -> dict[str, Any]:
+    """Raises a ValueError if settings that others are merged into are no settings."""
+    for key, example in (("dataset", "{name: cifar100}"), ("optimizer", "{name: sgd, lr: 0.05}")):
+        value = settings.get(key, {})
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{key} should have settings, as in {example} (it is {value!r})")
+    return settings
+
+
+def _check_row(row: dict[str, Any]) -> dict[str, Any]:
+    training = row.get("training", {})
+    if not isinstance(training, Mapping):
+        raise ValueError(f"training should have settings, as in {{epochs: 240}} (it is {training!r})")
+    _check_protocol(dict(training))
+    return row
+
+
+#: Settings of a trial.
+Protocol = Annotated[dict[str, Any], AfterValidator(_check_protocol)]
+
+#: Settings behind a row of a table.
+PublishedRow = Annotated[dict[str, Any], AfterValidator(_check_row)]
 
 
 class Publication(Settings):
@@ -45,9 +71,9 @@ class Publication(Settings):
     reports_of: dict[str, Reports] = {}
     origin: Origin = "readme"
     extra_layers: bool = False
-    protocol: dict[str, Any] | None = {}
-    methods: dict[str, dict[str, Any]] = {}
-    pairs: dict[str, dict[str, dict[str, Any]]] = {}
+    protocol: Protocol | None = {}
+    methods: dict[str, PublishedRow] = {}
+    pairs: dict[str, dict[str, PublishedRow]] = {}
     note: str = ""
 
     @property
@@ -73,12 +99,12 @@ class PublishedFile(Settings):
     """
 
     numbers: str
-    protocol: dict[str, Any]
+    protocol: Protocol
     prefix: str = ""
     learning_rates: dict[str, Positive] = {}
     teacher_tolerance: NonNegative
-    methods: dict[str, dict[str, Any]]
-    pairs: dict[str, dict[str, dict[str, Any]]] = {}
+    methods: dict[str, PublishedRow]
+    pairs: dict[str, dict[str, PublishedRow]] = {}
     sources: dict[str, Publication]
 
     def row(self, source: str, networks: str, name: str) -> dict[str, Any]:
@@ -202,7 +228,7 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, di
         UserError: If the file cannot be read, has other columns, or a row has not one value for each column.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets write a byte order mark
             reader = csv.DictReader(stream)
             names = reader.fieldnames or ()
             if columns and list(names) != list(columns):
@@ -212,5 +238,5 @@ def read_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, di
                 if None in row or None in row.values():
                     raise UserError(f"{context}: should have {len(names)} values")
                 yield context, row
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

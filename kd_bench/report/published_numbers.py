@@ -116,6 +116,12 @@ class _Refused:
     reason: str
 
 
+def _letter(number: int) -> str:
+    """Returns the mark of a source by its number: a to z, A to Z, aa to zz, and so on."""
+    letters = string.ascii_letters
+    return letters[number % len(letters)] * (number // len(letters) + 1)
+
+
 class _Comparison:
     """Compares rows with published numbers and collects the footnotes."""
 
@@ -166,7 +172,7 @@ class _Comparison:
             top1=number.top1,
             std=number.std,
             source=number.source,
-            mark=self._marks.setdefault(mark, string.ascii_letters[len(self._marks)]),
+            mark=self._marks.setdefault(mark, _letter(len(self._marks))),
             difference=measured.mean - number.top1 if measured and stated else None,
             inside=interval[0] <= number.top1 <= interval[1] if interval else None,
             reports=shown.reports,
@@ -179,10 +185,10 @@ class _Comparison:
             legend = (f"({letter}) {mark.source}, {self._source(mark)}" for mark, letter in self._marks.items())
             yield f"Published, and not measured here: {'; '.join(legend)}."
             yield (
-                "Minus published: measured mean of the last epoch minus the published value in percentage points; "
-                f"inside or outside says where the published value lies, of the {round(100 * CONFIDENCE)} % interval "
-                "of the measured mean (t distribution over trials, none for a single one). The published spread is "
-                "mostly unknown."
+                "Minus published: measured mean minus the published value of the same epoch, the last or the best, in "
+                "percentage points; inside or outside says whether the published value lies in the "
+                f"{round(100 * CONFIDENCE)} % interval of the measured mean (t distribution over trials, none for a "
+                "single one). The published spread is mostly unknown."
             )
             yield from self._epochs()
         for mark, numbers in self._others.items():
@@ -246,7 +252,7 @@ class _Row:
         """Whether a published row is of the same combination of a method with standardised logits, DOT and the like."""
         if self.row.kind != "method":
             return True
-        method, optimizer = self.cell.trial.method, published.get("training", {}).get("optimizer", {})
+        method, optimizer = self.cell.trial.method, published.get("training", {}).get("optimizer") or {}
         if (optimizer.get("name") == _DOT) != (self.cell.trial.optimizer.name == _DOT):
             return False
         # a method may have a hyper-parameter of the same name instead of the setting
@@ -316,7 +322,7 @@ def _protocol(numbers: PublishedNumbers, model: str, source: str | None = None) 
     wanted = merge(file.protocol, (file.sources[source].protocol or {}) if source else {})
     rate = file.learning_rates.get(model.removeprefix(file.prefix))
     if rate:
-        wanted["optimizer"] = {**wanted["optimizer"], "lr": rate}
+        wanted["optimizer"] = {**(wanted.get("optimizer") or {}), "lr": rate}
     return wanted
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,9 @@ DASH = "–"
 _NAME_WIDTH = 13
 
 _ASCII = str.maketrans({"±": "+-", "–": "-", "→": "->", "─": "-"})
-_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*`<>"})
+_MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\|*`<>~$"})
+#: Underscores at the edge of a word, ends of links, and names of characters, which Markdown does not print as they are.
+_MARKDOWN_EDGES = re.compile(r"(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])|&(?=#?\w+;)")
 _TEX = str.maketrans(
     {
         **{c: f"\\{c}" for c in "_%&#${}"},
@@ -180,7 +183,7 @@ def write(
         format,
         notes=notes,
         width=shutil.get_terminal_size((100, 24)).columns if fit else None,
-        colour=stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb",
+        colour=stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
         ascii_only=signs.encode(encoding, "ignore").decode(encoding) != signs,
         floating=floating,
     )
@@ -217,7 +220,8 @@ def _tabulated(tables: Sequence[Table], notes: Sequence[str], format: str, ascii
 
     def plain(text: str) -> str:
         lines = text if format == "terminal" else " ".join(text.split()) if "\n" in text else text
-        return lines.translate(replaced)
+        text = lines.translate(replaced)
+        return _MARKDOWN_EDGES.sub(r"\\\g<0>", text) if markdown else text
 
     def cell(row: TableRow, at: int) -> str:
         text, rank = plain(str(row.cells[at])), row.ranks.get(at)

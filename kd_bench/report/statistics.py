@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kd_bench.utils.text import count
 
@@ -62,6 +62,11 @@ class Difference:
     def over(self) -> str:
         """What it is the mean over, in words."""
         return self.crossing.text if self.crossing else count(self.n, "seed")
+
+    @property
+    def test(self) -> Literal["quasi-F", "paired t"]:
+        """The statistic of its interval: with a single teacher or a single seed, quasi-F is the paired t statistic."""
+        return "quasi-F" if self.crossing and self.crossing.is_split else "paired t"
 
 
 def estimate(values: Sequence[float]) -> MeanAndStd | None:

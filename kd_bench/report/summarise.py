@@ -13,7 +13,7 @@ from kd_bench.report.image_sets import OTHER_IMAGES, leave_out_other_images
 from kd_bench.report.protocol import comparable, explain
 from kd_bench.report.ranks import Ranking, ranking
 from kd_bench.report.statistics import MeanAndStd, estimate
-from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Summary, SummaryRow
+from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Summary, SummaryRow, baseline_name
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.text import count
 
@@ -155,7 +155,8 @@ def _student_row(
     if compared is not None and label != baseline and fits:
         difference, differences = difference_of_cells(by_cell, compared, CONFIDENCE)
         if difference is None and by_cell:
-            notes.append(f"no seed in common with {baseline}" if compared else f"{baseline} has no result yet")
+            name = baseline_name(baseline)
+            notes.append(f"no seed in common with {name}" if compared else f"{name} has no result yet")
         elif difference is not None:
             seeds = difference.crossing.seeds if difference.crossing and not (top1 and top1.crossing) else difference.n
             if seeds != len(done):

@@ -24,10 +24,18 @@ CONFIDENCE = 0.95
 #: Method of trials that are trained without a teacher ("student alone").
 ALONE = "none"
 
+#: Name of the row of these trials in a table.
+STUDENT_ALONE = "student alone"
+
 RowKind = Literal["teacher", "student", "method"]
 
 #: Epoch of a published accuracy: the last, the best on the test set, or not stated.
 Reports = Literal["last", "best", "unknown"]
+
+
+def baseline_name(label: str) -> str:
+    """Returns the name of a baseline in sentences. "none" would read as if nothing was compared."""
+    return f"the {STUDENT_ALONE}" if label == ALONE else label
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ class SummaryRow:
     def name(self) -> str:
         """Name of the row in a table."""
         if self.kind == "student":
-            return "student alone" if self.label == ALONE else f"student alone ({self.label})"
+            return STUDENT_ALONE if self.label == ALONE else f"{STUDENT_ALONE} ({self.label})"
         return "teacher" if self.kind == "teacher" else self.label
 
     @property
@@ -246,6 +254,11 @@ class Summary:
     problems: tuple[str, ...]
     rankings: tuple[tuple[str, Ranking], ...] = ()
     columns: tuple[str, ...] = ()
+
+    @property
+    def baseline_name(self) -> str | None:
+        """Name of the baseline in sentences."""
+        return None if self.baseline is None else baseline_name(self.baseline)
 
     @property
     def rows(self) -> list[SummaryRow]:

@@ -9,7 +9,7 @@ from kd_bench.report import render
 from kd_bench.report.column_cells import best_two_rows, column_text
 from kd_bench.report.columns import COLUMNS
 from kd_bench.report.crossed import Parts
-from kd_bench.report.footnotes import LONG_ONLY, TOP1_ONLY
+from kd_bench.report.footnotes import LONG_ONLY, PUBLISHED_ONLY, TOP1_ONLY
 from kd_bench.report.paper_layout import LEGEND, latex_tables
 from kd_bench.report.render import DASH, Column, Table, TableRow
 from kd_bench.report.significance import format_test
@@ -58,7 +58,7 @@ def summary_tables(summary: Summary, format: str) -> tuple[list[Table], tuple[st
         tables.append(Table(pair.title, columns, tuple(groups)))
     footnotes = summary.footnotes
     if summary.columns:
-        lacking = LONG_ONLY if "top1" in summary.columns else (*LONG_ONLY, *TOP1_ONLY)
+        lacking = (*LONG_ONLY, *PUBLISHED_ONLY, *(TOP1_ONLY if "top1" not in summary.columns else ()))
         footnotes = tuple(note for note in footnotes if not note.startswith(lacking))
     return tables, footnotes if format.startswith("latex") else (*footnotes, *summary.problems)
 
@@ -98,7 +98,7 @@ def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable
         cells["minus published", "(inside interval?)"] = lambda _, row: _minus_published(row.published)
     if summary.baseline is not None:
         interval = f"[{round(100 * CONFIDENCE)} % interval]"
-        cells[f"difference to {summary.baseline}", interval] = lambda _, row: format_difference(row.difference)
+        cells[f"difference to {summary.baseline_name}", interval] = lambda _, row: format_difference(row.difference)
         if tests:
             seeds_only = not all(pair.crossed for pair in summary.pairs)
             test = "paired t test" if seeds_only else "difference"
@@ -112,7 +112,7 @@ def _contents(summary: Summary, tests: bool) -> dict[Column, Callable[[PairTable
     return {
         _METHOD: _name,
         **{Column(header, numeric=True): cell for header, cell in cells.items()},
-        Column(("seconds", "an epoch"), "right", numeric=True): lambda _, row: _seconds(row.seconds),
+        Column(("seconds", "an epoch"), "right", numeric=True): lambda _, row: format_seconds(row.seconds),
     }
 
 
@@ -163,7 +163,8 @@ def format_signed(value: float) -> str:
     return "0.00" if text in ("+0.00", "-0.00") else text
 
 
-def _seconds(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
+    """Returns seconds with three digits, or all digits before the point; a dash for none."""
     if value is None:
         return DASH
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -212,7 +213,7 @@ def _teacher_fields(row: SummaryRow) -> dict[str, Any]:
     """Seeds of the teachers behind the means, and the parts of the spread if there are several."""
     fields: dict[str, Any] = {"teacher_seeds": " ".join(map(str, row.teacher_seeds)) or None}
     if row.difference and row.difference.low is not None:
-        fields["difference_test"] = "quasi-F" if row.difference.crossing else "paired t"
+        fields["difference_test"] = row.difference.test
     else:
         fields["difference_test"] = None
     for prefix, value in (("top1_last", row.top1), ("difference", row.difference)):

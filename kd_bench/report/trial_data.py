@@ -93,7 +93,9 @@ class PageTrials:
         for key, trial in self._trials.items():
             curves = self.details[key].curves
             trial["curves"] = {
-                name: [_rounded(value, name) for value in curves[name][::step]] for name in CURVES if curves.get(name)
+                name: [_rounded(value, name) for value in _thinned(curves[name], step)]
+                for name in CURVES
+                if curves.get(name)
             }
         return {"trials": self._trials, "shared": [value for _, value in self._shared.values()], "step": step}
 
@@ -133,6 +135,11 @@ def training_command(
     options += [f"--trials {trials}"] * (trials is not None)
     options += [f"--set {shlex.quote(text)}" for text in overrides]
     return f"kd-bench run {' '.join([shlex.quote(recipe), *options, only])} --out again"
+
+
+def _thinned(values: Sequence[float | None], step: int) -> Sequence[float | None]:
+    """Returns every ``step``-th value. The last one is among them, because the page names it."""
+    return values[(len(values) - 1) % step :: step]
 
 
 def _rounded(value: float | None, name: str) -> float | None:

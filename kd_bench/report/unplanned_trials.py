@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,11 +161,20 @@ def _labels(trials: Sequence[Trial]) -> dict[str, str]:
     for trial in trials:
         settings = {**trial.method.hyperparameters, "source": (trial.method.source or "")[:8]}
         variants[trial.method.title][_variant(trial)] = settings
-    labels = {}
-    for trial in trials:
-        name, others = trial.method.title, variants[trial.method.title].values()
-        settings = variants[name][_variant(trial)]
-        differing = [key for key in settings if len({canonical(other.get(key)) for other in others}) > 1]
-        inner = ", ".join(f"{key} {format_value(settings[key])}" for key in differing)
-        labels[trial.id] = f"{name} ({inner})" if inner else name
-    return labels
+    names: dict[str, dict[str, str]] = {}
+    for title, of_title in variants.items():
+        names[title] = _names(title, of_title, format_value)
+        if len(set(names[title].values())) < len(of_title):  # e.g. 4.0000001 and 4.0000002
+            names[title] = _names(title, of_title, canonical)
+    return {trial.id: names[trial.method.title][_variant(trial)] for trial in trials}
+
+
+def _names(title: str, variants: Mapping[str, Mapping[str, Any]], text: Callable[[Any], str]) -> dict[str, str]:
+    """Names of the variants of a method: its title, with the settings in which they differ, whose values ``text``
+    prints."""
+    names = {}
+    for variant, settings in variants.items():
+        differing = [key for key in settings if len({canonical(other.get(key)) for other in variants.values()}) > 1]
+        inner = ", ".join(f"{key} {text(settings[key])}" for key in differing)
+        names[variant] = f"{title} ({inner})" if inner else title
+    return names

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_bench.losses import at_least_float32
 from kd_bench.utils.distributed import all_reduce_sum
 
 #: Largest number of classes with a confusion matrix, which then has 4 MB on the device.
@@ -44,7 +45,7 @@ class MetricSums:
             labels: (B,) int64 or (B, K) float.
         """
         images = len(labels)
-        values = {name: value.detach() * images for name, value in means.items()}
+        values = {name: at_least_float32(value.detach()) * images for name, value in means.items()}
         if logits is not None:
             target = labels if labels.ndim == 1 else labels.argmax(-1)
             ranked = logits.topk(min(5, logits.shape[-1])).indices

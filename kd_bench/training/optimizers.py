@@ -141,8 +141,9 @@ def _with_layout_of(like: Tensor, value: Tensor) -> Tensor:
 class MovingAverage(AveragedModel):
     """A moving average of a network's weights and buffers whose updates can be recorded as part of a step.
 
-    An update has the bits of torch's ``AveragedModel`` with ``get_ema_multi_avg_fn``. The first update copies the
-    network. Torch's class reads from the device at every update whether it is the first; this class reads it once.
+    An update has the bits of torch's ``AveragedModel`` with ``get_ema_multi_avg_fn``, except that an integer that is
+    the network's stays the same, where torch's may become one less. The first update copies the network. Torch's class
+    reads from the device at every update whether it is the first; this class reads it once.
 
     Args:
         network: The network.
@@ -179,9 +180,13 @@ class MovingAverage(AveragedModel):
         self.n_averaged.add_(1)
 
     def _average_integers(self, averages: list[Tensor], values: list[Tensor]) -> None:
-        """Averages integers and flags, all at once, because most are the counters of the many batch norms."""
+        """Averages integers and flags, all at once, because most are the counters of the many batch norms.
+
+        The mean of two equal integers may be rounded to another one, and some networks have a table of indices.
+        """
         average, current = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in (averages, values))
         mean = (average * self._decay + current * (1 - self._decay)).to(average.dtype)
+        mean = torch.where(average == current, current, mean)
         parts = mean.split([tensor.numel() for tensor in averages])
         torch._foreach_copy_(averages, [part.view_as(tensor) for part, tensor in zip(parts, averages, strict=True)])
 

@@ -57,7 +57,7 @@ def fetch(
     """Downloads a file unless it exists with the expected checksum.
 
     If several processes request the same file, one downloads it and the others wait. An existing file is accepted if no
-    checksum is known.
+    checksum is known. One with another checksum stays until its replacement is there.
 
     Args:
         urls: Mirrors (https, http or file) in order of preference.
@@ -99,7 +99,6 @@ def _fetch(url: str, path: Path, sha256: str | None, member: str | None, progres
                     write_atomic(pin, f"{digest}  {path.name}\n")
             if expected in {None, digest}:
                 return DownloadedFile(path, digest, "", sha256 is None)
-            path.unlink()
         archive = path.with_name(Path(urlsplit(url).path).name or "archive.tar") if member else None
         if archive == path:
             raise RunFailed(f"the archive and what is taken out of it cannot both be called {path.name}")

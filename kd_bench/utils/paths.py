@@ -1,6 +1,7 @@
 """Folders: the package's recipes, cards and published results, and the cache."""
 
 import os
+import tempfile
 from pathlib import Path
 
 from kd_bench.utils.errors import UserError
@@ -14,10 +15,17 @@ def package_path(*parts: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Returns the cache folder: ``KD_BENCH_CACHE``, else ``kd-bench`` in the user's cache folder."""
+    """Returns the cache folder: ``KD_BENCH_CACHE``, else ``kd-bench`` in the user's cache folder.
+
+    A user without a home folder, as in some containers, has one in the folder of temporary files.
+    """
     if folder := os.environ.get("KD_BENCH_CACHE"):
         return expand_user(folder)
-    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "kd-bench"
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    expanded = expand_user(folder)
+    if folder.startswith("~") and expanded == Path(folder):
+        return Path(tempfile.gettempdir()) / f"kd-bench-{os.getuid()}"
+    return expanded / "kd-bench"
 
 
 def logit_cache_limit() -> int | None:

@@ -1,4 +1,4 @@
-"""SIGTERM as an exception."""
+"""SIGTERM as an exception, and signals that wait until they are looked at."""
 
 from __future__ import annotations
 
@@ -26,3 +26,19 @@ def raising_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def collecting_signals() -> Iterator[list[int]]:
+    """Inside, SIGINT and SIGTERM interrupt nothing. Yields the list of those that were received, which grows."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda got, _: received.append(got)) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

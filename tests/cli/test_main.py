@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kd_bench.cli.main import _describe
+
 RECIPE = {
     "dataset": "digits",
     "epochs": 1,
@@ -288,3 +290,15 @@ def test_make_help_names_every_target():
     for target in ("setup", "demo", "test", "lint", "format", "bench", "reproduce-cifar", "reproduce-imagenet",
                    "reproduce-robustness", "report", "clean"):  # fmt: skip
         assert f"make {target} " in done.stdout
+
+
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's error has no name of a file."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Path.cwd()
+    assert _describe(caught.value) == "the working folder was removed; change to another one"
+    monkeypatch.chdir(tmp_path)
+    assert _describe(caught.value) == "No such file or directory"

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperCommand
 
 from kd_bench.cli.show import describe
 from kd_bench.cli.show_setting import describe_setting, setting_lines
@@ -104,9 +106,17 @@ def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
     assert "Learning rate" in done.stdout
 
 
-def test_the_shell_completes_keys() -> None:
+def test_the_shell_completes_what_can_be_shown(tmp_path: Path) -> None:
     from kd_bench.cli import completion
 
-    assert completion.subjects("optimizer.n") == ["optimizer.name", "optimizer.nesterov"]
+    def subjects(incomplete: str, out: Path | None = None) -> list[str]:
+        context = typer.Context(TyperCommand("show"))
+        context.params["out"] = out
+        return completion.subjects(context, incomplete)
+
+    assert subjects("optimizer.n") == ["optimizer.name", "optimizer.nesterov"]
     assert completion.lists("sett") == ["settings"]
-    assert not any("." in name for name in completion.subjects("") if name.startswith("optimizer"))
+    assert not any("." in name for name in subjects("") if name.startswith("optimizer"))
+    (tmp_path / "mine" / "compare-a").mkdir(parents=True)
+    (tmp_path / "mine" / "compare-a" / "recipe.yaml").write_text("")
+    assert subjects("compare-") == [] and subjects("compare-", tmp_path / "mine") == ["compare-a"]

@@ -103,6 +103,7 @@ def test_the_recipe_that_the_others_are_made_of_is_valid() -> None:
         ("extends=demo", "extends belongs in the recipe's file"),
         ("name=teachers", "name: 'teachers' is the folder of the trained teachers"),
         ("name=smoke", "name: is the folder of smoke runs in the results folder"),
+        ("name=Replays", "name: is the folder of trainings that are repeated by kd-bench replay in the results folder"),
         ("name=LOGS", "name: is the folder of logs in the results folder"),
         ("name=attacks", "name: is the folder of attacks on files of weights"),
         ("name=evaluations", "name: is the folder of evaluations of files of weights"),

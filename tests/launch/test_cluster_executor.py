@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,18 @@ import yaml
 from rich.console import Console
 
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.launch import scheduler
+from kd_bench.launch import cluster_executor, scheduler
 from kd_bench.launch.cluster_executor import ClusterExecutor, RemoteJob
-from kd_bench.launch.options import RunOptions, parse_executor_options
+from kd_bench.launch.local_process import worker_environment
+from kd_bench.launch.options import RunOptions, check_options, parse_executor_options
 from kd_bench.launch.progress_display import ProgressDisplay
 from kd_bench.launch.ray_executor import RayExecutor, _reachable_or_new
 from kd_bench.launch.scheduler import Scheduler
 from kd_bench.launch.slurm_executor import SlurmExecutor
 from kd_bench.launch.worker_protocol import WorkerJob
+from kd_bench.utils.command_line import python_call
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.python_process import module_command
 from tests.launch.test_end_to_end import command, kill_tree, run, weights
 from tests.training.parts import trial
 
@@ -40,6 +46,13 @@ RECIPE = {
     "methods": {"none": {}, "kd": {}},
     "teacher_training": {"epochs": 2},
 }
+
+
+@pytest.fixture(autouse=True)
+def keep_sigterm_handler() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +168,117 @@ def test_a_remote_job_writes_its_files(tmp_path: Path) -> None:
     assert (tmp_path / "events").read_text() == ""
 
 
+def test_a_request_to_stop_ends_as_soon_as_the_worker_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker ends within a second; a job that waited for the rest of the time could be killed meanwhile."""
+    monkeypatch.setattr(cluster_executor, "start_worker", lambda *_, **__: _python("import time; time.sleep(60)"))
+    job = RemoteJob("", str(tmp_path / "log"), str(tmp_path / "events"), {})
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    begin = time.monotonic()
+    assert job() == -signal.SIGTERM
+    assert time.monotonic() - begin < 10
+
+
+def test_a_task_of_ray_saves_checkpoints_when_it_is_asked_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    polls = iter([interrupt])
+    poll = subprocess.Popen.poll
+    monkeypatch.setattr(cluster_executor, "start_worker", lambda *_, **__: _python("import time; time.sleep(60)"))
+    monkeypatch.setattr(subprocess.Popen, "poll", lambda self: next(polls, lambda: poll(self))())
+    assert RemoteJob("", str(tmp_path / "log"), str(tmp_path / "events"), {})() == -signal.SIGTERM
+
+
+def _python(code: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def test_a_machine_without_the_results_folder_is_named(tmp_path: Path) -> None:
+    """Another attempt would fail, too, so there is none."""
+    outcome = RemoteJob("", str(tmp_path / "x" / "log"), str(tmp_path / "x" / "events"), {})()
+    missing = f"{tmp_path / 'x' / 'events'}: No such file or directory; all machines must share the results folder"
+    assert outcome == f"machine {socket.gethostname()}: {missing}"
+
+    class Cluster(ClusterExecutor):
+        def submit(self, work: RemoteJob) -> Any:
+            return "job"
+
+        def exit_code(self, job: Any) -> int | str | None:
+            return outcome
+
+    group = Cluster(1, 0).start(WorkerJob(str(tmp_path), [], None, None, None, "cpu", 1), tmp_path / "log")
+    assert group.poll() == ([{"event": "error", "reason": outcome, "fault": "settings"}], 1)
+
+
+def test_a_worker_has_the_working_folder_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plug-ins may be named relative to it, and Ray starts tasks in another folder."""
+    (tmp_path / "command").mkdir()
+    monkeypatch.chdir(tmp_path / "command")
+    job = RemoteJob("", str(tmp_path / "log"), str(tmp_path / "events"), {})
+    monkeypatch.chdir(tmp_path)
+    folders = []
+
+    def start(*_: object, folder: Path | None) -> subprocess.Popen[bytes]:
+        folders.append(folder)
+        return _python("")
+
+    monkeypatch.setattr(cluster_executor, "start_worker", start)
+    job()
+    (tmp_path / "command").rmdir()  # it is not shared with this machine
+    job()
+    assert folders == [tmp_path / "command", None]
+    assert module_command("x", tmp_path / "command")[-1] == str(tmp_path / "command")
+
+
+def test_a_long_call_in_python_starts_workers() -> None:
+    """Linux refuses a variable of more than 128 KiB."""
+    with python_call(f"kd_bench.compare({'é' * 200_000})"):
+        environment = worker_environment(1)
+        subprocess.run([sys.executable, "-c", ""], check=True, env=environment)
+    assert environment["KD_BENCH_COMMAND"].startswith("kd_bench.compare(éé")
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0.5, 0.5), (1.0, None), (0.0, None)])
+def test_cohorts_that_share_a_gpu_get_shares_of_its_memory(gpus: float, share: float | None, tmp_path: Path) -> None:
+    jobs = []
+
+    class Cluster(ClusterExecutor):
+        def submit(self, work: RemoteJob) -> Any:
+            jobs.append(json.loads(work._job))
+
+    Cluster(1, gpus).start(WorkerJob(str(tmp_path), [], None, None, None, "cpu", 1), tmp_path / "log")
+    assert jobs[0]["memory_fraction"] == share
+
+
+def test_a_cluster_chooses_the_device(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--device cuda:1: --executor slurm chooses the device of each cohort"):
+        check_options(RunOptions(out=tmp_path, executor="slurm", device="cuda:1"))
+    check_options(RunOptions(out=tmp_path, executor="slurm", device="cuda"))
+
+
+def test_processes_with_one_number_may_check_the_folder_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two containers they often have: the other one removes the file first."""
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda self, content: (write(self, content), self.unlink()))
+    check_options(RunOptions(out=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_slurm_refuses_is_a_sentence() -> None:
+    class Refusing:
+        def submit(self, work: RemoteJob) -> Any:
+            raise RuntimeError("sbatch: error: Invalid partition\nsbatch: error: refused")
+
+    executor = SlurmExecutor.__new__(SlurmExecutor)
+    executor._executor = Refusing()
+    with pytest.raises(UserError, match="cannot be submitted: sbatch: error: Invalid partition sbatch: error: refused"):
+        executor.submit(RemoteJob("", "", "", {}))
+
+
 @pytest.mark.parametrize("ends_workers", [True, False])
 def test_submitted_jobs_go_on_without_the_command_if_they_can(
     ends_workers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -218,7 +342,13 @@ def test_options() -> None:
     for executor, options, message in (
         ("sluurm", [], "did you mean 'slurm'"),
         ("ray", ["gpu=1"], "did you mean 'gpus'"),
-        ("slurm", ["minutes=long"], "minutes should be a number"),
+        ("slurm", ["minutes=long"], "minutes should be a whole number from 1 to 1,000,000 .it is 'long'"),
+        ("slurm", ["minutes=0"], "minutes should be a whole number from 1"),
+        ("slurm", ["gpus=-1"], "gpus should be a whole number from 0"),
+        ("ray", ["gpus=nan"], "gpus should be a number from 0"),
+        ("ray", ["cpus=inf"], "cpus should be a number from 0"),
+        ("slurm", ["partition="], "the value is missing"),
+        ("slurm", ["cpus=1", "cpus=2"], "cpus is given twice"),
         ("slurm", ["minutes"], "should be KEY=VALUE"),
     ):
         with pytest.raises(UserError, match=message):

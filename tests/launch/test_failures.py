@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import signal
 import subprocess
@@ -13,9 +14,11 @@ import psutil
 import pytest
 import yaml
 
-from kd_bench.launch.worker import _classify
+from kd_bench.launch.worker import _classify, _run_job
+from kd_bench.launch.worker_protocol import EventWriter, WorkerJob
 from kd_bench.trials.folder import TrialFolder
 from tests.launch.test_end_to_end import command, kill_tree, run, weights
+from tests.training.parts import trial
 
 RECIPE = {
     "dataset": {"name": "digits", "test_images": 200},
@@ -147,8 +150,25 @@ def test_a_full_disk_is_a_sentence() -> None:
     fault, reason = _classify(OSError(errno.ENOSPC, "No space left on device", "/out/x"))
     assert fault == "disk"
     assert reason == "/out/x: No space left on device; free some space and run the same command again"
-    assert _classify(RuntimeError("DefaultCPUAllocator: not enough memory: you tried"))[0] == "memory"
+    for message in (
+        "DefaultCPUAllocator: not enough memory: you tried",
+        "DefaultCPUAllocator: can't allocate memory: you tried",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)",
+    ):
+        assert _classify(RuntimeError(message)) == ("memory", f"out of memory: {message}")
     assert _classify(ValueError("so\nand so")) == ("crash", "ValueError: so")
+
+
+def test_a_folder_that_cannot_be_made_is_no_crash(tmp_path: Path) -> None:
+    """A crash would be tried again, and have the name of a class in its message."""
+    settings = trial("none")
+    (tmp_path / settings.id).touch()
+    output = io.StringIO()
+    job = WorkerJob(str(tmp_path), [settings.settings()], None, None, None, "cpu", 1)
+    assert _run_job(job, EventWriter(output)) == (1, False)
+    reason = f"{tmp_path / settings.id}: cannot be created: File exists"
+    assert json.loads(output.getvalue()) == {"event": "error", "reason": reason, "fault": "settings"}
 
 
 def test_two_processes_cannot_both_publish_a_result(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import yaml
 from safetensors.torch import load
 
 from kd_bench.config.load import read_recipe
+from kd_bench.launch import launcher_ranks
 from kd_bench.launch.launcher import RankEnvironment, check_divisible, launcher_environment, world_size
 from kd_bench.launch.local_process import free_port
 from kd_bench.plan import plan
-from kd_bench.utils.errors import UserError
+from kd_bench.utils.errors import RunFailed, UserError
 from tests.data.photos import spoil, tree
 from tests.launch.test_end_to_end import command, kill_tree, run, weights
 
@@ -179,6 +180,52 @@ def test_under_srun_on_two_machines(recipe: Path, alone: Path, tmp_path: Path) -
     assert_among(tmp_path / "out", alone)
     assert "on folder mine" in outputs[0][0]
     assert outputs[1][0] == ""
+
+
+@pytest.mark.slow
+def test_all_processes_save_checkpoints_when_the_launcher_is_stopped(recipe: Path, tmp_path: Path) -> None:
+    """A launcher sends the signal to all of them. They need each other to save the state within an epoch."""
+    long = recipe.with_name("long.yaml")
+    pairs = [{"teacher": None, "student": "test_convnext.r160_in1k"}]
+    changes = {"epochs": 1000, "pairs": pairs, "methods": {"none": {}}, "teacher_training": {}}
+    long.write_text(yaml.safe_dump(RECIPE | changes))
+    begin = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    begin += ["-m", "kd_bench", *arguments(long, tmp_path)]
+    process = subprocess.Popen(begin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("long/*/checkpoint/epoch-000001-*.pt")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        kill_tree(process)
+    assert errors.count("kd-bench: stopped by SIGTERM; the same command goes on from here") == 2
+    assert len(list(tmp_path.glob("long/*/checkpoint/within-*.pt"))) == 1
+
+
+def test_a_process_that_does_not_end_its_worker_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun, unlike torchrun, lets the others go on if one dies, and these waited for it for ever."""
+
+    class Store:
+        def check(self, keys: list[str]) -> bool:
+            return False
+
+        def set(self, key: str, value: str) -> None:
+            assert (key, value) == ("kill/7", "")
+
+    monkeypatch.setattr(launcher_ranks, "_LOST_SECONDS", 0.05)
+    worker = launcher_ranks._StoreWorker(Store(), 7, 1)  # type: ignore[arg-type]
+    time.sleep(0.1)
+    assert worker.poll() == ([], None)  # it may still train
+    worker.kill()
+    assert worker.poll() == ([], None)
+    time.sleep(0.1)
+    worker.kill()  # which is repeated at every look
+    with pytest.raises(RunFailed, match="process 1 has died or does not answer"):
+        worker.poll()
 
 
 def planned(**changes: object):

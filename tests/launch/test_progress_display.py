@@ -263,3 +263,14 @@ def test_a_wide_live_display_shows_speed_and_a_bar(clock):
         assert line == f"resnet14 -> resnet8, seed 3  1/2  kd    900 images/s  {'━' * 12}"
     finally:
         display.close()
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(monkeypatch: pytest.MonkeyPatch):
+    """rich shows no live table there, so these lines are all that is seen of a run of days."""
+    monkeypatch.setenv("TERM", "dumb")
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    display = ProgressDisplay("r", console)
+    (member,) = started(display, {"kd": "kd"}, epochs=2)
+    display.trial_finished(member, 70.0, None)
+    display.close()
+    assert "resnet14 -> resnet8, kd, seed 3: done, 70.00 %" in console.file.getvalue()

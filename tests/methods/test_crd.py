@@ -1,10 +1,13 @@
 """CRD's negatives, banks and normalisers."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_bench import losses
 from kd_bench.methods import _registry as methods
@@ -125,6 +128,30 @@ def test_a_step_that_begins_again_leaves_nothing_of_its_first_try(rows: int) -> 
     for student_bank, teacher_bank in banks[1:]:
         assert torch.equal(student_bank, banks[0][0])
         assert torch.equal(teacher_bank, banks[0][1])
+
+
+class Reversed(TorchDispatchMode):
+    """Writes rows in the reverse order, because a device may write them in any order."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index_put_.default:
+            target, index, values = args
+            args = (target, [rows.flip(0) for rows in index], values.flip(0))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_last_view_of_an_image_is_remembered_in_whatever_order_rows_are_written() -> None:
+    banks = []
+    for mode in (nullcontext(), Reversed()):
+        method, samples = make("crd"), batch(size=32)
+        assert isinstance(method, CRD)
+        before, ours = method.student_bank.clone(), F.normalize(method.embed_student(outputs(1).pooled))
+        method(outputs(1), teacher_outputs(2), replace(samples, index=samples.index % 16))
+        with mode:
+            method.on_step_end()
+        torch.testing.assert_close(method.student_bank[:16], F.normalize(0.5 * before[:16] + 0.5 * ours[16:]))
+        banks.append((method.student_bank, method.teacher_bank))
+    assert all(torch.equal(*both) for both in zip(*banks, strict=True))
 
 
 def test_both_embeddings_are_trained() -> None:

@@ -129,6 +129,14 @@ def test_ofd_without_a_batch_norm() -> None:
     methods.build("ofd", replace(PAIR, teacher_norms=(None, *PAIR.teacher_norms[1:])), {})  # the stem takes no part
 
 
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_ofd_between_networks_without_stages_after_the_stem(network: str) -> None:
+    shapes = getattr(PAIR, network)
+    pair = replace(PAIR, **{network: replace(shapes, preacts=shapes.preacts[:1]), f"{network}_name": "small_net"})
+    with pytest.raises(UserError, match="ofd: small_net has 1 stages, the stem included, but ofd needs at least 2"):
+        methods.build("ofd", pair, {})
+
+
 def test_reviewkd_goes_from_the_deepest_to_the_shallowest() -> None:
     method, student, teacher = make("reviewkd", review_weight=3, max_mid_channels=7), outputs(1), teacher_outputs(2)
     assert isinstance(method, ReviewKD)

@@ -162,7 +162,14 @@ def test_it_says_what_it_needs() -> None:
         methods.split_row("simkd", {"standardise": True})
 
 
-STUDENTS = (*models.own_models(), "resnet10t", "test_convnext", "mobilenetv3_small_050", "test_efficientnet")
+STUDENTS = (
+    *models.own_models(),
+    "resnet10t",
+    "test_convnext",
+    "mobilenetv3_small_050",
+    "test_efficientnet",
+    "test_mambaout",
+)
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -178,6 +185,7 @@ def test_every_student_gives_its_map_without_its_classifier(name: str) -> None:
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters - weight.numel() - bias.numel()
     features = observe(network, images, MAPS).features
     assert features is not None
+    assert features.shape[1] == network.num_features
     assert torch.equal(features, before)
     assert shapes(network, (3, 32, 32), MAPS).features == tuple(features.shape[1:])
     student = StudentWithHead(network, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))

@@ -100,6 +100,37 @@ def test_what_is_read_by_others_or_used_twice_stays() -> None:
     ]
 
 
+class NormInHead(nn.Module):
+    """A network whose last features are the output of a convolution, and whose head begins with a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        pooled = self.norm(x).relu().mean((2, 3))
+        return pooled if pre_logits else self.fc(pooled)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def test_the_last_features_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    network = with_trained_norms(NormInHead())
+    folded = fold(network, (3, 8, 8))
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        mine, other = (observe(one, images, frozenset({"features"})).features for one in (folded, network))
+    torch.testing.assert_close(mine, other)
+
+
 def test_a_network_without_batch_norms_is_returned_as_it_is() -> None:
     network = timm.create_model("test_vit", num_classes=3, img_size=32).eval()
     assert fold(network, (3, 32, 32)) is network

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import kd_bench
-from kd_bench.models import create, own_models
+from kd_bench.models import cards, create, own_models, pretrained
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.files import sha256
 
@@ -123,6 +123,29 @@ def test_weights_from_a_card(weights_file: Path, tmp_path: Path) -> None:
         assert same(other, network)
         assert "state_dict" not in other.pretrained_cfg
         assert other.pretrained_cfg["num_classes"] == 100
+
+
+def test_weights_under_the_key_that_the_card_names(weights_file: Path) -> None:
+    """A file may hold others that would be read without the key."""
+    torch.manual_seed(6)
+    average = create("cifar_resnet8", 100)
+    torch.save({**torch.load(weights_file), "ema": average.state_dict()}, weights_file)
+    write_card("cifar100", weights_file)
+    card = Path("teachers/cifar100/resnet8.yaml")
+    card.write_text(f"{card.read_text()}    key: ema\n")
+    assert same(kd_bench.create_model("resnet8", 100, pretrained=True), average)
+
+    found = cards.find("teachers", "cifar100", "resnet8")
+    with pytest.raises(UserError) as caught:
+        pretrained.require_weights(found, "resnet8", "cifar100", "teachers.resnet8.weights")
+    path = weights_file.parent / "weights" / "cifar100" / "resnet8.pth"
+    assert str(caught.value) == (
+        f"teachers.resnet8.weights: teachers/cifar100/resnet8.yaml names the weights 'ema' in {path}, and a training "
+        "reads others from this file; write them to a file of their own: kd-bench teacher convert "
+        f"{path} NEW.safetensors --key ema, and name it: --set teachers.resnet8.weights=NEW.safetensors"
+    )
+    torch.save({"ema": average.state_dict(), "epoch": 1}, path)  # the only weights are read without the key
+    assert pretrained.require_weights(found, "resnet8", "cifar100", "") == path
 
 
 def test_another_classifier_other_channels_and_features(weights_file: Path) -> None:

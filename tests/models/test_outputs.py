@@ -91,6 +91,35 @@ def test_timms_networks(name: str, size: int, options: dict[str, object], stages
         assert torch.allclose(classifier(outputs.pooled), outputs.logits)
 
 
+def test_the_last_map_of_networks_with_the_channels_last() -> None:
+    """timm's Swin returns (B, H, W, D) features."""
+    options = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "window_size": 1}
+    swin = network("swin_tiny_patch4_window7_224", image_size=64, **options).eval()
+    assert shapes(swin, (3, 64, 64), frozenset({"features", "class_maps"})).features == (64, 2, 2)
+    outputs = observe(swin, images(64), frozenset({"features", "class_maps", "pooled"}))
+    assert outputs.features is not None and outputs.class_maps is not None and outputs.pooled is not None
+    torch.testing.assert_close(outputs.features.mean((2, 3)), outputs.pooled)
+    torch.testing.assert_close(outputs.class_maps.mean((2, 3)), outputs.logits)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 0.0])
+def test_a_classifier_that_does_not_read_the_average_of_the_last_map(scale: float) -> None:
+    """However small its weights are: those of a student are new."""
+    maximum = network("cifar_resnet8", global_pool="max")
+    maximum.get_parameter("fc.weight").data.mul_(scale)
+    with pytest.raises(UserError, match="its classifier does not read the average of its last feature map"):
+        shapes(maximum, (3, 32, 32), frozenset({"class_maps"}))
+    average = network("cifar_resnet8")
+    average.get_parameter("fc.weight").data.mul_(scale)
+    assert shapes(average, (3, 32, 32), frozenset({"class_maps"})).class_maps == (10, 8, 8)
+
+
+def test_last_features_that_are_no_tensor_are_named() -> None:
+    coat = network("coat_tiny", image_size=32, embed_dims=(8, 8, 8, 8), serial_depths=(1,) * 4, parallel_depth=1)
+    with pytest.raises(UserError, match="coat_tiny: has no output 'features': its last features are not a"):
+        shapes(coat, (3, 32, 32), frozenset({"features"}))
+
+
 def test_logits_alone_ask_for_no_interface() -> None:
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), images()
     for needs in (LOGITS, NOTHING):

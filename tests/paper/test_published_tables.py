@@ -61,9 +61,17 @@ def test_the_command() -> None:
     for arguments, message in (
         (["table", "--only", "method=kd"], "--only: name the recipe"),
         (["table", "demo", "--published"], "--published: must stand without a recipe"),
+        (["table", "--published", "--columns", "ece"], "so --columns must be left out"),
+        (["table", "--published", "--only", "method=kd"], "so --only must be left out"),
+        (["table", "--published", "--epochs", "3"], "so --set .* must be left out"),
     ):
         with pytest.raises(UserError, match=message):
             CliRunner().invoke(app, arguments, standalone_mode=False, catch_exceptions=False)
+
+
+def test_html_has_the_notes_in_elements() -> None:
+    text = reprint("html")
+    assert text.endswith("</li>\n</ul>\n") and text.count("<li>") == 2
 
 
 def test_an_unknown_format() -> None:

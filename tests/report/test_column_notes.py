@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.report.test_columns import cells_of, evaluation, line, notes, summary_of, write
@@ -20,6 +21,16 @@ def test_a_table_without_top1_says_nothing_about_it(folder: Path) -> None:
     assert cells_note in without and cells_note not in with_top1
     best = render_summary(summary_of(folder, cells, "top1_best"), "plain")
     assert "Best epoch selected on the test set is the accuracy of the epoch with the highest one" in best
+
+
+def test_published_numbers_are_not_explained_where_none_are_shown(folder: Path) -> None:
+    cells = cells_of(folder)
+    published = ("Published, and not measured here: (a) me.", "Epoch not stated: me (a).", "No comparison with x.")
+    summary = summary_of(folder, cells, "top1")
+    noted = replace(summary, footnotes=(*summary.footnotes, *published))
+    assert not any(note in render_summary(noted, "plain") for note in published)
+    usual = render_summary(replace(noted, columns=()), "plain")
+    assert all(note in usual for note in published)
 
 
 def test_empty_cells_of_teachers_and_of_held_out_images_say_why(folder: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kd_bench.report.conclusion import conclusions
+from kd_bench.report.crossed import Crossing
+from kd_bench.report.statistics import Difference
 from kd_bench.report.summary import PairTable, RowKind, SummaryRow
 
 
@@ -25,7 +29,7 @@ def test_methods_are_above_below_or_cannot_be_distinguished() -> None:
     assert sentence.startswith(
         "What this shows: up (p < 0.001) and high (p < 0.001) are above kd; down (p < 0.001) is below kd; maybe (p "
         "0.745) cannot be distinguished from kd at 5 % (paired t test over 5 seeds, p after Holm's correction for 4 "
-        "methods, which the intervals do not have)."
+        "methods; the intervals are not corrected)."
     )
 
 
@@ -66,8 +70,11 @@ def test_many_methods_without_a_difference_are_counted() -> None:
     (sentence,) = conclusions([pair(*unclear)], "kd")
     same = "cannot be distinguished from kd"
     assert sentence.startswith(f"What this shows: all 11 methods (p 1.000 or more) {same} at 5 % (")
-    (sentence,) = conclusions([pair(row("up", *ABOVE), *unclear, row("same", 1.0, 1.0, 1.0, 1.0, 1.0))], "kd")
-    assert f"up (p < 0.001) is above kd; the other 12 methods (p 1.000 or more) {same}" in sentence
+    (sentence,) = conclusions([pair(row("up", *ABOVE), *unclear)], "kd")
+    assert f"up (p < 0.001) is above kd; the other 11 methods (p 1.000 or more) {same}" in sentence
+    (sentence,) = conclusions([pair(*unclear, *(row(f"new{number}", 1.0) for number in range(11)))], "kd")
+    assert sentence.startswith(f"What this shows: 11 methods (p 1.000 or more) {same} at 5 % (")
+    assert sentence.endswith("Not tested: 11 methods (one seed).")
 
 
 def test_many_pairs_name_only_methods_that_differ() -> None:
@@ -81,6 +88,32 @@ def test_many_pairs_name_only_methods_that_differ() -> None:
 
 
 @pytest.mark.parametrize("differences", [(0.0, 0.0, 0.0), (2.0, 2.0, 2.0)])
-def test_differences_without_spread_cannot_be_tested(differences: tuple[float, ...]) -> None:
+def test_differences_without_spread_are_not_called_indistinguishable(differences: tuple[float, ...]) -> None:
+    """Their interval has no width, so that nothing "may still differ by as much as it allows"."""
     (sentence,) = conclusions([pair(row("same", *differences))], "kd")
-    assert "same cannot be distinguished from kd" in sentence
+    assert sentence == (
+        "What this shows: nothing about differences to kd. Not tested: same (the same difference in every seed)."
+    )
+    rows = (row("up", *ABOVE), row("same", *differences), row("new", 1.0))
+    (sentence,) = conclusions([pair(*rows)], "kd")
+    assert "up (p < 0.001) is above kd at 5 % (paired t test over 5 seeds, p after Holm's correction for 3" in sentence
+    assert sentence.endswith("Not tested: new (one seed); same (the same difference in every seed).")
+    assert "distinguished" not in sentence
+    (sentence,) = conclusions([pair(*rows)] * 4, "kd")
+    assert sentence.endswith("from kd, or it is not tested (one seed, or the same difference in every seed).")
+
+
+def test_a_student_without_a_teacher_has_no_pair() -> None:
+    (sentence,) = conclusions([PairTable("digits", "", "small", (row("lsr", *UNCLEAR),))], "none")
+    assert "It holds for this student and its settings. What cannot be" in sentence
+
+
+def test_single_teachers_and_single_seeds_are_named() -> None:
+    layouts = [Crossing(2, 1, 1.0, 0.5, None, None), Crossing(1, 2, 1.0, None, 0.5, None)]
+    rows = [
+        replace(row(f"m{number}", *UNCLEAR[:2]), difference=Difference(1.0, 0.0, 2.0, 2, layout))
+        for number, layout in enumerate(layouts)
+    ]
+    (sentence,) = conclusions([pair(*rows)], "kd")
+    assert "over 2 teachers x 1 seed and 1 teacher x 2 seeds, p after" in sentence
+    assert "where there is one teacher or one seed of the student only, for that one." in sentence

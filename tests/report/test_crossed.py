@@ -17,7 +17,7 @@ from kd_bench.report.crossed import (
     find_cells,
     pair_cells,
 )
-from kd_bench.report.statistics import mean_interval, paired_difference
+from kd_bench.report.statistics import Difference, mean_interval, paired_difference
 
 #: Two teachers (rows) and two seeds, worked out by hand below.
 BY_HAND: dict[Cell, float] = {(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.0, (1, 1): 6.0}
@@ -169,3 +169,12 @@ def test_cells_that_a_row_and_its_baseline_have() -> None:
 def test_a_teacher_for_each_seed_is_no_crossing() -> None:
     assert find_cells([("kd", 0, 0), ("kd", 1, 1)]) == ([(None, 0), (None, 1)], False)
     assert find_cells([("kd", 0, 0), ("kd", 1, 0), ("none", None, 0)]) == ([(0, 0), (1, 0), (None, 0)], True)
+
+
+def test_the_statistic_of_an_interval_is_named() -> None:
+    split, one_teacher = (
+        crossing({(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.0, (1, 1): 5.0}),
+        crossing({(0, 0): 1.0, (0, 1): 2.0}),
+    )
+    assert Difference(1.0, 0.0, 2.0, 4, split).test == "quasi-F"
+    assert Difference(1.0, 0.0, 2.0, 2, one_teacher).test == Difference(1.0, 0.0, 2.0, 2).test == "paired t"

@@ -54,12 +54,15 @@ def rows(found: Summary) -> dict[str, Any]:
 
 def test_the_same_images_change_nothing_but_the_line_on_the_dataset(tmp_path: Path, cells: list[Cell]) -> None:
     found = summary(tmp_path / "demo", cells)
-    assert found.footnotes[-1] == f"Dataset: digits, 30 epochs a trial, teachers 40, images {USUAL[:16]}."
+    assert (
+        found.footnotes[-1]
+        == f"Dataset: digits, 30 epochs a trial, teachers: 40 epochs, digest of the images {USUAL[:16]}."
+    )
     for cell in cells:
         record(tmp_path / "demo" / cell.trial_id, None)
     before = summary(tmp_path / "demo", cells)
     assert before.pairs == found.pairs
-    assert before.footnotes == (*found.footnotes[:-1], "Dataset: digits, 30 epochs a trial, teachers 40.")
+    assert before.footnotes == (*found.footnotes[:-1], "Dataset: digits, 30 epochs a trial, teachers: 40 epochs.")
 
 
 def test_a_trial_of_other_images_enters_no_mean_and_is_named(tmp_path: Path, cells: list[Cell]) -> None:

@@ -125,6 +125,16 @@ def test_many_pairs_are_cut_into_several_tabulars(tmp_path: Path) -> None:
     assert [len(part.pairs) for part in split(table, 3)] == [3, 3, 1]
 
 
+def test_several_students_alone_are_all_there(tmp_path: Path) -> None:
+    cells = plan(tmp_path, {"kd": [62.0, 63.0]}) + plan(tmp_path, {"kd": [64.0, 65.0]}, student="resnet14")
+    alone = plan(tmp_path, {"none": [60.0, 61.0], "mixup": [65.0, 66.0]}, method="none")
+    text = render_summary(summarise(read_results(tmp_path, [*cells, *alone])), "latex")
+    assert r" & none & 60.50\,{\scriptsize $\pm$\,0.71} &  \\" in text
+    assert r" & mixup & 65.50\,{\scriptsize $\pm$\,0.71} &  \\" in text
+    one = render_summary(summarise(read_results(tmp_path, [*cells, *alone[:2]])), "latex")
+    assert r" &  & 60.50\,{\scriptsize $\pm$\,0.71} &  \\" in one
+
+
 def test_best_two() -> None:
     assert best_two([1.0, 3.0, 2.0, 3.001, None]) == [None, 1, 2, 1, None], "what prints alike is alike"
     assert best_two([None, 5.0]) == [None, 1] and best_two([]) == []

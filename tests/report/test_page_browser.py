@@ -9,9 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from kd_bench.config.load import read_recipe
+from kd_bench.plan import plan
+from kd_bench.report.page import page as made_page
+from kd_bench.report.results_frame import read_results
+from kd_bench.report.summarise import summarise
+from kd_bench.report.summary import FolderResults
 from tests.report.browser import AXE, CHROMIUM, VNU, Page, browser
 from tests.report.page_made import Made
 from tests.report.table6 import HOSTILE
+from tests.report.test_protocol import RECIPE
+from tests.report.trials import put, write_trial
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
@@ -180,3 +188,22 @@ def test_nu_finds_nothing(made: Made) -> None:
     command = ["java", "-jar", str(VNU), "--stdout", "--exit-zero-always", str(made.file)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     assert run.stdout + run.stderr == ""
+
+
+@needs_browser
+def test_long_labels_fit_a_phone(tmp_path: Path) -> None:
+    """They stand in the conclusions, and above the plots of classes, without a space to break the line at."""
+    planned = plan(read_recipe(RECIPE | {"methods": {"kd": {}, "L" * 100: {"method": "dkd"}}}), "r")
+    for cell in planned:
+        write_trial(tmp_path / "r" / cell.trial_id, cell.trial)
+        top1 = 60.0 + cell.seed * (cell.label != "kd")
+        put(tmp_path / "r" / cell.trial_id, top1_last=top1, class_top1_last=[top1] * 10)
+    frame = read_results(tmp_path / "r", planned)
+    file = tmp_path / "page.html"
+    file.write_text(
+        made_page([FolderResults("r", "", summarise(frame), frame, planned, tmp_path / "r")]), encoding="utf-8"
+    )
+    with browser(tmp_path) as page:
+        page.open(file, width=390, height=844)
+        assert page.run("document.querySelectorAll('#classes-1 figcaption').length") == 1
+        assert page.run("document.documentElement.scrollWidth") == 390

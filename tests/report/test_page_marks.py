@@ -7,16 +7,20 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from kd_bench.cli.main import app
+from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import identity
-from kd_bench.report.page import page
+from kd_bench.plan import plan
+from kd_bench.report.page import _sentences, page
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import FolderResults
+from kd_bench.report.trial_data import PageTrials
 from tests.report.page_made import Reader
-from tests.report.test_protocol import cells, otherwise
+from tests.report.test_protocol import RECIPE, cells, otherwise
 from tests.report.trials import put, write_trial
 
 
@@ -35,6 +39,42 @@ def test_another_protocol_is_marked(tmp_path: Path) -> None:
     assert any("left out: epochs 60 instead of 30" in one for one in shown)
     left_out = "Left out of every mean: 1 trial of another protocol than the row's others."
     assert left_out in html.unescape(text)
+
+
+def test_several_students_alone_and_long_epochs(tmp_path: Path) -> None:
+    planned = plan(read_recipe(RECIPE | {"methods": {"none": {}, "mixup": {"method": "none"}, "kd": {}}}), "r")
+    for cell in planned:
+        write_trial(tmp_path / "r" / cell.trial_id, cell.trial)
+        put(tmp_path / "r" / cell.trial_id, top1_last=60.0 + cell.seed, seconds_per_epoch=1234.5)
+    frame = read_results(tmp_path / "r", planned)
+    text = page([FolderResults("r", "", summarise(frame), frame, planned, tmp_path / "r")])
+    grid = text[text.index('<section id="grid-1">') :].split("</section>")[0]
+    assert "<br>none: <button" in grid and "<br>mixup: <button" in grid
+    assert '<td data-value="1234.5">1234</td>' in text and "e+03" not in text
+
+
+def test_thinned_curves_end_with_the_last_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page names the last value of a curve."""
+    monkeypatch.setattr("kd_bench.report.trial_data._CURVE_VALUES", 50)
+    (cell, *_) = cells()
+    write_trial(tmp_path / "r" / cell.trial_id, cell.trial)
+    put(tmp_path / "r" / cell.trial_id, top1_last=60.0)
+    trials = PageTrials()
+    trials.add("key", {"status": "done"}, tmp_path / "r" / cell.trial_id, cell, None, crossed=False)
+    data = trials.data()
+    curve = data["trials"]["key"]["curves"]["top1"]
+    assert data["step"] == 3 and len(curve) == 10 and curve[-1] == 60.0
+
+
+def test_the_sign_flip_test_of_many_seeds_is_not_called_exact(tmp_path: Path) -> None:
+    for seeds, name in ((20, "exact sign-flip test"), (21, "sign-flip test with random signs")):
+        planned = plan(read_recipe(RECIPE, trials=seeds), "r")
+        for cell in planned:
+            write_trial(tmp_path / "r" / cell.trial_id, cell.trial)
+            put(tmp_path / "r" / cell.trial_id, top1_last=60.0 + cell.seed % 7 + (cell.label == "dkd") * cell.seed % 3)
+        (pair,) = summarise(read_results(tmp_path / "r", planned)).pairs
+        sentences = " ".join(_sentences(pair, next(row for row in pair.rows if row.label == "dkd"), "kd"))
+        assert f"p of the {name}: " in sentences
 
 
 def test_damaged_files_are_told_and_no_error(tmp_path: Path) -> None:

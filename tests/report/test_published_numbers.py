@@ -340,6 +340,10 @@ def test_names_and_files_that_are_wrong(tmp_path: Path) -> None:
         ({}, ["a,b"], "should have the columns dataset, teacher"),
         ({"numbers": "none.csv"}, lines, "none.csv: cannot be read"),
         ({"sources": {"ls": {"title": "x", "reports": "first"}}}, lines, "'first' is none of"),
+        ({}, [lines[0], f"cifar100,a,b,{'k' * 200_000},70,,,ls"], "cannot be read: field larger than field limit"),
+        ({"methods": {"kd": {"training": 5}}}, lines, "methods.kd: training should have settings"),
+        ({"methods": {"kd": {"training": {"optimizer": "sgd"}}}}, lines, "methods.kd: optimizer should have settings"),
+        ({"protocol": {"dataset": "cifar100"}}, lines, "protocol: dataset should have settings"),
     ):
         (tmp_path / "cifar100_pairs.csv").write_text("\n".join(table) + "\n")
         file = tmp_path / "mine.yaml"
@@ -347,3 +351,29 @@ def test_names_and_files_that_are_wrong(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             published_numbers.read(str(file), "r: published")
         assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_table_that_a_spreadsheet_wrote(tmp_path: Path) -> None:
+    """With a byte order mark, and with a learning rate of a network beside a protocol that names no optimiser."""
+    content = {
+        "numbers": "mine.csv",
+        "prefix": "cifar_",
+        "protocol": {"dataset": {"name": "cifar100"}},
+        "learning_rates": {"mobilenet_v2": 0.1},
+        "teacher_tolerance": 1.0,
+        "methods": {"kd": {}},
+        "sources": {"mine": {"title": "Mine", "reports": "last"}},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    lines = "dataset,teacher,student,method,top1,std,runs,source\r\ncifar100,resnet50,mobilenet_v2,kd,67,,,mine\r\n"
+    (tmp_path / "mine.csv").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    numbers = published_numbers.read(str(tmp_path / "mine.yaml"), "r: published")
+    planned = cells()
+    summary = published_numbers.compare(measured(tmp_path, planned, kd=[67.0]), planned, numbers)
+    assert any(note.startswith("No comparison with published numbers (mine): ") for note in summary.footnotes)
+    assert "optimizer.lr 0.01 instead of 0.1" in published_numbers.training_differences(planned[0].trial, numbers)
+
+
+def test_more_sources_than_letters() -> None:
+    marks = [published_numbers._letter(number) for number in range(120)]
+    assert marks[:2] == ["a", "b"] and marks[51:53] == ["Z", "aa"] and len(set(marks)) == 120

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kd_bench.report.render import FORMATS, Column, Table, TableRow, render
+from kd_bench.report.render import FORMATS, Column, Table, TableRow, render, simple_table, write
 from kd_bench.report.results_frame import read_results
 from kd_bench.report.summarise import summarise
 from kd_bench.report.summary import Summary
@@ -153,6 +153,24 @@ def test_markdown_of_names_with_its_own_signs(tmp_path: Path) -> None:
     cells = plan(tmp_path, {"a|b": [62.0], "*c*": [62.0]})
     table = render_summary(summarise(read_results(tmp_path, cells)), "markdown")
     assert r"| a\|b " in table and r"| \*c\* " in table
+    names = {"_init_": r"\_init\_", "ikl_kd": "ikl_kd", "[x](y)": r"[x\](y)", "$x$ ~y~": r"\$x\$ \~y\~",
+             "a&amp;b & c": r"a\&amp;b & c", "[1, 2]": "[1, 2]"}  # fmt: skip
+    table = render_summary(
+        summarise(read_results(tmp_path, plan(tmp_path, {name: [62.0] for name in names}))), "markdown"
+    )
+    assert all(f"| {escaped} " in table for escaped in names.values())
+
+
+@pytest.mark.parametrize(("value", "coloured"), [(None, True), ("", True), ("1", False)])
+def test_no_color_counts_unless_it_is_empty(value: str | None, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NO_COLOR", value)
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    write([simple_table("title", ["a"], [["b"]])], "terminal", stream, fit=True)
+    assert ("\x1b[" in stream.getvalue()) == coloured
 
 
 def test_complete_tables_have_no_column_for_notes(tmp_path: Path) -> None:

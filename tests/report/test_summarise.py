@@ -51,7 +51,7 @@ def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
     assert all(row.complete and row.note == "" for row in pair.rows)
     assert summary.problems == () and not any(note.startswith("Incomplete") for note in summary.footnotes)
     assert "over the 3 seeds that both have" in " ".join(summary.footnotes)
-    assert "Dataset: digits, 30 epochs a trial, teachers 40." in summary.footnotes
+    assert "Dataset: digits, 30 epochs a trial, teachers: 40 epochs." in summary.footnotes
 
 
 def test_incomplete_cells_are_marked_and_never_averaged_as_complete(tmp_path: Path) -> None:
@@ -160,10 +160,15 @@ def test_baselines(tmp_path: Path) -> None:
     frame = read_results(tmp_path, cells)
     unplanned = summarise(frame)
     assert unplanned.baseline is None and all(row.difference is None for row in unplanned.pairs[0].rows)
-    assert "No differences: there is no row 'kd' to compare with (there are none, dkd)." in unplanned.footnotes
+    assert "No differences: there is no row 'kd' to compare with; the rows are 'none', 'dkd'." in unplanned.footnotes
     many = summarise(read_results(tmp_path, plan(tmp_path, {f"row{number}": [60.0] for number in range(8)})))
-    assert any(note.endswith("(there are row0, row1, row2, row3, row4, row5, ...).") for note in many.footnotes)
+    assert any(
+        note.endswith("the rows are 'row0', 'row1', 'row2', 'row3', 'row4', 'row5', ....") for note in many.footnotes
+    )
     alone = summarise(frame, baseline="none")
+    assert alone.baseline == "none" and alone.baseline_name == "the student alone"
+    assert any(note.startswith("Difference: method minus the student alone") for note in alone.footnotes)
+    assert not any("none" in note.split() for note in alone.conclusions) and alone.conclusions
     assert rows(alone)["none"].difference is None
     assert rows(alone)["dkd"].difference == Difference(2.0, 2.0, 2.0, 2)
 

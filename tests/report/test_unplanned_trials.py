@@ -49,6 +49,14 @@ def test_variants_of_a_method_are_told_apart(tmp_path: Path) -> None:
     assert all(row.done == 3 for row in pair.rows[1:])
 
 
+def test_variants_that_differ_in_a_late_digit_are_told_apart(tmp_path: Path) -> None:
+    kd = [cell for cell in cells() if cell.label == "kd"]
+    planned = [method(cell, temperature=value) for cell in kd for value in (4.0000001, 4.0000002)]
+    (pair,) = written(tmp_path, planned).summary.pairs
+    assert [row.label for row in pair.rows][1:] == ["kd (temperature 4.0000001)", "kd (temperature 4.0000002)"]
+    assert all(row.done == 3 for row in pair.rows[1:])
+
+
 def test_logit_settings_are_in_the_label(tmp_path: Path) -> None:
     kd = [cell for cell in cells() if cell.label == "kd"]
     standardised = [otherwise(cell, method=cell.trial.settings()["method"] | {"standardise": True}) for cell in kd]

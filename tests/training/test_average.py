@@ -69,6 +69,17 @@ def test_an_update_has_the_bits_of_torchs(decay: float) -> None:
     assert int(average.n_averaged) == 12
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.99, 0.9996, 0.9999])
+def test_a_table_of_indices_stays_as_it_is(decay: float) -> None:
+    """Swin's tables of relative positions, whose entries torch's average makes smaller by one."""
+    network = nn.Module()
+    network.register_buffer("index", torch.arange(1000))
+    average = MovingAverage(network, decay)
+    for _ in range(3):
+        average.update_parameters(network)
+    assert torch.equal(average.module.get_buffer("index"), torch.arange(1000))
+
+
 class Reads(TorchDispatchMode):
     """Counts the numbers that are read from the device."""
 

@@ -113,6 +113,15 @@ def test_the_recipes_crop_is_what_is_tested_on(found: FileDataset, tmp_path: Pat
     assert not torch.allclose(whole.images[0], exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_means_of_half_precision_are_summed_in_float32(dtype: torch.dtype) -> None:
+    """As the terms of a user's method in a trial with ``precision: bfloat16``."""
+    sums, term = MetricSums(), torch.tensor(2.3, dtype=dtype)
+    for _ in range(800):
+        sums.update({"term": term}, None, torch.zeros(64, dtype=torch.int64))
+    assert sums.compute()["term"] == pytest.approx(float(term), rel=1e-4)
+
+
 def test_hits_are_counted_by_class() -> None:
     sums = MetricSums(by_class=True)
     logits = torch.eye(4)[[0, 1, 1, 2]]

@@ -95,6 +95,17 @@ def test_a_download_that_fails_is_tried_again(server: Server, tmp_path: Path) ->
     assert (tmp_path / "a.pth").read_bytes() == CONTENT
 
 
+def test_a_file_stays_until_its_replacement_is_there(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"of another version")
+    server.errors = [404]
+    with pytest.raises(RunFailed, match="the server answers 404"):
+        fetch([f"{server.url}/a.pth"], path, sha256=SHA256)
+    assert path.read_bytes() == b"of another version"
+    assert fetch([f"{server.url}/a.pth"], path, sha256=SHA256).sha256 == SHA256
+    assert path.read_bytes() == CONTENT
+
+
 def test_a_download_that_was_given_up_succeeds_the_next_time(server: Server, tmp_path: Path) -> None:
     server.errors = [503] * download.ATTEMPTS
     with pytest.raises(RunFailed, match="the server answers 503"):

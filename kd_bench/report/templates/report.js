@@ -155,7 +155,7 @@
     $("behind-title").textContent = cell.title;
     const sentences = element("ul", null, ...cell.says.map((sentence) => element("li", sentence)));
     const trials = cell.trials.map((id) => trialDetails(id, cell.trials.length === 1));
-    const thinned = data.step > 1 ? [element("p", `Curves have every ${data.step}th epoch.`)] : [];
+    const thinned = data.step > 1 ? [element("p", `Curves show one of every ${data.step} epochs, and always the last one.`)] : [];
     $("behind-body").replaceChildren(sentences, ...thinned, ...trials);
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
