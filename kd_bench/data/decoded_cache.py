@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from kd_bench.data.coarse_times import folder_of_coarse_times
 from kd_bench.data.image_digest import digest_each
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import disk_bytes, file_lock, write_atomic, write_json
+from kd_bench.utils.memory import usable_memory
 from kd_bench.utils.paths import cache_folder
 
 _VERSION = 2  # to be raised when the content of entries, or their format, changes
@@ -233,7 +233,7 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     except (OSError, OverflowError) as error:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        if size > 0.8 * psutil.virtual_memory().available:
+        if size > 0.8 * usable_memory().available:
             raise UserError(
                 f"{path.parent}: {size / 2**30:.1f} GiB of decoded images fit neither there ({error}) nor in memory; "
                 "name a folder with more room in KD_BENCH_CACHE"

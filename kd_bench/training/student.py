@@ -297,7 +297,7 @@ class StudentModule(nn.Module):
 
     def before_evaluation(self) -> None:
         """Averages the running statistics over all processes."""
-        for module in (self.network, self.method):
+        for module in filter(None, (self.network, self.method, self.average)):
             average_buffers(module)
 
     def _networks_to_test(self) -> list[tuple[ForwardPass, MetricSums]]:

@@ -270,7 +270,9 @@ def _work(rank: int, folder: Path) -> None:
     member = built(ema=0.9)
     _steps(member, rank)
     member.before_evaluation()
+    assert member.average is not None
     torch.save(member.evaluated_network.state_dict(), folder / f"{rank}.pth")
+    torch.save(member.average.module.state_dict(), folder / f"average-{rank}.pth")
     dist.destroy_process_group()
 
 
@@ -278,6 +280,9 @@ def _work(rank: int, folder: Path) -> None:
 def test_two_processes_train_the_weights_of_one(tmp_path: Path) -> None:
     mp.spawn(_work, (tmp_path,), nprocs=PROCESSES)
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(PROCESSES))
+    averages = [torch.load(tmp_path / f"average-{rank}.pth", weights_only=True) for rank in range(PROCESSES)]
+    for name, value in averages[0].items():  # running statistics, too: each process tests it on a part of the images
+        assert torch.equal(value, averages[1][name]), name
     alone = built(ema=0.9)
     _steps(alone, None)
     expected = alone.evaluated_network.state_dict()

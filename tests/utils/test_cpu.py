@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +11,7 @@ from kd_bench.launch import devices
 from kd_bench.launch.executor import LocalExecutor
 from kd_bench.launch.options import RunOptions
 from kd_bench.utils.cpu import usable_cores
+from kd_bench.utils.memory import Memory
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot restrict a process to some cores")
@@ -29,7 +29,7 @@ def test_a_process_restricted_to_one_core_trains_one_cohort_at_a_time(tmp_path: 
 def test_cohorts_at_a_time_are_limited_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "usable_cores", lambda: 8)
     for free, slots in ((64, 8), (8, 5), (1, 1)):  # GiB
-        monkeypatch.setattr(devices.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free * 2**30))
+        monkeypatch.setattr(devices, "usable_memory", lambda free=free: Memory(64 * 2**30, free * 2**30))
         assert devices.cpu_slots(threads=1) == slots
     monkeypatch.undo()
     assert devices.share_gpus(["cuda:0", "cuda:1", "cuda:0"])
