@@ -1,8 +1,8 @@
 """Pre-activation ResNets for 32x32 images, as adversarial training uses them.
 
 He et al., "Identity Mappings in Deep Residual Networks", 2016. State-dict keys, shapes and outputs are those of the
-network in Rice et al., "Overfitting in Adversarially Robust Deep Learning", 2020, and in Wu et al., "Adversarial Weight
-Perturbation Helps Robust Generalization", 2020, which has a batch norm and a ReLU before the pooling.
+network in Wong et al., "Fast is better than free", 2020: a batch norm and a ReLU before the pooling, and shortcuts that
+read the block's input. Other definitions with the same keys have shortcuts that read the activated input.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kd_bench.models.wide_resnet import run_preact_stages
 class PreActBasicBlock(nn.Module):
     """Batch norm, ReLU and a 3x3 convolution, twice, and a shortcut.
 
-    If width or size change, the shortcut is a 1x1 convolution of the activated input, otherwise the input itself.
+    If width or size change, the shortcut is a 1x1 convolution of the input, otherwise the input itself.
     """
 
     def __init__(self, in_chs: int, out_chs: int, stride: int) -> None:
@@ -37,7 +37,7 @@ class PreActBasicBlock(nn.Module):
     def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
         """Returns the block's output; ``normalised`` is ``bn1(x)`` if the caller has computed it."""
         active = F.relu(self.bn1(x) if normalised is None else normalised)
-        shortcut = x if self.shortcut is None else self.shortcut(active)
+        shortcut = x if self.shortcut is None else self.shortcut(x)
         return torch.add(self.conv2(F.relu(self.bn2(self.conv1(active)))), shortcut)
 
 

@@ -1,5 +1,7 @@
 """Adversarial training as a user starts it: killed and resumed, attacked, and the tables of robustness."""
 
+import csv
+import io
 import json
 import math
 import subprocess
@@ -110,13 +112,10 @@ def test_the_average_is_what_is_kept_and_attacked(recipe, undisturbed):
         "attack", str(recipe), "--out", str(undisturbed), "--eps", "0.1", "--screen", "pgd-20", "--format", "csv"
     )
     assert done.returncode == 0, done.stderr
-    clean = {}
-    for line in done.stdout.splitlines()[1:]:
-        cells = line.rsplit(",", 9)
-        if ",clean," in line:
-            clean[line.split(",")[-8]] = float(line.split(",")[-6])
+    rows = csv.DictReader(io.StringIO(done.stdout))
+    clean = {row["label"]: float(row["mean"]) for row in rows if row["column"] == "clean"}
     for name, result in results(undisturbed).items():
-        assert clean[name] == pytest.approx(result["top1_last"]), cells
+        assert clean[name] == pytest.approx(result["top1_last"]), done.stdout
     assert "fc.weight" in load_file(results(undisturbed)["ikl_at"]["folder"] / WEIGHTS)
 
 

@@ -159,7 +159,7 @@ def test_preact_resnet_computes_what_the_published_weights_mean() -> None:
         stride = 2 if name in ("layer2.0", "layer3.0", "layer4.0") else 1
         active = activated(out, f"{name}.bn1")
         kernel = state.get(f"{name}.shortcut.0.weight")
-        shortcut = out if kernel is None else F.conv2d(active, kernel, stride=stride)
+        shortcut = out if kernel is None else F.conv2d(out, kernel, stride=stride)
         assert (kernel is None) == (stride == 1)
         inner = F.conv2d(active, state[f"{name}.conv1.weight"], stride=stride, padding=1)
         out = F.conv2d(activated(inner, f"{name}.bn2"), state[f"{name}.conv2.weight"], padding=1) + shortcut
