@@ -216,7 +216,7 @@ def test_a_corrupt_checkpoint_is_reported_and_the_run_continues(recipe, undistur
     checkpoints[-1].write_bytes(checkpoints[-1].read_bytes()[:-100])
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    notes = [line for line in done.stderr.splitlines() if "corrupt" in line]
+    notes = [line for line in done.stderr.splitlines() if "this checkpoint is corrupt" in line]
     assert len(notes) == 1
     assert checkpoints[-1].name in notes[0]
     assert "continues from epoch" in notes[0] or "starts again from the beginning" in notes[0]
