@@ -49,7 +49,8 @@ def test_images_are_recorded_and_others_are_refused(recipe: Path) -> None:
     for folder in folders:
         for name in ("result.json", "environment.json"):
             assert json.loads((folder / name).read_text())["images"] == record
-    assert f"images {record['digest'][:16]}" in run("table", str(recipe), "--out", str(out)).stdout.replace("\n", " ")
+    table = " ".join(run("table", str(recipe), "--out", str(out)).stdout.split())
+    assert f"digest of the images {record['digest'][:16]}" in table
 
     # A trial with a checkpoint. What is in it does not matter, because the images are compared before it is read.
     (student,) = (path for path in folders if json.loads((path / "trial.json").read_text())["method"]["name"] == "kd")
