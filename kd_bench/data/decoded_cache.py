@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_bench.data.coarse_times import folder_of_coarse_times
+from kd_bench.data.fingerprint import Fingerprint, fingerprint
 from kd_bench.data.image_digest import digest_each
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.files import disk_bytes, file_lock, write_atomic, write_json
@@ -54,20 +54,13 @@ class Decoded:
     """(N, 16) uint8: digests of the images. ``load`` computes them if ``decode`` leaves them out."""
 
 
-def file_fingerprint(files: Sequence[Path]) -> list[tuple[str | int, ...]]:
+def file_fingerprint(files: Sequence[Path]) -> Fingerprint:
     """Returns names, sizes and times of change of files, by which the cache notices that they have changed.
 
-    The folder is added if the times are coarse, see ``folder_of_coarse_times``.
-
     Raises:
-        UserError: One is missing, e.g. because a link leads nowhere.
+        UserError: As ``fingerprint``.
     """
-    try:
-        stats = [(path.name, path.stat()) for path in files]
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    fingerprint = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return [*fingerprint, *folder_of_coarse_times(files[0], [stat.st_mtime_ns for _, stat in stats])]
+    return fingerprint(files, "st_size", "st_mtime_ns")
 
 
 def load(name: str, source: object, decode: Callable[[Allocate], Decoded], folder: Path | None = None) -> Decoded:

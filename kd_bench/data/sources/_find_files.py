@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kd_bench.data import sources
-from kd_bench.data.coarse_times import folder_of_coarse_times
+from kd_bench.data.fingerprint import Fingerprint, fingerprint
 from kd_bench.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def check_same_classes(train: Path, test: Path, train_classes: Iterable[str], te
         raise UserError(f"{train}: has only one class, {min(in_train)!r}; there must be two or more")
 
 
-def folder_fingerprint(paths: Sequence[Path]) -> list[tuple[str | int, ...]]:
+def folder_fingerprint(paths: Sequence[Path]) -> Fingerprint:
     """Returns names and times of change of folders, by which the cache notices that their content has changed.
 
     A folder's times change when a file in it is added, removed, renamed or replaced by renaming, and when an archive is
@@ -226,12 +226,6 @@ def folder_fingerprint(paths: Sequence[Path]) -> list[tuple[str | int, ...]]:
     start.
 
     Raises:
-        UserError: One is missing.
+        UserError: As ``fingerprint``.
     """
-    try:
-        stats = [(path.name, path.stat()) for path in paths]
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    times = [time for _, stat in stats for time in (stat.st_mtime_ns, stat.st_ctime_ns)]
-    fingerprint = [(name, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
-    return [*fingerprint, *folder_of_coarse_times(paths[0], times)]
+    return fingerprint(paths, "st_mtime_ns", "st_ctime_ns")
