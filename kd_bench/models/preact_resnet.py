@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_bench.models.cifar_network import CifarNet, StageOutputs, build, cifar_cfgs, feature_info, register_model
-from kd_bench.models.wide_resnet import run_preact_stages
+from kd_bench.models.wide_resnet import PreActBlocks, run_preact_stages
 
 
 class PreActBasicBlock(nn.Module):
@@ -41,25 +41,6 @@ class PreActBasicBlock(nn.Module):
         return torch.add(self.conv2(F.relu(self.bn2(self.conv1(active)))), shortcut)
 
 
-class PreActBlocks(nn.Sequential):
-    """Pre-activation blocks one after another.
-
-    Args:
-        count: Number of blocks.
-        in_chs, out_chs, stride: Of the first block; the others change neither width nor size.
-    """
-
-    def __init__(self, count: int, in_chs: int, out_chs: int, stride: int) -> None:
-        others = (PreActBasicBlock(out_chs, out_chs, 1) for _ in range(count - 1))
-        super().__init__(PreActBasicBlock(in_chs, out_chs, stride), *others)
-
-    def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
-        """Returns the last block's output; ``normalised`` is the input after the first batch norm if it is known."""
-        for block in self:
-            x, normalised = block(x, normalised), None
-        return x
-
-
 class CifarPreActResNet(CifarNet):
     """Pre-activation ResNet for 32x32 images: a 3x3 stem and four stages at full, half, quarter and eighth size.
 
@@ -78,10 +59,10 @@ class CifarPreActResNet(CifarNet):
         super().__init__(**options)
         widths = (64, 64, 128, 256, 512)
         self.conv1 = nn.Conv2d(self.in_chans, widths[0], 3, padding=1, bias=False)
-        self.layer1 = PreActBlocks(blocks[0], widths[0], widths[1], stride=1)
-        self.layer2 = PreActBlocks(blocks[1], widths[1], widths[2], stride=2)
-        self.layer3 = PreActBlocks(blocks[2], widths[2], widths[3], stride=2)
-        self.layer4 = PreActBlocks(blocks[3], widths[3], widths[4], stride=2)
+        self.layer1 = PreActBlocks(PreActBasicBlock, blocks[0], widths[0], widths[1], stride=1)
+        self.layer2 = PreActBlocks(PreActBasicBlock, blocks[1], widths[1], widths[2], stride=2)
+        self.layer3 = PreActBlocks(PreActBasicBlock, blocks[2], widths[2], widths[3], stride=2)
+        self.layer4 = PreActBlocks(PreActBasicBlock, blocks[3], widths[3], widths[4], stride=2)
         self.bn = nn.BatchNorm2d(widths[4])
         self.feature_info = feature_info(widths, (1, 1, 2, 4, 8), ("conv1", "layer1", "layer2", "layer3", "layer4"))
         self.linear = self.make_classifier(widths[4])

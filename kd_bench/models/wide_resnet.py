@@ -45,14 +45,33 @@ class PreActBlock(nn.Module):
         return torch.add(self.conv2(out), shortcut)
 
 
-class PreActStage(nn.Module):
+class PreActBlocks(nn.Sequential):
     """Pre-activation blocks one after another.
 
     Args:
-        name: Name of the ``nn.Sequential`` of the blocks in the state dict.
         block: Builds a block from input channels, output channels and stride.
         count: Number of blocks.
         in_chs, out_chs, stride: Of the first block; the others change neither width nor size.
+    """
+
+    def __init__(
+        self, block: Callable[[int, int, int], nn.Module], count: int, in_chs: int, out_chs: int, stride: int
+    ) -> None:
+        super().__init__(block(in_chs, out_chs, stride), *(block(out_chs, out_chs, 1) for _ in range(count - 1)))
+
+    def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
+        """Returns the last block's output; ``normalised`` is the input after the first batch norm if it is known."""
+        for block in self:
+            x, normalised = block(x, normalised), None
+        return x
+
+
+class PreActStage(nn.Module):
+    """Pre-activation blocks under a name of their own in the state dict.
+
+    Args:
+        name: Name of the blocks in the state dict.
+        block, count, in_chs, out_chs, stride: As for ``PreActBlocks``.
     """
 
     def __init__(
@@ -60,8 +79,7 @@ class PreActStage(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks_name = name
-        others = (block(out_chs, out_chs, 1) for _ in range(count - 1))
-        self.add_module(name, nn.Sequential(block(in_chs, out_chs, stride), *others))
+        self.add_module(name, PreActBlocks(block, count, in_chs, out_chs, stride))
 
     @property
     def first(self) -> Any:
@@ -70,9 +88,8 @@ class PreActStage(nn.Module):
 
     def forward(self, x: Tensor, normalised: Tensor | None = None) -> Tensor:
         """Returns the last block's output; ``normalised`` is the input after the first batch norm if it is known."""
-        for block in self.get_submodule(self.blocks_name).children():
-            x, normalised = block(x, normalised), None
-        return x
+        output: Tensor = self.get_submodule(self.blocks_name)(x, normalised)
+        return output
 
 
 class CifarWideResNet(CifarNet):

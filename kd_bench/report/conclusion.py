@@ -101,9 +101,9 @@ def _scope(rows: Sequence[SummaryRow], pair: PairTable) -> tuple[str, str]:
 
 def _untested(rows: Sequence[SummaryRow]) -> str:
     """Returns a sentence about the rows whose differences have no spread; empty if there are none."""
-    one = [row.name for row in rows if len(row.differences) == 1]
-    equal = [row.name for row in rows if len(row.differences) > 1]
-    kinds = ((one, "one seed"), (equal, "the same difference in every seed"))
+    of_one_seed = [row.name for row in rows if len(row.differences) == 1]
+    of_several = [row.name for row in rows if len(row.differences) > 1]
+    kinds = ((of_one_seed, "one seed"), (of_several, "the same difference in every seed"))
     texts = [
         f"{_list(names) if len(names) <= _MOST_NAMES else f'{len(names)} methods'} ({reason})"
         for names, reason in kinds
