@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -289,13 +290,16 @@ class Scheduler:
             elif (code == 0 and cohort.attempts < MAX_ATTEMPTS) or (cohort.stopped and cohort.error is None):
                 again.append(cohort)
             else:
-                again += self._retry(cohort, group.cause or cohort.error or group.describe_exit())
+                again += self._retry(cohort, group.cause or cohort.error or group.describe_exit(), code)
         return again
 
-    def _retry(self, cohort: CohortTask, reason: str) -> list[CohortTask]:
+    def _retry(self, cohort: CohortTask, reason: str, code: int) -> list[CohortTask]:
         """Returns the cohorts to run again after a failure, and gives up the other trials."""
         unfinished = [trial for trial in cohort.trials if self._is_unfinished(cohort, trial)]
-        if cohort.fault == "memory" and len(unfinished) > 1:
+        # A full memory of the machine leaves no error: the system kills the worker. A second time without an epoch in
+        # between, it is hardly an accident.
+        lacks_memory = cohort.fault == "memory" or (code == -signal.SIGKILL and cohort.failures > 0)
+        if lacks_memory and len(unfinished) > 1:
             self.display.message(
                 f"{self.display.describe(unfinished)}: {reason}: its {len(unfinished)} trials continue in two "
                 "processes, one after the other if there is one slot"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,6 +32,8 @@ class Worker(Protocol):
 
     def describe_exit(self, code: int) -> str:
         """Returns a sentence that says how it ended, from its exit code."""
+        if code == -signal.SIGKILL:
+            return "the worker was killed by signal 9 (the system does this when memory is full)"
         if code < 0:
             return f"the worker was killed by signal {-code}"
         if code == 0:

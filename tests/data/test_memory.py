@@ -1,12 +1,15 @@
-"""Processes that train on the same images have them in memory once."""
+"""How often images are in memory: once for all processes that train on them, never as floats for their statistics."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from kd_bench.data.array_dataset import channel_statistics
 from tests.data import make
 
 BYTES = 8000 * 3 * 32 * 32
@@ -60,6 +63,21 @@ total = int(found.images.sum())
 print((peak() - before) * 1024, found.images.nbytes)
 """
 
+STATISTICS = """
+import torch
+from kd_bench.data.array_dataset import ArrayDataset
+
+def peak():
+    rows = (line.split() for line in open("/proc/self/status"))
+    return sum(int(row[1]) for row in rows if row[0] == "VmHWM:")
+
+images = torch.randint(0, 256, (16_000, 3, 32, 32), dtype=torch.uint8)
+labels = torch.zeros(len(images), dtype=torch.int64)
+before = peak()
+ArrayDataset.from_arrays(images, labels, images[:10], labels[:10])
+print((peak() - before) * 1024, images.numel())
+"""
+
 linux = pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells private memory")
 
 
@@ -104,3 +122,18 @@ def test_decoding_has_the_images_in_memory_once() -> None:
     out = subprocess.run([sys.executable, "-c", BUILDER], capture_output=True, text=True, check=True).stdout
     peak, size = map(int, out.split())
     assert size <= peak < 1.1 * size
+
+
+@linux
+def test_statistics_of_the_channels_need_less_than_a_copy_of_the_images() -> None:
+    out = subprocess.run([sys.executable, "-c", STATISTICS], capture_output=True, text=True, check=True).stdout
+    peak, size = map(int, out.split())
+    assert peak < size
+
+
+@pytest.mark.parametrize("brightest", [1, 7, 256])
+def test_statistics_of_the_channels_are_those_of_the_pixels(brightest: int) -> None:
+    images = np.random.default_rng(0).integers(0, brightest, (20, 3, 5, 5), np.uint8)
+    mean, std = channel_statistics(torch.from_numpy(images))
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, (images / 255).std((0, 2, 3)).clip(1 / 255), rtol=1e-12)

@@ -36,12 +36,13 @@ class _Jobs(ClusterExecutor):
         return code
 
 
-def _run(jobs: _Jobs, out: Path, monkeypatch: pytest.MonkeyPatch, name: str = "none") -> tuple[RunOutcome, str]:
+def _run(jobs: _Jobs, out: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> tuple[RunOutcome, str]:
     monkeypatch.setattr(scheduler, "_make_executor", lambda *_: jobs)
     monkeypatch.setattr(scheduler, "RETRY_SECONDS", 0.0)
     output = io.StringIO()
     run = Scheduler("r", RunOptions(out=out), ProgressDisplay("r", Console(file=output, width=400)))
-    return run.run([PlannedTrial(trial(name), name, None)]), output.getvalue()
+    trials = [PlannedTrial(trial(name), name, None) for name in names or ("none",)]
+    return run.run(trials), output.getvalue()
 
 
 def test_a_job_whose_time_is_up_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,3 +95,19 @@ def test_a_trial_that_is_damaged_during_the_run_does_not_end_it(
     outcome, output = _run(Damaging(([], -9)), tmp_path, monkeypatch)
     assert "r: left out: " in output
     assert "trial.json" in outcome.failed[trial("none").id]
+
+
+def test_a_cohort_that_the_system_kills_twice_continues_in_two_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system kills processes when its memory is full. A smaller cohort may fit; a single trial is tried again."""
+    status = scheduler.TrialFolder.status
+    teacher = trial("kd").teacher
+    monkeypatch.setattr(scheduler.TrialFolder, "status", lambda self: "done" if self.id == teacher.id else status(self))
+    jobs = _Jobs(*[([], -9)] * 2, *[([], -9)] * 6)
+    outcome, output = _run(jobs, tmp_path, monkeypatch, "kd", "dkd")
+    assert output.count("its 2 trials continue in two processes") == 1
+    assert output.count("time 1 of 2") == 3  # of both trials, and of each alone
+    assert output.count("time 2 of 2") == 2
+    assert not jobs.ends
+    assert set(outcome.failed) == {trial("kd").id, trial("dkd").id}
