@@ -6,12 +6,13 @@ The commands are imported inside ``main``, so that Ctrl-C ends their import, too
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from kd_bench.utils.errors import RunFailed, Terminated, UserError, one_line
+from kd_bench.utils.errors import RunFailed, Terminated, UserError, nearest, one_line, prefix
 
 if TYPE_CHECKING:
     import typer
@@ -40,8 +41,8 @@ def main() -> None:
             sys.stdout.flush()
     except (UserError, RunFailed) as error:
         _exit(str(error), 2 if isinstance(error, UserError) else 1)
-    except Terminated:
-        _exit("stopped by SIGTERM; the same command goes on from here", 143)
+    except Terminated as error:
+        _exit(f"{error}; the same command goes on from here", error.exit_code)
     except KeyboardInterrupt:
         _exit("stopped; the same command goes on from here", 130)
     except BrokenPipeError:
@@ -131,17 +132,37 @@ def _describe(error: OSError) -> str:
 
 
 def _describe_usage(error: Any) -> str:
-    """Returns a sentence about an error of the command line. About a missing argument, it says what is expected."""
-    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
-    if type(error).__name__ != "MissingParameter" or parameter is None or context is None:
-        return str(error.format_message())
+    """Returns a sentence about an error of the command line, which names the command and says what is expected.
+
+    The classes of these errors are others from version to version of Typer, but they have the same names.
+    """
+    message, context, kind = str(error.format_message()), getattr(error, "ctx", None), type(error).__name__
+    if kind == "BadOptionUsage" and "requires" in message:
+        return f"{error.option_name}: the value is missing"
+    if context is None:
+        return message
+    advice = f"see: {context.command_path} --help"
+    if kind == "MissingParameter" and error.param is not None:
+        message = _describe_missing(error.param)
+    elif kind == "NoSuchOption":
+        names = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        hint = nearest(error.option_name.lstrip("-"), (name[2:] for name in names if name.startswith("--")))
+        message = f"no option is called {error.option_name!r}; {f'did you mean --{hint}?' if hint else advice}"
+    elif match := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", message, re.DOTALL):
+        if any("--recipe" in parameter.opts for parameter in context.command.params):
+            advice = f"a recipe is named with --recipe; {advice}"
+        message = f"too many arguments, from {match[1].split(' ')[0]!r} on; {advice}"
+    return f"{prefix(context.command_path.removeprefix('kd-bench').strip())}{message}"
+
+
+def _describe_missing(parameter: Any) -> str:
+    """Returns a sentence about a parameter that is missing."""
     is_argument = parameter.param_type_name == "argument"
     name = f"argument {parameter.name.upper()}" if is_argument else f"option {parameter.opts[0]}"
     meaning = (getattr(parameter, "help", None) or "").rstrip(".")
     if meaning[1:2].islower() or meaning[1:2] == " ":
         meaning = meaning[0].lower() + meaning[1:]
-    command = context.command_path.removeprefix("kd-bench").strip()
-    return f"{command}: the {name} is missing{f': {meaning}' if meaning else ''}"
+    return f"the {name} is missing{f': {meaning}' if meaning else ''}"
 
 
 def _discard_output() -> None:

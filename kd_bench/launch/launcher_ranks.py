@@ -168,7 +168,7 @@ def _for_workers(launcher: RankEnvironment, port: int) -> RankEnvironment:
 def _wait_for_json(store: Store, key: str, received: Sequence[int]) -> dict[str, Any]:
     while not store.check([key]):
         if received:
-            raise KeyboardInterrupt if received[0] == signal.SIGINT else Terminated
+            raise KeyboardInterrupt if received[0] == signal.SIGINT else Terminated(received[0])
         time.sleep(_POLL_SECONDS)
     value: dict[str, Any] = json.loads(store.get(key))
     return value

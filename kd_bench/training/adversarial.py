@@ -32,7 +32,7 @@ from kd_bench.training.result_writer import ResultWriter
 from kd_bench.training.student import SeedGenerators, StudentModule
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
-from kd_bench.utils.distributed import average_gradients
+from kd_bench.utils.errors import UserError
 
 
 class AdversarialStudentModule(StudentModule):
@@ -48,6 +48,9 @@ class AdversarialStudentModule(StudentModule):
         trial: The settings, with ``adversarial``.
         network, view, method, writer: As for ``StudentModule``.
         images: The data set, for its normalisation.
+
+    Raises:
+        UserError: If the method has a preparation.
     """
 
     extra_prefix = "last"
@@ -66,6 +69,11 @@ class AdversarialStudentModule(StudentModule):
         super().__init__(trial, network, pixel_view, method, writer)
         if trial.adversarial is None:
             raise ValueError(f"{trial.method.name} needs a trial with settings for perturbing images")
+        if trial.preparation_epochs:
+            raise UserError(
+                f"{trial.method.name}: preparation_epochs = {trial.preparation_epochs} should be 0, because a method "
+                "that trains on perturbed images has no preparation"
+            )
         self.settings: Adversarial = trial.adversarial
         average = self.settings.average
         self.epoch_average = None if average is None else MovingAverage(network, average.decay)
@@ -147,17 +155,18 @@ class AdversarialStudentModule(StudentModule):
             return
         parameters = self._perturbed_parameters
         with keep_buffers(self.network), evaluation_mode(self.method):
-            loss = self._loss(images, part, seeding.WEIGHT_PERTURBATION).loss
+            loss = self._loss(images, part, seeding.WEIGHT_PERTURBATION, equal_views=True).loss
             gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        average_gradients(parameters)
-        averaged = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        with perturb_weights(parameters, averaged, settings.gamma):
+        with perturb_weights(parameters, gradients, settings.gamma):
             yield
 
-    def _loss(self, images: Tensor, part: MicroBatch, stream: str) -> _Loss:
-        """Returns the loss of the adversarial images and the original images, seen in this order."""
+    def _loss(self, images: Tensor, part: MicroBatch, stream: str, *, equal_views: bool = False) -> _Loss:
+        """Returns the loss of the adversarial images and the original images, seen in this order.
+
+        With two views, the second one has the weight of the settings except for the cross-entropy, in which they are
+        equal. With ``equal_views`` all terms are means over both views, as in the released code of IKL-AT when it
+        perturbs the weights.
+        """
         batch, index = part.batch, part.index
         seeding.seed_global(self.trial.seed, micro_batch_stream(stream, index), batch.epoch, batch.step)
         with precision_context(self.trial.precision, images.device):
@@ -174,9 +183,12 @@ class AdversarialStudentModule(StudentModule):
                     second = self.method(*_rows(adversarial, natural, batch, slice(half, 2 * half)))
                 for result in (first, second):
                     check_terms(result, self.method, adversarial.logits.device)
-                terms = {name: value + second_view.weight * second[name] for name, value in first.items()}
-                if "ce" in terms:
-                    terms["ce"] = (first["ce"] + second["ce"]) / 2
+                terms = {
+                    name: (value + second[name]) / 2
+                    if equal_views or name == "ce"
+                    else value + second_view.weight * second[name]
+                    for name, value in first.items()
+                }
                 logits = adversarial.logits[:half]
         return _Loss(terms, sum_terms(terms, self.method, logits.device), logits)
 

@@ -50,7 +50,7 @@ class EpochResults(pl.Callback):
         self, trainer: pl.Trainer, cohort: CohortModule, outputs: Any, batches: Sequence[Batch], batch_idx: int
     ) -> None:
         """Reads the energy counters often enough."""
-        cohort.energy.keep_up()
+        cohort.energy.read_if_due()
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, cohort: CohortModule) -> None:
         """Stops the epoch's clock: evaluation does not count as training time."""
@@ -77,12 +77,12 @@ class EpochResults(pl.Callback):
         self._last_checkpoint = now if checkpoint else self._last_checkpoint
         for member in members:
             member.corrupt |= corrupt
-            own, shared, cached = own_seconds[id(member)], batch_seconds, None
+            shared, cached = batch_seconds, None
             if member.trial.teacher is not None:
                 shared, cached = batch_seconds + teacher_seconds + (cached_seconds or 0.0), cached_seconds
             divergence = None
             with member.stopping_on_errors():
-                divergence = member.end_epoch(epoch, own, shared, len(members), cached)
+                divergence = member.end_epoch(epoch, own_seconds[id(member)], shared, len(members), cached)
             if divergence is not None:
                 member.writer.write_divergence(member, divergence)
                 continue

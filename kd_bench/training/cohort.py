@@ -137,11 +137,18 @@ class CohortModule(pl.LightningModule):
             self.recorded = RecordedCohort(self.members, self.teacher, self.recorder, self.device)
 
     def on_train_start(self) -> None:
-        """Prepares the members for the device."""
+        """Prepares the members for the device. On a GPU, each method draws from a generator of its own."""
         for member in self.members:
-            on_gpu = self.device.type == "cuda"
-            own = self.recorder.generator() if self.recorder else torch.Generator(self.device) if on_gpu else None
-            member.prepare(self.device, own)
+            generator: torch.Generator | None = None
+            if self.recorder is not None:
+                generator = self.recorder.generator()
+            elif self.device.type == "cuda":
+                generator = torch.Generator(self.device)
+            member.prepare(self.device, generator)
+
+    def on_train_batch_start(self, batches: Sequence[Batch], batch_idx: int) -> int | None:
+        """Ends the epoch, for which Lightning expects -1, if all members have stopped."""
+        return -1 if all(member.stopped for member in self.members) else None
 
     def training_step(self, batches: Sequence[Batch], batch_idx: int) -> None:
         """Trains on batches, one step each."""
@@ -153,6 +160,8 @@ class CohortModule(pl.LightningModule):
 
     def _train(self, batch: Batch) -> None:
         """Trains on a batch, micro-batch by micro-batch: the teacher's pass once, then each student by itself."""
+        if not self.active_members:  # others may join in a later epoch
+            return
         if self.recorded is not None and self.recorded.accepts(batch):
             self.recorded.train(batch, self.active_members)
             return

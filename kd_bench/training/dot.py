@@ -112,7 +112,7 @@ class DOT(torch.optim.Optimizer):
             momentum, delta, decay = group["momentum"], group["delta"], group["weight_decay"]
             parameters: list[nn.Parameter] = group["params"]
             task = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-            distillation = {one: self._distillation[one] for one in parameters if one in self._distillation}
+            distillation = {key: self._distillation[key] for key in parameters if key in self._distillation}
             # The task comes first, because its weight decay is that of the weights before the step.
             for name, gradients, others, own_momentum, own_decay in (
                 ("task_momentum", task, distillation, momentum - delta, decay),

@@ -69,7 +69,7 @@ class EnergyMeter:
         """Begins a measurement."""
         self._start, self._begin = self._read(), time.perf_counter()
 
-    def keep_up(self) -> None:
+    def read_if_due(self) -> None:
         """Reads the counters if that was some time ago. To be called after each step."""
         if self._counters and time.perf_counter() - self._last_read > _READ_SECONDS:
             self._read()
@@ -116,19 +116,19 @@ def divide(joules: Mapping[str, float], alone: float, work: float) -> dict[str, 
 def note_energy_so_far(cohort: CohortModule) -> None:
     """Notes the energy of each member's epoch so far, for a checkpoint within it."""
     joules, seconds = cohort.energy.joules(), cohort.energy.seconds
-    own = {}
+    member_seconds = {}
     for member in cohort.members:
         total = member.stopwatch.read()
         member.stopwatch.add(total)
-        own[id(member)] = total - (member.stopwatch.energy.seconds or 0.0)
+        member_seconds[id(member)] = total - (member.stopwatch.energy.seconds or 0.0)
     teacher = cohort.teacher_stopwatch.read()
     cohort.teacher_stopwatch.add(teacher)
-    work = max(seconds, sum(own.values()))
-    without_teacher = max(0.0, work - sum(own.values()) - teacher)
+    work = max(seconds, sum(member_seconds.values()))
+    without_teacher = max(0.0, work - sum(member_seconds.values()) - teacher)
     for member in cohort.active_members:
         shared = without_teacher + (teacher if member.trial.teacher is not None else 0.0)
         energy = member.stopwatch.energy
-        energy.so_far = energy.with_rest(divide(joules, own[id(member)] + shared, work))
+        energy.so_far = energy.with_rest(divide(joules, member_seconds[id(member)] + shared, work))
 
 
 def add_joules(row: dict[str, Any], joules: Mapping[str, float]) -> None:

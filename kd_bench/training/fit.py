@@ -28,7 +28,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class TestedEpochs:
-    """Yields the batches of the test set after the students' own epochs, and none after those of a preparation.
+    """Yields the batches of the test set after an epoch in which a student was trained, preparations excepted.
 
     Args:
         loader: The test set.
@@ -46,11 +46,11 @@ class TestedEpochs:
         return self.loader.corrupt
 
     def __len__(self) -> int:
-        """Number of items."""
-        return 1 if self._in_one_block else len(self.loader)
+        """Number of items, at least 1: without any, Lightning would leave out the hooks in which processes wait."""
+        return 1 if self._in_one_block else max(1, len(self.loader))
 
     def __iter__(self) -> Iterator[Iterable[Batch]]:
-        if self._cohort.epoch < 0:
+        if self._cohort.epoch < 0 or not self._cohort.active_members:
             return
         if self._in_one_block:
             yield iter(self.loader)

@@ -59,15 +59,18 @@ def _name_tensors(teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
 
 
 @contextmanager
-def unchanged_process(subject: str) -> Iterator[None]:
+def unchanged_process(subject: str | None) -> Iterator[None]:
     """Inside, code of a plug-in runs. Settings of the process that it changes are restored.
 
     Args:
-        subject: The plug-in, for the error message.
+        subject: The plug-in, for the error message; None if the code is ours, which changes none.
 
     Raises:
         UserError: If it has changed one.
     """
+    if subject is None:
+        yield
+        return
     before = [setting.read() for setting in _SETTINGS]
     try:
         yield
@@ -91,6 +94,39 @@ def _attribute(owner: Any, name: str, attribute: str) -> _Setting:
     return _Setting(name, lambda: getattr(owner, attribute), lambda value: setattr(owner, attribute, value))
 
 
+#: Backends and operators with a precision of float32. A backend comes before its operators, which can take it over.
+_FLOAT32 = (
+    ("generic", "all"),
+    *((backend, operator) for backend in ("cuda", "mkldnn") for operator in ("all", "matmul", "conv", "rnn")),
+)
+
+
+def _read_float32_precision() -> tuple[str | None, bool | None, tuple[str, ...]]:
+    """Returns the precision by torch's older functions, for matrix products and cuDNN, and by its newer ones.
+
+    The older ones refuse to read what the newer ones have set; they have None then.
+    """
+    older: list[Any] = []
+    for read in (torch.get_float32_matmul_precision, torch._C._get_cudnn_allow_tf32):
+        try:
+            older.append(read())
+        except RuntimeError:
+            older.append(None)
+    return older[0], older[1], tuple(torch._C._get_fp32_precision_getter(*key) for key in _FLOAT32)
+
+
+def _write_float32_precision(value: tuple[str | None, bool | None, tuple[str, ...]]) -> None:
+    products, convolutions, newer = value
+    # The older functions change what the newer ones read, so they come first.
+    if products is not None:
+        torch.set_float32_matmul_precision(products)
+    if convolutions is not None:
+        torch._C._set_cudnn_allow_tf32(convolutions)
+    for key, precision in zip(_FLOAT32, newer, strict=True):
+        if torch._C._get_fp32_precision_getter(*key) != precision:
+            torch._C._set_fp32_precision_setter(*key, precision)
+
+
 def _hooks(attribute: str) -> _Setting:
     """Returns the setting of one kind of hooks that torch calls for all modules."""
 
@@ -107,11 +143,7 @@ _SETTINGS = (
     _Setting("torch's default device", torch.get_default_device, torch.set_default_device),
     _Setting("whether gradients are computed", torch.is_grad_enabled, torch._C._set_grad_enabled),
     _Setting("the number of torch's threads", torch.get_num_threads, torch.set_num_threads),
-    _Setting(
-        "torch's precision of matrix products",
-        torch.get_float32_matmul_precision,
-        torch.set_float32_matmul_precision,
-    ),
+    _Setting("torch's precision of float32", _read_float32_precision, _write_float32_precision),
     _Setting(
         "whether torch's algorithms are deterministic",
         torch.are_deterministic_algorithms_enabled,
@@ -131,9 +163,14 @@ _SETTINGS = (
         _attribute(torch.backends.cudnn, f"torch.backends.cudnn.{name}", name)
         for name in ("enabled", "benchmark", "deterministic")
     ),
+    _Setting("torch.backends.mkldnn.enabled", torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    *(
+        _Setting(f"whether attention may use {name}", getattr(sdp, f"{name}_enabled"), getattr(sdp, f"enable_{name}"))
+        for sdp, name in ((torch.backends.cuda, f"{kind}_sdp") for kind in ("flash", "mem_efficient", "math", "cudnn"))
+    ),
     *(
         _hooks(name)
-        for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
-        if hasattr(torch_module, name)
+        for name, value in vars(torch_module).items()
+        if name.startswith("_global_") and isinstance(value, dict)
     ),
 )

@@ -69,9 +69,10 @@ class LogitCache:
         self._file: BinaryIO | None = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
         _lock(self._file, shared=True)
         os.ftruncate(self._file.fileno(), rows * 4 * (classes + 1))
-        if not self._record.exists():
-            write_json(self._record, {"about": key, "sizes": None})
         record = read_json(self._record)
+        if record is None:
+            record = {"about": key, "sizes": None}
+            write_json(self._record, record)
         self._exact_sizes: list[int] | None = record["sizes"]
         self._seconds_per_image: float = record.get("seconds_an_image", 0.0)
         self._table = np.memmap(path, np.uint32, "r", shape=(rows, classes + 1))
@@ -148,8 +149,11 @@ class LogitCache:
                 content = values.tobytes() + np.uint32(_checksum(values, row)).tobytes()
                 _write_at(self._file.fileno(), content, int(row) * len(content))
         except OSError as error:
-            log.warning("%s: %s; training continues without the logit cache", self.path, error.strerror)
-            self.close()
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("%s: %s; training continues without the logit cache", self.path, error.strerror)
+        self.close()
 
     @torch.no_grad()
     def _find_exact_sizes(self, images: Tensor, compute: ComputeLogits) -> list[int]:
@@ -175,7 +179,11 @@ class LogitCache:
                 ]
                 self._exact_sizes.append(self.batch_size)
             results = {"sizes": self._exact_sizes, "seconds_an_image": self._seconds_per_image}
-            write_json(self._record, (read_json(self._record) or {}) | results)
+            try:
+                write_json(self._record, (read_json(self._record) or {}) | results)
+            except OSError as error:
+                self._give_up(error)
+                self._exact_sizes = []
         return self._exact_sizes
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_bench.losses import at_least_float32
-from kd_bench.utils.distributed import all_reduce_sum
+from kd_bench.utils.distributed import all_gather_object, all_reduce_sum
 
 #: Largest number of classes with a confusion matrix, which then has 4 MB on the device.
 _MOST_CLASSES = 1000
@@ -105,10 +105,12 @@ class MetricSums:
 
         A class without images has None. The list is empty if there was no batch.
         """
-        if self._class_counts is None:
+        counts = _total_counts(self._class_counts, torch.int64)
+        if counts is None:
             return []
-        hits, images = all_reduce_sum(self._class_counts).tolist()
-        self._class_counts.zero_()
+        hits, images = counts.tolist()
+        if self._class_counts is not None:
+            self._class_counts.zero_()
         if not any(images):
             return []
         return [100 * hit / count if count else None for hit, count in zip(hits, images, strict=True)]
@@ -120,24 +122,44 @@ class MetricSums:
             (K, K) int32 on the CPU, images by true and predicted class; None if there was no batch, or if there are
             more than 1000 classes.
         """
-        if self._confusion is None:
+        counts = _total_counts(self._confusion, torch.int32)
+        if counts is None:
             return None
-        total = all_reduce_sum(self._confusion).cpu().clone()
-        self._confusion.zero_()
+        total = counts.clone()
+        if self._confusion is not None:
+            self._confusion.zero_()
         classes = math.isqrt(len(total))
         return total.view(classes, classes)
 
     def compute(self) -> dict[str, float]:
-        """Returns the means over all images of all processes, ``top1`` and ``top5`` in percent, and resets the sums."""
+        """Returns the means over all images of all processes, ``top1`` and ``top5`` in percent, and resets the sums.
+
+        The dictionary is empty if there was no image.
+        """
         # All values in one tensor: a GPU is synchronised once, and so are the processes.
-        names = self.names
-        values = [torch.as_tensor(float(self.images)), *(self._sums[name] for name in names)]
+        values = [torch.as_tensor(float(self.images)), *(self._sums[name] for name in self.names)]
         device = values[-1].device
-        total = all_reduce_sum(torch.stack([value.to(device, torch.float64) for value in values])).tolist()
-        means = {name: value / total[0] for name, value in zip(names, total[1:], strict=True)}
+        numbers = torch.stack([value.to(device, torch.float64) for value in values]).tolist()
+        # By name, because a process without images has no sums. The name of the number of images is empty.
+        processes = all_gather_object(dict(zip(("", *self.names), numbers, strict=True)))
+        total = {name: sum(sums.get(name, 0.0) for sums in processes) for sums in processes for name in sums}
+        images = total.pop("")
+        means = {name: value / images for name, value in total.items()}
         means |= {name: 100 * means[name] for name in ("top1", "top5") if name in means}
         for value in self._sums.values():
             value.zero_()
         self._names.clear()
         self.images = 0
         return means
+
+
+def _total_counts(counts: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Returns the sum of counts over all processes, on the CPU; None if no process has any.
+
+    A process may have none because it has no images, and the others wait for it.
+    """
+    shapes = all_gather_object(None if counts is None else tuple(counts.shape))
+    shape = next((shape for shape in shapes if shape is not None), None)
+    if shape is None:
+        return None
+    return all_reduce_sum(torch.zeros(shape, dtype=dtype) if counts is None else counts.cpu())

@@ -94,6 +94,10 @@ class Observer:
         optimizer: Their optimiser.
         device: Their device.
         watch_operators: Whether to look at each operator. Compiled code must not be looked at.
+
+    Attributes:
+        reasons: Why the observed steps cannot be recorded.
+        is_stable: Whether the modules had the same objects and numbers before and after each observed step.
     """
 
     def __init__(
@@ -105,7 +109,9 @@ class Observer:
     ) -> None:
         self._modules, self._optimizer, self._device = list(modules), optimizer, device
         self._watch_operators = watch_operators
+        self._state: dict[str, Any] = {}
         self.reasons: list[str] = []
+        self.is_stable = True
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -121,8 +127,14 @@ class Observer:
         if _host_generators() != host_state:
             self.reasons.append("it draws from the generators of Python or NumPy")
         changed = _first_change(state, self._python_state())
+        self._state = {} if changed else state  # which may keep alive what a method has kept of one step only
         if changed:
+            self.is_stable = False
             self.reasons.append(f"{changed} is another object or number after every step")
+
+    def is_changed(self) -> bool:
+        """Whether an object or a number of the modules is another one than after the observed step."""
+        return _first_change(self._state, self._python_state()) is not None
 
     def check_draws(self, before: Tensor, after: Tensor, owner: str) -> None:
         """Adds a reason if the state of torch's global generators has changed."""
@@ -199,7 +211,7 @@ def _host_generators() -> tuple[Any, ...]:
 
 
 def _flatten(value: Any, name: str, into: dict[str, Any]) -> None:
-    """Notes a value, and those inside it, by name. A tensor stands for itself, not for its content."""
+    """Notes a value, and those inside it, by name. A tensor stands for itself and its memory, not for its content."""
     if isinstance(value, Mapping):
         into[f"{name}#"] = len(value)
         for key, item in value.items():
@@ -211,6 +223,8 @@ def _flatten(value: Any, name: str, into: dict[str, Any]) -> None:
                 _flatten(item, f"{name}[{index}]", into)
     else:
         into[name] = value
+        if isinstance(value, Tensor) and value.layout == torch.strided:
+            into[f"{name}#"] = value.data_ptr()
 
 
 def _first_change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:

@@ -58,7 +58,7 @@ def _begin_late_momenta(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not group["momentum"]:
             continue
         trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-        late = [one for one in trained if optimizer.state.get(one, {}).get("momentum_buffer") is None]
+        late = [tensor for tensor in trained if optimizer.state.get(tensor, {}).get("momentum_buffer") is None]
         if len(late) < len(trained):
             for parameter in late:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -76,9 +76,9 @@ def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device, r
         recordable: Whether its steps may be recorded. Then the learning rate becomes a tensor on the device, except
             for LAMB, and AdamW counts its steps there.
     """
-    own = isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW, dot.DOT))
+    takes_tensors = isinstance(optimizer, (torch.optim.SGD, torch.optim.AdamW, dot.DOT))
     for group in optimizer.param_groups:
-        if own and recordable and not isinstance(group["lr"], Tensor):
+        if takes_tensors and recordable and not isinstance(group["lr"], Tensor):
             group["lr"] = torch.tensor(float(group["lr"]), device=device)
         if "capturable" in group:
             group["capturable"] = device.type == "cuda"
@@ -98,6 +98,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def forget_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Makes an optimiser as it was before its first step. LAMB counts steps outside of its state, in the groups."""
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.pop("step", None)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from kd_bench.methods.base import Method
 from kd_bench.training.forward_pass import compiles_students
 from kd_bench.training.micro_batch import MicroBatch
 from kd_bench.training.observed_step import ObservedBatch, Observer, Reads, global_generators
@@ -44,8 +45,12 @@ class RecordedMember:
         self._steps_made = 0
         self._was_evaluated = False
         self._observed_epoch: int | None = None
+        self._epoch: int | None = None
         self._rates: list[float] = []
         self._reads = Reads()
+        # What a plug-in does at the end of an epoch may change any object that its step reads.
+        ends_epochs = type(member.method).on_epoch_end is not Method.on_epoch_end
+        self._changes_unseen = ends_epochs and member.trial.method.source is not None
         compiled = compiles_students(member.trial.compile)
         self._observer = Observer(
             [member.network, member.method], member.optimizer, device, watch_operators=not compiled
@@ -70,7 +75,8 @@ class RecordedMember:
 
         If a number that the recorded step depends on has changed, the step is observed before it is recorded again. It
         may have other operations: a parameter that had no gradient before gets its first one, and the optimiser makes
-        state for it, which must not be part of a recording, because a replay would make it again.
+        state for it, which must not be part of a recording, because a replay would make it again. Between epochs, the
+        method's ``on_epoch_end`` may change a number or replace a tensor, and so may a smaller last batch.
 
         Args:
             batch: A batch whose tensors are the same in every call.
@@ -82,6 +88,9 @@ class RecordedMember:
         """
         member, part = self._member, MicroBatch(self._member.with_generator(batch), step_tensor=step)
         with member.stopping_on_errors():
+            if batch.epoch != self._epoch:
+                self._epoch = batch.epoch
+                self._forget_what_has_changed()
             if self._step.reason is not None or self._steps_made < _STEPS_BEFORE - 1:
                 with self._timing():
                     self._run(part, teacher)
@@ -94,6 +103,13 @@ class RecordedMember:
             else:
                 self._record(part, teacher)
             self._steps_made += 1
+
+    def _forget_what_has_changed(self) -> None:
+        """Forgets the recordings if they may have numbers or tensors that network and method no longer have."""
+        if self._observed_epoch is not None and (self._changes_unseen or self._observer.is_changed()):
+            self._observed_epoch = None
+            self._was_evaluated = False
+            self._evaluation.forget()
 
     def _is_observed_for(self, epoch: int) -> bool:
         """Whether the numbers of the observed step are those of an epoch."""
@@ -175,6 +191,8 @@ class RecordedMember:
     def evaluate(self, batch: Batch) -> None:
         """Evaluates the member on a batch of the test set, whose tensors are the same in every call.
 
+        The evaluation of a member whose steps change Python's objects is not recorded, because it may read them.
+
         Raises:
             NoMemoryToRecord: Then nothing has changed.
         """
@@ -182,7 +200,7 @@ class RecordedMember:
         with member.stopping_on_errors():
             if self._evaluation.is_recorded:
                 self._evaluation.replay()
-            elif self._evaluation.reason is None and self._was_evaluated:
+            elif self._evaluation.reason is None and self._was_evaluated and self._observer.is_stable:
                 self._evaluation.record(
                     self.lane,
                     lambda: member.evaluate(batch),

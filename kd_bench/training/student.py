@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from kd_bench.training.micro_batch import MicroBatch, micro_batch_stream
 from kd_bench.training.optimizers import (
     MovingAverage,
     build_optimizer,
+    forget_steps,
     learning_rate,
     optimizer_state,
     prepare_for_device,
@@ -213,13 +214,11 @@ class StudentModule(nn.Module):
             part: The micro-batch, with this member's generator.
             seed: Seeds the generators before the network and before the method; None for ``seed_step``.
         """
-        if self._plugin is None:
-            self._add_gradients(teacher, part, backward, seed or self.seed_step)
-            if part.last:
-                self._update()
-            return
+        inputs: AbstractContextManager[tuple[Outputs | None, Batch]] = nullcontext((teacher, part.batch))
+        if self._plugin is not None:
+            inputs = copied_inputs(teacher, part.batch, self.compares_inputs)
         with unchanged_process(self._plugin):
-            with copied_inputs(teacher, part.batch, self.compares_inputs) as (outputs, batch):
+            with inputs as (outputs, batch):
                 self._add_gradients(outputs, replace(part, batch=batch), backward, seed or self.seed_step)
             if part.last:
                 self._update()
@@ -280,11 +279,8 @@ class StudentModule(nn.Module):
 
     def _note_divergence(self, loss: Tensor, step: int | Tensor) -> None:
         # Stays on the device and is read once an epoch: reading it at every step would synchronise a GPU.
-        if self._divergence_step is None:
-            self._divergence_step = torch.full((), -1, dtype=torch.int64, device=loss.device)
-        elif self._divergence_step.device != loss.device:  # after ``restore_mid_epoch``
-            self._divergence_step = self._divergence_step.to(loss.device)
-        first = self._divergence_step
+        first = torch.full((), -1, device=loss.device) if self._divergence_step is None else self._divergence_step
+        self._divergence_step = first = first.to(loss.device)  # after ``restore_mid_epoch`` it is on the CPU
         first.copy_(torch.where(torch.isfinite(loss) | (first >= 0), first, step))
 
     def step_tensors(self) -> list[Tensor]:
@@ -311,7 +307,7 @@ class StudentModule(nn.Module):
         """Adds a batch of the test set, or of held-out images, to the metrics, in evaluation mode."""
         inputs, tests = self._test_inputs(batch, held_out), self._networks_to_test()
         for forward_pass, sums in ((tests[0][0], self.holdout_sums),) if held_out else tests:
-            with precision_context(self.trial.precision, inputs.device):
+            with unchanged_process(self._plugin), precision_context(self.trial.precision, inputs.device):
                 logits = forward_pass(inputs).logits
             sums.update({"loss": F.cross_entropy(logits.float(), batch.labels)}, logits, batch.labels)
 
@@ -333,8 +329,7 @@ class StudentModule(nn.Module):
         self.class_top1, self.confusion = self.test_sums.compute_by_class(), self.test_sums.compute_confusion()
         train = self.train_sums.compute()
         test = self.test_sums.compute() if epoch >= 0 else {}
-        extra = self.extra_sums.compute() if self.extra_sums.images else {}
-        held_out = self.holdout_sums.compute() if self.holdout_sums.images else {}
+        extra, held_out = self.extra_sums.compute(), self.holdout_sums.compute()
         divergence_step = -1
         if self._divergence_step is not None:
             divergence_step = int(all_gather(self._divergence_step[None]).max())
@@ -343,14 +338,16 @@ class StudentModule(nn.Module):
             self.stopped = True
             number = f"{epoch + 1}" if epoch >= 0 else f"{len(self.preparation.history) + 1} of its preparation"
             return f"the loss was no longer finite in epoch {number}, step {divergence_step + 1}"
-        self.method.on_epoch_end()
+        seeding.seed_global(self.trial.seed, f"{seeding.METHOD}-epoch-end", epoch)
+        with unchanged_process(self._plugin):
+            self.method.on_epoch_end()
         times = {"seconds": own_seconds + shared_seconds, "own_seconds": own_seconds, "members": members}
         times |= {} if cached_seconds is None else {"spared_seconds": cached_seconds}
         if epoch < 0:
             row = preparation_row(epoch + self.preparation.epochs, self._learning_rate, train, times)
             self.preparation.history.append(row)
             if self.preparation.is_over:
-                self.optimizer.state.clear()  # so that the student's own epochs begin as any other training
+                forget_steps(self.optimizer)  # so that the student's own epochs begin as any other training
             return None
         extra = {f"{self.extra_prefix}_{name}": value for name, value in extra.items() if name != "loss"}
         extra |= {f"val_{name}": held_out[name] for name in ("top1", "loss") if name in held_out}

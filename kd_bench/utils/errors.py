@@ -1,6 +1,7 @@
 """Errors whose message is one sentence for the user."""
 
 import difflib
+import signal
 from collections.abc import Iterable, Sequence
 
 
@@ -13,7 +14,20 @@ class RunFailed(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM was received: finished work is saved, and the command ends with exit code 143."""
+    """A signal that ends programs was received: finished work is saved, and the command ends with the exit code of it.
+
+    Args:
+        number: The signal.
+
+    Attributes:
+        signal: The argument.
+        exit_code: What a shell reports for a program that the signal has ended: 143 for SIGTERM, 129 for SIGHUP.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        self.signal = signal.Signals(number)
+        self.exit_code = 128 + self.signal
+        super().__init__(f"stopped by {self.signal.name}")
 
 
 #: Arguments of ``kd-bench list`` by which all names of a kind are listed.

@@ -271,6 +271,20 @@ def test_the_class_weights_are_of_the_first_view(data) -> None:
     assert int(member.method.state_dict()["counts"].sum()) == len(batch.images) // 2
 
 
+def test_weights_are_perturbed_by_both_views_alike(data) -> None:
+    """As in the released code, the weight of the second view does not count for the perturbation of the weights."""
+    inside = []
+    for weight in (0.0, 0.3, 1.0):
+        settings = {"second_view": {"weight": weight, "cutout": 8}, "weight_perturbation": {"from_epoch": 1}}
+        member, batch = member_and_batch(data, settings=settings)
+        before = {key: value.clone() for key, value in member.network.state_dict().items()}
+        with member._weights_perturbed(batch.images, MicroBatch(batch)):
+            inside.append({key: value.clone() for key, value in member.network.state_dict().items()})
+        assert not same(inside[-1], before)
+    assert same(inside[0], inside[1])
+    assert same(inside[1], inside[2])
+
+
 def test_two_views_through_a_whole_training(data) -> None:
     one = of(settings={"second_view": {"cutout": 8}})
     (writer,) = train([one], data)
@@ -347,3 +361,30 @@ def test_generated_images_that_are_not_those_of_the_trial(data, tmp_path) -> Non
 def test_bfloat16_trains(data) -> None:
     (writer,) = train([of(precision="bfloat16", settings={"norm": "L2", "eps": 0.5})], data)
     assert 0 < writer.states[-1]["history"][-1]["train_loss"] < 100
+
+
+PREPARED = """
+from kd_bench.methods.adversarial import AdversarialMethod
+
+class Own(AdversarialMethod):
+    family = "adversarial"
+    needs_teacher = False
+
+    def __init__(self, pair, *, preparation_epochs: int = 1):
+        super().__init__(pair)
+
+    def prepare(self, student, teacher, batch):
+        return {"ce": self.label_loss(student, batch)}
+
+    def forward(self, adversarial, natural, batch):
+        return {"ce": self.label_loss(adversarial, batch)}
+"""
+
+
+def test_a_preparation_is_refused(data, tmp_path: Path) -> None:
+    """Its epochs would be trained by ``forward`` on images perturbed for an epoch below 0."""
+    (tmp_path / "own.py").write_text(PREPARED)
+    name = f"{tmp_path / 'own.py'}:Own"
+    with pytest.raises(UserError, match=r"own\.py:Own: preparation_epochs = 1 should be 0, because"):
+        build_student(of(name, hyperparameters={"preparation_epochs": 1}), data, None, MemoryWriter())
+    build_student(of(name, hyperparameters={"preparation_epochs": 0}), data, None, MemoryWriter())

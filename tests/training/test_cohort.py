@@ -6,9 +6,11 @@ import itertools
 import pytest
 import torch
 
+from kd_bench.data.in_memory import InMemoryLoader
 from kd_bench.methods import _registry as methods
 from kd_bench.training.build import build_student
 from kd_bench.training.cohort import CohortModule
+from kd_bench.training.teacher import Teacher
 from tests.training.parts import MemoryWriter, same, splits, train, trial
 
 CLASS = {"weights": "class", "tau": 4.0, "warmup_epochs": 2}
@@ -123,6 +125,46 @@ def test_a_member_that_goes_wrong_touches_no_other(data, alone, tmp_path, how):
         assert broken.crash == f"{tmp_path / 'broken.py'}, line 25: RuntimeError: the method's own fault"
     else:
         assert broken.divergence == "the loss was no longer finite in epoch 2, step 2"
+
+
+def passes_of_the_teacher(monkeypatch):
+    """Epoch and step of each pass of a teacher from now on."""
+    passes, forward = [], Teacher.forward
+
+    def note(self, batch):
+        passes.append((batch.epoch, batch.step))
+        return forward(self, batch)
+
+    monkeypatch.setattr(Teacher, "forward", note)
+    return passes
+
+
+def test_the_epoch_in_which_the_last_member_stops_ends_there(data, tmp_path, monkeypatch):
+    path = tmp_path / "broken.py"
+    path.write_text(BROKEN)
+    passes, loader = passes_of_the_teacher(monkeypatch), InMemoryLoader.__iter__
+    batches = []
+
+    def note(self):
+        for batch in loader(self):
+            batches.append(len(batch.labels))
+            yield batch
+
+    monkeypatch.setattr(InMemoryLoader, "__iter__", note)
+    (broken,) = train([trial(f"{path}:Broken")], data)
+    assert broken.crash is not None and len(broken.states) == 1
+    assert passes == [(0, step) for step in range(5)] + [(1, 0), (1, 1)]
+    assert batches.count(len(data.test_labels)) == 1
+
+
+def test_the_teacher_does_not_run_until_a_member_joins(data, tmp_path, monkeypatch):
+    path = tmp_path / "broken.py"
+    path.write_text(BROKEN.replace("batch.epoch == 1", "batch.epoch == 0"))
+    (whole,) = train([trial("kd")], data)
+    passes = passes_of_the_teacher(monkeypatch)
+    _, kd = train([trial(f"{path}:Broken"), trial("kd")], data, states=[None, whole.states[1]])
+    assert same(kd.states[-1], whole.states[-1])
+    assert passes == [(0, 0), (0, 1)] + [(2, step) for step in range(5)]
 
 
 def test_divergence_by_a_learning_rate_far_too_high(data, alone):

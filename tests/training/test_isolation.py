@@ -26,17 +26,23 @@ class Own(Method):
 
     def __init__(self, pair):
         super().__init__(pair)
+        self.register_buffer("factor", torch.ones(()))
         {init}
 
     def forward(self, student, teacher, batch):
         {line}
-        return {{"ce": cross_entropy(student.logits, batch.labels)}}
+        return {{"ce": self.factor * cross_entropy(student.logits, batch.labels)}}
+
+    def on_epoch_end(self):
+        {end}
 """
 
 
-def write(folder: Path, line: str = "pass", init: str = "pass", top: str = "") -> str:
-    file = folder / "own.py"
-    file.write_text(METHOD.format(line=line, init=init, top=top))
+def write(
+    folder: Path, line: str = "pass", init: str = "pass", top: str = "", end: str = "pass", name: str = "own.py"
+) -> str:
+    file = folder / name
+    file.write_text(METHOD.format(line=line, init=init, top=top, end=end))
     return f"{file}:Own"
 
 
@@ -52,8 +58,20 @@ def write(folder: Path, line: str = "pass", init: str = "pass", top: str = "") -
         ("torch._C._set_grad_enabled(False)", "changes whether gradients are computed"),
         ("torch.set_num_threads(3)", "changes the number of torch's threads"),
         ("torch.backends.cudnn.deterministic = True", "changes torch.backends.cudnn.deterministic"),
+        ("torch.set_float32_matmul_precision('high')", "changes torch's precision of float32"),
+        ("torch.backends.fp32_precision = 'tf32'", "changes torch's precision of float32"),
+        ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "changes torch's precision of float32"),
+        ("torch.backends.mkldnn.matmul.fp32_precision = 'bf16'", "changes torch's precision of float32"),
+        ("torch.backends.cudnn.conv.fp32_precision = 'ieee'", "changes torch's precision of float32"),
+        ("torch.backends.cudnn.allow_tf32 = False", "changes torch's precision of float32"),
+        ("torch._C._set_mkldnn_enabled(False)", "changes torch.backends.mkldnn.enabled"),
+        ("torch.backends.cuda.enable_flash_sdp(False)", "changes whether attention may use flash_sdp"),
         (
             "torch.nn.modules.module.register_module_forward_hook(lambda *_: None)",
+            "changes the hooks of all modules",
+        ),
+        (
+            "torch.nn.modules.module.register_module_full_backward_pre_hook(lambda *_: None)",
             "changes the hooks of all modules",
         ),
     ],
@@ -73,7 +91,32 @@ def test_who_changes_what_is_shared_fails_alone(tmp_path: Path, line: str, reaso
     assert torch.is_grad_enabled()
     assert torch.get_num_threads() == threads
     assert not torch.backends.cudnn.deterministic
-    assert not torch.nn.modules.module._global_forward_hooks
+    # Torch refuses to read these if its older functions and its newer ones disagree.
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", True)
+    assert torch._C._get_fp32_precision_getter("mkldnn", "matmul") == "none"
+    assert not torch.nn.modules.module._has_any_global_hook()
+
+
+def test_the_end_of_an_epoch_changes_nothing_that_is_shared(tmp_path: Path) -> None:
+    data, kd = splits(), trial("kd")
+    own = trial(write(tmp_path, end="torch.set_default_dtype(torch.float64)"))
+    (alone,) = train([kd], data)
+    changing, other = train([own, kd], data)
+    assert same(other.states, alone.states)
+    assert changing.crash is not None and "changes torch's default type of numbers" in changing.crash
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_draws_at_the_end_of_an_epoch_do_not_depend_on_company(tmp_path: Path) -> None:
+    data = splits()
+    own = trial(write(tmp_path, end="self.factor.copy_(torch.rand(()))"))
+    drawing = trial(write(tmp_path, "torch.rand(3)", name="drawing.py"))
+    (alone,) = train([own], data)
+    together, _ = train([own, drawing], data)
+    assert alone.crash is None and alone.states[0]["method"]["factor"] != 1
+    assert same(together.states, alone.states)
+    (resumed,) = train([own], data, states=[alone.states[0]])
+    assert same(resumed.states[-1], alone.states[-1])
 
 
 def test_what_bypasses_the_counter_reaches_nobody_and_is_found_by_the_check(tmp_path: Path) -> None:

@@ -136,6 +136,21 @@ def test_rows_and_the_optimisers_state(name: str, alone) -> None:
     assert sizes[PREPARATION_EPOCHS - 1] == 0  # it is fresh in epoch 0
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+def test_the_students_epochs_begin_with_an_optimiser_that_has_made_no_step(optimizer: str, data) -> None:
+    one = small("ft", optimizer={"name": optimizer, "lr": 0.01})
+    assert isinstance(one.teacher, Trial)
+    member = build_student(one, data, build_network(one.teacher, data)[0].eval(), MemoryWriter())
+    fresh = member.optimizer.state_dict()
+    for epoch in range(-PREPARATION_EPOCHS, 0):
+        for parameter in member.method.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        member.optimizer.step()
+        member.end_epoch(epoch, own_seconds=0.0, shared_seconds=0.0, members=1)
+    assert member.preparation.is_over
+    assert member.optimizer.state_dict() == fresh
+
+
 def test_without_its_own_learning_rate_a_preparation_has_the_trials(data) -> None:
     (writer,) = train([small("ft", epochs=1, hyperparameters={"preparation_lr": None, "preparation_epochs": 1})], data)
     assert [row["lr"] for row in writer.states[-1]["preparation"]] == [0.05]

@@ -204,13 +204,17 @@ def test_a_file_in_use_is_not_removed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_ends_the_store_and_not_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: int, content: bytes, place: int) -> int:
+@pytest.mark.parametrize("function", ["os.pwrite", "write_json"])
+def test_a_full_disk_ends_the_store_and_not_the_training(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
         raise OSError(28, os.strerror(28))
 
     without, _ = run(("kd",), None)
-    monkeypatch.setattr(logit_cache.os, "pwrite", full)
-    writers, _ = run(("kd",), stored(tmp_path, splits()))
+    store = stored(tmp_path, splits())
+    monkeypatch.setattr(f"{logit_cache.__name__}.{function}", full)
+    writers, _ = run(("kd",), store)
     assert same(copy.deepcopy(without[0].states), writers[0].states)
 
 

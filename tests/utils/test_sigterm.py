@@ -1,29 +1,89 @@
-"""SIGTERM as an exception, and signals that are collected."""
+"""SIGTERM and SIGHUP as an exception, and signals that are collected."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from kd_bench.utils.errors import Terminated
 from kd_bench.utils.sigterm import collecting_signals, raising_on_sigterm
 
+#: A program that notes that its terminal, which has its standard streams, was closed. It makes it its terminal itself.
+IN_A_TERMINAL = """
+import fcntl, sys, termios, time
+from pathlib import Path
+from kd_bench.utils.errors import Terminated
+from kd_bench.utils.sigterm import raising_on_sigterm
 
-def test_sigterm_is_raised_and_the_handler_of_before_comes_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated), raising_on_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+folder = Path(sys.argv[1])
+with raising_on_sigterm():
+    try:
+        (folder / "ready").touch()
+        time.sleep(60)
+    except Terminated as error:
+        print("checkpoints are being saved", flush=True)
+        print(error, file=sys.stderr, flush=True)
+        (folder / "saved").write_text(str(error))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_is_raised_and_the_handler_of_before_comes_back(number: signal.Signals, code: int) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Terminated, match=f"^stopped by {number.name}$") as raised, raising_on_sigterm():
+        os.kill(os.getpid(), number)
+    assert (raised.value.signal, raised.value.exit_code) == (number, code)
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_sighup_does_not_interrupt_what_the_first_one_begins() -> None:
+    with raising_on_sigterm():
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(Terminated, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sighup_stays_ignored_under_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with raising_on_sigterm():
+            os.kill(os.getpid(), signal.SIGHUP)
+        with collecting_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == []
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_collected_signals_interrupt_nothing() -> None:
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     with collecting_signals() as received:
         assert received == []
         for number in numbers:
             os.kill(os.getpid(), number)
-        assert received == [signal.SIGINT, signal.SIGTERM]
+        assert received == list(numbers)
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_what_is_printed_to_a_closed_terminal_is_no_error(tmp_path: Path) -> None:
+    terminal, stream = os.openpty()
+    command = [sys.executable, "-c", IN_A_TERMINAL, str(tmp_path)]
+    process = subprocess.Popen(command, stdin=stream, stdout=stream, stderr=stream, start_new_session=True)
+    os.close(stream)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.close(terminal)
+    assert process.wait(60) == 0
+    assert (tmp_path / "saved").read_text() == "stopped by SIGHUP"
