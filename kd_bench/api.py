@@ -6,7 +6,6 @@ Functions import torch, pandas and other heavy packages themselves, because name
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from kd_bench.launch.run_recipe import PlannedRecipe
 from kd_bench.launch.run_recipe import summarise_recipes as table
 from kd_bench.methods._added_rows import check_methods, check_without_teacher, method_rows
 from kd_bench.trials.plan_without_weights import plan_from_results
+from kd_bench.trials.results_folder import folder_name
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import package_path
 
@@ -44,6 +44,7 @@ def plan(
     trials: int | None = None,
     overrides: Iterable[str] | None = None,
     results: Path | None = None,
+    data: Path | None = None,
 ) -> PlannedRecipe:
     """Reads a recipe and plans its trials.
 
@@ -53,8 +54,9 @@ def plan(
         only: Conditions that trials must match, each ``key=value[,value...]``.
         trials: Number of seeds; None for the recipe's.
         overrides: Settings that replace the recipe's, each ``key=value``.
-        results: A results folder that is only read: weights of teachers that are not on this machine are taken to be
-            those of its results. None for a run, which needs the weights.
+        results: A results folder that is only read: weights of teachers and generated images that are not on this
+            machine are taken to be those of its results. None for a run, which needs them.
+        data: Folder of the data sets, which has the generated images; None for the default.
 
     Raises:
         UserError: If the recipe or one of the other arguments is invalid.
@@ -63,9 +65,9 @@ def plan(
     in_file = not isinstance(recipe, Mapping)
     context = content.name if isinstance(recipe, Mapping) else recipe_context(recipe)
     if results is None:
-        planned = planning.plan(content, context, only or ())
+        planned = planning.plan(content, context, only or (), data)
     else:
-        planned = plan_from_results(content, context, results, only or ())
+        planned = plan_from_results(content, context, results, only or (), data)
     return PlannedRecipe(content, context, planned, in_file=in_file)
 
 
@@ -120,11 +122,6 @@ def pair_recipe(
     return read_recipe(content, overrides or (), trials)
 
 
-def folder_name(*parts: str) -> str:
-    """Returns a name for a results folder, made from names of data sets and networks, which may be paths."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
-
-
 def plan_comparison(
     dataset: str, teacher: str | None, student: str, methods: Iterable[str] | Mapping[str, Any], **settings: Any
 ) -> PlannedRecipe:
@@ -133,9 +130,9 @@ def plan_comparison(
     Args:
         dataset, teacher, student: As for ``pair_recipe``.
         methods: As for ``method_rows``, or hyper-parameters by the label of the row, as in a recipe.
-        **settings: As for ``pair_recipe``.
+        **settings: ``data`` as for ``plan``, others as for ``pair_recipe``.
     """
-    name = folder_name("compare", dataset, *filter(None, (teacher, student)))
+    name, data = folder_name("compare", dataset, *filter(None, (teacher, student))), settings.pop("data", None)
     if isinstance(methods, Mapping):
         entries = {"none": {}, **methods}
     else:
@@ -148,7 +145,7 @@ def plan_comparison(
     for option, network in (("--teacher", teacher), ("--student", student)):
         if network is not None:
             planning.resolve_network(recipe, network, option)
-    return PlannedRecipe(recipe, "compare", planning.plan(recipe, "compare"), in_file=False)
+    return PlannedRecipe(recipe, "compare", planning.plan(recipe, "compare", data=data), in_file=False)
 
 
 def teacher_recipe(
@@ -254,9 +251,12 @@ def tune(
     datasets.check(content.dataset, f"{recipe.context}: dataset")
     rows = tuner.rows_to_tune(content, tuner.selected_pairs(recipe.recipe, recipe.planned), settings)
     datasets.locate(content.dataset, options.data)
+    for note in tuner.tuning_notes(content, rows, options.data):  # before hours of training, and not for each try
+        log(note)
     tuned = [tuner.tune_row(content, pair, label, settings, options, log) for pair, label in rows]
     comparison = tuner.tuned_recipe(recipe.recipe, tuned, seeds)
-    return tuned, PlannedRecipe(comparison, comparison.name, planning.plan(comparison, comparison.name), in_file=False)
+    planned = planning.plan(comparison, comparison.name, data=options.data)
+    return tuned, PlannedRecipe(comparison, comparison.name, planned, in_file=False, warned=True)
 
 
 def report_parts(

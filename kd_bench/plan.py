@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kd_bench.config.adversarial import Adversarial
 from kd_bench.config.data import Augment, Dataset, Input, Pipeline
 from kd_bench.config.layers import Layer, build_from_layers, merge_layers
 from kd_bench.config.load import find_published, merge
@@ -22,6 +20,7 @@ from kd_bench.config.trial import MethodSettings, PlannedTrial, PretrainedTeache
 from kd_bench.config.validate import parse
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
+from kd_bench.methods._adversarial_settings import adversarial_settings
 from kd_bench.models import cards, pretrained
 from kd_bench.models import registry as models
 from kd_bench.utils import plugins
@@ -33,13 +32,14 @@ from kd_bench.utils.paths import expand_user, is_file
 MAX_PLANNED = 100_000
 
 
-def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[PlannedTrial]:
+def plan(recipe: Recipe, context: str, only: Iterable[str] = (), data: Path | None = None) -> list[PlannedTrial]:
     """Returns all trials of a recipe in the table's order: pair by pair, row by row, seed by seed.
 
     Args:
         recipe: The recipe.
         context: Its file, for error messages.
         only: Conditions that trials must match, each ``key=value[,value...]``.
+        data: Folder of the data sets, which has the generated images; None for the default.
 
     Raises:
         UserError: If a data set, network, method or hyper-parameter does not exist or is out of range.
@@ -63,7 +63,7 @@ def plan(recipe: Recipe, context: str, only: Iterable[str] = ()) -> list[Planned
             f"{len(recipe.all_seeds())} seeds{crossed} make {count:,} trials; at most {MAX_PLANNED:,} are allowed"
         )
     _check_second_views(recipe, context)
-    by_pair = [list(_plan_pair(recipe, index, teachers, context)) for index in range(len(recipe.pairs))]
+    by_pair = [list(_plan_pair(recipe, index, teachers, context, data)) for index in range(len(recipe.pairs))]
     _refuse_repeated_pairs(by_pair, context)
     return select([cell for cells in by_pair for cell in cells], only)
 
@@ -104,7 +104,9 @@ def _check_second_views(recipe: Recipe, context: str) -> None:
             raise UserError(f"{context}: {key}: {reason}")
 
 
-def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context: str) -> Iterator[PlannedTrial]:
+def _plan_pair(
+    recipe: Recipe, index: int, teachers: Mapping[str, str], context: str, data: Path | None
+) -> Iterator[PlannedTrial]:
     """Plans a trial per row and seed of a pair, and per seed of the teacher for rows that need one.
 
     ``teachers`` are full names of networks by the names in the recipe.
@@ -139,7 +141,7 @@ def _plan_pair(recipe: Recipe, index: int, teachers: Mapping[str, str], context:
             Layer(f"{context}: methods.{label}.training", row.training),
             Layer(f"{pair_context}.methods.{label}.training", own.training),
         )
-        build = partial(_trial, recipe, student, method, recipe.all_seeds()[0], f"methods.{label}.training")
+        build = partial(_trial, recipe, student, method, recipe.all_seeds()[0], f"methods.{label}.training", data)
         trial = build_from_layers(build, recipe.shared_training(), layers, context)
         for teacher, weights in planned_teachers if info.needs_teacher else planned_teachers[:1]:
             for seed in recipe.all_seeds():
@@ -158,12 +160,20 @@ def _method(name: str, values: Mapping[str, Any], context: str) -> MethodSetting
 
 
 def _trial(
-    recipe: Recipe, model: str, method: MethodSettings, seed: Any, own_key: str, content: dict[str, Any], context: str
+    recipe: Recipe,
+    model: str,
+    method: MethodSettings,
+    seed: Any,
+    own_key: str,
+    data: Path | None,
+    content: dict[str, Any],
+    context: str,
 ) -> Trial:
     """Plans a training without a teacher.
 
     Args:
         own_key: The key of the recipe under which this training can have settings of its own.
+        data: Folder of the data sets; None for the default.
         content: The settings of the recipe, as far as they are those of a training, with all changes.
     """
     info = methods.describe(method.name)
@@ -184,7 +194,7 @@ def _trial(
             f"{recipe.dataset.title}"
         )
     update: dict[str, Any] = {
-        "adversarial": _adversarial(training, info, context) if info.family == "adversarial" else None,
+        "adversarial": adversarial_settings(training, info, context, data) if info.family == "adversarial" else None,
         "schedule": in_epochs(training.schedule, training.epochs),
         "augment": _augment(recipe, training, context),
     }
@@ -226,27 +236,6 @@ def _fill_augment(recipe: Recipe, augment: Augment, context: str) -> Augment:
     elif augment.own_source is not None:
         raise UserError(f"{context}.own_source must be left out without {context.rpartition(' ')[2]}.own")
     return augment.model_copy(update=update)
-
-
-def _adversarial(training: Training, info: methods.MethodInfo, context: str) -> Adversarial:
-    """Checks the settings of adversarial training, and fills in the checksum of generated images."""
-    adversarial, subject = training.adversarial, f"{context}: {info.name}"
-    if adversarial is None:
-        raise UserError(f"{subject} trains on perturbed images, so adversarial is missing, at least its eps")
-    for key in info.required_settings:
-        if not getattr(adversarial, key):
-            raise UserError(f"{subject} is another method without adversarial.{key}, which is not switched on")
-    generated = adversarial.generated
-    if generated is None or generated.sha256 is not None:
-        return adversarial
-    file = datasets.resolve_data_dir() / generated.path
-    if not is_file(file):
-        raise UserError(
-            f"{context}: adversarial.generated: there is no file {file}; write an absolute path, or name the data "
-            "folder with KD_BENCH_DATA, because --data does not count here; if the file is on another machine, set "
-            "adversarial.generated.sha256 to its checksum"
-        )
-    return adversarial.model_copy(update={"generated": generated.model_copy(update={"sha256": sha256(file)})})
 
 
 def teacher_settings(recipe: Recipe, name: str, context: str) -> dict[str, Any]:
@@ -293,7 +282,7 @@ def _teacher(
     """Plans a teacher from the settings of the recipe with all changes."""
     seed, start = pop_seeds(settings, context)[0], pop_start(settings, context)
     weights = settings.pop("weights", None)
-    trial = _trial(recipe, name, _method("none", {}, context), seed, "teacher_training", settings, context)
+    trial = _trial(recipe, name, _method("none", {}, context), seed, "teacher_training", None, settings, context)
     if weights is None:
         return _with_start(trial, start, "input" in settings, context)
     if start.pretrained is not None:
@@ -380,18 +369,3 @@ def plan_teachers(recipe: Recipe, name: str, context: str) -> list[PlannedTrial]
         assert isinstance(trial, Trial)
         planned.append(PlannedTrial(trial, "teacher", None, file))
     return planned
-
-
-def warmup_notes(planned: Iterable[PlannedTrial]) -> list[str]:
-    """Returns a sentence for each row whose terms never reach their full weight, because training ends before."""
-    notes = {}
-    for cell in planned:
-        warmup, epochs = cell.trial.method.hyperparameters.get("warmup_epochs"), cell.trial.epochs
-        if isinstance(warmup, int) and warmup > epochs:
-            key = f"methods.{cell.label}.warmup_epochs"
-            shorter = max(1, round(epochs / 12))  # the share that is published for CIFAR-100: 20 of 240
-            notes[cell.label] = (
-                f"{cell.label}: its warm-up takes {warmup} epochs and the training {epochs}, so its terms never reach "
-                f"their full weight; set {key}, e.g. --set {shlex.quote(f'{key}={shorter}')}"
-            )
-    return list(notes.values())

@@ -1,6 +1,8 @@
 """What a pair changes in the rows of a recipe: it leaves rows out, and trains them otherwise."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 from kd_bench.cli.show_recipe import describe_recipe
 from kd_bench.config.load import find_recipe, packaged_recipes, read_recipe
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.plan import plan, warmup_notes
+from kd_bench.config.warmup_notes import warmup_notes
+from kd_bench.plan import plan
 from kd_bench.utils.errors import UserError
 
 RECIPE: dict[str, Any] = {
@@ -118,12 +121,17 @@ def test_the_label_of_a_row_wins_over_a_method_of_this_name() -> None:
     }
     assert {cell.label for cell in plan(read_recipe(renamed), "r.yaml", ["method=kd"])} == {"short", "long"}
     assert selected("student=shufflenet_v2", "method=kd") == {"kd"}
-    with pytest.raises(UserError, match="no method of this recipe is called 'dkd'"):  # this pair leaves the row out
+    with pytest.raises(UserError, match="no trial of this recipe matches all of these"):  # the pair leaves the row out
         selected("student=shufflenet_v2", "method=dkd")
 
 
 PAIRS = [{"teacher": "resnet32x4", "student": "resnet8x4"}, {"teacher": "resnet32x4", "student": "shufflenet_v2"}]
 WARMUPS = {"kd": {}, "dkd": {}, "none": {}, "ikl_kd": {"warmup_epochs": 15}, "slow": {"method": "ikl_kd", "tau": 4}}
+
+
+def noted(recipe: Path, *overrides: str, only: tuple[str, ...] = ()) -> list[str]:
+    content = read_recipe(recipe, overrides)
+    return warmup_notes(content, plan(content, "r.yaml", only))
 
 
 def test_a_warmup_that_is_longer_than_the_training_is_noted_once_for_each_row(tmp_path: Path) -> None:
@@ -133,11 +141,28 @@ def test_a_warmup_that_is_longer_than_the_training_is_noted_once_for_each_row(tm
         f"set methods.{label}.warmup_epochs, e.g. --set methods.{label}.warmup_epochs=1"
         for label in ("dkd", "slow")
     ]
-    assert warmup_notes(plan(read_recipe(recipe), "r.yaml")) == notes
-    assert warmup_notes(plan(read_recipe(recipe), "r.yaml", ["method=kd,slow"])) == notes[1:]
-    assert warmup_notes(plan(read_recipe(recipe, ["epochs=20"]), "r.yaml")) == []
+    assert noted(recipe) == notes
+    assert noted(recipe, only=("method=kd,slow",)) == notes[1:]
+    assert noted(recipe, "epochs=20") == []
     shown = " ".join(describe_recipe(recipe).split())
     assert all(shown.count(note) == 1 for note in notes)
+
+
+def test_the_setting_that_is_advised_for_a_warmup_changes_it(tmp_path: Path) -> None:
+    rows = {"kd": {}, "v1.0 = dkd": {"method": "dkd"}, "ikl_kd": {}}
+    pairs = [
+        {**PAIRS[0], "methods": {"ikl_kd": {"warmup_epochs": 30}}},
+        {**PAIRS[1], "methods": {"v1.0 = dkd": {"warmup_epochs": 40}}},
+    ]
+    (recipe := tmp_path / "r.yaml").write_text(json.dumps(RECIPE | {"methods": rows, "epochs": 12, "pairs": pairs}))
+    notes = noted(recipe)
+    assert [note.split(": ")[0] for note in notes] == ["v1.0 = dkd", "ikl_kd", "v1.0 = dkd", "ikl_kd"]
+    assert [re.findall("takes ([0-9]+) ", note) for note in notes] == [["20"], ["30"], ["40"], ["20"]]
+    options = [shlex.split(note)[-1] for note in notes]
+    assert options[:2] == [
+        'methods={"v1.0 = dkd": {"warmup_epochs": 1}}', "pairs.0.methods.ikl_kd.warmup_epochs=1"
+    ]  # fmt: skip
+    assert noted(recipe, *options) == []
 
 
 @pytest.mark.parametrize("name", packaged_recipes())

@@ -29,6 +29,7 @@ from kd_bench.cli.tune import tune
 app = typer.Typer(
     name="kd-bench",
     cls=CommandGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

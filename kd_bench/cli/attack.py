@@ -10,7 +10,8 @@ import typer
 
 from kd_bench.cli import options as opt
 from kd_bench.cli.option_types import whole_number
-from kd_bench.cli.targets import find_targets
+from kd_bench.cli.targets import find_targets, share
+from kd_bench.cli.terminal import show_progress
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.text import count
 
@@ -78,8 +79,8 @@ def attack(
         opt.check_choice("screen", screen, SCREENS, "--screen")
     settings = parse_attacks(eps, screen or attacks_, norm=norm, images=images, batch_size=batch_size, seed=seed)
     targets = find_targets(
-        target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, methods=method, only=only,
-        trials=trials, overrides=set_,
+        target, out, _log, data=data, model=model, dataset=dataset, key=key, normalise=normalise, methods=method,
+        only=only, trials=trials, overrides=set_,
     )  # fmt: skip
     keep_freed_memory()
     evaluator = AutoAttackEvaluator(data, find_devices(device)[0], threads)
@@ -95,7 +96,7 @@ def attack(
         return
     _print_recipe(targets.recipe, out, settings, format_)
     if failed:
-        raise RunFailed(f"{failed} of {len(targets.networks)} networks are not attacked, see above; for the others "
+        raise RunFailed(f"{share(failed, len(targets.networks), 'network')} not attacked, see above; for the others "
                         "nothing is attacked again when the command is repeated")  # fmt: skip
 
 
@@ -108,10 +109,11 @@ def _check(evaluator: AutoAttackEvaluator, targets: list[EvaluationTarget], sett
             for result in evaluator.check_images(target, attack):
                 wrong += not result.passed
                 typer.echo(
-                    f"{target.name}, {attack.title}, {title(result.attack)}: {result.images} adversarial images, "
+                    f"{target.name}, {attack.title}, {title(result.attack)}: "
+                    f"{count(result.images, 'adversarial image')}, "
                     f"{result.missing} lacking, {result.outside} outside the ball or [0, 1] (farthest "
                     f"{result.max_distance:.9f}, eps {attack.eps:.9f}), {result.misclassified} misclassified in "
-                    f"float64, {result.ties} ties"
+                    f"float64, {count(result.ties, 'tie')}"
                 )
     if wrong:
         raise RunFailed("the adversarial images do not agree with the evaluation")
@@ -157,10 +159,7 @@ def log_progress(name: str, batch: int, batches: int, correct: int) -> None:
     attack, still = ("clean", "") if name == "clean" else (title(name), "still ")
     images = f"{count(correct, 'image')} {'is' if correct == 1 else 'are'}"
     line = f"{attack}: batch {batch} of {batches}, {images} {still}classified correctly"
-    if sys.stderr.isatty():
-        typer.echo(f"\r\x1b[K{line}", err=True, nl=batch == batches)
-    elif batch == batches:
-        typer.echo(line, err=True)
+    show_progress(line, done=batch == batches)
 
 
 def _log(line: str) -> None:

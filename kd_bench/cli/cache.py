@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kd_bench.cli import completion
 from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.options import check_choice
 
 if TYPE_CHECKING:
     from kd_bench.training.logit_cache import LogitFile
+
+KINDS = ("images", "logits", "features", "all")
 
 cache_app = typer.Typer(
     help="Show and clear caches: decoded images, and logits and features of teachers.",
@@ -51,14 +54,18 @@ def cache(context: typer.Context) -> None:
 
 
 @cache_app.command("clear")
-def clear(kind: Annotated[str, typer.Argument(help="images, logits, features or all.")] = "all") -> None:
+def clear(
+    kind: Annotated[
+        str, typer.Argument(help="images, logits, features or all.", autocompletion=completion.cache_kinds)
+    ] = "all",
+) -> None:
     """Remove caches that no process uses: decoded images, and logits and features of teachers."""
     from kd_bench.data import decoded_cache
     from kd_bench.training import logit_cache
     from kd_bench.trials.accuracy_cache import accuracies_folder
     from kd_bench.utils.paths import cache_folder
 
-    check_choice("kind of cache", kind, ("images", "logits", "features", "all"))
+    check_choice("kind of cache", kind, KINDS)
     freed = 0
     for file in logit_cache.list_files(logit_cache.logits_folder()):
         if kind not in (_content(file), "all"):

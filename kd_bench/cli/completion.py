@@ -80,6 +80,37 @@ def metrics(incomplete: str) -> list[str]:
     return _last_of_list((*METRICS, "all"), incomplete)
 
 
+def conditions(incomplete: str) -> list[str]:
+    """Returns the keys of ``--only``, and methods after that of a method."""
+    from kd_bench.config.selection import SELECTORS
+
+    key, equals, values = incomplete.partition("=")
+    if not equals:
+        return _matching((f"{name}=" for name in SELECTORS), incomplete)
+    return [f"{key}={names}" for names in listed_methods(values)] if key == "method" else []
+
+
+def executors(incomplete: str) -> list[str]:
+    """Returns where cohorts can run."""
+    from kd_bench.launch.options import EXECUTOR_OPTIONS
+
+    return _matching(EXECUTOR_OPTIONS, incomplete)
+
+
+def plugin_kinds(incomplete: str) -> list[str]:
+    """Returns the kinds of plug-ins of ``kd-bench new``."""
+    from kd_bench.cli.new import KINDS
+
+    return _matching(KINDS, incomplete)
+
+
+def cache_kinds(incomplete: str) -> list[str]:
+    """Returns the kinds of caches of ``kd-bench cache clear``."""
+    from kd_bench.cli.cache import KINDS
+
+    return _matching(KINDS, incomplete)
+
+
 def devices(incomplete: str) -> list[str]:
     """Returns kinds of devices."""
     return _matching(("auto", "cpu", "cuda"), incomplete)

@@ -50,8 +50,8 @@ def estimate(
     """
     from kd_bench import api
     from kd_bench.config.load import read_recipe, recipe_context
+    from kd_bench.config.warmup_notes import warmup_notes
     from kd_bench.estimate.gpus import select_gpus
-    from kd_bench.plan import warmup_notes
     from kd_bench.trials.recipe_file import find_recipe_in
 
     opt.check_format(format_)
@@ -66,8 +66,8 @@ def estimate(
     from kd_bench.estimate.estimate_text import render_estimate
     from kd_bench.trials.plan_without_weights import plan_with_placeholders
 
-    planned, missing = plan_with_placeholders(content, recipe_context(recipe), only or ())
-    for note in warmup_notes(planned):
+    planned, missing = plan_with_placeholders(content, recipe_context(recipe), only or (), options.data)
+    for note in warmup_notes(content, planned):
         _log(note)
     cost = estimate_recipe.estimate_recipe(planned, options, content.name, gpus, assumed, _log, steps)
     cost.notes[:0] = [f"{reason}; the estimate does without them" for reason in missing]
@@ -97,6 +97,8 @@ def _parse_prices(text: str | None, gpus: Iterable[str]) -> dict[str | None, flo
     prices: dict[str | None, float] = {}
     for part in text.split(",") if text is not None else ():
         name, equals, value = part.rpartition("=")
+        if equals and not gpus:
+            raise UserError(f"--price: {part.strip()} is the price of a card, and --cards none leaves all of them out")
         if equals and name.strip() not in gpus:
             raise unknown("card of this estimate", name.strip(), gpus, "--price")
         try:
@@ -105,5 +107,7 @@ def _parse_prices(text: str | None, gpus: Iterable[str]) -> dict[str | None, flo
             euros = -1.0
         if not 0 <= euros < float("inf"):
             raise UserError(f"--price: should be euros an hour, as in 2.50 or h100=2.50 (it is {part!r})")
+        if (name.strip() or None) in prices or (prices and not equals):  # a comma instead of a point, as in 2,50
+            raise UserError(f"--price: {part.strip()} is one price too many; write 2.50 with a point (it is {text!r})")
         prices[name.strip() or None] = euros
     return prices

@@ -12,7 +12,8 @@ import typer
 
 from kd_bench.cli import completion
 from kd_bench.cli import options as opt
-from kd_bench.cli.targets import Targets, find_targets
+from kd_bench.cli.targets import Targets, find_targets, share
+from kd_bench.cli.terminal import show_progress
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.sigterm import raising_on_sigterm
 
@@ -73,8 +74,8 @@ def evaluate(
 
     keep_freed_memory()
     targets = find_targets(
-        target, out, _log, model=model, dataset=dataset, key=key, normalise=normalise, methods=method, only=only,
-        trials=trials, overrides=set_,
+        target, out, _log, data=data, model=model, dataset=dataset, key=key, normalise=normalise, methods=method,
+        only=only, trials=trials, overrides=set_,
     )  # fmt: skip
     evaluator = NetworkEvaluator(data, find_devices(device)[0], threads, workers, ood or ())
     evaluator.images.check_names(ood or ())
@@ -86,7 +87,7 @@ def evaluate(
     failures = _evaluate_recipe(measurement, targets.networks)
     _print_recipe(targets.recipe, tuple(name for name in chosen if name in measurement.applied), out, format_)
     if failures:
-        raise RunFailed(f"{failures} of {len(targets.networks)} networks are not evaluated, see above; for the "
+        raise RunFailed(f"{share(failures, len(targets.networks), 'network')} not evaluated, see above; for the "
                         "others nothing is measured again when the command is repeated")  # fmt: skip
 
 
@@ -216,11 +217,7 @@ def _print_recipe(recipe: PlannedRecipe, metrics: tuple[str, ...], out: Path, fo
 
 def _log_progress(name: str, batch: int, batches: int) -> None:
     """Prints a line after the last batch; on a terminal also one that changes with each batch."""
-    line = f"evaluate: {name}: batch {batch} of {batches}"
-    if sys.stderr.isatty():
-        typer.echo(f"\r\x1b[K{line}", err=True, nl=batch == batches)
-    elif batch == batches:
-        typer.echo(line, err=True)
+    show_progress(f"evaluate: {name}: batch {batch} of {batches}", done=batch == batches)
 
 
 def _log(line: str) -> None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kd_bench.cli import completion
 from kd_bench.cli import options as opt
 from kd_bench.cli.command_group import CommandGroup
 from kd_bench.cli.option_types import path_option
 from kd_bench.cli.targets import trial_path
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     from kd_bench.trials.folder import TrialFolder
@@ -58,15 +60,24 @@ def export_csv(
         sys.stdout.write(table.text)
         return
     write_output(output, table.text, "--output")
-    typer.echo(f"export: {table.lines} {lines}: {output}")
+    typer.echo(f"export: {count(table.lines, lines.removesuffix('s'))}: {output}")
 
 
 @export_app.command("card")
 @opt.with_settings()
 def export_card(
-    trial: Annotated[str, typer.Argument(help="A finished trial: its folder or its identity (see export csv).")],
+    trial: Annotated[str, typer.Argument(help="A finished trial: its folder or its id (see export csv).")],
     output: Annotated[Path, path_option("--output", "Folder to write into.")],
-    recipe: opt.Recipes = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            metavar="<recipe>",
+            help="A recipe that has the trial, for the command in the model card; repeatable. By default, a packaged "
+            "recipe that has it.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
     method: opt.Method = None,
     trials: opt.Trials = None,
     set_: opt.Set = None,

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from kd_bench.cli import completion
 from kd_bench.cli.option_types import path_option
 from kd_bench.cli.options import check_choice
 from kd_bench.utils.errors import UserError
@@ -38,18 +39,28 @@ _NEXT = {
     ),
 }
 
+KINDS = tuple(_NEXT)
+
 
 def new(
-    kind: Annotated[str, typer.Argument(help="method, model, dataset or augmentation.")],
+    kind: Annotated[
+        str, typer.Argument(help="method, model, dataset or augmentation.", autocompletion=completion.plugin_kinds)
+    ],
     name: Annotated[str, typer.Argument(help="Name in snake case, e.g. my_loss.")],
     to: Annotated[Path, path_option("--to", "Folder to write to.")] = Path(),
 ) -> None:
     """Write a documented example of a plug-in to change, with tests that pass, and show the commands to run next."""
     from kd_bench.utils.files import write_new
 
-    check_choice("kind of file", kind, _NEXT, "new")
+    check_choice("kind of file", kind, KINDS, "new")
     if not name.isidentifier() or keyword.iskeyword(name) or name != name.lower() or name.startswith(("_", "test_")):
         raise UserError(f"new {kind}: {name!r} should be a name in Python's snake case, e.g. my_{kind}")
+    if kind == "method":
+        from kd_bench.config.load import read_recipe
+        from kd_bench.methods import _registry as methods
+
+        if name in {*methods.names(), *read_recipe("demo").methods}:  # the commands to run next would be refused
+            raise UserError(f"new method: kd-bench has a row {name!r} already; choose another name, e.g. my_{name}")
     class_name = "".join(word.capitalize() for word in name.split("_"))
     source, test = to / f"{name}.py", to / f"test_{name}.py"
     target = f"{source}:{class_name if kind in ('method', 'model') else name}"
@@ -63,6 +74,8 @@ def new(
             text = Template((_TEMPLATES / template).read_text(encoding="utf-8")).substitute(words)
             if not write_new(path, text):
                 raise UserError(f"new {kind}: {path} is there already")
+    except FileExistsError:
+        raise UserError(f"new {kind}: {to} is a file, not a folder") from None
     except OSError as error:
         raise UserError(f"new {kind}: {to} cannot be written to: {error.strerror}") from None
     typer.echo(f"{source}: the {kind}, ready to run; change it\n{test}: its tests, which pass\n\nnext:")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +19,20 @@ from kd_bench.config.yaml_reader import YamlError, parse_yaml
 from kd_bench.launch.options import RunOptions
 from kd_bench.trials import results_folder
 from kd_bench.utils.errors import UserError, unknown
-from kd_bench.utils.paths import logit_cache_limit
+from kd_bench.utils.paths import expand_user, is_file, logit_cache_limit
 
 OUT = results_folder.DEFAULT
 WORKERS = 2
+
+
+def _check_methods(methods: list[str] | None) -> list[str] | None:
+    """Raises a UserError if commas stand between methods, as in the option --methods."""
+    for text in methods or ():
+        if "," in text and ".py:" not in text:
+            each = " ".join(f"--method {shlex.quote(name.strip())}" for name in text.split(",") if name.strip())
+            raise UserError(f"--method {text}: should be one method each time: {each}")
+    return methods
+
 
 RecipeName = Annotated[
     str,
@@ -42,6 +53,7 @@ Recipes = Annotated[
     list[str] | None,
     typer.Option(
         "--recipe",
+        metavar="<recipe>",
         help="A recipe's file or name, or the name of a comparison; repeatable. By default, all results.",
         autocompletion=completion.recipes,
     ),
@@ -50,7 +62,9 @@ Method = Annotated[
     list[str] | None,
     typer.Option(
         "--method",
+        metavar="<method>",
         help="Another row: a method, FILE.py:CLASS or LABEL=FILE.py:CLASS; repeatable.",
+        callback=_check_methods,
         autocompletion=completion.methods,
     ),
 ]
@@ -60,12 +74,18 @@ DatasetName = Annotated[
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option("--only", help="KEY=VALUE[,VALUE]: method, student, teacher, seed or teacher_seed."),
+    typer.Option(
+        "--only",
+        metavar="<key=value>",
+        help="Only the trials of a method, student, teacher, seed or teacher_seed, e.g. method=kd,ikl_kd; repeatable.",
+        autocompletion=completion.conditions,
+    ),
 ]
 OtherImages = Annotated[
     list[str] | None,
     typer.Option(
         "--ood",
+        metavar="<images>",
         help="A folder of images, or a data set, that the network was not trained for; repeatable. By default, the "
         "test images of digits, cifar10, cifar100 and tiny_imagenet, as far as they are in the data folder.",
     ),
@@ -75,14 +95,17 @@ ComparisonTrials = Annotated[
     int | None,
     whole_number("--trials", "Number of seeds; by default 3, or all of those that --set seeds names.", 1, MAX_TRIALS),
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE changes a setting, e.g. epochs=2; repeatable.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="<key=value>", help="Change a setting of the recipe, e.g. epochs=2; repeatable."),
+]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="The teacher's weights: a file, or: published (see teacher fetch).")
 ]
 Out = Annotated[Path, path_option("--out", "Results folder.", "KD_BENCH_OUT")]
 Data = Annotated[Path | None, path_option("--data", "Folder of the data sets.", "KD_BENCH_DATA")]
 Threads = Annotated[
-    int, whole_number("--threads", "CPU threads per cohort; results with 1 are bitwise reproducible.", 1, 1024)
+    int, whole_number("--threads", "CPU threads of a process; results with 1 are bitwise reproducible.", 1, 1024)
 ]
 Workers = Annotated[int, whole_number("--workers", "Processes that decode images not held in memory.", 0, 1000)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", autocompletion=completion.devices)]
@@ -113,7 +136,8 @@ Model = Annotated[str | None, typer.Option("--model", help="For a file of weight
 ModelDataset = Annotated[str | None, typer.Option("--dataset", help="For a file of weights: the data set.")]
 Normalise = Annotated[str | None, typer.Option("--normalise", help="For a file of weights: none, dataset or network.")]
 Attacks = Annotated[
-    str | None, typer.Option("--attacks", help="Attacks in their order. By default, apgd-ce,apgd-t,fab-t,square.")
+    str | None,
+    typer.Option("--attacks", help="Attacks in their order, with commas. By default, apgd-ce,apgd-t,fab-t,square."),
 ]
 AttackImages = Annotated[
     int | None, whole_number("--images", "Number of test images to attack, evenly over the classes.", 1, 10**9)
@@ -151,8 +175,28 @@ RUN_OPTIONS: dict[str, tuple[Any, Any]] = {
         10.0,
     ),
     "eager": (_option(bool, "--eager", "On a GPU, run steps operation by operation; same results."), False),
-    "executor": (_option(str, "--executor", "Where cohorts run: local, ray or slurm."), "local"),
-    "executor_option": (_option(list[str] | None, "--executor-option", "KEY=VALUE, e.g. partition=gpu."), None),
+    "executor": (
+        Annotated[
+            str,
+            typer.Option(
+                "--executor",
+                help="Where cohorts run: local, ray or slurm.",
+                autocompletion=completion.executors,
+            ),
+        ],
+        "local",
+    ),
+    "executor_option": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                "--executor-option",
+                metavar="<key=value>",
+                help="Setting of the executor, e.g. partition=gpu.",
+            ),
+        ],
+        None,
+    ),
 }
 
 
@@ -262,6 +306,14 @@ def parse_columns(text: str | None) -> tuple[str, ...]:
     from kd_bench.report.columns import parse_columns as parse
 
     return parse(text)
+
+
+def check_weights(weights: str | None) -> None:
+    """Raises a UserError if ``--weights`` names a file that does not exist."""
+    if weights not in (None, "published") and not is_file(expand_user(weights)):
+        raise UserError(
+            f"--weights {weights}: there is no such file; write published for those of: kd-bench teacher fetch NAME"
+        )
 
 
 def check_format(format_: str) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kd_bench.cli import options as opt
-from kd_bench.cli.option_types import path_argument, path_option
-from kd_bench.cli.targets import trial_of_id
+from kd_bench.cli.option_types import path_option
+from kd_bench.cli.targets import trial_path
 from kd_bench.launch.options import RunOptions
-from kd_bench.trials.results_folder import is_trial_id
 from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
 @opt.with_run_options("out", "data", "device", "checkpoint_minutes", "eager", "workers")
 def replay(
     trial: Annotated[
-        Path, path_argument("trial", "A finished trial: its id in OUT, or its folder, e.g. one of results/measured.")
+        str, typer.Argument(help="A finished trial: its folder, e.g. one of results/measured, or its id in OUT.")
     ],
     weights: Annotated[
         Path | None,
-        path_option("--weights", "File of a teacher's weights, or of those that a training started from.", None),
+        path_option("--weights", "File of a teacher's weights, or of those that a training started from."),
     ] = None,
     *,
     options: RunOptions,
@@ -34,9 +33,7 @@ def replay(
     """Train a kept trial again, in OUT/replays, and compare the two. Exit code 1 unless they agree."""
     from kd_bench import api
 
-    if is_trial_id(str(trial)) and not trial.exists():
-        trial = trial_of_id(str(trial), options.out)
-    outcome = api.replay(trial, options, weights)
+    outcome = api.replay(trial_path(trial, options.out), options, weights)
     for line in describe(outcome):
         typer.echo(line)
     if not outcome.agrees:

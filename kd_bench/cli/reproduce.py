@@ -140,6 +140,7 @@ def _reproduce(name: str, budget: str, options: RunOptions, format_: str, fetch:
     from kd_bench import api
     from kd_bench.paper.reproduce import BUDGETS, Reproduction
     from kd_bench.report import render
+    from kd_bench.report.published_robustness import render_tables
 
     opt.check_format(format_)
     opt.check_choice("budget", budget, BUDGETS, "--budget")
@@ -148,10 +149,7 @@ def _reproduce(name: str, budget: str, options: RunOptions, format_: str, fetch:
         if name != "robustness":
             print_summary(result, format_)
             return
-        if format_ == "csv":
-            render.write(result, format_, sys.stdout)
-            return
-        for index, table in enumerate(result):
+        for index, table in enumerate(render_tables(result, format_)):
             typer.echo("\n" * (index > 0), nl=False)
             render.write([table], format_, sys.stdout)
 

@@ -37,7 +37,7 @@ def run(
     from kd_bench.trials.recipe_file import find_recipe_in
 
     source = find_recipe_in(recipe, options.out)
-    planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_)
+    planned = api.plan(source, methods=method, only=only, trials=trials, overrides=set_, data=options.data)
     train_and_print(planned, options, format_)
     if format_ == "terminal":
         _print_next(recipe, options, method=method, only=only, trials=[trials] if trials else None, set=set_)
@@ -88,6 +88,7 @@ def compare(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise UserError(f"--methods: should name at least one method, e.g. kd,ikl_kd (it is {methods!r})")
+    opt.check_weights(weights)
     overrides = list(set_ or ())
     if baseline is not None:
         opt.check_choice("row", baseline, ["none", *api.method_rows(names, "--methods")], "--baseline")
@@ -95,7 +96,9 @@ def compare(
             if text.partition("=")[0].strip() == "baseline":
                 raise UserError(f"--baseline {baseline}: --set {text} sets it, too; leave one of them out")
         overrides.append(f"baseline={json.dumps(baseline)}")
-    planned = api.plan_comparison(dataset, teacher, student, names, weights=weights, trials=trials, overrides=overrides)
+    planned = api.plan_comparison(
+        dataset, teacher, student, names, weights=weights, trials=trials, overrides=overrides, data=options.data
+    )
     train_and_print(planned, options, format_)
     if format_ == "terminal":
         _print_next(planned.recipe.name, options)

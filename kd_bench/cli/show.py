@@ -15,6 +15,7 @@ from kd_bench.methods import _logit_settings
 from kd_bench.methods import _registry as methods
 from kd_bench.models import cards
 from kd_bench.models import registry as models
+from kd_bench.models.timm_names import cached_timm_names, timm_names
 from kd_bench.trials.recipe_file import find_recipe_in, kept_recipes
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, nearest, unknown
@@ -61,6 +62,8 @@ def describe(name: str, out: Path = Path("runs"), raw: bool = False, width: int 
         card_names = [card.name for role in ROLES for card in cards.load_all(role)]
         names = [*methods.names(), *datasets.names(), *models.own_models(), *card_names, *packaged_recipes()]
         names += [*similar_keys(name), *kept_recipes(out)]
+        if text := _describe_timm(name, is_similar=nearest(name, names) is not None):
+            return text
         if nearest(name, names) is None:  # then it may be the name of a comparison
             check_out(out)
         raise unknown("method, network, data set, recipe or setting", name, dict.fromkeys(names)) from None
@@ -78,6 +81,21 @@ def _describe_network(name: str) -> str:
             if dataset in ("", card_dataset) and (card := cards.find(role, card_dataset, short)):
                 texts.append(cards.describe(card))
     return "\n\n".join(texts)
+
+
+def _describe_timm(name: str, is_similar: bool) -> str:
+    """Describes a network of timm, or pretrained weights of one; "" if timm has none of this name.
+
+    If there ``is_similar`` a name, which may be meant, timm is not imported for the names that it has.
+    """
+    names = cached_timm_names() or (None if is_similar else timm_names())
+    if names is None or name not in names.models | names.pretrained:
+        return ""
+    network, _, tag = name.partition(".")
+    if tag:
+        return f"{name}: pretrained weights of timm's network {network}"
+    tags = sorted(one for one in names.pretrained if one.partition(".")[0] == network)
+    return "\n".join([f"{name}: a network of timm", *(f"  pretrained weights: {one}" for one in tags)])
 
 
 def _describe_plugin(name: str) -> str:

@@ -14,16 +14,18 @@ from pydantic import BaseModel
 from kd_bench.config.load import merge, read_recipe, recipe_files
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import Training
-from kd_bench.config.validate import parse
+from kd_bench.config.warmup_notes import warmup_notes
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
-from kd_bench.plan import warmup_notes
-from kd_bench.trials.plan_without_weights import UNKNOWN_HASH, plan_with_placeholders
+from kd_bench.trials.plan_without_weights import UNKNOWN_HASH, fill_image_checksums, plan_with_placeholders
 from kd_bench.utils.paths import package_path
 from kd_bench.utils.plugins import display_path
 from kd_bench.utils.text import count
 
 _DEFAULT = "default"
+
+#: Least columns of text for values beside keys and sources.
+_LEAST_SPACE = 12
 
 Key = tuple[str, ...]
 
@@ -60,31 +62,17 @@ def describe_recipe(path: Path, width: int = 100) -> str:
     names = [_file_name(file) for file, _ in files]
     chain = f"{path}{''.join(f', which extends {name}' for name in names[1:])}"
     datasets.check(recipe.dataset, f"{path}: dataset")
-    planned, missing = plan_with_placeholders(_with_generated_images(recipe, str(path)), str(path))
+    complete = fill_image_checksums(recipe, str(path), lambda _: UNKNOWN_HASH)
+    planned, missing = plan_with_placeholders(complete, str(path))
     trials = len({cell.trial_id for cell in planned})
     lines = [*_comparison(recipe, sources), *_training(recipe, sources), *_teachers(recipe, sources)]
     head = [f"{recipe.name}: {' '.join(recipe.description.split())}".rstrip(" :"), chain, ""]
-    notes = [line for note in (*warmup_notes(planned), *missing) for line in ("", note)]
+    notes = [line for note in (*warmup_notes(recipe, planned), *missing) for line in ("", note)]
     end = [
         "",
         f"{'This is' if trials == 1 else 'These are'} {count(trials, 'trial')}. The file itself is shown by --raw.",
     ]
     return "\n".join([*head, *_aligned(lines, width), *_switched_off(recipe, sources), *notes, *end])
-
-
-def _with_generated_images(recipe: Recipe, context: str) -> Recipe:
-    """Returns the recipe with a checksum for its generated images, which it can be shown without."""
-
-    def fill(value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return [fill(part) for part in value] if isinstance(value, list) else value
-        filled = {key: fill(inner) for key, inner in value.items()}
-        images = filled.get("generated")
-        if isinstance(images, dict) and images.get("sha256") is None:
-            filled["generated"] = {**images, "sha256": UNKNOWN_HASH}
-        return filled
-
-    return parse(Recipe, fill(recipe.model_dump(mode="json")), context)
 
 
 class _Sources:
@@ -210,8 +198,13 @@ def _text(value: Any) -> str:
 
 
 def _aligned(lines: Sequence[_Line], width: int) -> Iterator[str]:
+    """Yields lines of text in columns; without columns if these would leave too little space for the values."""
     keys, sources = max(len(line.key) for line in lines), max(len(line.source) for line in lines)
-    values = max(12, min(40, width - keys - sources - 4, max(len(line.value) for line in lines)))
+    space = width - keys - sources - 4
+    if space < _LEAST_SPACE:
+        yield from ("  ".join(filter(None, (line.key, line.value, line.source))) for line in lines)
+        return
+    values = max(_LEAST_SPACE, min(40, space, max(len(line.value) for line in lines)))
     for line in lines:
         first, *others = textwrap.wrap(line.value, values, break_long_words=False, break_on_hyphens=False) or [""]
         yield f"{line.key:{keys}}  {first:{values}}  {line.source}".rstrip()

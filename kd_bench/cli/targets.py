@@ -12,12 +12,16 @@ from kd_bench.cli import options as opt
 from kd_bench.trials import results_folder
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.paths import expand_user
+from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
     from kd_bench.evaluation.target import EvaluationTarget
     from kd_bench.launch.run_recipe import PlannedRecipe
 
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
+
+#: Keys of a recipe that the evaluation of a file of weights reads.
+_FILE_SETTINGS = ("dataset", "input", "pipeline", "teacher_training", "teachers")
 
 NORMALISATIONS = ("none", "dataset", "network")
 
@@ -42,6 +46,7 @@ def find_targets(
     out: Path,
     log: Callable[[str], None],
     *,
+    data: Path | None = None,
     model: str | None,
     dataset: str | None,
     key: str | None,
@@ -57,6 +62,7 @@ def find_targets(
         target: A file of weights, a trial's folder or id, or a recipe.
         out: The results folder.
         log: Called with a sentence for each trial of a recipe that is not finished.
+        data: Folder of the data sets; None for the default.
         model, dataset, key, normalise: Options for a file of weights only.
         methods, only, trials: Options for a recipe only.
         overrides: Settings that replace those of a recipe, or of a file's images.
@@ -80,8 +86,8 @@ def find_targets(
     if results_folder.is_trial_id(target) and not os.path.lexists(path):
         path = trial_of_id(target, out)
     if path.is_dir() and ((path / "trial.json").is_file() or target not in packaged_recipes()):
-        if count := sum(1 for _ in path.glob("*/trial.json")):
-            raise UserError(f"{path}: is a folder of trials ({count}), not a trial's; name one of the folders in it, "
+        if number := sum(1 for _ in path.glob("*/trial.json")):
+            raise UserError(f"{path}: is a folder of trials ({number}), not a trial's; name one of the folders in it, "
                             f"or their recipe with --out {path.parent}")  # fmt: skip
         of_file = {"model": model, "dataset": dataset, "key": key, "normalise": normalise}
         _refuse("a trial", **of_file, method=methods, only=only, trials=trials, set=overrides)
@@ -96,19 +102,20 @@ def find_targets(
                             "--dataset cifar100")  # fmt: skip
         if normalise is not None:
             opt.check_choice("normalisation", normalise, NORMALISATIONS, "--normalise")
+        _refuse_training_settings(overrides)
         recipe = api.pair_recipe("weights", dataset, model, model, overrides=overrides)
         return Targets([checkpoint_target(path, model, recipe, key, normalise, out)])  # type: ignore[arg-type]
     _refuse("a recipe", model=model, dataset=dataset, key=key, normalise=normalise)
     opt.check_out(out)
     source = find_recipe_in(target, out)
-    planned = api.plan(source, methods=methods, only=only, trials=trials, overrides=overrides, results=out)
+    planned = api.plan(source, methods=methods, only=only, trials=trials, overrides=overrides, results=out, data=data)
     results = out / planned.recipe.name
     folders = dict.fromkeys(results / trial.trial_id for trial in planned.planned)
     networks = finished_trial_targets(folders, log)
     if not networks:
         option = results_folder.out_option(out)
         if kept := sum(map(is_without_weights, folders)):
-            raise UserError(f"{target}: {kept} of its {len(folders)} trials in {results} are finished, but their "
+            raise UserError(f"{target}: {share(kept, len(folders), 'trial')} finished in {results}, but the "
                             "weights were not kept, so there is no network to evaluate; what was measured is shown "
                             f"by: kd-bench report --recipe {shlex.quote(target)}{option}")  # fmt: skip
         if unplanned := describe_unplanned(planned.recipe, planned.context, out):
@@ -137,8 +144,21 @@ def trial_path(trial: str, out: Path) -> Path:
     if os.path.lexists(path / "trial.json") or (results_folder.is_trial_id(path.name) and os.path.lexists(path)):
         return path
     if not results_folder.is_trial_id(trial):
-        raise UserError(f"{trial}: is neither the folder of a trial nor the identity of one in {out}")
+        raise UserError(f"{trial or repr(trial)}: is neither the folder of a trial nor the id of one in {out}")
     return trial_of_id(trial, out)
+
+
+def share(part: int, whole: int, noun: str) -> str:
+    """Returns the subject and verb of a sentence: ``1 of 2 networks is``."""
+    return f"{part} of {count(whole, noun)} {'is' if part == 1 else 'are'}"
+
+
+def _refuse_training_settings(overrides: list[str] | None) -> None:
+    """Raises a UserError for a setting that changes neither the images nor the input of a file of weights."""
+    for text in overrides or ():
+        if text.partition("=")[0].strip().partition(".")[0] not in _FILE_SETTINGS:
+            raise UserError(f"{opt.SET_OPTIONS}: {text} has no meaning for a file of weights, which is not trained; "
+                            "only settings of its images have one, e.g. dataset.test_images=100")  # fmt: skip
 
 
 def _refuse(target: str, **options: object) -> None:

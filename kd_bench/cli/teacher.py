@@ -10,8 +10,9 @@ import typer
 from kd_bench.cli import completion
 from kd_bench.cli import options as opt
 from kd_bench.cli.command_group import CommandGroup
-from kd_bench.cli.option_types import path_argument
+from kd_bench.cli.option_types import path_argument, whole_number
 from kd_bench.cli.run import train_and_print
+from kd_bench.config.limits import MAX_TRIALS
 from kd_bench.launch.options import RunOptions
 from kd_bench.utils.errors import UserError
 
@@ -30,7 +31,10 @@ def teacher_train(
         ),
     ] = None,
     dataset: opt.DatasetName = "cifar100",
-    trials: opt.Trials = None,
+    trials: Annotated[
+        int | None,
+        whole_number("--trials", "Number of seeds; by default 1, or the recipe's for all teachers.", 1, MAX_TRIALS),
+    ] = None,
     set_: opt.Set = None,
     *,
     options: RunOptions,
@@ -42,10 +46,13 @@ def teacher_train(
     from kd_bench.launch.run_recipe import train, training_failure
     from kd_bench.trials.folder import TEACHERS, TrialFolder
 
+    datasets.spec(dataset, "--dataset")
     if name is None:
         recipe = f"{dataset}/teachers"
         if recipe not in packaged_recipes():
-            raise UserError(f"there is no recipe {recipe}; name the network: kd-bench teacher train NETWORK")
+            raise UserError(
+                f"there is no recipe {recipe}; name the network: kd-bench teacher train NETWORK --dataset {dataset}"
+            )
         train_and_print(api.plan(recipe, trials=trials, overrides=set_), options, "terminal")
         return
     planned = api.plan_teachers(name, dataset, trials=trials or 1, overrides=set_)
@@ -107,6 +114,7 @@ def teacher_verify(
     from kd_bench.trials.results_folder import check_results_folder
 
     check_results_folder(out, must_exist=False)
+    opt.check_weights(weights)
     recipe, model, context = api.teacher_recipe(name, dataset, weights=weights, overrides=set_)
     teacher, file = plan_teacher(recipe, model, context)
     datasets.locate(teacher.dataset, data)

@@ -1,10 +1,13 @@
-"""Text that is as wide as the terminal."""
+"""Text that is as wide as the terminal, and lines of progress."""
 
 from __future__ import annotations
 
 import re
 import shutil
+import sys
 import textwrap
+
+import typer
 
 #: Columns of text for readers if standard output is no terminal.
 _COLUMNS = 100
@@ -32,6 +35,14 @@ def fit(text: str, width: int | None, hang: int | None = None) -> str:
     if width is None:
         return text
     return "\n".join(_fit(line, width, hang) for line in text.split("\n"))
+
+
+def show_progress(line: str, *, done: bool) -> None:
+    """Prints a line on standard error when the work is done; on a terminal also before, each in place of the last."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K{line}", err=True, nl=done)
+    elif done:
+        typer.echo(line, err=True)
 
 
 def _fit(line: str, width: int, hang: int | None) -> str:

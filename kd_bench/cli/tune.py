@@ -21,6 +21,7 @@ def tune(
         list[str],
         typer.Option(
             "--method",
+            metavar="<method>",
             help="Row to tune, or another row as [LABEL=]FILE.py:CLASS; repeatable, or with commas.",
             autocompletion=completion.methods,
         ),
@@ -31,10 +32,20 @@ def tune(
         int | None, whole_number("--holdout", "Training images to hold out, instead of the recipe's.", 2, 10**9)
     ] = None,
     search: Annotated[
-        list[str] | None, typer.Option("--search", help="NAME=LOW..HIGH: a range to search, also lr; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="<name=range>",
+            help="Range of a hyper-parameter or of lr to search, e.g. temperature=1..16; repeatable.",
+        ),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="KEY=VALUE[,VALUE]: the pairs, by student or teacher.")
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="<key=value>",
+            help="Only the pairs of a student or teacher, e.g. student=resnet8; repeatable.",
+        ),
     ] = None,
     trials: opt.Trials = None,
     set_: opt.Set = None,
@@ -45,12 +56,16 @@ def tune(
     """Tune rows of a recipe on held-out images, and compare the settings that were found with the published ones."""
     from kd_bench import api
     from kd_bench.cli.run import train_and_print
+    from kd_bench.config.load import read_recipe
+    from kd_bench.config.selection import split_names
     from kd_bench.trials.recipe_file import find_recipe_in
     from kd_bench.tuning.search_space import read_ranges
     from kd_bench.tuning.tuner import TuningSettings
 
     opt.check_format(format_)
-    labels = list(dict.fromkeys(name.strip() for names in method for name in names.split(",") if name.strip()))
+    source = find_recipe_in(recipe, options.out)
+    rows = read_recipe(source).methods
+    labels = list(dict.fromkeys(name for names in method for name in split_names(names, rows) if name))
     if not labels:
         raise UserError("--method: should name at least one row of the recipe")
     for condition in only or ():
@@ -62,8 +77,7 @@ def tune(
     added = [name for name in labels if ".py:" in name]
     labels = [next(iter(api.method_rows([name], "--method"))) if name in added else name for name in labels]
     settings = TuningSettings(labels, budget, batch, holdout, read_ranges(search or ()))
-    source = find_recipe_in(recipe, options.out)
-    planned = api.plan(source, methods=added, only=only, trials=trials, overrides=set_)
+    planned = api.plan(source, methods=added, only=only, trials=trials, overrides=set_, data=options.data)
 
     def log(text: str) -> None:
         typer.echo(text, err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import replace
 
 from kd_bench.config.network_names import PREFIX
@@ -27,28 +27,51 @@ def _names(network: str) -> set[str]:
 
 
 def select(planned: list[PlannedTrial], only: Iterable[str]) -> list[PlannedTrial]:
-    """Returns the trials that match every condition ``key=value[,value...]``.
+    """Returns the trials that match conditions ``key=value[,value...]``.
+
+    A trial matches a key if it has one of its values, in whichever condition they are, and is returned if it matches
+    every key.
 
     Raises:
-        UserError: If a key does not exist, or no trial has a value.
+        UserError: If a key does not exist, no trial has a value, or no trial matches every key.
     """
     labels = {trial.label for trial in planned}
+    conditions: dict[str, list[str]] = {}
     for condition in only:
         key, equals, values = condition.partition("=")
-        if not equals or not values:
+        if not equals or not values.strip():
             raise UserError(f"--only {condition}: should be KEY=VALUE, e.g. method=kd,ikl_kd")
-        if key not in SELECTORS:
-            raise unknown("key to select by", key, SELECTORS, f"--only {condition}")
-        wanted = {value.strip() for value in values.split(",")}
-        selectors = [(trial, _selectors(trial, key, labels)) for trial in planned]
-        present = {name for _, names in selectors for name in names}
-        for value in sorted(wanted - present):
-            raise unknown(f"{key} of this recipe", value, present, f"--only {condition}")
-        if key == "teacher_seed":
-            planned = _of_teachers([trial for trial, names in selectors if names & wanted], planned)
-        else:
-            planned = [trial for trial, names in selectors if names & wanted]
+        if key.strip() not in SELECTORS:
+            raise unknown("key to select by", key.strip(), SELECTORS, f"--only {condition}")
+        conditions.setdefault(key.strip(), []).append(condition)
+    names = {key: {name for trial in planned for name in _selectors(trial, key, labels)} for key in conditions}
+    # The seed of a teacher first: it gives teachers to the trials without one, which other keys may leave alone.
+    for key in sorted(conditions, key=lambda key: key != "teacher_seed"):
+        wanted = {value for text in conditions[key] for value in _values(text, key, names[key])}
+        selected = [trial for trial in planned if _selectors(trial, key, labels) & wanted]
+        planned = _of_teachers(selected, planned) if key == "teacher_seed" else selected
+    if conditions and not planned:
+        given = " ".join(f"--only {text}" for texts in conditions.values() for text in texts)
+        raise UserError(f"{given}: no trial of this recipe matches all of these")
     return planned
+
+
+def split_names(text: str, names: Container[str]) -> list[str]:
+    """Returns the names in a text, which commas separate; the whole text if it is one of ``names``."""
+    return [text] if text in names else [name.strip() for name in text.split(",")]
+
+
+def _values(condition: str, key: str, names: Collection[str]) -> list[str]:
+    """Returns the values of a condition. Raises a UserError if one is none of ``names``."""
+    values = split_names(condition.partition("=")[2], names)
+    for value in values:
+        if not value:
+            raise UserError(
+                f"--only {condition}: a value is lacking; commas stand between values, e.g. method=kd,ikl_kd"
+            )
+        if value not in names:
+            raise unknown(f"{key} of this recipe", value, names, f"--only {condition}")
+    return values
 
 
 def _of_teachers(taught: list[PlannedTrial], planned: list[PlannedTrial]) -> list[PlannedTrial]:

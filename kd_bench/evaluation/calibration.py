@@ -38,10 +38,9 @@ class Scaled(NamedTuple):
 
 
 def probability_errors(logits: Tensor, labels: Tensor) -> Errors:
-    """Returns the errors of softmax(logits), in float64 except for the ECE, which torchmetrics computes in float32.
+    """Returns the errors of softmax(logits), in float64.
 
-    * ECE, in percentage points: images are put into 15 bins of equal width by the probability of their predicted class;
-      the mean over the images of the distance between accuracy and mean probability of an image's bin.
+    * ECE, in percentage points; see ``expected_calibration_error``.
     * NLL, in nats: the mean over the images of -log of the label's probability.
     * Brier score: the mean over the images of the sum over all classes of (probability - indicator)^2, where the
       indicator is 1 for the label and 0 otherwise; from 0 to 2 (Brier, 1950).
@@ -50,18 +49,34 @@ def probability_errors(logits: Tensor, labels: Tensor) -> Errors:
         logits: (N, K).
         labels: (N,) int64.
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
     logits = logits.double()
     probabilities = logits.softmax(1)
-    classes = logits.shape[1]
-    ece = multiclass_calibration_error(probabilities, labels, classes, n_bins=BINS, norm="l1", validate_args=False)
-    brier = (probabilities - F.one_hot(labels, classes)).square().sum(1).mean()
+    brier = (probabilities - F.one_hot(labels, logits.shape[1])).square().sum(1).mean()
     return Errors(
-        ece=min(100 * float(ece), 100.0),
+        ece=min(100 * expected_calibration_error(probabilities, labels), 100.0),
         nll=float(F.cross_entropy(logits, labels)),
         brier=min(float(brier), 2.0),
     )
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> float:
+    """Returns the expected calibration error, from 0 to 1 (Guo et al., 2017, eq. 3).
+
+    Images are put into 15 bins of equal width, ((m - 1) / 15, m / 15], by the probability of their predicted class. The
+    result is the mean over the images of the distance between accuracy and mean probability of an image's bin.
+
+    torchmetrics has a 16th bin for probabilities of exactly 1, which many images have in float32, and adds up in
+    float32, where the error of 50,000 images exceeds 0.005 percentage points.
+
+    Args:
+        probabilities: (N, K) float64.
+        labels: (N,) int64.
+    """
+    confidences, predicted = probabilities.max(1)
+    edges = torch.arange(1, BINS, dtype=torch.float64) / BINS
+    gaps = torch.zeros(BINS, dtype=torch.float64)
+    gaps.index_add_(0, torch.bucketize(confidences, edges), (predicted == labels).double() - confidences)
+    return float(gaps.abs().sum()) / len(labels)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -61,8 +61,11 @@ class EvaluationTarget:
         """Returns everything that an evaluation depends on besides its own settings."""
         # a file may have several networks' weights; without a key there are evaluations of earlier versions
         key = {} if self.key is None else {"key": self.key}
+        # the code of a user's network may change; that of a trial's network must not
+        source = {} if self.is_trial or not self.trained.model_source else {"source": self.trained.model_source}
         return {
             **key,
+            **source,
             "model": self.trained.model,
             "weights": self.sha256,
             "dataset": self.trained.dataset.model_dump(mode="json"),

@@ -64,7 +64,8 @@ def load_pixel_network(target: EvaluationTarget, images: Images) -> NormalisedNe
     """Returns a target's network on the CPU, in evaluation mode. It maps pixels from 0 to 1 to logits.
 
     Raises:
-        UserError: If the file does not hold this network's weights, or a method's layers beside them.
+        UserError: If the file does not hold this network's weights, or has a method's layers beside them; or if the
+            images should be normalised as for the network, which does not say how.
     """
     trained, image_size = target.trained, images.image_shape[-1]
     plugins.refuse_changes(trained.model, models.source_hash(trained.model), trained.model_source)
@@ -82,7 +83,12 @@ def load_pixel_network(target: EvaluationTarget, images: Images) -> NormalisedNe
     if target.normalise == "none":
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     elif target.normalise == "network":
-        cfg = getattr(network, "pretrained_cfg", {})
+        cfg = getattr(network, "pretrained_cfg", None) or {}
+        if not {"mean", "std"} <= set(cfg):
+            raise UserError(
+                f"--normalise network: {trained.model} has no pretrained_cfg with mean and std, as networks of timm "
+                "have; choose none or dataset"
+            )
         mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
     # A trial's network expects images as in training, where they have the data set's normalisation first.
     update = {} if target.normalise is None else {"normalise": "dataset"}

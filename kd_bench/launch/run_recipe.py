@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kd_bench.plan import warmup_notes
+from kd_bench.config.warmup_notes import warmup_notes
 from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ class PlannedRecipe:
         context: Its file, or what error messages call it.
         planned: The selected trials, in the order of the table.
         in_file: Whether the recipe can be read from a file. Others are kept in the results folder.
+        warned: Whether the notes about its warm-ups have been printed already.
     """
 
     recipe: Recipe
     context: str
     planned: list[PlannedTrial]
     in_file: bool = field(default=True, kw_only=True)
+    warned: bool = field(default=False, kw_only=True)
 
 
 def train(
@@ -64,7 +66,7 @@ def train(
     def keep_recipe() -> None:
         if not part.in_file and (note := write_recipe(recipe, options.out, part.planned)):
             print(f"{recipe.name}: {note}", file=sys.stderr)
-        for note in warmup_notes(part.planned):
+        for note in () if part.warned else warmup_notes(recipe, part.planned):
             print(f"{recipe.name}: {note}", file=sys.stderr)
 
     return train_trials(recipe.name, part.planned, options, title, console, keep_recipe)

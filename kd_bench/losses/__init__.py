@@ -1,7 +1,8 @@
 """Losses of knowledge distillation: pure functions of tensors that import nothing but torch.
 
-All return scalars, means over the batch, in float32 (float64 for float64 inputs) under any autocast. An argument with a
-wrong shape or out of range raises ValueError with a sentence that names it. The values of tensors are not read.
+A loss is a scalar, or a tuple of scalars, and usually a mean over the batch; the other functions compute what losses
+need. All compute in float32 (float64 for float64 inputs) under any autocast. An argument with a wrong shape or out of
+range raises ValueError with a sentence that names it. The values of tensors are not read.
 """
 
 from kd_bench.losses.adversarial import class_weights, ikl_adversarial, trades

@@ -19,7 +19,7 @@ def entropy_weights(
     p = softmax(z / T). The weights are not normalised. T is 3 in the published runs on CIFAR-100, 2 on ImageNet.
 
     Args:
-        student_logits, teacher_logits: (B, C), s and t.
+        student_logits, teacher_logits: (B, C), s and t, C >= 2.
         temperature: T.
         bound: Largest entropy, log C if None. The released files of KD and DKD on CIFAR-100 have 100, the number of
             classes without the logarithm.
@@ -29,7 +29,7 @@ def entropy_weights(
     >>> entropy_weights(torch.zeros(1, 4), torch.zeros(1, 4))  # log 4
     tensor([1.3863])
     """
-    check_logits(student_logits, teacher_logits)
+    check_logits(student_logits, teacher_logits, least=2)
     check_positive(temperature=temperature)
     if bound is not None:
         check_positive(bound=bound)

@@ -111,10 +111,11 @@ def _rows(number: int) -> list[dict[str, str]]:
 
 
 def _csv() -> str:
-    """All numbers of all tables, one a line, because the tables have different columns."""
+    """All numbers of all tables, in percent, one a line, because the tables have different columns."""
     lines = ["table,row,column,value"]
     for number in TITLES:
         for row in _rows(number):
             keys = "; ".join(f"{name}={value}" for name, value in row.items() if value and name not in _NUMBERS)
-            lines += [f'{number},"{keys}",{name},{row[name]}' for name in row if name in _NUMBERS and row[name]]
+            numbers = {name: row[name].removesuffix("%") for name in row if name in _NUMBERS and row[name]}
+            lines += [f'{number},"{keys}",{name},{value}' for name, value in numbers.items()]
     return "\n".join(lines) + "\n"

@@ -65,15 +65,18 @@ class Part(PlannedRecipe):
     Attributes:
         name: Name of the packaged recipe.
         radii: Radii of the attacks on its networks, e.g. ``8/255``.
+        data: Folder of the data sets; None for the default.
     """
 
     name: str
     radii: tuple[str, ...]
+    data: Path | None = None
 
     @cached_property
     def as_published(self) -> dict[str, str]:
         """Identities of the trials of the first seed with the published settings, by label."""
-        return {trial.label: trial.trial_id for trial in reversed(plan(read_recipe(self.name), self.context))}
+        planned = plan(read_recipe(self.name), self.context, data=self.data)
+        return {trial.label: trial.trial_id for trial in reversed(planned)}
 
 
 @cache
@@ -124,7 +127,7 @@ class Reproduction:
 
         Args:
             budget: One of ``BUDGETS``.
-            show: Receives each table as a ``Summary``; or once, for robustness, a list of all tables.
+            show: Receives each table as a ``Summary``; or once, for robustness, a list of ``RobustnessTable``.
 
         Raises:
             UserError: If a setting is invalid or images are missing.
@@ -176,7 +179,7 @@ class Reproduction:
         for name, recipe in self.group.recipes.items():
             if "full" in recipe.budgets:
                 try:
-                    parts.append(_plan(name, recipe, (), self.trials))
+                    parts.append(_plan(name, recipe, (), self.trials, self.options.data))
                 except UserError as error:
                     if not recipe.optional:
                         raise
@@ -278,7 +281,7 @@ class Reproduction:
                 images = f"scikit-learn's digits, since there is no CIFAR-100 in {data}"
                 settings = group.without_cifar100
         parts = [
-            _plan(name, recipe, [*settings, *group.smoke, *recipe.smoke, *self.overrides], 1)
+            _plan(name, recipe, [*settings, *group.smoke, *recipe.smoke, *self.overrides], 1, data)
             for name, recipe in group.recipes.items()
             if "smoke" in recipe.budgets
         ]
@@ -309,11 +312,11 @@ class Reproduction:
         )
 
 
-def _plan(name: str, table: TableRecipe, overrides: Iterable[str], trials: int | None) -> Part:
+def _plan(name: str, table: TableRecipe, overrides: Iterable[str], trials: int | None, data: Path | None) -> Part:
     """Plans a recipe with teachers that are trained: given weights must exist, but are fetched only if needed."""
     recipe = read_recipe(name, overrides, trials).model_copy(update={"teachers": {}})
     context = recipe_context(name)
-    return Part(recipe, context, plan(recipe, context), name, table.radii)
+    return Part(recipe, context, plan(recipe, context, data=data), name, table.radii, data)
 
 
 def _select(parts: list[Part], only: Iterable[str]) -> list[Part]:
@@ -330,7 +333,8 @@ def _with_weights(part: Part, weights: Mapping[str, str]) -> Part:
     recipe = part.recipe.model_copy(update={"teachers": teachers})
     cell = attrgetter("teacher", "student", "label", "seed")
     cells = set(map(cell, part.planned))
-    return replace(part, recipe=recipe, planned=[trial for trial in plan(recipe, part.context) if cell(trial) in cells])
+    planned = [trial for trial in plan(recipe, part.context, data=part.data) if cell(trial) in cells]
+    return replace(part, recipe=recipe, planned=planned)
 
 
 def _summary(parts: Sequence[Part], out: Path, note: str) -> Any:
@@ -342,14 +346,14 @@ def _summary(parts: Sequence[Part], out: Path, note: str) -> Any:
 
 
 def _robustness_table(part: Part, out: Path, note: str) -> Any:
-    from kd_bench.report.published_robustness import render_table, robustness_rows
+    from kd_bench.report.published_robustness import RobustnessTable, robustness_rows
 
     title = f"{part.name}, {part.recipe.dataset.title}"
     if note:
         title = f"smoke run, measures nothing: {title}, {count(part.recipe.epochs, 'epoch')}"
     folder = out / part.recipe.name
     rows = robustness_rows(part.name, part.planned, folder, part.radii, part.as_published)
-    return render_table(title, rows)
+    return RobustnessTable(title, tuple(rows))
 
 
 def costs(part: Part, out: Path) -> list[str]:

@@ -140,7 +140,7 @@ def compare(
     trials = None if trials is None else _trials(trials, "compare")
     with named_as_in_python():
         planned = api.plan_comparison(
-            dataset, teacher, student, rows, weights=weights, trials=trials, overrides=overrides
+            dataset, teacher, student, rows, weights=weights, trials=trials, overrides=overrides, data=options.data
         )
     arguments = {"dataset": dataset, "teacher": teacher, "student": student, "methods": rows, "trials": trials}
     return _train(planned, options, _call_text("compare", arguments | {"weights": weights, "out": out} | settings))
@@ -180,7 +180,7 @@ def run(
     if trials is not None:
         trials = _trials(trials, "run")
     with named_as_in_python():
-        planned = api.plan(source, methods=names, only=selection, trials=trials, overrides=overrides)
+        planned = api.plan(source, methods=names, only=selection, trials=trials, overrides=overrides, data=options.data)
     arguments = {"recipe": source, "methods": names, "only": only, "trials": trials, "out": out}
     return _train(planned, options, _call_text("run", arguments | settings))
 
@@ -193,8 +193,8 @@ def _train(planned: PlannedRecipe, options: RunOptions, call: str) -> Results:
         except KeyboardInterrupt:
             print("stopped; the same call goes on from here", file=sys.stderr)
             raise
-        except Terminated:
-            sys.exit(143)
+        except Terminated as error:
+            sys.exit(error.exit_code)
     results = Results([api.planned_part(planned, options.out)], failed)
     if failed:
         failure = training_failure(planned.context, failed)

@@ -16,7 +16,7 @@ from kd_bench.report.render import DASH, Table, simple_table
 from kd_bench.report.results_frame import teacher_name
 from kd_bench.report.significance import Significance, correct, difference_tests, format_test
 from kd_bench.report.statistics import Difference, MeanAndStd
-from kd_bench.report.summary import ALONE, CONFIDENCE
+from kd_bench.report.summary import ALONE, CONFIDENCE, baseline_name, student_name
 from kd_bench.report.summary_text import format_difference
 from kd_bench.trials.reader import read_trial
 from kd_bench.utils.regular_files import BadFile, read_json_object
@@ -121,7 +121,8 @@ class AttackRow:
     """The row of a method or of a single network.
 
     Attributes:
-        label: Label of the row.
+        label: Label of the recipe's row, or name of the network.
+        name: Name of the row in a table.
         values: Mean and standard deviation over trials, by key of the table's columns.
         difference: Last column minus the baseline's, paired by seed; None for the baseline, without a baseline, and for
             a row of another protocol.
@@ -129,6 +130,7 @@ class AttackRow:
     """
 
     label: str
+    name: str
     values: dict[str, MeanAndStd]
     difference: Difference | None = None
     tests: Significance | None = None
@@ -142,7 +144,7 @@ class AttackTable:
         title: Networks, dataset, attack and images.
         columns: Titles by key of the rows' values.
         rows: The rows.
-        baseline: Label that differences are taken to; None for none.
+        baseline: Name, in sentences, of the row that differences are taken to; None for none.
         notes: Sentences below the table.
         attack: The attack.
         kind: Whether the rows are of methods or of networks.
@@ -181,9 +183,9 @@ def summarise_attacks(
         by_label: dict[str, dict[Cell, Evaluation]] = {}
         for (trial, evaluation), cell_of in zip(of_table, cells, strict=True):
             by_label.setdefault(trial.label, {})[cell_of] = evaluation
-        methods = {trial.label for trial, _ in of_table if trial.method != ALONE}
+        alone = {trial.label for trial, _ in of_table if trial.method == ALONE}
         excluded = {label for label in by_label if (heading, label) in incomparable}
-        made.append(_attack_table(heading, by_label, baseline, methods, excluded))
+        made.append(_attack_table(heading, by_label, baseline, alone, excluded))
     return made
 
 
@@ -191,7 +193,7 @@ def _attack_table(
     title: str,
     by_label: dict[str, dict[Cell, Evaluation]],
     baseline: str,
-    methods: Collection[str] = (),
+    alone: Collection[str] = (),
     excluded: Collection[str] = (),
 ) -> AttackTable:
     """The table of evaluations of one attack.
@@ -200,7 +202,8 @@ def _attack_table(
         title: Networks and dataset.
         by_label: The evaluations by label and cell.
         baseline: Label of the row that the others are compared with.
-        methods: Labels whose p-values are corrected together: those of methods.
+        alone: Labels of students that are trained without a teacher. The p-values of the others, the methods, are
+            corrected together.
         excluded: Labels that are compared with nothing; if the baseline is one of them, no row is.
     """
     evaluations = [evaluation for by_cell in by_label.values() for evaluation in by_cell.values()]
@@ -215,14 +218,15 @@ def _attack_table(
     }
     compared = accuracies[last].get(baseline, {}) if len(by_label) > 1 and baseline not in excluded else {}
     others = {label: by_cell for label, by_cell in accuracies[last].items() if label not in {baseline, *excluded}}
-    differences, tests = _compare(others, compared, methods)
+    differences, tests = _compare(others, compared, others.keys() - alone)
+    names = {label: student_name(label) if label in alone else label for label in by_label}
     rows = []
     for label in by_label:
         means = {key: estimate_cells(accuracies[key][label]) for key in columns}
         values = {key: mean for key, mean in means.items() if mean}
-        rows.append(AttackRow(label, values, differences.get(label), tests.get(label)))
+        rows.append(AttackRow(label, names[label], values, differences.get(label), tests.get(label)))
     crossed = any(is_taught(by_cell) for by_cell in by_label.values())
-    notes = _notes(evaluations, columns[last])
+    notes, shown = _notes(evaluations, columns[last]), baseline_name(baseline) if compared else None
     if crossed:
         notes.append("Several teachers: each seed of the student is trained with each teacher; the standard deviation "
                      "is that of a single training with another teacher and another seed.")  # fmt: skip
@@ -230,19 +234,17 @@ def _attack_table(
         paired = "teacher and seed, with the 95 % interval for other teachers and other seeds (quasi-F)"
         if not crossed:
             paired = "seed, with the 95 % interval of the paired t distribution"
-        notes.append(f"Difference: {columns[last]} minus that of {baseline} in percentage points, paired by {paired}, "
+        notes.append(f"Difference: {columns[last]} minus that of {shown} in percentage points, paired by {paired}, "
                      "not corrected for the number of methods.")  # fmt: skip
         if any(test.p_t is not None for test in tests.values()):
             notes.append("P-values, where shown: two-sided, of the t test of the interval and of the test that "
                          "flips the signs of the differences; in brackets after Holm's correction for the "
                          "methods.")  # fmt: skip
-        notes += [f"{label} has another protocol, and is compared with nothing." for label in by_label
+        notes += [f"{names[label]} has another protocol, and is compared with nothing." for label in by_label
                   if label in excluded]  # fmt: skip
-        notes += [f"Difference of {row.label}: over {row.difference.over} only." for row in rows
+        notes += [f"Difference of {row.name}: over {row.difference.over} only." for row in rows
                   if row.difference is not None and row.difference.n < row.values[last].n]  # fmt: skip
-    baseline_or_none = baseline if compared else None
-    title = f"{title}, {first.description}"
-    return AttackTable(title, columns, tuple(rows), baseline_or_none, tuple(notes), first.attack)
+    return AttackTable(f"{title}, {first.description}", columns, tuple(rows), shown, tuple(notes), first.attack)
 
 
 def _compare(
@@ -288,7 +290,7 @@ def _text_table(table: AttackTable, tests: bool) -> Table:
     headers += shown
     rows = []
     for row in table.rows:
-        cells = [row.label, *(str(row.values[key]) for key in table.columns)]
+        cells = [row.name, *(str(row.values[key]) for key in table.columns)]
         if table.kind == "method":
             cells.append(str(max(value.n for value in row.values.values())))
         if table.baseline is not None:

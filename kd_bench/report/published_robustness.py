@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kd_bench.report.attack_table import CLEAN, AttackTable, Evaluation, trial_evaluations
 from kd_bench.report.published_files import read_rows
@@ -52,6 +52,7 @@ class RobustnessRow:
         complete: Whether the last accuracy is that under standard AutoAttack; otherwise it is an upper bound.
         published: Published accuracies, one a source.
         as_published: Whether the network has the published settings.
+        warnings: Reasons to doubt the measured accuracies.
     """
 
     label: str
@@ -61,6 +62,15 @@ class RobustnessRow:
     complete: bool
     published: tuple[PublishedRobustness, ...]
     as_published: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RobustnessTable:
+    """The networks of a recipe, with its name and data set as the title."""
+
+    title: str
+    rows: tuple[RobustnessRow, ...]
 
 
 def read_numbers() -> dict[tuple[str, str, float], tuple[PublishedRobustness, ...]]:
@@ -113,18 +123,27 @@ def robustness_rows(
                     complete=all(evaluation.complete for evaluation in largest),
                     published=numbers.get((recipe, label, eps), ()) if same else (),
                     as_published=same,
+                    warnings=tuple(dict.fromkeys(text for evaluation in largest for text in evaluation.warnings)),
                 )
             )
     return rows
 
 
 def _largest_evaluations(evaluations: Sequence[tuple[PlannedTrial, Evaluation]], eps: float) -> list[Evaluation]:
-    """Evaluations with one radius: the largest number of images of any seed, complete ones if there are any."""
-    by_size: dict[tuple[int, bool], dict[int, Evaluation]] = {}
+    """Evaluations with one radius and equal settings, one a seed.
+
+    They are those of the most images; of these complete ones, those of the most attacks, and those of the most seeds.
+    """
+    by_settings: dict[str, dict[int, Evaluation]] = {}
     for cell, evaluation in evaluations:
         if (evaluation.attack.norm, evaluation.attack.eps) == ("Linf", eps):
-            by_size.setdefault((evaluation.images, evaluation.complete), {}).setdefault(cell.seed, evaluation)
-    return list(by_size[max(by_size)].values()) if by_size else []
+            by_settings.setdefault(evaluation.attack.id, {}).setdefault(cell.seed, evaluation)
+
+    def size(by_seed: dict[int, Evaluation]) -> tuple[int, bool, int, int]:
+        first = next(iter(by_seed.values()))
+        return first.images, first.complete, len(first.accuracy), len(by_seed)
+
+    return list(max(by_settings.values(), key=size).values()) if by_settings else []
 
 
 def _measured(evaluations: Sequence[Evaluation]) -> dict[str, MeanAndStd]:
@@ -164,10 +183,34 @@ def published_cells(
     return cells, [f"{mark}: published, {key}; not measured here." for key, mark in marks.items()]
 
 
-def render_table(title: str, rows: Sequence[RobustnessRow]) -> Table:
-    """Returns the table for ``render``: a row for each network and radius, and below it one for each source."""
+def render_tables(tables: Sequence[RobustnessTable], format: str) -> list[Table]:
+    """Returns the tables for ``render``. "csv" is one table with a row for each number, in full precision."""
+    return [_csv_table(tables)] if format == "csv" else list(map(_text_table, tables))
+
+
+def _csv_table(tables: Sequence[RobustnessTable]) -> Table:
+    lines: list[tuple[Any, ...]] = []
+    for table in tables:
+        for row in table.rows:
+            network = table.title, row.label, float(Fraction(row.eps))
+            for key, name in TITLES.items():
+                if key in row.measured:
+                    mean = row.measured[key]
+                    bound = key == "autoattack" and not row.complete
+                    lines.append((*network, name, mean.mean, mean.std, mean.n, row.images, bound, None, None))
+                lines += [
+                    (*network, name, None, None, None, None, None, number.values[key], number.source)
+                    for number in row.published
+                    if key in number.values
+                ]
+    headers = ("table", "label", "eps", "column", "mean", "std", "n", "images", "is_upper_bound", "published", "source")
+    return simple_table("", headers, lines)
+
+
+def _text_table(table: RobustnessTable) -> Table:
+    """A row for each network and radius, and below it one for each source."""
     lines = []
-    for row in rows:
+    for row in table.rows:
         means = [row.measured.get(key) for key in TITLES]
         texts = [DASH if mean is None else f"{mean}{f' ({mean.n})' if mean.n > 1 else ''}" for mean in means]
         images = count(row.images, "image") if row.images else "not measured yet"
@@ -177,5 +220,6 @@ def render_table(title: str, rows: Sequence[RobustnessRow]) -> Table:
             values = [f"{number.values[key]:.2f}" if key in number.values else "" for key in TITLES]
             lines.append(["", "", *values, f"published: {number.source}"])
     note = "Rows with other settings than the published ones have no published numbers beside them."
-    notes = () if all(row.as_published for row in rows) else (note,)
-    return simple_table(title, ("row", "eps", *(f"{name} %" for name in TITLES.values()), "of"), lines, notes)
+    notes = [] if all(row.as_published for row in table.rows) else [note]
+    notes += [f"Doubtful: {row.label}, {row.eps}: {warning}." for row in table.rows for warning in row.warnings]
+    return simple_table(table.title, ("row", "eps", *(f"{name} %" for name in TITLES.values()), "of"), lines, notes)

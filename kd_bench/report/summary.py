@@ -33,6 +33,11 @@ RowKind = Literal["teacher", "student", "method"]
 Reports = Literal["last", "best", "unknown"]
 
 
+def student_name(label: str) -> str:
+    """Returns the name of a row of students that are trained without a teacher, in a table."""
+    return STUDENT_ALONE if label == ALONE else f"{STUDENT_ALONE} ({label})"
+
+
 def baseline_name(label: str) -> str:
     """Returns the name of a baseline in sentences. "none" would read as if nothing was compared."""
     return f"the {STUDENT_ALONE}" if label == ALONE else label
@@ -168,7 +173,7 @@ class SummaryRow:
     def name(self) -> str:
         """Name of the row in a table."""
         if self.kind == "student":
-            return STUDENT_ALONE if self.label == ALONE else f"{STUDENT_ALONE} ({self.label})"
+            return student_name(self.label)
         return "teacher" if self.kind == "teacher" else self.label
 
     @property

@@ -130,7 +130,7 @@ def training_command(
         wanted["teacher"] = cell.teacher
     if crossed and cell.teacher_seed is not None:
         wanted["teacher_seed"] = str(cell.teacher_seed)
-    only = " ".join(f"--only {shlex.quote(f'{key}={value}')}" for key, value in wanted.items() if "," not in value)
+    only = " ".join(f"--only {shlex.quote(f'{key}={value}')}" for key, value in wanted.items())
     options = [f"--method {shlex.quote(method)}" for method in methods]
     options += [f"--trials {trials}"] * (trials is not None)
     options += [f"--set {shlex.quote(text)}" for text in overrides]

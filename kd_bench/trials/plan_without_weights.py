@@ -1,11 +1,12 @@
-"""Plans of recipes whose teachers' weights are not on this machine, for estimates and for results that are there."""
+"""Plans of recipes whose files are not all on this machine, for estimates and for results that are there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kd_bench import plan as planning
 from kd_bench.config.data import Input
@@ -13,17 +14,20 @@ from kd_bench.config.load import merge
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.teacher_start import TeacherStart, pop_start
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
+from kd_bench.config.validate import parse
+from kd_bench.data import registry as datasets
 from kd_bench.models import cards, pretrained
 from kd_bench.trials.folder import TEACHERS
 from kd_bench.trials.reader import read_trial, trial_settings
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.paths import is_file
 
-#: Hash of missing weights.
+#: Hash of missing files.
 UNKNOWN_HASH = "0" * 64
 
 
 def plan_with_placeholders(
-    recipe: Recipe, context: str, only: Iterable[str] = ()
+    recipe: Recipe, context: str, only: Iterable[str] = (), data: Path | None = None
 ) -> tuple[list[PlannedTrial], list[str]]:
     """Plans a recipe as ``kd_bench.plan.plan`` does, but does not need the weights of its teachers.
 
@@ -39,7 +43,7 @@ def plan_with_placeholders(
     names = [planning.resolve_network(recipe, teacher, f"{context}: pairs") for teacher in teachers]
     missing = {name: reason for name in names if (reason := _missing_weights(recipe, name, context))}
     if not missing:
-        return planning.plan(recipe, context, only), []
+        return planning.plan(recipe, context, only, data), []
     training = _without_weights(recipe.teacher_training)
     general = {key: value for key, value in recipe.teacher_training.items() if key not in training}
     settings_by_teacher = {
@@ -50,24 +54,27 @@ def plan_with_placeholders(
     }
     trained = recipe.model_copy(update={"teachers": settings_by_teacher, "teacher_training": training})
     starts = {name: pop_start(planning.teacher_settings(recipe, name, context), context) for name in missing}
-    planned = [_with_placeholder(trial, starts) for trial in planning.plan(trained, context, only)]
+    planned = [_with_placeholder(trial, starts) for trial in planning.plan(trained, context, only, data)]
     return planned, list(missing.values())
 
 
-def plan_from_results(recipe: Recipe, context: str, out: Path, only: Iterable[str] = ()) -> list[PlannedTrial]:
-    """Plans a recipe whose results are read. Weights that are not here are those that the results were made with.
+def plan_from_results(
+    recipe: Recipe, context: str, out: Path, only: Iterable[str] = (), data: Path | None = None
+) -> list[PlannedTrial]:
+    """Plans a recipe whose results are read. Files that are not here are those that the results were made with.
 
     A teacher whose weights are missing is looked for among the teachers of the results folder: by its network, data set
-    and other settings.
+    and other settings. Generated images that are missing are those of this path in the results.
 
     Raises:
         UserError: As ``kd_bench.plan.plan``; for missing weights if the results folder does not have exactly one such
             teacher.
     """
-    planned, reasons = plan_with_placeholders(recipe, context, only)
+    recipe = _with_images_of_results(recipe, context, out / recipe.name, data)
+    planned, reasons = plan_with_placeholders(recipe, context, only, data)
     if not reasons:
         return planned
-    known = list(_read_teachers(out / TEACHERS))
+    known = list(_read_settings(out / TEACHERS))
     found: dict[str, Trial | PretrainedTeacher] = {}
     for teacher in (cell.taught_by for cell in planned):
         if teacher is None or not _has_unknown_weights(teacher):
@@ -83,7 +90,49 @@ def plan_from_results(recipe: Recipe, context: str, out: Path, only: Iterable[st
     ]
 
 
-def _read_teachers(folder: Path) -> Iterator[Trial | PretrainedTeacher]:
+def fill_image_checksums(recipe: Recipe, context: str, checksum: Callable[[str], str | None]) -> Recipe:
+    """Returns the recipe with checksums of its generated images, where it has none.
+
+    Args:
+        recipe: The recipe.
+        context: Its file, for error messages.
+        checksum: Returns the checksum for the ``path`` of generated images; None if it is unknown.
+    """
+
+    def fill(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return [fill(part) for part in value] if isinstance(value, list) else value
+        filled = {key: fill(inner) for key, inner in value.items()}
+        images = filled.get("generated")
+        if isinstance(images, dict) and "path" in images and images.get("sha256") is None:
+            known = checksum(images["path"])
+            filled["generated"] = images if known is None else {**images, "sha256": known}
+        return filled
+
+    content = recipe.model_dump(mode="json")
+    filled_content = fill(content)
+    return recipe if filled_content == content else parse(Recipe, filled_content, context)
+
+
+def _with_images_of_results(recipe: Recipe, context: str, folder: Path, data: Path | None) -> Recipe:
+    """Returns the recipe with checksums of generated images that are missing here, from the trials in a folder."""
+    known: dict[str, set[str]] = {}
+
+    def checksum(path: str) -> str | None:
+        if is_file(datasets.resolve_data_dir(data) / path):
+            return None  # the plan reads it
+        for trial in () if known else _read_settings(folder):
+            images = trial.adversarial.generated if isinstance(trial, Trial) and trial.adversarial else None
+            if images is not None and images.sha256 is not None:
+                known.setdefault(images.path, set()).add(images.sha256)
+        checksums = known.get(path, set())
+        return next(iter(checksums)) if len(checksums) == 1 else None
+
+    return fill_image_checksums(recipe, context, checksum)
+
+
+def _read_settings(folder: Path) -> Iterator[Trial | PretrainedTeacher]:
+    """Yields the settings of the trials in a folder."""
     for path in sorted(folder.glob("*")):
         with suppress(UserError):  # settings that are damaged, or of a newer version
             yield trial_settings(read_trial(path))

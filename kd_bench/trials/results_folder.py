@@ -53,6 +53,11 @@ def folder_problem(path: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
 
 
+def folder_name(*parts: str) -> str:
+    """Returns a name for a results folder, made from names of data sets and networks, which may be paths."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+
 def out_option(out: Path) -> str:
     """Returns what a command needs to use a results folder: `` --out DIR``; empty for the default folder."""
     return "" if out == DEFAULT else f" --out {shlex.quote(str(out))}"

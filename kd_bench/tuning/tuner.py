@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.config.data import Dataset
@@ -15,11 +17,12 @@ from kd_bench.config.load import merge
 from kd_bench.config.recipe import MethodEntry, PairEntry, Recipe
 from kd_bench.config.teacher_seeds import with_first_teachers
 from kd_bench.config.trial import PlannedTrial
+from kd_bench.config.warmup_notes import warmup_notes
 from kd_bench.data import registry as datasets
 from kd_bench.launch.options import RunOptions, require_package
 from kd_bench.launch.run_recipe import train_trials, training_failure
 from kd_bench.methods import _registry as methods
-from kd_bench.plan import plan, resolve_network, warmup_notes
+from kd_bench.plan import plan, resolve_network
 from kd_bench.report.paper_layout import short_names
 from kd_bench.trials.reader import TrialRecord, read_trial
 from kd_bench.tuning.search_space import LEARNING_RATE, SearchSpace, search_space
@@ -174,6 +177,14 @@ def rows_to_tune(recipe: Recipe, pairs: Sequence[PairEntry], settings: TuningSet
     return chosen
 
 
+def tuning_notes(recipe: Recipe, rows: Sequence[tuple[PairEntry, str]], data: Path | None = None) -> list[str]:
+    """Returns sentences about the rows of ``rows_to_tune`` whose warm-up is longer than their training."""
+    plans = (
+        _plan(recipe, pair, recipe.methods[label], {label: pair.methods.get(label, {})}, data) for pair, label in rows
+    )
+    return warmup_notes(recipe, chain.from_iterable(plans))
+
+
 def row_space(recipe: Recipe, pair: PairEntry, label: str, settings: TuningSettings) -> SearchSpace:
     """Returns what is searched for a row and a pair.
 
@@ -228,8 +239,6 @@ def tune_row(
     """
     row, of_pair = recipe.methods[label], pair.methods.get(label, {})
     space = row_space(recipe, pair, label, settings)
-    for note in warmup_notes(_plan(recipe, pair, row, {label: of_pair})):  # once, and not for each try
-        log(note)
     study = _study(space, settings, f"{pair.teacher}/{pair.student}/{label}")
     tries: list[Try] = []
     while len(tries) < settings.budget:
@@ -238,7 +247,7 @@ def tune_row(
         numbers = range(len(tries) + 1, len(tries) + len(asked) + 1)
         settings_of_tries = (merge(of_pair, _changes(of_try)) for of_try in values)
         labels = (f"{label} try {number}" for number in numbers)
-        planned = _plan(recipe, pair, row, dict(zip(labels, settings_of_tries, strict=True)))
+        planned = _plan(recipe, pair, row, dict(zip(labels, settings_of_tries, strict=True)), options.data)
         shown = f"try {numbers[0]}" if len(numbers) == 1 else f"tries {numbers[0]} to {numbers[-1]}"
         title = f"{recipe.name}: {label}, {shown}"
         failures = train_trials(recipe.name, planned, options, title)
@@ -323,11 +332,13 @@ def _title(pair: PairEntry) -> str:
     return " → ".join(names[name] for name in networks)
 
 
-def _plan(recipe: Recipe, pair: PairEntry, row: MethodEntry, values: dict[str, dict[str, Any]]) -> list[PlannedTrial]:
+def _plan(
+    recipe: Recipe, pair: PairEntry, row: MethodEntry, values: dict[str, dict[str, Any]], data: Path | None = None
+) -> list[PlannedTrial]:
     """Plans the trials of one row with different settings of the pair, by label."""
     alone = pair.model_copy(update={"methods": values, "leave_out": ()})
     update = {"methods": dict.fromkeys(values, row), "baseline": next(iter(values))}
-    return plan(_with_pairs(recipe, [alone]).model_copy(update=update), recipe.name)
+    return plan(_with_pairs(recipe, [alone]).model_copy(update=update), recipe.name, data=data)
 
 
 def _with_pairs(recipe: Recipe, pairs: Sequence[PairEntry]) -> Recipe:

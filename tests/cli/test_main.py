@@ -243,6 +243,11 @@ def test_the_names_of_timms_networks_are_read_from_timm_once(recipe, tmp_path, m
         ("table demo --format mark", {"markdown"}),
         ("compare --dataset tiny", {"tiny_imagenet"}),
         ("run demo --ep", {"--epochs"}),
+        ("run demo --only meth", {"method="}),
+        ("run demo --only method=kd,ikl_k", {"method=kd,ikl_kd"}),
+        ("run demo --executor sl", {"slurm"}),
+        ("new meth", {"method"}),
+        ("cache clear im", {"images"}),
     ],
 )
 def test_a_shell_completes_names(tmp_path, monkeypatch, typed, expected):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kd_bench.cli import terminal
 from kd_bench.cli.show import describe
 from kd_bench.config.load import packaged_recipes, read_recipe
 from kd_bench.trials.recipe_file import write_recipe
@@ -175,3 +176,12 @@ def test_a_name_in_upper_case_is_recognised() -> None:
 def test_the_recipe_of_a_comparison_is_found_by_its_name(recipe: str) -> None:
     write_recipe(read_recipe(recipe).model_copy(update={"name": "compare-x"}), Path("runs"), [])
     assert describe("compare-x", Path("runs")).startswith("compare-x: Two files.\nruns/compare-x/recipe.yaml\n")
+
+
+def test_a_terminal_without_space_for_columns_has_a_line_for_each_setting() -> None:
+    """The longest keys of this recipe and the names of its files leave 4 of 80 columns for the values."""
+    name = "cifar100/all_methods"
+    wide, narrow = (terminal.fit(describe(name, Path("runs"), width=width), width) for width in (120, 80))
+    assert "    methods.reviewkd.review_weight               0.6" in wide
+    assert "\n    methods.reviewkd.review_weight  0.6  cifar100/all_methods.yaml\n" in narrow
+    assert "\ndataset.name  cifar100  cifar100/base.yaml\nseeds  0, 1, 2  cifar100/pairs_base.yaml\n" in narrow

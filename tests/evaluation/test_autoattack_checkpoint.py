@@ -215,9 +215,9 @@ def test_recipe_gives_clean_and_robust_accuracy_by_method(trained: tuple[Path, P
     assert captured.err.count("not trained yet") == 1
     shown = captured.out
     assert "cifar_resnet14 → cifar_resnet8 on digits" in shown
-    lines = {line.split()[0]: line for line in shown.splitlines() if line.startswith(("none", "kd"))}
-    assert "±" in lines["none"]
-    assert lines["none"].rstrip().split("  ")[-1].strip() != "–"  # a difference to kd, over the seed that both have
+    lines = {line.split()[0]: line for line in shown.splitlines() if line.startswith(("student alone", "kd"))}
+    assert "±" in lines["student"]
+    assert lines["student"].rstrip().split("  ")[-1].strip() != "–"  # a difference to kd, over the seed that both have
     assert "±" not in lines["kd"]
     assert "APGD-CE (upper bound)" in shown
     attack(*common, "--only", "method=none", "--format", "csv")
@@ -266,7 +266,7 @@ def test_network_that_cannot_be_attacked_is_left_out(trained: tuple[Path, Path],
     content = weights.read_bytes()
     try:
         weights.write_bytes(content + b" ")
-        with pytest.raises(RunFailed, match="1 of 3 networks are not attacked, see above"):
+        with pytest.raises(RunFailed, match="1 of 3 networks is not attacked, see above"):
             attack(recipe, "--out", out, "--images", 10, "--eps", "5/255", "--attacks", "pgd-1")
     finally:
         weights.write_bytes(content)

@@ -259,7 +259,7 @@ def test_one_trial_that_cannot_be_evaluated_does_not_stop_the_others(made: Made,
     first, second = (made.folder("kd", seed) for seed in (0, 1))
     (first / EVALUATION).write_text("[]")
     recipe = (made.recipe, "--out", made.out, "--only", "method=kd", "--metrics", "calibration")
-    with pytest.raises(RunFailed, match=r"^1 of 2 networks are not evaluated, see above"):
+    with pytest.raises(RunFailed, match=r"^1 of 2 networks is not evaluated, see above"):
         evaluate(*recipe)
     shown = capsys.readouterr()
     assert f"{first / EVALUATION}: is damaged: it holds no mapping" in shown.err and "(1 of 2)" in shown.out
@@ -340,7 +340,7 @@ def test_trials_that_are_kept_without_weights_are_not_called_unfinished(made: Ma
     evaluate(made.recipe, *FAST, "--only", "method=none,kd", "--trials", 1, "--out", made.out)
     assert "left out: 1 kept without weights" in capsys.readouterr().err
     sentence = refused(made.recipe, "--only", "method=kd", "--trials", 1, "--out", made.out)
-    assert "1 of its 1 trials in" in sentence and "weights were not kept" in sentence
+    assert "1 of 1 trial is finished in" in sentence and "weights were not kept" in sentence
     assert f"kd-bench report --recipe {made.recipe} --out {made.out}" in sentence
 
 

@@ -199,6 +199,12 @@ def test_temperatures_that_are_none(temperature: Any) -> None:
         losses.kd(S, T, temperature)
 
 
+def test_entropies_need_two_classes() -> None:
+    """The largest entropy of one class is 0, and the weights divide by it."""
+    with pytest.raises(ValueError, match="student_logits should have at least 2 classes, not 1"):
+        losses.entropy_weights(S[:, :1], S[:, :1])
+
+
 @pytest.mark.parametrize("temperature", [4, 4.0, np.float32(4), torch.tensor(4.0)])
 def test_temperatures_that_are_numbers(temperature: Any) -> None:
     torch.testing.assert_close(losses.kd(S, T, temperature), losses.kd(S, T, 4.0))

@@ -53,6 +53,8 @@ def test_csv_is_a_row_a_number() -> None:
     assert {int(row["table"]) for row in rows} == set(TITLES)
     (found,) = [row for row in rows if row["table"] == "12" and "method=ikl_at; epsilon=8/255" in row["row"]]
     assert (found["column"], found["value"]) == ("autoattack", "31.67")
+    assert [float(row["value"]) for row in rows if row["column"] == "computation_saving"] == [33.3, 33.3, 0]
+    assert all(0 <= float(row["value"]) <= 100 for row in rows)
 
 
 def test_the_command() -> None:

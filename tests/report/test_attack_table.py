@@ -1,5 +1,6 @@
 """Tables of robust accuracy say what their differences are over."""
 
+import dataclasses
 import math
 
 import pytest
@@ -73,3 +74,21 @@ def test_a_baseline_alone_is_compared_with_nothing() -> None:
     (table,) = summarise_attacks([evaluated("trades", seed, 40.0 + seed) for seed in range(3)], "trades")  # type: ignore[misc]
     assert table.baseline is None and not any(note.startswith("Difference") for note in table.notes)
     assert "PGD-20: 20 steps of a quarter of the radius, from one random start." in table.notes
+
+
+def test_the_student_alone_has_the_name_that_it_has_in_other_tables() -> None:
+    values = {"none": (40.0, 42.0), "kd": (43.0, 46.0)}
+    results = [evaluated(label, seed, value) for label, row in values.items() for seed, value in enumerate(row)]
+    (table,) = summarise_attacks(results, "none")  # type: ignore[arg-type]
+    (text,) = render_tables([table], "plain")
+    assert [row.cells[0] for row in text.rows] == ["student alone", "kd"]
+    assert "difference to the student alone" in [" ".join(column.header) for column in text.columns]
+    assert any(
+        note.startswith("Difference: PGD-20 (upper bound) minus that of the student alone ") for note in table.notes
+    )
+    (csv,) = render_tables([table], "csv")
+    assert {row.cells[1] for row in csv.rows} == {"none", "kd"}  # for programs, the labels of the recipe
+    pair = table.title.partition(", Linf")[0]
+    plain = [(dataclasses.replace(cell, label="plain", method="none"), item) for cell, item in results[:2]]
+    (table,) = summarise_attacks([*plain, *results[2:]], "kd", {(pair, "plain")})  # type: ignore[list-item]
+    assert "student alone (plain) has another protocol, and is compared with nothing." in table.notes

@@ -15,6 +15,7 @@ import pytest
 from kd_bench.cli.main import app
 from kd_bench.report import csv_export
 from kd_bench.utils.errors import UserError
+from kd_bench.utils.paths import package_path
 from tests.report.table6 import RECIPE, make
 
 
@@ -105,7 +106,7 @@ def test_a_damaged_trial_has_a_line_without_numbers(made, tmp_path, capsys):
 def test_where_nothing_is_there(tmp_path):
     with pytest.raises(UserError, match="there are no trials"):
         app(["export", "csv", "--out", str(tmp_path)], standalone_mode=False)
-    with pytest.raises(UserError, match="neither the folder of a trial nor the identity"):
+    with pytest.raises(UserError, match="neither the folder of a trial nor the id of one"):
         app(["export", "card", "0123", "--out", str(tmp_path), "--output", str(tmp_path / "x")], standalone_mode=False)
 
 
@@ -125,3 +126,10 @@ def test_every_attack_has_one_line(tmp_path):
         assert set(lines["eps"]) == {0.1} and set(lines["images"]) == {50} and set(lines["test_images"]) == {1597}
     with pytest.raises(UserError, match="--epochs and --attacks exclude each other"):
         app([*arguments, "--epochs"], standalone_mode=False)
+
+
+def test_a_single_line_is_named_in_the_singular(tmp_path, capsys):
+    selection = ["--recipe", "demo", "--only", "method=kd", "--trials", "1"]
+    measured = str(package_path("results", "measured"))
+    app(["export", "csv", *selection, "--out", measured, "--output", str(tmp_path / "x.csv")], standalone_mode=False)
+    assert capsys.readouterr().out == f"export: 1 trial: {tmp_path / 'x.csv'}\n"

@@ -1,11 +1,14 @@
 """Published robust accuracies: as printed, and only beside what was trained with the settings they were found with."""
 
 import csv
+import io
 import json
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import pandas
 import pytest
 
 from kd_bench.cli.main import app
@@ -122,14 +125,57 @@ def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp
     assert not by["ikl_at", "2/255"].complete
     assert by["improved_trades", "8/255"].measured == {}
     assert [one.values["autoattack"] for one in by["improved_trades", "8/255"].published] == [30.29]
-    table = published_robustness.render_table("Table 12", found)
-    text = render([table], "markdown")
+    table = published_robustness.RobustnessTable("Table 12", tuple(found))
+    text = render(published_robustness.render_tables([table], "markdown"), "markdown")
     assert "published: Table 12" in text
     assert "not measured yet" in text
     assert "(AA: upper bound)" in text
     assert "Rows with other settings" not in text
-    lines = list(csv.reader(render([table], "csv").splitlines()))
-    assert {len(line) for line in lines} == {8}
+    assert "Doubtful" not in text
+    csv_text = render(published_robustness.render_tables([table, replace(table, title="Table 13")], "csv"), "csv")
+    numbers = pandas.read_csv(io.StringIO(csv_text))
+    assert len(numbers) == 2 * (7 + sum(len(number.values) for one in found for number in one.published))
+    numeric = ("eps", "mean", "std", "n", "images", "published")
+    assert all(pandas.api.types.is_numeric_dtype(numbers[name]) for name in numeric)
+    numbers = numbers[numbers["table"] == "Table 12"].set_index(["label", "column"]).sort_index()
+    network = numbers.loc["ikl_at", "AA"]
+    measured = network[network["mean"].notna()].set_index("eps")
+    assert measured["mean"].to_dict() == {8 / 255: 30.0, 2 / 255: 50.0}
+    assert measured["is_upper_bound"].to_dict() == {8 / 255: False, 2 / 255: True}
+    assert measured["images"].to_dict() == {8 / 255: 100, 2 / 255: 100}
+    assert measured["n"].eq(1).all() and measured["published"].isna().all()
+    printed = network[network["source"].notna() & network["eps"].eq(8 / 255)]
+    assert printed["published"].to_list() == [31.67, 31.65] and printed["mean"].isna().all()
+
+
+def test_evaluations_with_other_attacks_are_not_averaged(tmp_path) -> None:
+    """Three seeds: PGD-20 of all and another attack of two; then PGD-20 of one, and two other attacks of the others."""
+    (part,) = [one for one in Reproduction("robustness", RunOptions(out=Path("runs")), print, trials=3).full()
+               if one.name == "robustness/table12"]  # fmt: skip
+    cells = [cell for cell in part.planned if cell.label == "ikl_at"]
+    for cell in cells:
+        write_trial(tmp_path / cell.trial_id, cell.trial)
+        put_result(tmp_path / cell.trial_id)
+        content = evaluation(8 / 255, complete=False, robust=40.0 + cell.seed)
+        if cell.seed < 2:
+            put(tmp_path / cell.trial_id, "b", content | {"warnings": ["it hides"]})
+        weaker = content | {"attack": content["attack"] | {"attacks": ["pgd-20"]}, "robust": 90.0}
+        put(tmp_path / cell.trial_id, "a", weaker | {"accuracy": {"clean": 60.0, "pgd-20": 90.0}})
+
+    def row() -> published_robustness.RobustnessRow:
+        rows = published_robustness.robustness_rows(part.name, part.planned, tmp_path, ("8/255",), part.as_published)
+        (found,) = [one for one in rows if one.label == "ikl_at"]
+        return found
+
+    assert (row().measured["autoattack"].mean, row().measured["autoattack"].n) == (90, 3)  # of the most seeds
+    for cell in cells[:2]:
+        (tmp_path / cell.trial_id / "attacks" / "a.json").unlink()
+        content = json.loads((tmp_path / cell.trial_id / "attacks" / "b.json").read_text())
+        content["attack"]["attacks"], content["accuracy"]["square"] = ["apgd-ce", "square"], content["robust"]
+        put(tmp_path / cell.trial_id, "b", content)
+    assert (row().measured["autoattack"].mean, row().measured["autoattack"].n) == (40.5, 2)
+    table = published_robustness.RobustnessTable("x", (row(),))
+    assert "Doubtful: ikl_at, 8/255: it hides." in render(published_robustness.render_tables([table], "plain"), "plain")
 
 
 def test_other_settings_have_nothing_published_beside_them(tmp_path) -> None:
@@ -139,8 +185,9 @@ def test_other_settings_have_nothing_published_beside_them(tmp_path) -> None:
     planned = plan(recipe, name)
     found = published_robustness.robustness_rows(name, planned, tmp_path, part.radii, part.as_published)
     assert not any(line.published for line in found)
-    assert "Rows with other settings" in render([published_robustness.render_table("x", found)], "terminal")
-    render([published_robustness.render_table("x ± –", found)], "terminal", ascii_only=True).encode("ascii")
+    tables = published_robustness.render_tables([published_robustness.RobustnessTable("x ± –", tuple(found))], "plain")
+    assert "Rows with other settings" in render(tables, "terminal")
+    render(tables, "terminal", ascii_only=True).encode("ascii")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import yaml
 from kd_bench import api
 from kd_bench.config.load import read_recipe
 from kd_bench.config.recipe import Recipe
+from kd_bench.launch import run_recipe
 from kd_bench.launch.options import RunOptions
 from kd_bench.plan import plan
 from kd_bench.trials.reader import TrialRecord
@@ -169,18 +170,28 @@ def test_equal_accuracies_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert describe_choice(better).endswith(". No try has a higher accuracy on the test set.")
 
 
-def test_a_warm_up_that_is_too_long_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warm_up_that_is_too_long_is_named_once_and_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = replace(SETTINGS, labels=["dkd"], ranges=read_ranges(["temperature=1..6"]))
-    tries = holdout_recipe(recipe(methods={"dkd": {"warmup_epochs": 9}}, pairs=RECIPE["pairs"][1:]), settings, "small")  # type: ignore[index]
+    pairs = [RECIPE["pairs"][1] | {"methods": {"dkd": {"warmup_epochs": 9}}}]  # type: ignore[index]
+    planned = api.plan(RECIPE | {"pairs": pairs})
     lines: list[str] = []
     monkeypatch.setattr(tuner, "_result", lambda record: (50.0, 50.0))
     monkeypatch.setattr(tuner, "train_trials", lambda *arguments: {})
     monkeypatch.setattr(tuner, "read_trial", lambda path: TrialRecord(path, "done", result={}))
-    tune_row(tries, tries.pairs[0], "dkd", settings, RunOptions(out=tmp_path), lines.append)
-    notes = [line for line in lines if "warm-up" in line]
-    assert len(notes) == 1 and notes[0].startswith("dkd: its warm-up takes 9 epochs and the training 2, so its terms")
-    assert notes[0].endswith("; set methods.dkd.warmup_epochs, e.g. --set methods.dkd.warmup_epochs=1")
-    assert len(lines) == 13
+    _, comparison = api.tune(planned, settings, RunOptions(out=tmp_path), lines.append)
+    assert lines[0].startswith("dkd: its warm-up takes 9 epochs and the training 2, so its terms")
+    # The setting of the recipe that is tuned, also for the tuned row: the comparison's own cannot be set here.
+    assert lines[0].endswith("e.g. --set pairs.0.methods.dkd.warmup_epochs=1")
+    assert len(lines) == 13 and not any("warm-up" in line for line in lines[1:])
+    train_trials = "kd_bench.launch.run_recipe.train_trials"
+    monkeypatch.setattr(train_trials, lambda *arguments: arguments[-1]())
+    run_recipe.train(comparison, RunOptions(out=tmp_path))
+    assert "warm-up" not in capsys.readouterr().err
+    options = [lines[0].split("--set ")[1]]
+    tries = holdout_recipe(read_recipe(RECIPE | {"pairs": pairs}, options), settings, "small")
+    assert tuner.tuning_notes(tries, rows_to_tune(tries, tries.pairs, settings)) == []
 
 
 def test_tried_values_stay_in_their_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
