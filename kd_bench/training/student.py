@@ -18,7 +18,7 @@ from kd_bench.models.batch_norm_counters import BatchNormCounters
 from kd_bench.models.fast_convs import cuda_memory_format
 from kd_bench.models.input_transform import InputTransform
 from kd_bench.models.student_with_head import StudentWithHead
-from kd_bench.training.epoch_rows import preparation_row, student_row
+from kd_bench.training.epoch_rows import describe_divergence, preparation_row, student_row
 from kd_bench.training.forward_pass import ForwardPass, build_forward_pass, compiles_students, precision_context
 from kd_bench.training.gradients import add_gradients, finish_gradients, scaled
 from kd_bench.training.isolation import copied_inputs, unchanged_process
@@ -334,10 +334,11 @@ class StudentModule(nn.Module):
         if self._divergence_step is not None:
             divergence_step = int(all_gather(self._divergence_step[None]).max())
             self._divergence_step.fill_(-1)
-        if divergence_step >= 0:
+        number = f"{epoch + 1}" if epoch >= 0 else f"{len(self.preparation.history) + 1} of its preparation"
+        final_loss = test.get("loss") if epoch + 1 == self.trial.epochs else None
+        if reason := describe_divergence(number, divergence_step, final_loss):
             self.stopped = True
-            number = f"{epoch + 1}" if epoch >= 0 else f"{len(self.preparation.history) + 1} of its preparation"
-            return f"the loss was no longer finite in epoch {number}, step {divergence_step + 1}"
+            return reason
         seeding.seed_global(self.trial.seed, f"{seeding.METHOD}-epoch-end", epoch)
         with unchanged_process(self._plugin):
             self.method.on_epoch_end()

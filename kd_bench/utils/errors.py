@@ -66,6 +66,8 @@ def suggestion(value: str, choices: Sequence[str], more: str = ", ...") -> str:
     hint = nearest(value, choices)
     if hint:
         return f"did you mean {hint!r}?"
+    if not choices:
+        return "there is none"
     return f"there are: {', '.join(choices[:_MAX_NAMES])}{more if len(choices) > _MAX_NAMES else ''}"
 
 

@@ -52,6 +52,24 @@ class Broken(Method):
         return {"ce": loss}
 '''
 
+LATE = '''
+import torch
+from kd_bench.methods.base import Method
+
+
+class Late(Method):
+    """The loss of the last step is finite, and its gradient is not."""
+
+    needs_teacher = True
+    family = "logits"
+
+    def forward(self, student, teacher, batch):
+        loss = torch.nn.functional.cross_entropy(student.logits, batch.labels)
+        if batch.epoch == 2 and batch.step == 4:
+            loss = loss + (0 * student.logits).abs().sum().sqrt()
+        return {"ce": loss}
+'''
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -171,6 +189,16 @@ def test_divergence_by_a_learning_rate_far_too_high(data, alone):
     diverged, kd = train([trial("kd", optimizer={"name": "sgd", "lr": 1e9}), trial("kd")], data)
     assert diverged.divergence is not None
     assert "no longer finite in epoch 1" in diverged.divergence
+    assert same(kd.states, alone["kd"].states)
+
+
+def test_divergence_in_the_last_step(data, alone, tmp_path):
+    """No later step shows it: the loss of the last step is that of the weights before it."""
+    path = tmp_path / "late.py"
+    path.write_text(LATE)
+    diverged, kd = train([trial(f"{path}:Late"), trial("kd")], data)
+    assert diverged.divergence == "the loss of the test images was no longer finite after epoch 3, the last one"
+    assert len(diverged.states) == 2
     assert same(kd.states, alone["kd"].states)
 
 
