@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,13 @@ class _IdleLoader:
             yield self._batch
 
 
+class _IdleCohort(CohortModule):
+    """A cohort whose epochs go on although all members have stopped."""
+
+    def on_train_batch_start(self, batches: Sequence[Batch], batch_idx: int) -> int | None:
+        return None
+
+
 def measure_facts(context: Context) -> dict[str, Any]:
     """Returns the seconds to start an operation, and those of an iteration of Lightning's loop that does nothing."""
     device, count = context.device, context.sizes.idle
@@ -158,7 +165,7 @@ def measure_facts(context: Context) -> dict[str, Any]:
     member.stopped = True  # so that a step does nothing
     train, test = loaders(trial, images, device)
     idle: Any = _IdleLoader(next(iter(train)), count)
-    fit(CohortModule([member]), idle, test, device)
+    fit(_IdleCohort([member]), idle, test, device)
     gaps = [after - before for before, after in zip(idle.times, idle.times[1:], strict=False)]
     return {
         "start_seconds": gpu_device.start_seconds(device, count),

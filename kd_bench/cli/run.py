@@ -88,7 +88,8 @@ def compare(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     if not names:
         raise UserError(f"--methods: should name at least one method, e.g. kd,ikl_kd (it is {methods!r})")
-    opt.check_weights(weights)
+    if teacher is not None:
+        opt.check_weights(weights)
     overrides = list(set_ or ())
     if baseline is not None:
         opt.check_choice("row", baseline, ["none", *api.method_rows(names, "--methods")], "--baseline")

@@ -67,8 +67,8 @@ class Training(Settings):
             with dropout or stochastic depth: ``on`` all networks; ``auto`` the teacher, if its passes are long enough
             and there is a compiler; ``off`` none. ``graphs`` is another name of ``on``, from the time before steps on a
             GPU were recorded as CUDA graphs anyway.
-        teacher_precision: Precision of the teacher's forward pass; None for ``precision``. If students compute in float32,
-            so are its outputs.
+        teacher_precision: Precision of the teacher's forward pass; None for ``precision``. If students compute in
+            float32, its outputs are float32.
         augment: Augmentation of training images that are kept in memory.
         second_view: Augmentation, with the keys of ``augment``, of a second view of the same images, which a method
             compares with the first; None for none. Methods that read one view ignore it in a recipe, and a row or pair
