@@ -94,8 +94,8 @@ def _describe_timm(name: str, is_similar: bool) -> str:
     network, _, tag = name.partition(".")
     if tag:
         return f"{name}: pretrained weights of timm's network {network}"
-    tags = sorted(one for one in names.pretrained if one.partition(".")[0] == network)
-    return "\n".join([f"{name}: a network of timm", *(f"  pretrained weights: {one}" for one in tags)])
+    weights = sorted(pretrained for pretrained in names.pretrained if pretrained.partition(".")[0] == network)
+    return "\n".join([f"{name}: a network of timm", *(f"  pretrained weights: {pretrained}" for pretrained in weights)])
 
 
 def _describe_plugin(name: str) -> str:

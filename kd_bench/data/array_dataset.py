@@ -92,8 +92,8 @@ class ArrayDataset:
         if class_names is None:
             class_names = [str(number) for number in range(1 + max(int(split.max()) for split in labels))]
         if mean is None or std is None:
-            found_mean, found_std = channel_statistics(images[0])
-            mean, std = mean or found_mean, std or found_std
+            mean_of_pixels, std_of_pixels = channel_statistics(images[0])
+            mean, std = mean or mean_of_pixels, std or std_of_pixels
         dataset = ArrayDataset(images[0], labels[0], images[1], labels[1], tuple(class_names), mean, std)
         dataset.check()
         return dataset
