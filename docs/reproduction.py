@@ -239,17 +239,27 @@ def smaller(full: set[str], measured: Path = MEASURED) -> list[str]:
             groups[cell.dataset, _pixels(cell.trial), cell.trial.epochs].append(cell)
         for (dataset, pixels, epochs), of_group in groups.items():
             pairs = dict.fromkeys(_pair(cell.teacher, cell.student) for cell in of_group)
-            seeds, labels = ({getattr(cell, name) for cell in of_group} for name in ("seed", "label"))
+            seeds = {cell.seed for cell in of_group}
             rows = [row for pair in part.summary.pairs for row in pair.rows if row.kind != "teacher" and row.top1]
             means = [row.top1.mean for row in rows if row.top1 and set(row.trials) & {one.trial_id for one in of_group}]
             published += [f"`{row.label}`" for row in rows if row.published or row.published_best]
             lines.append(
                 f"| {_table(part.cells)} | {', '.join(pairs)} | {dataset}{pixels} | {epochs} | {len(seeds)} | "
-                f"{len(labels)} | {min(means):.1f} to {max(means):.1f} | `{_command(part)}` |"
+                f"{_rows(of_group, len(seeds))} | {min(means):.1f} to {max(means):.1f} | `{_command(part)}` |"
             )
     text = ", ".join(dict.fromkeys(published))
     sentence = f"Published with the same protocol: {text}." if text else _NOTHING_PUBLISHED
     return [*lines, "", sentence]
+
+
+def _rows(cells: Iterable[PlannedTrial], seeds: int) -> str:
+    """Returns the number of rows with that many seeds for a student, and of those with fewer seeds for each."""
+    seeds_by_row: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for cell in cells:
+        seeds_by_row[cell.student, cell.label].add(cell.seed)
+    complete = {label for (_, label), of_row in seeds_by_row.items() if len(of_row) == seeds}
+    incomplete = {label for _, label in seeds_by_row} - complete
+    return f"{len(complete)}" + (f", and {len(incomplete)} with fewer seeds" if incomplete else "")
 
 
 _NOTHING_PUBLISHED = "Nothing was published with these protocols, so no published number stands beside these."

@@ -99,6 +99,14 @@ def test_three_seeds_have_an_interval(tmp_path: Path, table6: list[PlannedTrial]
 
 
 @pytest.mark.usefixtures("only_table6")
+def test_rows_with_fewer_seeds_are_counted_apart(table6: list[PlannedTrial]) -> None:
+    cells = [cell for cell in table6 if cell.teacher == "cifar_vgg13" and cell.label in ("none", "kd", "dkd")]
+    assert reproduction._rows(cells, 3) == "3"
+    assert reproduction._rows([cell for cell in cells if cell.label != "dkd" or cell.seed == 0], 3) == (
+        "2, and 1 with fewer seeds"
+    )
+
+
 def test_a_trained_teacher_must_have_the_settings_of_the_recipe(tmp_path: Path, table6: list[PlannedTrial]) -> None:
     trial = of_vgg(table6, "kd")
     assert isinstance(trial.teacher, Trial)
