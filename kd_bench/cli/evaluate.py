@@ -15,7 +15,7 @@ from kd_bench.cli import options as opt
 from kd_bench.cli.targets import Targets, find_targets, share
 from kd_bench.cli.terminal import show_progress
 from kd_bench.utils.errors import RunFailed, UserError
-from kd_bench.utils.sigterm import raising_on_sigterm
+from kd_bench.utils.sigterm import raising_on_termination
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PretrainedTeacher, Trial
@@ -122,7 +122,7 @@ class _Measurement:
         if network.input_description:
             _log(network.input_description)
         _log(self.targets.describe(network))
-        with raising_on_sigterm():
+        with raising_on_termination():
             return self.evaluator.evaluate(network, wanted, teachers, _log_progress)
 
     def is_refused(self, outcome: Outcome) -> bool:

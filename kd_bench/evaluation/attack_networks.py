@@ -9,7 +9,7 @@ from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
 from kd_bench.evaluation.each_network import evaluate_each
 from kd_bench.evaluation.target import EvaluationTarget
 from kd_bench.robustness.evaluation import ReportProgress
-from kd_bench.utils.sigterm import raising_on_sigterm
+from kd_bench.utils.sigterm import raising_on_termination
 
 
 def attack_networks(
@@ -42,7 +42,7 @@ def attack_networks(
             log(network.input_description)
         for attack in attacks:
             log(f"{describe(network)}: {attack.title}, {', '.join(map(title, attack.attacks))}")
-            with raising_on_sigterm():
+            with raising_on_termination():
                 evaluator.evaluate(network, attack, save_images, report_progress)
 
     return evaluate_each(networks, attack_network, log)

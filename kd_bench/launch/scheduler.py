@@ -20,7 +20,7 @@ from kd_bench.launch.worker_protocol import BUSY, STOP_SECONDS, Event, WorkerJob
 from kd_bench.trials.folder import TEACHERS, Status, TrialFolder
 from kd_bench.trials.lease import LeaseMonitor
 from kd_bench.utils.errors import Terminated, UserError
-from kd_bench.utils.sigterm import raising_on_sigterm
+from kd_bench.utils.sigterm import raising_on_termination
 
 #: Seconds between the death of a worker and the next attempt, times the number of the attempt.
 RETRY_SECONDS = 1.0
@@ -76,7 +76,7 @@ class Scheduler:
         self._waiting += group_into_cohorts(missing, self.folder, self.options.cohort_size)
         if self._waiting:
             self._executor = _make_executor(self.options, self.folder, self._launcher)
-        with raising_on_sigterm():
+        with raising_on_termination():
             try:
                 self.display.start({cell.trial_id: cell.label for cell in planned}, teachers, missing)
                 while self._waiting or self._running:

@@ -17,7 +17,7 @@ _SIGHUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 @contextmanager
-def raising_on_sigterm() -> Iterator[None]:
+def raising_on_termination() -> Iterator[None]:
     """Inside, SIGTERM raises ``Terminated``: locks and processes end, and the command says that it can go on.
 
     So does the first SIGHUP, unless it is ignored, as under nohup. Further ones do nothing: the system and the shell

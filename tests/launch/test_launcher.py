@@ -104,16 +104,21 @@ def test_two_processes_train_the_weights_of_one(alone: Path, both: Path) -> None
         assert result["corrupt_files"] == ["train/bee/003.JPEG"]
 
 
+def _wait_for_first_epoch(process: subprocess.Popen[str], folder: Path) -> None:
+    """Waits until a trial in the folder has a checkpoint of its first epoch, while the process runs."""
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("*/checkpoint/epoch-000001-*.pt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_named_and_the_next_start_resumes(recipe: Path, both: Path, tmp_path: Path) -> None:
     begin = command(*arguments(recipe, tmp_path, "--devices", "2", "--retries", "0"))
     process = subprocess.Popen(begin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 200
-        while not list(tmp_path.glob("mine/*/checkpoint/epoch-000001-*.pt")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
+        _wait_for_first_epoch(process, tmp_path / "mine")
         workers = [
             child for child in psutil.Process(process.pid).children() if "kd_bench.launch.worker" in child.cmdline()
         ]
@@ -193,11 +198,7 @@ def test_all_processes_save_checkpoints_when_the_launcher_is_stopped(recipe: Pat
     begin += ["-m", "kd_bench", *arguments(long, tmp_path)]
     process = subprocess.Popen(begin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 200
-        while not list(tmp_path.glob("long/*/checkpoint/epoch-000001-*.pt")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+        _wait_for_first_epoch(process, tmp_path / "long")
         process.terminate()
         _, errors = process.communicate(timeout=60)
     finally:

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 
 from kd_bench.utils.errors import Terminated
-from kd_bench.utils.sigterm import collecting_signals, raising_on_sigterm
+from kd_bench.utils.sigterm import collecting_signals, raising_on_termination
 
 #: A program that notes that its terminal, which has its standard streams, was closed. It makes it its terminal itself.
 IN_A_TERMINAL = """
 import fcntl, sys, termios, time
 from pathlib import Path
 from kd_bench.utils.errors import Terminated
-from kd_bench.utils.sigterm import raising_on_sigterm
+from kd_bench.utils.sigterm import raising_on_termination
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 folder = Path(sys.argv[1])
-with raising_on_sigterm():
+with raising_on_termination():
     try:
         (folder / "ready").touch()
         time.sleep(60)
@@ -37,14 +37,14 @@ with raising_on_sigterm():
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_is_raised_and_the_handler_of_before_comes_back(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Terminated, match=f"^stopped by {number.name}$") as raised, raising_on_sigterm():
+    with pytest.raises(Terminated, match=f"^stopped by {number.name}$") as raised, raising_on_termination():
         os.kill(os.getpid(), number)
     assert (raised.value.signal, raised.value.exit_code) == (number, code)
     assert signal.getsignal(number) is before
 
 
 def test_a_second_sighup_does_not_interrupt_what_the_first_one_begins() -> None:
-    with raising_on_sigterm():
+    with raising_on_termination():
         with pytest.raises(Terminated):
             os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
@@ -55,7 +55,7 @@ def test_a_second_sighup_does_not_interrupt_what_the_first_one_begins() -> None:
 def test_sighup_stays_ignored_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with raising_on_sigterm():
+        with raising_on_termination():
             os.kill(os.getpid(), signal.SIGHUP)
         with collecting_signals() as received:
             os.kill(os.getpid(), signal.SIGHUP)
