@@ -14,7 +14,7 @@ import card_hours
 
 from kd_bench import api
 from kd_bench.config.load import read_recipe
-from kd_bench.config.network_names import PREFIX
+from kd_bench.config.network_names import short_name
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
 from kd_bench.estimate.gpus import load_gpus
 from kd_bench.launch.run_recipe import PlannedRecipe
@@ -93,7 +93,7 @@ def _as_cell(teacher: Trial | PretrainedTeacher) -> PlannedTrial:
 
 
 def _pair(teacher: str, student: str) -> str:
-    names = (name.removeprefix(PREFIX) for name in (teacher, student) if name != "-")
+    names = (short_name(name) for name in (teacher, student) if name != "-")
     return " to ".join(f"`{name}`" for name in names)
 
 
@@ -160,7 +160,7 @@ def numbers(part: Part, measured: Path = MEASURED) -> list[str]:
 def _row(row: SummaryRow, student: str) -> str:
     if row.kind == "teacher" or row.top1 is None:
         return ""
-    name = student.removeprefix(PREFIX) if row.label == "teacher" else row.label
+    name = short_name(student) if row.label == "teacher" else row.label
     text = f"`{name}` {row.top1} ({_seeds(row.top1)}; {_published(row.published)})"
     if row.published_best is None:
         return text

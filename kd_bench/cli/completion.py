@@ -32,13 +32,13 @@ def listed_methods(incomplete: str) -> list[str]:
 
 def networks(incomplete: str) -> list[str]:
     """Returns our networks, and timm's if their names are known without importing timm."""
-    from kd_bench.config.network_names import PREFIX
+    from kd_bench.config.network_names import short_name
     from kd_bench.models import registry
     from kd_bench.models.timm_names import cached_timm_names
 
     own = registry.own_models()
     timm = cached_timm_names()
-    names = [*(name.removeprefix(PREFIX) for name in own), *own, *registry.offered_models()]
+    names = [*map(short_name, own), *own, *registry.offered_models()]
     if timm is not None and incomplete:
         names += sorted(timm.pretrained if "." in incomplete else timm.models)
     return _matching(names, incomplete)

@@ -15,7 +15,7 @@ from kd_bench.cli import options as opt
 from kd_bench.cli.targets import Targets, find_targets, share
 from kd_bench.cli.terminal import show_progress
 from kd_bench.utils.errors import RunFailed, UserError
-from kd_bench.utils.sigterm import raising_on_termination
+from kd_bench.utils.signals import raising_on_termination
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PretrainedTeacher, Trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import replace
 
-from kd_bench.config.network_names import PREFIX
+from kd_bench.config.network_names import short_name
 from kd_bench.config.trial import PlannedTrial, Trial
 from kd_bench.utils import plugins
 from kd_bench.utils.errors import UserError, unknown
@@ -23,7 +23,7 @@ SELECTORS: dict[str, Callable[[PlannedTrial], set[str]]] = {
 
 def _names(network: str) -> set[str]:
     plugin_names = {network.rpartition(":")[2], f"./{network}"} if plugins.is_file_name(network) else set()
-    return {network, network.removeprefix(PREFIX)} | plugin_names
+    return {network, short_name(network)} | plugin_names
 
 
 def select(planned: list[PlannedTrial], only: Iterable[str]) -> list[PlannedTrial]:

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable
 
-from kd_bench.config.network_names import PREFIX
+from kd_bench.config.network_names import short_name
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import PlannedTrial
 
@@ -37,12 +37,9 @@ def warmup_notes(recipe: Recipe, planned: Iterable[PlannedTrial]) -> list[str]:
 
 def _rows_with_warmup(recipe: Recipe, cell: PlannedTrial) -> str:
     """Returns the key of the rows that set a trial's warm-up: those of its pair if the pair does, else the recipe's."""
-    networks = _short_names(None if cell.teacher == "-" else cell.teacher, cell.student)
+    networks = short_name(cell.teacher), short_name(cell.student)
     for index, pair in enumerate(recipe.pairs):
-        if "warmup_epochs" in pair.methods.get(cell.label, {}) and _short_names(pair.teacher, pair.student) == networks:
+        names = short_name(pair.teacher or "-"), short_name(pair.student)
+        if names == networks and "warmup_epochs" in pair.methods.get(cell.label, {}):
             return f"pairs.{index}.methods"
     return "methods"
-
-
-def _short_names(teacher: str | None, student: str) -> tuple[str | None, str]:
-    return teacher and teacher.removeprefix(PREFIX), student.removeprefix(PREFIX)

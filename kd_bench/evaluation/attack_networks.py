@@ -9,7 +9,7 @@ from kd_bench.evaluation.autoattack_checkpoint import AutoAttackEvaluator
 from kd_bench.evaluation.each_network import evaluate_each
 from kd_bench.evaluation.target import EvaluationTarget
 from kd_bench.robustness.evaluation import ReportProgress
-from kd_bench.utils.sigterm import raising_on_termination
+from kd_bench.utils.signals import raising_on_termination
 
 
 def attack_networks(

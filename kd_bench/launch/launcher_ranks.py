@@ -26,7 +26,7 @@ from kd_bench.launch.local_process import free_port, start_rank
 from kd_bench.launch.worker_group import Worker, WorkerGroup
 from kd_bench.launch.worker_protocol import STOP_SECONDS, Event, WorkerJob
 from kd_bench.utils.errors import RunFailed, Terminated, UserError
-from kd_bench.utils.sigterm import collecting_signals
+from kd_bench.utils.signals import collecting_signals
 
 if TYPE_CHECKING:
     from torch.distributed import Store

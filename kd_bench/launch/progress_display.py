@@ -14,7 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from kd_bench.config.network_names import PREFIX
+from kd_bench.config.network_names import short_name
 from kd_bench.config.teacher_seeds import teacher_suffix, teachers_of_several_seeds
 from kd_bench.config.trial import Trial
 from kd_bench.launch.cohort_task import AnyTrial
@@ -330,7 +330,7 @@ def _pair(trial: AnyTrial, students: Sequence[str], several: Container[str]) -> 
 
 def _short(network: str) -> str:
     """Returns the name of a network without what the reader can do without."""
-    return network.rpartition(":")[2] if is_file_name(network) else network.removeprefix(PREFIX)
+    return network.rpartition(":")[2] if is_file_name(network) else short_name(network)
 
 
 def _cut(text: str, width: int) -> str:

@@ -20,7 +20,7 @@ from kd_bench.launch.worker_protocol import BUSY, STOP_SECONDS, Event, WorkerJob
 from kd_bench.trials.folder import TEACHERS, Status, TrialFolder
 from kd_bench.trials.lease import LeaseMonitor
 from kd_bench.utils.errors import Terminated, UserError
-from kd_bench.utils.sigterm import raising_on_termination
+from kd_bench.utils.signals import raising_on_termination
 
 #: Seconds between the death of a worker and the next attempt, times the number of the attempt.
 RETRY_SECONDS = 1.0

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from kd_bench.config.base import Settings, Sha256
 from kd_bench.config.data import Input
-from kd_bench.config.network_names import PREFIX
+from kd_bench.config.network_names import short_name
 from kd_bench.config.numbers import Positive, PositiveCount
 from kd_bench.config.validate import parse
 from kd_bench.config.yaml_reader import read_mapping
@@ -281,13 +281,13 @@ def _published_with(card: Card) -> list[str]:
 def _best_match(cards: list[Card], name: str) -> Card | None:
     """Returns the card with this name, else a card whose network has it; None if there is none."""
     matches = [card for card in cards if name in _names(card)]
-    return min(matches, key=lambda card: card.name not in {name, name.removeprefix(PREFIX)}, default=None)
+    return min(matches, key=lambda card: card.name not in {name, short_name(name)}, default=None)
 
 
 def _names(card: Card) -> set[str]:
     untagged = card.model.partition(".")[0]
     published = {name for name, model in PUBLISHED_NAMES.items() if model == card.model}
-    return {card.name, card.published_name, card.model, untagged, card.model.removeprefix(PREFIX)} | published
+    return {card.name, card.published_name, card.model, untagged, short_name(card.model)} | published
 
 
 def _paths(role: Role, dataset: str | None) -> Iterator[Path]:

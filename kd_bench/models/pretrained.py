@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from kd_bench.config.network_names import PREFIX
+from kd_bench.config.network_names import short_name
 from kd_bench.models import cards
 from kd_bench.models.cards import Card
 from kd_bench.models.timm_names import timm_names
@@ -117,7 +117,7 @@ def manual_instructions(card: Card) -> str:
         )
     return (
         f"without a network, fetch {files} elsewhere and put it at {weights_path(card)}, "
-        f"or name the file: --set teachers.{card.model.removeprefix(PREFIX)}.weights=FILE"
+        f"or name the file: --set teachers.{short_name(card.model)}.weights=FILE"
     )
 
 
@@ -267,7 +267,7 @@ def _check_key(card: Card, path: Path, context: str) -> None:
     raise UserError(
         f"{context}: {card.path} names the weights {key!r} in {path}, and a training reads others from this file; "
         f"write them to a file of their own: kd-bench teacher convert {path} NEW.safetensors --key {key}, and name it: "
-        f"--set teachers.{card.model.removeprefix(PREFIX)}.weights=NEW.safetensors"
+        f"--set teachers.{short_name(card.model)}.weights=NEW.safetensors"
     )
 
 

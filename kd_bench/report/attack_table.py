@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_bench.config.attack import Attack, chained, is_pgd, pgd_steps, title
+from kd_bench.config.attack import STANDARD, Attack, chained, is_pgd, pgd_steps, title
 from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, is_taught
 from kd_bench.report.render import DASH, Table, simple_table
 from kd_bench.report.results_frame import teacher_name
@@ -59,12 +59,22 @@ class Evaluation:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Titles of a table's columns by key of ``accuracy``. FAB-T has no column in complete evaluations."""
+        """Titles of a table's columns by key of ``accuracy``. FAB-T has no column in complete evaluations.
+
+        The accuracy after all attacks comes last. ``AA`` is followed by attacks that standard AutoAttack does not have.
+        """
         names = [name for name in self.accuracy if name != CLEAN]
-        last = chained(names)[-1]
-        left_out = {last, "fab-t"} if self.complete else {last}
-        titles = {name: title(name) for name in names if name not in left_out}
-        return {CLEAN: "clean", **titles, last: "AA" if self.complete else f"{title(last)} (upper bound)"}
+        attacks = chained(names)
+        titles = {CLEAN: "clean"}
+        for name in sorted(names, key=lambda name: name == attacks[-1]):
+            run = attacks[: attacks.index(name) + 1] if name in attacks else ()
+            if set(STANDARD) <= set(run):
+                titles[name] = " + ".join(["AA", *(title(other) for other in run if other not in STANDARD)])
+            elif name == attacks[-1]:
+                titles[name] = f"{title(name)} (upper bound)"
+            elif name != "fab-t" or not self.complete:
+                titles[name] = title(name)
+        return titles
 
     @property
     def description(self) -> str:
@@ -325,7 +335,8 @@ def _notes(evaluations: Sequence[Evaluation], last: str) -> list[str]:
     notes += [f"{title(name)}: {pgd_steps(name)} steps of a quarter of the radius, from one random start."
               for name in filter(is_pgd, first.accuracy)]  # fmt: skip
     if first.complete:
-        notes.append("AA: accuracy under standard AutoAttack; the columns before it are upper bounds of it.")
+        more = " and the attacks named after it" if last != "AA" else ""
+        notes.append(f"{last}: accuracy under standard AutoAttack{more}; the columns before it are upper bounds of it.")
     else:
         reason = f" ({', '.join(map(title, first.skipped))} needs more classes)" if first.skipped else ""
         notes.append(f"{last}: not all of standard AutoAttack was run{reason}, so the number is an upper bound of the "

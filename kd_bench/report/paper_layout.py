@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby, repeat
 from typing import Literal
 
-from kd_bench.config.network_names import PREFIX
+from kd_bench.config.network_names import short_name
 from kd_bench.report.render import Column, Table, TableRow, Tex, escape_tex
 from kd_bench.report.statistics import MeanAndStd
 from kd_bench.report.summary import PairTable, Published, Summary, SummaryRow
@@ -88,7 +88,7 @@ def split(table: PaperTable, columns: int) -> Iterator[PaperTable]:
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Maps names of networks to names without this suite's prefix, except if two would become equal."""
     names = list(dict.fromkeys(names))
-    short = [name.removeprefix(PREFIX) for name in names]
+    short = [short_name(name) for name in names]
     return {
         name: shortened if short.count(shortened) == 1 else name for name, shortened in zip(names, short, strict=True)
     }

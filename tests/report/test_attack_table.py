@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from kd_bench.config.attack import Attack
-from kd_bench.report.attack_table import Evaluation, render_tables, summarise_attacks
+from kd_bench.config.attack import STANDARD, Attack
+from kd_bench.report.attack_table import Evaluation, network_table, render_tables, summarise_attacks
 from kd_bench.report.statistics import MeanAndStd
 from tests.report.trials import Cell
 
@@ -92,3 +92,13 @@ def test_the_student_alone_has_the_name_that_it_has_in_other_tables() -> None:
     plain = [(dataclasses.replace(cell, label="plain", method="none"), item) for cell, item in results[:2]]
     (table,) = summarise_attacks([*plain, *results[2:]], "kd", {(pair, "plain")})  # type: ignore[list-item]
     assert "student alone (plain) has another protocol, and is compared with nothing." in table.notes
+
+
+def test_attacks_that_standard_autoattack_does_not_have_are_named_beside_it() -> None:
+    attack = Attack(eps=0.1, attacks=("pgd-20", *STANDARD, "apgd-dlr"))
+    accuracy = {"clean": 90.0, "pgd-20": 50.0, **dict.fromkeys(STANDARD, 40.0), "apgd-dlr": 39.0}
+    evaluation = Evaluation(attack, 100, 100, accuracy, 39.0, True, (), (), "0" * 64)
+    titles = list(evaluation.columns.values())
+    assert titles == ["clean", "PGD-20", "APGD-CE", "APGD-T", "AA", "AA + APGD-DLR"]
+    notes = "\n".join(network_table("trades", "", evaluation).notes)
+    assert "AA + APGD-DLR: accuracy under standard AutoAttack and the attacks named after it" in notes

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from kd_bench.utils.errors import Terminated
-from kd_bench.utils.sigterm import collecting_signals, raising_on_termination
+from kd_bench.utils.signals import collecting_signals, raising_on_termination
 
 #: A program that notes that its terminal, which has its standard streams, was closed. It makes it its terminal itself.
 IN_A_TERMINAL = """
 import fcntl, sys, termios, time
 from pathlib import Path
 from kd_bench.utils.errors import Terminated
-from kd_bench.utils.sigterm import raising_on_termination
+from kd_bench.utils.signals import raising_on_termination
 
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 folder = Path(sys.argv[1])
