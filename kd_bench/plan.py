@@ -193,8 +193,12 @@ def _trial(
             f"{context}: batch_size: {training.batch_size} is more than the {images} training images of "
             f"{recipe.dataset.title}"
         )
+    adversarial = None
+    if info.family == "adversarial":
+        image_size = datasets.resolve_spec(recipe.dataset).image_size
+        adversarial = adversarial_settings(training, info, image_size, context, data)
     update: dict[str, Any] = {
-        "adversarial": adversarial_settings(training, info, context, data) if info.family == "adversarial" else None,
+        "adversarial": adversarial,
         "schedule": in_epochs(training.schedule, training.epochs),
         "augment": _augment(recipe, training, context),
     }

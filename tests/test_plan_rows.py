@@ -10,8 +10,8 @@ import pytest
 
 from kd_bench.cli.show_recipe import describe_recipe
 from kd_bench.config.load import find_recipe, packaged_recipes, read_recipe
+from kd_bench.config.training_notes import training_notes
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.config.warmup_notes import warmup_notes
 from kd_bench.plan import plan
 from kd_bench.utils.errors import UserError
 
@@ -131,7 +131,7 @@ WARMUPS = {"kd": {}, "dkd": {}, "none": {}, "ikl_kd": {"warmup_epochs": 15}, "sl
 
 def noted(recipe: Path, *overrides: str, only: tuple[str, ...] = ()) -> list[str]:
     content = read_recipe(recipe, overrides)
-    return warmup_notes(content, plan(content, "r.yaml", only))
+    return training_notes(content, plan(content, "r.yaml", only))
 
 
 def test_a_warmup_that_is_longer_than_the_training_is_noted_once_for_each_row(tmp_path: Path) -> None:
@@ -163,6 +163,20 @@ def test_the_setting_that_is_advised_for_a_warmup_changes_it(tmp_path: Path) -> 
         'methods={"v1.0 = dkd": {"warmup_epochs": 1}}', "pairs.0.methods.ikl_kd.warmup_epochs=1"
     ]  # fmt: skip
     assert noted(recipe, *options) == []
+
+
+def test_a_learning_rate_that_never_drops_is_noted_once_for_all_its_rows(tmp_path: Path) -> None:
+    own = {"methods": {"kd": {}, "dist": {"training": {"epochs": 40}}, "none": {}}, "epochs": 15}
+    (recipe := tmp_path / "r.yaml").write_text(json.dumps(RECIPE | own | {"pairs": PAIRS, "baseline": "kd"}))
+    assert noted(recipe) == []
+    (note,) = noted(recipe, "schedule.milestones=[30,60]")
+    assert note.startswith(
+        "kd, none: the learning rate never drops, because the training takes 15 epochs and schedule.milestones are "
+        "30, 60; fractions of all epochs"
+    )
+    option = shlex.split(note)[-1]
+    assert noted(recipe, "schedule.milestones=[30,60]", option) == []
+    assert noted(recipe, "schedule.name=constant") == []
 
 
 @pytest.mark.parametrize("name", packaged_recipes())

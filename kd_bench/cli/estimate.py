@@ -50,7 +50,7 @@ def estimate(
     """
     from kd_bench import api
     from kd_bench.config.load import read_recipe, recipe_context
-    from kd_bench.config.warmup_notes import warmup_notes
+    from kd_bench.config.training_notes import training_notes
     from kd_bench.estimate.gpus import select_gpus
     from kd_bench.trials.recipe_file import find_recipe_in
 
@@ -64,13 +64,15 @@ def estimate(
     # These import torch, so what the user typed is checked first.
     from kd_bench.estimate import estimate_recipe, history
     from kd_bench.estimate.estimate_text import render_estimate
-    from kd_bench.trials.plan_without_weights import plan_with_placeholders
+    from kd_bench.trials.plan_without_weights import plan_with_placeholders, without_missing_images
 
-    planned, missing = plan_with_placeholders(content, recipe_context(recipe), only or (), options.data)
-    for note in warmup_notes(content, planned):
+    context = recipe_context(recipe)
+    content, missing_images = without_missing_images(content, context, options.data)
+    planned, missing_weights = plan_with_placeholders(content, context, only or (), options.data)
+    for note in training_notes(content, planned):
         _log(note)
     cost = estimate_recipe.estimate_recipe(planned, options, content.name, gpus, assumed, _log, steps)
-    cost.notes[:0] = [f"{reason}; the estimate does without them" for reason in missing]
+    cost.notes[:0] = [f"{reason}; the estimate does without them" for reason in (*missing_weights, *missing_images)]
     width = terminal.reading_columns()
     text = render_estimate(cost, gpus, prices, assumed, options.threads, format_, width)
     typer.echo(text, nl=False)

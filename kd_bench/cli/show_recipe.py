@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from kd_bench.config.load import merge, read_recipe, recipe_files
 from kd_bench.config.recipe import Recipe
+from kd_bench.config.training_notes import training_notes
 from kd_bench.config.trial import Training
-from kd_bench.config.warmup_notes import warmup_notes
 from kd_bench.data import registry as datasets
 from kd_bench.methods import _registry as methods
 from kd_bench.trials.plan_without_weights import UNKNOWN_HASH, fill_image_checksums, plan_with_placeholders
@@ -67,7 +67,7 @@ def describe_recipe(path: Path, width: int = 100) -> str:
     trials = len({cell.trial_id for cell in planned})
     lines = [*_comparison(recipe, sources), *_training(recipe, sources), *_teachers(recipe, sources)]
     head = [f"{recipe.name}: {' '.join(recipe.description.split())}".rstrip(" :"), chain, ""]
-    notes = [line for note in (*warmup_notes(recipe, planned), *missing) for line in ("", note)]
+    notes = [line for note in (*training_notes(recipe, planned), *missing) for line in ("", note)]
     end = [
         "",
         f"{'This is' if trials == 1 else 'These are'} {count(trials, 'trial')}. The file itself is shown by --raw.",

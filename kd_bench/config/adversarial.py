@@ -77,6 +77,8 @@ class Generated(Settings):
 
     An epoch has as many images as the training set. Of each batch, ``share`` are drawn from the generated images with
     replacement, and the rest from the training set in a new order each epoch, as in the code of Wang et al. (2023).
+    Images that are not compressed (``numpy.savez``) are read from the file when they are drawn, so the file may be
+    larger than the memory.
 
     Attributes:
         path: An ``.npz`` with ``image``, (N, H, W, 3) uint8, and ``label``, (N,) integers; relative to the data folder

@@ -113,6 +113,8 @@ class InMemoryLoader:
         self.device = torch.device(device)
         self.images = images.to(self.device)
         self.labels = labels.to(self.device)
+        self.size = len(images)
+        """Number of images that an epoch may have."""
         self.batch_size = batch_size
         self.num_classes = num_classes
         self.shuffle = shuffle
@@ -143,7 +145,7 @@ class InMemoryLoader:
 
     def __len__(self) -> int:
         """Number of batches."""
-        whole, rest = divmod(len(self.images), self.batch_size)
+        whole, rest = divmod(self.size, self.batch_size)
         return whole + (rest > (1 if self.shuffle else 0))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -151,17 +153,16 @@ class InMemoryLoader:
 
     def _order(self, epoch: int) -> Tensor:
         """Returns the indices of an epoch's images: int64, at most ``len(self)`` times the batch size."""
-        size = len(self.images)
         if self.shuffle:
-            order = torch.randperm(size, generator=seeding.generator(self.seed, seeding.ORDER, epoch))
+            order = torch.randperm(self.size, generator=seeding.generator(self.seed, seeding.ORDER, epoch))
         else:
-            order = torch.arange(size)
+            order = torch.arange(self.size)
         return order[: len(self) * self.batch_size]
 
     def _draw(self, epoch: int) -> _EpochParams:
         augment, device = self.augment, self.device
         seed = seeding.derive(self.seed, f"{seeding.VIEW}/{self.view}") if self.view else self.seed
-        size, _, height, width = self.images.shape
+        size, (height, width) = self.size, self.images.shape[2:]
         crop_flip, mix, view_ids, zeroed = None, None, None, []
         if augment.crop or augment.flip:
             crop_flip = draw_crop_flip(seed, epoch, size, augment.crop or 0)
@@ -207,7 +208,7 @@ class InMemoryLoader:
         at_once = self._images_at_once(values)
         for start in range(0, len(order), at_once):
             index = device_order[start : start + at_once]
-            images = self.images.index_select(0, index)  # copies image by image; indexing copies pixel by pixel
+            images = self._take(order[start : start + at_once], index)
             if params.crop_flip is not None:
                 images = crop_and_flip(images, params.crop_flip.select(index), self.augment.crop or 0)
             if params.policy is not None:
@@ -219,6 +220,10 @@ class InMemoryLoader:
                 for boxes in params.zeroed:
                     zero_boxes(normalised, boxes[part_index])
                 yield from normalised.split(self.batch_size)
+
+    def _take(self, positions: Tensor, index: Tensor) -> Tensor:
+        """Returns the images at these positions, which are on the CPU and again on the device: (B, C, H, W) uint8."""
+        return self.images.index_select(0, index)  # copies image by image; indexing copies pixel by pixel
 
     def _images_at_once(self, values: int) -> int:
         """Returns a number of images with at most so many pixel values, in whole batches, at least one."""

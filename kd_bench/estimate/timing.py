@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kd_bench.config.trial import Trial
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.piece_timing import PieceTimer, PieceTimes, synchronized_time
 from kd_bench.estimate.step_cost import build_untrained_teacher, evaluated_images
@@ -96,7 +97,7 @@ def time_cohort(job: TimingJob, process_start: float) -> Timing:
             number is unknown.
     """
     torch.set_num_threads(job.options.threads)
-    trials = [trial.without_preparation().model_copy(update={"epochs": 1}) for trial in job.trials]
+    trials = [_for_timing(trial) for trial in job.trials]
     first, device = trials[0], torch.device(job.device)
     images, stand_in = placeholders.images_or_placeholders(first.dataset, first.pipeline, job.options.data)
     teacher = view = None
@@ -122,6 +123,17 @@ def time_cohort(job: TimingJob, process_start: float) -> Timing:
     if writer.errors:
         raise UserError("; ".join(dict.fromkeys(writer.errors)))
     return replace(timing, epoch=replace(timing.epoch, startup=startup), stand_in=stand_in, memory=peak_memory(device))
+
+
+def _for_timing(trial: Trial) -> Trial:
+    """Returns the trial with one epoch, without preparation, and without generated images, which may be missing.
+
+    The data set's own images, which then fill the batches, cost as much.
+    """
+    changes: dict[str, Any] = {"epochs": 1}
+    if trial.adversarial is not None:
+        changes["adversarial"] = trial.adversarial.model_copy(update={"generated": None})
+    return trial.without_preparation().model_copy(update=changes)
 
 
 def _time_steps(timer: PieceTimer, steps: int, writer: _TimingWriter) -> Timing:

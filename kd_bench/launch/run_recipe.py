@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from kd_bench.config.warmup_notes import warmup_notes
+from kd_bench.config.training_notes import training_notes
 from kd_bench.utils.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def train(
     def keep_recipe() -> None:
         if not part.in_file and (note := write_recipe(recipe, options.out, part.planned)):
             print(f"{recipe.name}: {note}", file=sys.stderr)
-        for note in () if part.warned else warmup_notes(recipe, part.planned):
+        for note in () if part.warned else training_notes(recipe, part.planned):
             print(f"{recipe.name}: {note}", file=sys.stderr)
 
     return train_trials(recipe.name, part.planned, options, title, console, keep_recipe)

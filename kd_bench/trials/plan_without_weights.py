@@ -114,6 +114,20 @@ def fill_image_checksums(recipe: Recipe, context: str, checksum: Callable[[str],
     return recipe if filled_content == content else parse(Recipe, filled_content, context)
 
 
+def without_missing_images(recipe: Recipe, context: str, data: Path | None) -> tuple[Recipe, list[str]]:
+    """Returns the recipe with ``UNKNOWN_HASH`` for generated images that are missing, and a sentence for each file."""
+    missing = {}
+
+    def checksum(path: str) -> str | None:
+        file = datasets.resolve_data_dir(data) / path
+        if is_file(file):
+            return None  # the plan reads it
+        missing[file] = f"adversarial.generated: there is no file {file}"
+        return UNKNOWN_HASH
+
+    return fill_image_checksums(recipe, context, checksum), list(missing.values())
+
+
 def _with_images_of_results(recipe: Recipe, context: str, folder: Path, data: Path | None) -> Recipe:
     """Returns the recipe with checksums of generated images that are missing here, from the trials in a folder."""
     known: dict[str, set[str]] = {}

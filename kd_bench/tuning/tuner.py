@@ -16,8 +16,8 @@ from kd_bench.config.data import Dataset
 from kd_bench.config.load import merge
 from kd_bench.config.recipe import MethodEntry, PairEntry, Recipe
 from kd_bench.config.teacher_seeds import with_first_teachers
+from kd_bench.config.training_notes import training_notes
 from kd_bench.config.trial import PlannedTrial
-from kd_bench.config.warmup_notes import warmup_notes
 from kd_bench.data import registry as datasets
 from kd_bench.launch.options import RunOptions, require_package
 from kd_bench.launch.run_recipe import train_trials, training_failure
@@ -182,7 +182,7 @@ def tuning_notes(recipe: Recipe, rows: Sequence[tuple[PairEntry, str]], data: Pa
     plans = (
         _plan(recipe, pair, recipe.methods[label], {label: pair.methods.get(label, {})}, data) for pair, label in rows
     )
-    return warmup_notes(recipe, chain.from_iterable(plans))
+    return training_notes(recipe, chain.from_iterable(plans))
 
 
 def row_space(recipe: Recipe, pair: PairEntry, label: str, settings: TuningSettings) -> SearchSpace:

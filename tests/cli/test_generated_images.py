@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -19,6 +18,7 @@ from kd_bench.config.trial import Trial
 from kd_bench.plan import plan
 from kd_bench.trials.plan_without_weights import plan_from_results
 from kd_bench.utils.errors import UserError
+from tests.data.generated_images import write_images
 from tests.report.trials import write_trial
 
 RECIPE = {
@@ -40,9 +40,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path
     """A recipe, and a folder with its generated images, which is not the default data folder."""
     recipe, data = tmp_path / "mixed.yaml", tmp_path / "sets"
     recipe.write_text(yaml.safe_dump(RECIPE))
-    data.mkdir()
-    images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-    np.savez(data / "more.npz", image=images, label=np.arange(20) % 10)
+    write_images(data / "more.npz")
     monkeypatch.setenv("KD_BENCH_DATA", str(tmp_path / "elsewhere"))
     return recipe, data
 
@@ -74,6 +72,19 @@ def test_they_are_found_by_data_and_results_are_read_without_them(
     attack = ("attack", recipe, "--out", tmp_path / "runs", "--data", data, "--screen", "pgd-20", "--images", 10)
     kd_bench(*attack)
     assert "trades" in capsys.readouterr().out
+
+
+def test_images_that_do_not_fit_are_refused_before_a_run(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    recipe, data = folders
+    write_images(data / "more.npz", size=8)
+    with pytest.raises(UserError, match=r"more\.npz: image should be \(N, 32, 32, 3\) of uint8, not \(20, 8, 8, 3\)"):
+        kd_bench("run", recipe, "--out", tmp_path / "runs", "--data", data)
+
+
+def test_an_estimate_needs_none(folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, _ = folders
+    kd_bench("estimate", recipe, "--out", tmp_path / "runs", "--steps", 1, "--cards", "none")
+    assert "more.npz; the estimate does without them" in " ".join(capsys.readouterr().out.split())
 
 
 def test_all_plans_take_the_folder(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from kd_bench.cli.main import _describe
+from tests.data.generated_images import write_images
 
 RECIPE = {
     "dataset": "digits",
@@ -279,9 +280,7 @@ def test_every_packaged_recipe_can_be_planned(tmp_path, monkeypatch):
     fetched.write_bytes(b"any")
     monkeypatch.setattr(pretrained, "require_weights", lambda *_: fetched)
     monkeypatch.setattr(pretrained, "initial_weights", lambda *_: fetched)
-    generated = tmp_path / "generated" / "cifar100_50m.npz"
-    generated.parent.mkdir()
-    generated.write_bytes(b"any")
+    write_images(tmp_path / "generated" / "cifar100_50m.npz")
     monkeypatch.setenv("KD_BENCH_DATA", str(tmp_path))
     for name in packaged_recipes():
         planned = plan(read_recipe(name), name)

@@ -15,7 +15,7 @@ from kd_bench.config.data import Augment, RandAugment
 from kd_bench.data import in_memory as module
 from kd_bench.data.augment import mixing
 from kd_bench.data.augment.crop_flip import Normalise, crop_and_flip, draw_crop_flip
-from kd_bench.data.generated import MixedLoader
+from kd_bench.data.generated import GeneratedImages, MixedLoader
 from kd_bench.data.in_memory import InMemoryLoader
 from kd_bench.data.two_views import TwoViews
 from kd_bench.types import Batch
@@ -128,7 +128,8 @@ def test_how_many_batches_are_made_at_once_changes_nothing(
         options: dict[str, Any] = {"batch_size": 8, "num_classes": 7, "mean": MEAN, "std": STD, "seed": 3}
         options |= {"augment": augment, "values_at_once": values}
         if kind is MixedLoader:
-            generated = source.images.flip(0), source.labels.flip(0)
+            arrays = source.images.flip(0).permute(0, 2, 3, 1), source.labels.flip(0)
+            generated = GeneratedImages(*(array.numpy() for array in arrays))
             return epoch(MixedLoader(source.images, source.labels, generated=generated, share=0.3, **options), 2)
         first, second = (
             InMemoryLoader(source.images, source.labels, shuffle=True, view=view, **options) for view in (0, 1)

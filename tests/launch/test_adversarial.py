@@ -19,6 +19,7 @@ from kd_bench.paper.reproduce import Reproduction, groups
 from kd_bench.plan import plan
 from kd_bench.training.optimizers import learning_rate
 from kd_bench.utils.errors import UserError
+from tests.data.generated_images import write_images
 from tests.launch.test_end_to_end import WEIGHTS, command, kill_tree, run, weights
 
 RECIPE = {
@@ -162,8 +163,7 @@ def test_generated_images_are_left_out_where_they_are_not(tmp_path, monkeypatch)
     assert "robustness/table7_generated" not in {part.name for part in reproduction(log=said.append).full()}
     assert len(said) == 1
     assert "there is no file" in said[0]
-    (tmp_path / "generated").mkdir()
-    (tmp_path / "generated" / "cifar100_50m.npz").write_bytes(b"any")
+    write_images(tmp_path / "generated" / "cifar100_50m.npz")
     assert "robustness/table7_generated" in {part.name for part in reproduction(log=said.append).full()}
 
 

@@ -19,6 +19,7 @@ from kd_bench.plan import plan
 from kd_bench.report import published_robustness
 from kd_bench.report.render import render
 from kd_bench.utils.errors import UserError
+from tests.data.generated_images import write_images
 from tests.report.trials import put as put_result
 from tests.report.trials import write_trial
 
@@ -64,8 +65,7 @@ def test_numbers_are_those_of_the_printed_tables() -> None:
 
 def test_every_number_has_its_row(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("KD_BENCH_DATA", str(tmp_path))
-    (tmp_path / "generated").mkdir()
-    (tmp_path / "generated" / "cifar100_50m.npz").write_bytes(b"any")
+    write_images(tmp_path / "generated" / "cifar100_50m.npz")
     for name, label, eps in published_robustness.read_numbers():
         recipe = read_recipe(name)
         assert label in recipe.methods

@@ -20,6 +20,7 @@ from kd_bench.training.micro_batch import MicroBatch
 from kd_bench.types import Batch, Outputs
 from kd_bench.utils import seeding
 from kd_bench.utils.errors import UserError
+from tests.data.generated_images import write_images
 from tests.training.parts import CPU, MemoryWriter, same, splits, trial
 
 METHODS = ("trades", "improved_trades", "ikl_at")
@@ -292,13 +293,7 @@ def test_two_views_through_a_whole_training(data) -> None:
 
 
 def write_generated(folder: Path, images: int = 40, classes: int = 4, **changes: Any) -> str:
-    draws = np.random.default_rng(0)
-    arrays = {
-        "image": draws.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8),
-        "label": np.arange(images) % classes,
-        **changes,
-    }
-    np.savez(folder / "more.npz", **arrays)
+    write_images(folder / "more.npz", images, classes=classes, **changes)
     return hashlib.sha256((folder / "more.npz").read_bytes()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Says which rows of a recipe never reach the full weight of their terms. Imports nothing heavy."""
+"""Says which settings of a recipe's trainings have no effect, because they are short. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import shlex
 from collections.abc import Iterable
 
 from kd_bench.config.network_names import short_name
+from kd_bench.config.optimizer import StepSchedule
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import PlannedTrial
 
 
-def warmup_notes(recipe: Recipe, planned: Iterable[PlannedTrial]) -> list[str]:
-    """Returns a sentence for each row whose warm-up is longer than its training, with the setting that changes it.
+def training_notes(recipe: Recipe, planned: Iterable[PlannedTrial]) -> list[str]:
+    """Returns sentences about warm-ups and schedules that are longer than the training, with what changes them.
 
     Args:
         recipe: The recipe.
-        planned: Trials of its rows, by their labels.
+        planned: Trials of its rows.
     """
+    cells = list(planned)
+    return [*_warmup_notes(recipe, cells), *_schedule_notes(cells)]
+
+
+def _warmup_notes(recipe: Recipe, planned: Iterable[PlannedTrial]) -> list[str]:
+    """Returns a sentence for each row whose warm-up is longer than its training."""
     notes = {}
     for cell in planned:
         warmup, epochs = cell.trial.method.hyperparameters.get("warmup_epochs"), cell.trial.epochs
@@ -33,6 +40,22 @@ def warmup_notes(recipe: Recipe, planned: Iterable[PlannedTrial]) -> list[str]:
                 f"their full weight; set {key}, e.g. --set {shlex.quote(change)}"
             )
     return list(notes.values())
+
+
+def _schedule_notes(planned: Iterable[PlannedTrial]) -> list[str]:
+    """Returns a sentence for each schedule of steps that all lie behind the last epoch, with the rows that have it."""
+    rows: dict[tuple[int, tuple[int | float, ...]], list[str]] = {}
+    for cell in planned:
+        schedule, epochs = cell.trial.schedule, cell.trial.epochs
+        if isinstance(schedule, StepSchedule) and schedule.milestones and min(schedule.milestones) >= epochs > 1:
+            labels = rows.setdefault((epochs, schedule.milestones), [])
+            labels.extend([cell.label] if cell.label not in labels else [])
+    return [
+        f"{', '.join(labels)}: the learning rate never drops, because the training takes {epochs} epochs and "
+        f"schedule.milestones {'are' if len(milestones) > 1 else 'is'} {', '.join(map(str, milestones))}; fractions of "
+        "all epochs fit every length, e.g. --set schedule.milestones=[0.625,0.75,0.875]"
+        for (epochs, milestones), labels in rows.items()
+    ]
 
 
 def _rows_with_warmup(recipe: Recipe, cell: PlannedTrial) -> str:
