@@ -118,7 +118,8 @@ class MixedLoader(InMemoryLoader):
     def _take(self, positions: Tensor, index: Tensor) -> Tensor:
         is_real = positions < self._real_count
         generated = self._generated.read(positions[~is_real] - self._real_count)
+        on_device = is_real.to(self.device)
         images = torch.empty(len(index), *self.images.shape[1:], dtype=torch.uint8, device=self.device)
-        images[is_real.to(self.device)] = super()._take(positions[is_real], index[is_real.to(self.device)])
-        images[~is_real.to(self.device)] = generated.to(self.device)
+        images[on_device] = super()._take(positions[is_real], index[on_device])
+        images[~on_device] = generated.to(self.device)
         return images
