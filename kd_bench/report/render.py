@@ -110,6 +110,15 @@ class Table:
         """The rows of all groups."""
         return [row for group in self.groups for row in group]
 
+    @property
+    def row_notes(self) -> dict[str, str]:
+        """The notes of its rows, each with the names of all rows that have it, and commas between them."""
+        names: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.note:
+                names.setdefault(row.note, []).append(str(row.cells[0]))
+        return {note: ", ".join(rows) for note, rows in names.items()}
+
 
 def simple_table(title: str, headers: Iterable[str], rows: Iterable[Sequence[Any]], notes: Sequence[str] = ()) -> Table:
     """Returns a table with one group of rows, from the lines of its columns' headers and the values of its rows."""
@@ -305,9 +314,8 @@ def _terminal(
         if table.title:
             console.print(styled(table.title, "bold"))
         console.print(framed)
-        for row in table.rows:
-            if row.note:
-                console.print(wrapped(f"{row.cells[0]}: {row.note}", "yellow", "  "))
+        for note, rows in table.row_notes.items():
+            console.print(wrapped(f"{rows}: {note}", "yellow", "  "))
         console.print()
     for note in (*(note for table in tables for note in table.notes), *notes):
         console.print(wrapped(note, "dim"))
@@ -331,7 +339,7 @@ def _latex(tables: Sequence[Table], notes: Sequence[str], merged: bool) -> str:
     remarks = [note for table in tables for note in table.notes] + list(notes)
     for table in tables:
         where = f" ({table.title})" if table.title else ""
-        remarks += [f"{row.cells[0]}{where}: {row.note}." for row in table.rows if row.note]
+        remarks += [f"{rows}{where}: {note}." for note, rows in table.row_notes.items()]
     minipage = [
         r"\smallskip",
         r"\begin{minipage}{\linewidth}",

@@ -238,3 +238,14 @@ def test_a_long_note_of_a_row_is_indented() -> None:
         "    instead of 30, ema 0.9 instead of",
         "    none",
     ]
+
+
+def test_rows_with_the_same_note_share_a_line() -> None:
+    rows = [TableRow(["kd"]), *(TableRow([name], "0 of 3 (3 missing)") for name in ("dkd", "dist"))]
+    rows.append(TableRow(["crd"], "2 of 3 (1 failed)"))
+    table = Table("", (Column(("method",)),), (tuple(rows),))
+    assert render([table], "terminal", width=60).splitlines()[-3:-1] == [
+        "  dkd, dist: 0 of 3 (3 missing)",
+        "  crd: 2 of 3 (1 failed)",
+    ]
+    assert r"dkd, dist: 0 of 3 (3 missing).\par" in render([table], "latex", floating=True)
