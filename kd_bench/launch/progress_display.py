@@ -219,8 +219,9 @@ class ProgressDisplay:
     def trial_finished(self, trial: AnyTrial, top1: float | None, reason: str | None) -> None:
         """Prints a trial's accuracy, or the reason why it has failed."""
         if reason is None:
-            self._print_plain(f"{self._title(trial)}: done, {top1:.2f} %{self._time_left()}")
+            self._print_plain(f"{self._title(trial)}: done, {top1:.2f} %{self._time_left([trial])}")
         else:
+            self._epochs_total -= self._epochs_left.pop(trial.id, 0)
             row = self._rows.get(trial.id)
             if row is not None and len(row.trials) > 1:  # the others go on without it
                 del self._rows[trial.id]
@@ -263,17 +264,20 @@ class ProgressDisplay:
     def _label(self, trial: AnyTrial) -> str:
         return self._labels.get(trial.id, "teacher")  # one that was there at the start of the run, and was removed
 
-    def _time_left(self) -> str:
+    def _time_left(self, trials: Sequence[AnyTrial] | None = None) -> str:
+        """Returns the time that the run still needs, for a line about these trials; None for one about the run."""
         elapsed = time.monotonic() - self._started
         if self._epochs_done < 0.1 or elapsed < 5:
             return ""
         seconds = (self._epochs_total - self._epochs_done) * elapsed / self._epochs_done
-        return f", {_duration(seconds)} left" if seconds >= 1 else ""
+        others = self._epochs_left.keys() - {trial.id for trial in trials or ()}
+        in_all = " in all" if trials is not None and any(self._epochs_left[name] for name in others) else ""
+        return f", {_duration(seconds)} left{in_all}" if seconds >= 1 else ""
 
     def _print_row(self, row: _Row, epoch: str) -> None:
         row.last_printed = time.monotonic()
         stage = "preparation, " if row.epochs_done < 0 else ""
-        start, left = f": {stage}epoch {epoch}/{row.position[1]}", self._time_left()
+        start, left = f": {stage}epoch {epoch}/{row.position[1]}", self._time_left(row.trials)
         details = [f"{row.accuracies[0]}, {row.speed}", *row.accuracies] if row.speed else row.accuracies
         self._print_plain(self._fitted(row.name, [f"{start}{text and f', {text}'}{left}" for text in details]))
 

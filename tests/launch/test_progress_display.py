@@ -43,8 +43,8 @@ def test_plain_lines_where_there_is_no_terminal(clock):
         "r: to train: 2 trials and 1 teacher",
         "resnet14 -> resnet8, seed 3: kd, soft: started",
         # Two of seven epochs took 20 seconds.
-        "resnet14 -> resnet8, seed 3: epoch 1/2, kd 50.0, soft 60.0 %, 50 s left",
-        "resnet14 -> resnet8, kd, seed 3: done, 55.50 %, 2 min left",
+        "resnet14 -> resnet8, seed 3: epoch 1/2, kd 50.0, soft 60.0 %, 50 s left in all",
+        "resnet14 -> resnet8, kd, seed 3: done, 55.50 %, 2 min left in all",
         "resnet14 -> resnet8, soft, seed 3: failed: the loss was no longer finite",
     ]
 
@@ -213,7 +213,7 @@ def test_a_member_that_fails_does_not_silence_the_others(clock):
     display.epoch_finished(first, 1, 50.0)
     assert printed_lines(display)[-2:] == [
         "resnet14 -> resnet8, dkd, seed 3: failed: so (log: x.log)",
-        "resnet14 -> resnet8, seed 3: epoch 1/240, kd 50.0 %, 4.0 h left",
+        "resnet14 -> resnet8, seed 3: epoch 1/240, kd 50.0 %, 2.0 h left",
     ]
 
 
