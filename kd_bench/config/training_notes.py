@@ -44,12 +44,11 @@ def _warmup_notes(recipe: Recipe, planned: Iterable[PlannedTrial]) -> list[str]:
 
 def _schedule_notes(planned: Iterable[PlannedTrial]) -> list[str]:
     """Returns a sentence for each schedule of steps that all lie behind the last epoch, with the rows that have it."""
-    rows: dict[tuple[int, tuple[int | float, ...]], list[str]] = {}
+    rows: dict[tuple[int, tuple[int | float, ...]], dict[str, None]] = {}
     for cell in planned:
         schedule, epochs = cell.trial.schedule, cell.trial.epochs
         if isinstance(schedule, StepSchedule) and schedule.milestones and min(schedule.milestones) >= epochs > 1:
-            labels = rows.setdefault((epochs, schedule.milestones), [])
-            labels.extend([cell.label] if cell.label not in labels else [])
+            rows.setdefault((epochs, schedule.milestones), {})[cell.label] = None
     return [
         f"{', '.join(labels)}: the learning rate never drops, because the training takes {epochs} epochs and "
         f"schedule.milestones {'are' if len(milestones) > 1 else 'is'} {', '.join(map(str, milestones))}; fractions of "

@@ -114,7 +114,7 @@ class InMemoryLoader:
         self.images = images.to(self.device)
         self.labels = labels.to(self.device)
         self.size = len(images)
-        """Number of images that an epoch may have."""
+        """Number of images that an epoch is drawn from."""
         self.batch_size = batch_size
         self.num_classes = num_classes
         self.shuffle = shuffle

@@ -265,7 +265,7 @@ class ProgressDisplay:
         return self._labels.get(trial.id, "teacher")  # one that was there at the start of the run, and was removed
 
     def _time_left(self, trials: Sequence[AnyTrial] | None = None) -> str:
-        """Returns the time that the run still needs, for a line about these trials; None for one about the run."""
+        """Returns the time that the run needs; in a line about trials, "in all" says that it is not only theirs."""
         elapsed = time.monotonic() - self._started
         if self._epochs_done < 0.1 or elapsed < 5:
             return ""

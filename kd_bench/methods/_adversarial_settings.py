@@ -41,6 +41,7 @@ def adversarial_settings(
 
 
 def _with_checksum(generated: Generated, image_size: int, context: str, data: Path | None) -> Generated:
+    """Checks the file if it is there, and returns the settings with its checksum."""
     from kd_bench.data.generated_file import check_arrays, checksum  # it imports numpy, which few recipes need
 
     file = datasets.resolve_data_dir(data) / generated.path

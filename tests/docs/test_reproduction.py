@@ -98,7 +98,6 @@ def test_three_seeds_have_an_interval(tmp_path: Path, table6: list[PlannedTrial]
     assert reproduction.numbers(part, tmp_path) == ["`kd` 67.40 ± 0.10 (3 seeds; published 67.37, inside the interval)"]
 
 
-@pytest.mark.usefixtures("only_table6")
 def test_rows_with_fewer_seeds_are_counted_apart(table6: list[PlannedTrial]) -> None:
     cells = [cell for cell in table6 if cell.teacher == "cifar_vgg13" and cell.label in ("none", "kd", "dkd")]
     assert reproduction._rows(cells, 3) == "3"
@@ -107,6 +106,7 @@ def test_rows_with_fewer_seeds_are_counted_apart(table6: list[PlannedTrial]) -> 
     )
 
 
+@pytest.mark.usefixtures("only_table6")
 def test_a_trained_teacher_must_have_the_settings_of_the_recipe(tmp_path: Path, table6: list[PlannedTrial]) -> None:
     trial = of_vgg(table6, "kd")
     assert isinstance(trial.teacher, Trial)
