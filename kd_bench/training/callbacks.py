@@ -70,7 +70,7 @@ class EpochResults(pl.Callback):
         batch_seconds, teacher_seconds = cohort.shared_seconds(
             self._training_seconds - sum(now_seconds.values()), len(trainer.train_dataloader.loader)
         )
-        work = sum(now_seconds.values()) + batch_seconds + teacher_seconds
+        work = sum(now_seconds.values()) + batch_seconds + sum(teacher_seconds.values())
         epoch, members, corrupt = cohort.epoch, cohort.active_members, _corrupt_files(trainer)
         now = time.perf_counter()
         checkpoint = now - self._last_checkpoint >= self._checkpoint_seconds
@@ -78,8 +78,9 @@ class EpochResults(pl.Callback):
         for member in members:
             member.corrupt |= corrupt
             shared, cached = batch_seconds, None
-            if member.trial.teacher is not None:
-                shared, cached = batch_seconds + teacher_seconds + (cached_seconds or 0.0), cached_seconds
+            if cohort.reads_teacher(member):
+                of_teacher = teacher_seconds.get(member.method.teacher_batch_norm, 0.0)
+                shared, cached = batch_seconds + of_teacher + (cached_seconds or 0.0), cached_seconds
             divergence = None
             with member.stopping_on_errors():
                 divergence = member.end_epoch(epoch, own_seconds[id(member)], shared, len(members), cached)

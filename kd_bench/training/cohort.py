@@ -7,6 +7,7 @@ memory at a time.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 
@@ -40,7 +41,7 @@ class CohortModule(pl.LightningModule):
     Attributes:
         recorder: The argument.
         recorded: Runs recorded steps, from the start of training; None without a recorder.
-        teacher_stopwatch: Measures the time of the teacher's passes that are not recorded.
+        teacher_stopwatches: Measure the time of the teacher's passes that are not recorded, by batch-norm mode.
         start_epoch: First epoch to train, the earliest among the members'; negative if a method has a preparation.
         first_step: First step to train in that epoch; above 0 after a resume within an epoch.
 
@@ -74,7 +75,7 @@ class CohortModule(pl.LightningModule):
         self.recorder = recorder
         self.energy = energy or EnergyMeter(())
         self.recorded: RecordedCohort | None = None
-        self.teacher_stopwatch = Stopwatch()
+        self.teacher_stopwatches: defaultdict[TeacherBatchNorm, Stopwatch] = defaultdict(Stopwatch)
         self.teacher: Teacher | None = None
         if teacher is not None:
             taught = [member for member in members if member.trial.teacher is not None] or list(members)
@@ -100,23 +101,30 @@ class CohortModule(pl.LightningModule):
 
     def teacher_outputs(self, batch: Batch) -> Mapping[TeacherBatchNorm, Outputs]:
         """Returns the teacher's outputs that the methods need, by batch-norm mode. Empty without a teacher."""
+        outputs: dict[TeacherBatchNorm, Outputs] = {}
         if self.teacher is None:
-            return {}
-        with self.teacher_stopwatch.running(batch.images.device):
-            return self.teacher(batch)
+            return outputs
+        for norm_mode in self.teacher.needs_in(batch.epoch):
+            with self.teacher_stopwatches[norm_mode].running(batch.images.device):
+                outputs[norm_mode] = self.teacher.run(norm_mode, batch)
+        return outputs
 
-    def shared_seconds(self, measured: float, steps: int) -> tuple[float, float]:
-        """Returns the seconds of an epoch that the members share, for the batches and for the teacher's passes.
+    def reads_teacher(self, member: StudentModule) -> bool:
+        """Whether a member's method reads outputs of the teacher in the current epoch."""
+        return self.teacher is not None and bool(member.method.needs_in(preparation=self.epoch < 0).teacher)
+
+    def shared_seconds(self, measured: float, steps: int) -> tuple[float, dict[TeacherBatchNorm, float]]:
+        """Returns the seconds of an epoch that members share: for the batches, and for the teacher's passes by mode.
 
         Args:
             measured: The epoch's seconds without the members' own.
             steps: Number of steps.
         """
-        teacher = self.teacher_stopwatch.read()
+        teacher = {norm_mode: stopwatch.read() for norm_mode, stopwatch in self.teacher_stopwatches.items()}
         times = None if self.recorded is None else self.recorded.times
         if times is not None:
-            return times.batch * steps, times.teacher * steps
-        return max(0.0, measured - teacher), teacher
+            return times.batch * steps, {norm_mode: seconds * steps for norm_mode, seconds in times.teacher.items()}
+        return max(0.0, measured - sum(teacher.values())), teacher
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Returns the members' optimisers. Each member steps its own."""
@@ -134,7 +142,7 @@ class CohortModule(pl.LightningModule):
             member.begin_epoch(self.epoch)
         # Steps of a preparation are others than the student's own.
         if self.recorder is not None and (self.recorded is None or self.epoch == 0):
-            self.recorded = RecordedCohort(self.members, self.teacher, self.recorder, self.device)
+            self.recorded = RecordedCohort(self.members, self.teacher, self.epoch, self.recorder, self.device)
 
     def on_train_start(self) -> None:
         """Prepares the members for the device. On a GPU, each method draws from a generator of its own."""

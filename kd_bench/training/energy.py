@@ -121,12 +121,15 @@ def note_energy_so_far(cohort: CohortModule) -> None:
         total = member.stopwatch.read()
         member.stopwatch.add(total)
         member_seconds[id(member)] = total - (member.stopwatch.energy.seconds or 0.0)
-    teacher = cohort.teacher_stopwatch.read()
-    cohort.teacher_stopwatch.add(teacher)
+    teacher = {}
+    for norm_mode, stopwatch in cohort.teacher_stopwatches.items():
+        teacher[norm_mode] = stopwatch.read()
+        stopwatch.add(teacher[norm_mode])
     work = max(seconds, sum(member_seconds.values()))
-    without_teacher = max(0.0, work - sum(member_seconds.values()) - teacher)
+    without_teacher = max(0.0, work - sum(member_seconds.values()) - sum(teacher.values()))
     for member in cohort.active_members:
-        shared = without_teacher + (teacher if member.trial.teacher is not None else 0.0)
+        of_teacher = teacher.get(member.method.teacher_batch_norm, 0.0) if cohort.reads_teacher(member) else 0.0
+        shared = without_teacher + of_teacher
         energy = member.stopwatch.energy
         energy.so_far = energy.with_rest(divide(joules, member_seconds[id(member)] + shared, work))
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
 
 from kd_bench.methods.base import TeacherBatchNorm
 from kd_bench.training.recorded_function import NoMemoryToRecord, RecordedFunction
@@ -28,15 +27,13 @@ T = TypeVar("T")
 #: Steps after all recordings in which the parts of a step run one after another, so that their times can be measured.
 TIMED_STEPS = 5
 
-TeacherOutputs = Mapping[TeacherBatchNorm, Outputs]
-
 
 @dataclass
 class SharedTimes:
-    """Seconds per step of what the members share: the batch, and the teacher's pass."""
+    """Seconds per step of what the members share: the batch, and the teacher's passes by batch-norm mode."""
 
-    batch: float = 0.0
-    teacher: float = 0.0
+    batch: float
+    teacher: dict[TeacherBatchNorm, float]
 
 
 class FixedBatch:
@@ -62,35 +59,32 @@ class FixedBatch:
 
 
 class RecordedTeacher:
-    """Runs the teacher on batches that are the same tensors. Its outputs are the same tensors, too."""
+    """Runs the teacher in one batch-norm mode on batches that are the same tensors, as its outputs are."""
 
-    def __init__(self, teacher: Teacher, lane: Lane, device: torch.device) -> None:
-        self._teacher, self.lane, self._device = teacher, lane, device
+    def __init__(self, teacher: Teacher, norm_mode: TeacherBatchNorm, lane: Lane, device: torch.device) -> None:
+        self._teacher, self._norm_mode, self.lane, self._device = teacher, norm_mode, lane, device
         self._function = RecordedFunction()
-        self._outputs: dict[TeacherBatchNorm, Outputs] | None = None
+        self._outputs: Outputs | None = None
         self.stopwatch = Stopwatch()
 
     @property
     def is_settled(self) -> bool:
-        """Whether the pass is recorded, or known to be run without a recording, or empty."""
-        return self._function.is_recorded or self._function.reason is not None or self._outputs == {}
+        """Whether the pass is recorded, or known to be run without a recording."""
+        return self._function.is_recorded or self._function.reason is not None
 
-    def __call__(self, batch: Batch, timed: bool) -> TeacherOutputs:
+    def __call__(self, batch: Batch, timed: bool) -> Outputs:
         """Returns the outputs for a batch, inside the lane's ``running()``.
 
         Raises:
             NoMemoryToRecord: Then nothing has changed.
         """
         if self._outputs is None:
-            outputs = self._teacher(batch)
-            self._outputs = {mode: of_mode.map(lambda tensor: tensor.clone()) for mode, of_mode in outputs.items()}
-        elif not self._outputs:  # no method reads anything of the teacher in these epochs
-            return self._outputs
+            self._outputs = self._teacher.run(self._norm_mode, batch).map(lambda tensor: tensor.clone())
         elif self.is_settled:
             with self.stopwatch.running(self._device) if timed else nullcontext():
                 self._function.replay() if self._function.is_recorded else self._run(batch)
         else:
-            tensors = _tensors(self._outputs)
+            tensors = list(self._outputs.tensors())
             self._function.record(self.lane, lambda: self._run(batch), lambda: self._run(batch), lambda: tensors)
             if self._function.reason is not None:
                 log.warning("the teacher's pass is not recorded, because %s", self._function.reason)
@@ -98,7 +92,8 @@ class RecordedTeacher:
 
     def _run(self, batch: Batch) -> None:
         assert self._outputs is not None
-        for old, new in zip(_tensors(self._outputs), _tensors(self._teacher(batch)), strict=True):
+        outputs = self._teacher.run(self._norm_mode, batch)
+        for old, new in zip(self._outputs.tensors(), outputs.tensors(), strict=True):
             old.copy_(new)
 
     def move(self, lane: Lane) -> None:
@@ -113,7 +108,7 @@ class RecordedTeacher:
 class RecordedCohort:
     """Runs the steps and the evaluation of a cohort on batches of one size.
 
-    The teacher's pass comes first, then the members' steps, each in a lane of its own. If the memory does not suffice
+    The teacher's passes come first, then the members' steps, each in a lane of its own. If the memory does not suffice
     for all recordings at once, all operations are in one lane, and their recordings share memory.
 
     When everything is recorded, the parts of a few steps run one after another, so that their times can be measured.
@@ -122,17 +117,26 @@ class RecordedCohort:
     Args:
         members: All members of the cohort.
         teacher: The teacher; None without one.
+        epoch: The first epoch; negative if it belongs to a preparation.
         recorder: Makes the lanes.
         device: The device.
     """
 
     def __init__(
-        self, members: Sequence[StudentModule], teacher: Teacher | None, recorder: Recorder, device: torch.device
+        self,
+        members: Sequence[StudentModule],
+        teacher: Teacher | None,
+        epoch: int,
+        recorder: Recorder,
+        device: torch.device,
     ) -> None:
         self._recorder = recorder
         lanes = recorder.lanes(len(members) + 1, one_queue=False)
         self._one_queue = False
-        self._teacher = None if teacher is None else RecordedTeacher(teacher, lanes[0], device)
+        self._teachers: dict[TeacherBatchNorm, RecordedTeacher] = {}
+        if teacher is not None:
+            modes = teacher.needs_in(epoch)
+            self._teachers = {mode: RecordedTeacher(teacher, mode, lanes[0], device) for mode in modes}
         self._recorded = {
             id(member): RecordedMember(member, lane, device) for member, lane in zip(members, lanes[1:], strict=True)
         }
@@ -154,15 +158,15 @@ class RecordedCohort:
         """Trains members on a batch that it accepts."""
         fixed, timer = self._batches["train"], self._timer
         recorded = [(member, self._recorded[id(member)]) for member in members]
-        settled = all(part.is_settled for _, part in recorded) and (self._teacher is None or self._teacher.is_settled)
+        settled = all(part.is_settled for _, part in recorded)
+        settled = settled and all(teacher.is_settled for teacher in self._teachers.values())
         timed = settled and timer.times is None
         if timed:
             timer.begin(batch.epoch, [member.stopwatch for member in members])
         filled = fixed.fill(batch)
-        outputs: TeacherOutputs = {}
-        teacher = self._teacher
-        if teacher is not None:
-            outputs = self._run(teacher, lambda: teacher(filled, timed))
+        outputs: dict[TeacherBatchNorm, Outputs] = {}
+        for norm_mode, teacher in self._teachers.items():
+            outputs[norm_mode] = self._run(teacher, lambda teacher=teacher: teacher(filled, timed))  # type: ignore[misc]
             teacher.lane.join()
         for member, part in recorded:
             taught = outputs.get(member.method.teacher_batch_norm)
@@ -171,7 +175,7 @@ class RecordedCohort:
                 part.lane.join()
         for _, part in recorded:
             part.lane.join()
-        if timed and timer.end(batch.epoch, None if teacher is None else teacher.stopwatch):
+        if timed and timer.end(batch.epoch, {mode: teacher.stopwatch for mode, teacher in self._teachers.items()}):
             for (_, part), seconds in zip(recorded, timer.member_seconds, strict=True):
                 part.seconds_per_step = seconds
 
@@ -212,9 +216,7 @@ class RecordedCohort:
     def _use_one_queue(self) -> None:
         self._recorder.synchronize()
         self._one_queue = True
-        parts: list[RecordedMember | RecordedTeacher] = [*self._recorded.values()]
-        if self._teacher is not None:
-            parts.append(self._teacher)
+        parts: list[RecordedMember | RecordedTeacher] = [*self._recorded.values(), *self._teachers.values()]
         for part, lane in zip(parts, self._recorder.lanes(len(parts), one_queue=True), strict=True):
             part.move(lane)
 
@@ -248,7 +250,7 @@ class _StepTimer:
         last = self._last_end
         self._begin = last[1] if last is not None and last[0] == epoch else time.perf_counter()
 
-    def end(self, epoch: int, teacher: Stopwatch | None) -> bool:
+    def end(self, epoch: int, teachers: Mapping[TeacherBatchNorm, Stopwatch]) -> bool:
         """Ends a step. Returns whether it was the last one."""
         self._recorder.synchronize()
         now = time.perf_counter()
@@ -260,12 +262,8 @@ class _StepTimer:
         seconds = [stopwatch.read() for stopwatch in self._stopwatches]
         for stopwatch, before, of_member in zip(self._stopwatches, self._before, seconds, strict=True):
             stopwatch.add(before + of_member)
-        of_teacher = 0.0 if teacher is None else teacher.read()
+        of_teacher = {norm_mode: stopwatch.read() / TIMED_STEPS for norm_mode, stopwatch in teachers.items()}
         self.member_seconds = [of_member / TIMED_STEPS for of_member in seconds]
-        rest = max(0.0, self._seconds - sum(seconds) - of_teacher)
-        self.times = SharedTimes(rest / TIMED_STEPS, of_teacher / TIMED_STEPS)
+        rest = max(0.0, (self._seconds - sum(seconds)) / TIMED_STEPS - sum(of_teacher.values()))
+        self.times = SharedTimes(rest, of_teacher)
         return True
-
-
-def _tensors(outputs: TeacherOutputs) -> list[Tensor]:
-    return [tensor for of_mode in outputs.values() for tensor in of_mode.tensors()]

@@ -108,29 +108,31 @@ class Teacher(nn.Module):
         if self._open_logit_cache is not None and "running" in norm_modes:
             self._logit_cache = self._open_logit_cache(compile_mode != "off")
 
-    def forward(self, batch: Batch) -> dict[TeacherBatchNorm, Outputs]:
-        """Runs the network on a batch: one pass for each batch-norm mode, for all outputs that some method needs.
+    def needs_in(self, epoch: int) -> Mapping[TeacherBatchNorm, frozenset[Output]]:
+        """Returns the outputs that the methods read in an epoch (negative in preparations), by batch-norm mode."""
+        return self._needs if epoch >= 0 else self._preparation_needs
 
-        Args:
-            batch: The samples.
+    def forward(self, batch: Batch) -> dict[TeacherBatchNorm, Outputs]:
+        """Runs the network on a batch: one pass for each batch-norm mode that some method needs."""
+        return {norm_mode: self.run(norm_mode, batch) for norm_mode in self.needs_in(batch.epoch)}
+
+    def run(self, norm_mode: TeacherBatchNorm, batch: Batch) -> Outputs:
+        """Runs the network on a batch in one batch-norm mode, for all outputs that some method needs.
 
         Returns:
-            Outputs without gradient by batch-norm mode, in float32 unless students compute in another precision.
+            Outputs without gradient, in float32 unless students compute in another precision.
         """
-        needs = self._needs if batch.epoch >= 0 else self._preparation_needs
-        if not needs:
-            return {}
         self._prepare(batch.images)
-        cache, views = self._logit_cache, batch.views
+        needs = self.needs_in(batch.epoch)
+        cache, views = self._logit_cache if norm_mode == "running" else None, batch.views
         if dict(needs) == {"running": LOGITS} and cache is not None and views is not None:
-            return {"running": Outputs(cache.get(views, batch.images, self._logits))}
-        outputs = {mode: self._pass(mode, batch.images, needs[mode]) for mode in needs}
-        if "running" in outputs and cache is not None and views is not None:
-            cache.add(views, batch.images, outputs["running"].logits, self._logits)
+            return Outputs(cache.get(views, batch.images, self._logits))
+        outputs = self._pass(norm_mode, batch.images, needs[norm_mode])
+        if cache is not None and views is not None:
+            cache.add(views, batch.images, outputs.logits, self._logits)
         if batch.second_images is None:
             return outputs
-        second = {mode: self._pass(mode, batch.second_images, needs[mode]) for mode in needs}
-        return {mode: replace(of_mode, second_view=second[mode]) for mode, of_mode in outputs.items()}
+        return replace(outputs, second_view=self._pass(norm_mode, batch.second_images, needs[norm_mode]))
 
     def cached_seconds(self) -> float | None:
         """Returns the seconds that cached logits saved since the last call; None without a logit cache."""
