@@ -214,7 +214,8 @@ _HEAD = [
 ]
 _SMALLER = [
     "With smaller networks, fewer images or fewer epochs. The first column is the table whose methods were compared,",
-    "and the commands print what is in `results/measured/`:",
+    "and the commands print what is in `results/measured/`. Rows are counted for each pair of networks if the numbers",
+    "differ:",
     "",
 ]
 
@@ -253,13 +254,16 @@ def smaller(full: set[str], measured: Path = MEASURED) -> list[str]:
 
 
 def _rows(cells: Iterable[PlannedTrial], seeds: int) -> str:
-    """Returns the number of rows with that many seeds for a student, and of those with fewer seeds for each."""
-    seeds_by_row: dict[tuple[str, str], set[int]] = defaultdict(set)
+    """Returns the number of rows with that many seeds, and of those with fewer; of each pair, if they differ."""
+    seeds_by_row: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for cell in cells:
-        seeds_by_row[cell.student, cell.label].add(cell.seed)
-    complete = {label for (_, label), of_row in seeds_by_row.items() if len(of_row) == seeds}
-    incomplete = {label for _, label in seeds_by_row} - complete
-    return f"{len(complete)}" + (f", and {len(incomplete)} with fewer seeds" if incomplete else "")
+        seeds_by_row[_pair(cell.teacher, cell.student)][cell.label].add(cell.seed)
+    numbers = []
+    for rows in seeds_by_row.values():
+        complete = sum(len(of_row) == seeds for of_row in rows.values())
+        incomplete = f", and {len(rows) - complete} with fewer seeds" if complete < len(rows) else ""
+        numbers.append(f"{complete}{incomplete}")
+    return numbers[0] if len(set(numbers)) == 1 else "; ".join(numbers)
 
 
 _NOTHING_PUBLISHED = "Nothing was published with these protocols, so no published number stands beside these."

@@ -106,6 +106,13 @@ def test_rows_with_fewer_seeds_are_counted_apart(table6: list[PlannedTrial]) -> 
     )
 
 
+def test_rows_are_counted_for_each_pair_if_their_numbers_differ(table6: list[PlannedTrial]) -> None:
+    first = [cell for cell in table6 if cell.teacher == "cifar_vgg13" and cell.label in ("none", "kd", "dkd")]
+    second = [cell for cell in table6 if cell.teacher == "cifar_resnet50" and cell.label in ("none", "kd")]
+    assert {cell.student for cell in first} == {cell.student for cell in second}
+    assert reproduction._rows([*first, *second], 3) == "3; 2"
+
+
 @pytest.mark.usefixtures("only_table6")
 def test_a_trained_teacher_must_have_the_settings_of_the_recipe(tmp_path: Path, table6: list[PlannedTrial]) -> None:
     trial = of_vgg(table6, "kd")
