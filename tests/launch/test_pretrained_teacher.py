@@ -70,7 +70,7 @@ def test_weights_that_are_not_the_teachers(file, tmp_path):
     assert "Traceback" not in done.stderr
     missing = run(*COMPARE, "--weights", "nowhere.pth", *QUICK, "--out", str(tmp_path))
     assert missing.returncode == 2
-    assert "there is no file nowhere.pth" in missing.stderr
+    assert "--weights nowhere.pth: there is no such file" in missing.stderr
 
 
 def test_published_weights_that_were_not_fetched(tmp_path, monkeypatch):
