@@ -106,7 +106,7 @@ class CohortModule(pl.LightningModule):
             return outputs
         for norm_mode in self.teacher.needs_in(batch.epoch):
             with self.teacher_stopwatches[norm_mode].running(batch.images.device):
-                outputs[norm_mode] = self.teacher.run(norm_mode, batch)
+                outputs[norm_mode] = self.teacher(batch, norm_mode)
         return outputs
 
     def reads_teacher(self, member: StudentModule) -> bool:

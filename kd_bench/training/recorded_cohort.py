@@ -79,7 +79,7 @@ class RecordedTeacher:
             NoMemoryToRecord: Then nothing has changed.
         """
         if self._outputs is None:
-            self._outputs = self._teacher.run(self._norm_mode, batch).map(lambda tensor: tensor.clone())
+            self._outputs = self._teacher(batch, self._norm_mode).map(lambda tensor: tensor.clone())
         elif self.is_settled:
             with self.stopwatch.running(self._device) if timed else nullcontext():
                 self._function.replay() if self._function.is_recorded else self._run(batch)
@@ -92,7 +92,7 @@ class RecordedTeacher:
 
     def _run(self, batch: Batch) -> None:
         assert self._outputs is not None
-        outputs = self._teacher.run(self._norm_mode, batch)
+        outputs = self._teacher(batch, self._norm_mode)
         for old, new in zip(self._outputs.tensors(), outputs.tensors(), strict=True):
             old.copy_(new)
 

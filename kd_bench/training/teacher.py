@@ -112,12 +112,12 @@ class Teacher(nn.Module):
         """Returns the outputs that the methods read in an epoch (negative in preparations), by batch-norm mode."""
         return self._needs if epoch >= 0 else self._preparation_needs
 
-    def forward(self, batch: Batch) -> dict[TeacherBatchNorm, Outputs]:
-        """Runs the network on a batch: one pass for each batch-norm mode that some method needs."""
-        return {norm_mode: self.run(norm_mode, batch) for norm_mode in self.needs_in(batch.epoch)}
+    def forward(self, batch: Batch, norm_mode: TeacherBatchNorm = "running") -> Outputs:
+        """Runs the network on a batch, for all outputs that the methods with this batch-norm mode need.
 
-    def run(self, norm_mode: TeacherBatchNorm, batch: Batch) -> Outputs:
-        """Runs the network on a batch in one batch-norm mode, for all outputs that some method needs.
+        Args:
+            batch: The samples.
+            norm_mode: One of those in ``needs_in(batch.epoch)``.
 
         Returns:
             Outputs without gradient, in float32 unless students compute in another precision.

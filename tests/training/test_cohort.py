@@ -149,9 +149,9 @@ def passes_of_the_teacher(monkeypatch):
     """Epoch and step of each pass of a teacher from now on."""
     passes, forward = [], Teacher.forward
 
-    def note(self, batch):
+    def note(self, batch, norm_mode):
         passes.append((batch.epoch, batch.step))
-        return forward(self, batch)
+        return forward(self, batch, norm_mode)
 
     monkeypatch.setattr(Teacher, "forward", note)
     return passes

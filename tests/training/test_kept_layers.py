@@ -73,7 +73,7 @@ def test_the_training_accuracy_is_that_of_the_layers() -> None:
     copied = copy.deepcopy(member.deployed).train()
     member.train()
     member.begin_epoch(0)
-    member.step(teacher(batch)["running"], MicroBatch(batch), torch.Tensor.backward)
+    member.step(teacher(batch), MicroBatch(batch), torch.Tensor.backward)
     hits = (copied(batch.images).argmax(-1) == batch.labels).double().mean()
     found = member.train_sums.compute()
     assert found["top1"] == pytest.approx(100 * float(hits))
@@ -261,7 +261,7 @@ def _steps(member: StudentModule, rank: int | None, data: ArrayDataset = DATA) -
             own = list(parts)[rank].batch
             parts = iter([MicroBatch(own, rank)])
         for part in parts:
-            member.step(teacher(part.batch)["running"], part, torch.Tensor.backward)
+            member.step(teacher(part.batch), part, torch.Tensor.backward)
 
 
 def _work(rank: int, folder: Path) -> None:

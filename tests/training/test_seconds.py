@@ -21,18 +21,18 @@ SECONDS: dict[TeacherBatchNorm, float] = {"running": 100.0, "batch": 1000.0}
 def _slow_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock goes on by ``SECONDS`` during a pass of the teacher."""
     passed = 0.0
-    original = Teacher.run
+    original = Teacher.forward
 
-    def run(self: Teacher, norm_mode: TeacherBatchNorm, batch: Batch) -> Outputs:
+    def forward(self: Teacher, batch: Batch, norm_mode: TeacherBatchNorm) -> Outputs:
         nonlocal passed
         passed += SECONDS[norm_mode]
-        return original(self, norm_mode, batch)
+        return original(self, batch, norm_mode)
 
     class Clock:
         def perf_counter(self) -> float:
             return passed
 
-    monkeypatch.setattr(Teacher, "run", run)
+    monkeypatch.setattr(Teacher, "forward", forward)
     monkeypatch.setattr("kd_bench.training.stopwatch.time", Clock())
 
 
