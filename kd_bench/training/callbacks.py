@@ -78,8 +78,8 @@ class EpochResults(pl.Callback):
         for member in members:
             member.corrupt |= corrupt
             shared, cached = batch_seconds, None
-            if cohort.reads_teacher(member):
-                of_teacher = teacher_seconds.get(member.method.teacher_batch_norm, 0.0)
+            of_teacher = cohort.teacher_seconds_of(member, teacher_seconds)
+            if of_teacher is not None:
                 shared, cached = batch_seconds + of_teacher + (cached_seconds or 0.0), cached_seconds
             divergence = None
             with member.stopping_on_errors():

@@ -109,9 +109,11 @@ class CohortModule(pl.LightningModule):
                 outputs[norm_mode] = self.teacher(batch, norm_mode)
         return outputs
 
-    def reads_teacher(self, member: StudentModule) -> bool:
-        """Whether a member's method reads outputs of the teacher in the current epoch."""
-        return self.teacher is not None and bool(member.method.needs_in(preparation=self.epoch < 0).teacher)
+    def teacher_seconds_of(self, member: StudentModule, seconds: Mapping[TeacherBatchNorm, float]) -> float | None:
+        """Returns a member's part of the teacher's seconds; None if its method reads no outputs in this epoch."""
+        if self.teacher is None or not member.method.needs_in(preparation=self.epoch < 0).teacher:
+            return None
+        return seconds.get(member.method.teacher_batch_norm, 0.0)
 
     def shared_seconds(self, measured: float, steps: int) -> tuple[float, dict[TeacherBatchNorm, float]]:
         """Returns the seconds of an epoch that members share: for the batches, and for the teacher's passes by mode.

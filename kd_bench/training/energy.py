@@ -128,8 +128,7 @@ def note_energy_so_far(cohort: CohortModule) -> None:
     work = max(seconds, sum(member_seconds.values()))
     without_teacher = max(0.0, work - sum(member_seconds.values()) - sum(teacher.values()))
     for member in cohort.active_members:
-        of_teacher = teacher.get(member.method.teacher_batch_norm, 0.0) if cohort.reads_teacher(member) else 0.0
-        shared = without_teacher + of_teacher
+        shared = without_teacher + (cohort.teacher_seconds_of(member, teacher) or 0.0)
         energy = member.stopwatch.energy
         energy.so_far = energy.with_rest(divide(joules, member_seconds[id(member)] + shared, work))
 

@@ -101,6 +101,7 @@ def test_times_are_measured_while_nothing_else_runs(name: str) -> None:
     assert times is not None
     assert times.batch > 0
     assert list(times.teacher) == (["running"] if name == "kd" else [])
+    assert (sum(times.teacher.values()) > 0) == (name == "kd")
     for writer in writers:
         row = writer.states[-1]["history"][-1]
         assert row["seconds"] - row["own_seconds"] == pytest.approx(5 * (times.batch + sum(times.teacher.values())))
