@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from kd_bench.utils.errors import RunFailed, Terminated, UserError, nearest, one_line, prefix
+from kd_bench.utils.signals import interrupting_after_imports
 
 if TYPE_CHECKING:
     import typer
@@ -36,7 +37,7 @@ def main() -> None:
     """Runs a command. An error that a user can cause is printed as one line on standard error."""
     _open_streams()
     try:
-        with redirect_stdout(cast(TextIO, _Output(sys.stdout))):
+        with interrupting_after_imports(), redirect_stdout(cast(TextIO, _Output(sys.stdout))):
             code = _run(sys.argv[1:])
             sys.stdout.flush()
     except (UserError, RunFailed) as error:
@@ -44,6 +45,9 @@ def main() -> None:
     except Terminated as error:
         _exit(f"{error}; the same command goes on from here", error.exit_code)
     except KeyboardInterrupt:
+        # Python remembers when Ctrl-C ended code given as a string, and under -m it then kills itself by SIGINT at its
+        # end, whatever the exit code. The next code given as a string makes it forget.
+        exec("")
         _exit("stopped; the same command goes on from here", 130)
     except BrokenPipeError:
         _discard_output()

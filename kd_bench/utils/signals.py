@@ -1,13 +1,16 @@
-"""SIGTERM and SIGHUP as an exception, and signals that wait until they are looked at."""
+"""SIGTERM and SIGHUP as an exception, Ctrl-C that waits for imports, and signals that wait until they are looked at."""
 
 from __future__ import annotations
 
 import os
 import signal
 import stat
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from kd_bench.utils.errors import Terminated
@@ -49,6 +52,52 @@ def collecting_signals() -> Iterator[list[int]]:
 
     with _handling(collect, signal.SIGINT, signal.SIGTERM, _SIGHUP):
         yield received
+
+
+@contextmanager
+def interrupting_after_imports() -> Iterator[None]:
+    """Inside, Ctrl-C waits until no module is being imported; a second Ctrl-C does not. Ignored, it stays ignored.
+
+    Within an import, ``KeyboardInterrupt`` may be lost in a callback of importlib, or be turned into another error by a
+    library that builds a class.
+    """
+    waits, is_over = threading.Event(), threading.Event()
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        if _is_importing(frame) and not waits.is_set():
+            waits.set()
+            threading.Thread(target=_interrupt_after_import, args=(is_over,), daemon=True).start()
+        else:
+            is_over.set()
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    with _handling(interrupt, signal.SIGINT):
+        try:
+            yield
+        finally:
+            is_over.set()
+
+
+def _interrupt_after_import(is_over: threading.Event) -> None:
+    """Sends SIGINT to the main thread when it imports nothing, unless the time for that is over."""
+    main = threading.main_thread().ident
+    assert main is not None
+    while _is_importing(sys._current_frames().get(main)):
+        time.sleep(0.01)
+    if not is_over.is_set():
+        signal.pthread_kill(main, signal.SIGINT)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Says whether a frame, or one that led to it, is importlib's."""
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "importlib._bootstrap":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -277,6 +277,15 @@ def test_ctrl_c_before_training_ends_with_130_and_a_sentence(recipe: Path, momen
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_in_code_given_as_a_string_ends_with_130(tmp_path: Path) -> None:
+    (tmp_path / "command.py").write_text(
+        "from kd_bench.cli import main as m\nm._run = lambda _: exec('raise KeyboardInterrupt')\nm.main()\n"
+    )
+    module = [sys.executable, "-m", "command"]
+    done = subprocess.run(module, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "kd-bench: stopped; the same command goes on from here\n")
+
+
 def test_files_of_the_working_folder_do_not_replace_modules(recipe: Path) -> None:
     for name in ("queue", "random", "torch", "yaml"):
         (recipe.parent / f"{name}.py").write_text(f"raise SystemExit('{name} of the working folder was imported')\n")

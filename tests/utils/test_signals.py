@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP as an exception, and signals that are collected."""
+"""SIGTERM and SIGHUP as an exception, Ctrl-C that waits for imports, and signals that are collected."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from kd_bench.utils.errors import Terminated
-from kd_bench.utils.signals import collecting_signals, raising_on_termination
+from kd_bench.utils.signals import collecting_signals, interrupting_after_imports, raising_on_termination
+
+#: Writes a module that sends signals, and returns its name.
+ModuleMaker = Callable[..., str]
 
 #: A program that notes that its terminal, which has its standard streams, was closed. It makes it its terminal itself.
 IN_A_TERMINAL = """
@@ -41,6 +46,45 @@ def test_a_signal_is_raised_and_the_handler_of_before_comes_back(number: signal.
         os.kill(os.getpid(), number)
     assert (raised.value.signal, raised.value.exit_code) == (number, code)
     assert signal.getsignal(number) is before
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleMaker]:
+    """Writes a module that sends signals to its own process and then says that it was imported; returns its name."""
+
+    def write(*signals: signal.Signals) -> str:
+        sent = "".join(f"os.kill(os.getpid(), {number:d})\n" for number in signals)
+        (tmp_path / "sends_signals.py").write_text(f"import os\n{sent}os.environ['SENDS_SIGNALS'] = 'imported'\n")
+        return "sends_signals"
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("SENDS_SIGNALS", raising=False)
+    yield write
+    sys.modules.pop("sends_signals", None)
+
+
+def test_ctrl_c_waits_until_a_module_is_imported(module: ModuleMaker) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupting_after_imports():
+        import_module(module(signal.SIGINT))
+        time.sleep(10)
+    assert os.environ["SENDS_SIGNALS"] == "imported"
+
+
+def test_ctrl_c_interrupts_at_once_outside_of_imports_and_when_it_is_pressed_twice(module: ModuleMaker) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupting_after_imports():
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupting_after_imports():
+        import_module(module(signal.SIGINT, signal.SIGINT))
+    assert "SENDS_SIGNALS" not in os.environ
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupting_after_imports():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
 
 
 def test_a_second_sighup_does_not_interrupt_what_the_first_one_begins() -> None:
