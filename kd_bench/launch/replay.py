@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from kd_bench.config.trial import PlannedTrial, PretrainedTeacher, Trial
@@ -216,10 +217,14 @@ def _copy_teacher(teacher: Trial | PretrainedTeacher, path: Path, out: Path) -> 
     source, target = path.absolute().parents[1] / TEACHERS / teacher.id, out / TEACHERS / teacher.id
     record = read_trial(source)
     if record.verdict == "done" and record.has_weights and not target.exists():
-        partial = target.with_name(f"{target.name}.copying")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        partial.rename(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            copy = shutil.copytree(source, Path(folder, target.name))
+            try:
+                copy.rename(target)
+            except OSError:
+                if not target.exists():  # else another replay was faster
+                    raise
     elif (given := _given_weights(teacher)) is not None and not read_trial(target).has_weights:
         origin = "came in" if isinstance(teacher, PretrainedTeacher) else "was trained from"
         raise UserError(

@@ -130,9 +130,9 @@ def gkl(
     """GKL: alpha * batch_pairwise_mse(s, t, w) + beta * soft_cross_entropy(s, stop(t), T).
 
     Cui et al., "Generalized Kullback-Leibler Divergence Loss" (2025), the successor of IKL by its authors, as released
-    (DKLv2). The weights are powers of IKL's: the class-wise mean
-    probabilities, or softmax(t / tau) of the sample, to the power gamma. The pairwise term uses the logits themselves;
-    T applies to the soft cross-entropy only, without a factor T^2.
+    (DKLv2). The weights are powers of IKL's: the class-wise mean probabilities, or softmax(t / tau) of the sample, to
+    the power gamma. The pairwise term uses the logits themselves; T applies to the soft cross-entropy only, without a
+    factor T^2.
 
     Args:
         student_logits, teacher_logits: (B, C), s and t.

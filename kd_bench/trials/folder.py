@@ -27,6 +27,7 @@ KEPT_CHECKPOINTS = 2
 TEACHERS = "teachers"
 
 _CHECKPOINT = re.compile(r"epoch-(\d{6})-([0-9a-f]{16})\.pt")
+_MID_EPOCH = re.compile(r"within-(\d{6})-\d{9}-[0-9a-f]{16}\.pt")
 
 
 class TrialFolder:
@@ -151,10 +152,12 @@ class TrialFolder:
         A training with short epochs does not write a checkpoint at the end of each. Therefore its last state may be
         within a later epoch than the one after its last checkpoint.
         """
-        for path in sorted((self.path / "checkpoint").glob("within-*-*-*.pt"), reverse=True):
-            of_epoch, content = int(path.name.split("-")[1]), _read_state(path)
-            if of_epoch >= epoch and content is not None:
-                yield of_epoch, content
+        for path in sorted((self.path / "checkpoint").glob("within-*.pt"), reverse=True):
+            match = _MID_EPOCH.fullmatch(path.name)
+            if match is None or int(match[1]) < epoch:
+                continue
+            if (content := _read_state(path)) is not None:
+                yield int(match[1]), content
 
     def read_checkpoints(self) -> Iterable[tuple[int, Path, bytes | None]]:
         """Yields epoch, file and content of each checkpoint, the last first. The content is None if it is damaged."""

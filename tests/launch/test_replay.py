@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ import yaml
 
 from kd_bench.cli.replay import describe
 from kd_bench.config.trial import Trial
+from kd_bench.launch import replay as replaying
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.replay import Replay, compare, replay
-from kd_bench.trials.reader import read_trial, trial_settings
-from kd_bench.utils.errors import UserError
+from kd_bench.trials.reader import WEIGHTS, read_trial, trial_settings
+from kd_bench.utils.errors import RunFailed, UserError
 
 DEMO = Path(__file__).parents[2] / "results" / "measured" / "demo"
 RECIPE = {
@@ -183,6 +186,34 @@ def test_errors_are_sentences(tmp_path: Path) -> None:
     shutil.copytree(kept_trial(), inside)
     with pytest.raises(UserError, match="is a replay itself"):
         replay(inside, options)
+
+
+def test_replays_at_once_copy_the_same_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = tmp_path / "kept" / "demo" / next(iter_taught()).name
+    shutil.copytree(DEMO / trial.name, trial)
+    settings = trial_settings(read_trial(trial))
+    assert isinstance(settings, Trial) and settings.teacher is not None
+    teacher = Path("teachers", settings.teacher.id)
+    shutil.copytree(DEMO.parent / teacher, tmp_path / "kept" / teacher)
+    (tmp_path / "kept" / teacher / WEIGHTS).write_bytes(bytes(2**20))
+    copytree, both_copy = shutil.copytree, threading.Barrier(2, timeout=30)
+
+    def copy_at_once(source: Path, target: Path) -> Path:
+        copied = copytree(source, target)
+        both_copy.wait()
+        return copied
+
+    def end(*_: object) -> None:
+        raise RunFailed("not trained")
+
+    monkeypatch.setattr(shutil, "copytree", copy_at_once)
+    monkeypatch.setattr(replaying, "train_trials", end)
+    options = RunOptions(out=tmp_path / "out")
+    with ThreadPoolExecutor() as pool:
+        futures = [pool.submit(replay, trial, options) for _ in range(2)]
+    assert [str(future.exception()) for future in futures] == ["not trained"] * 2
+    assert [path.name for path in (tmp_path / "out" / "replays" / "teachers").iterdir()] == [teacher.name]
+    assert read_trial(tmp_path / "out" / "replays" / teacher).has_weights
 
 
 def iter_taught():

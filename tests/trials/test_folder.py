@@ -61,6 +61,9 @@ def test_other_files_are_no_checkpoints(folder):
     folder.write_checkpoint(1, b"one")
     (folder.path / "checkpoint" / ".epoch-000002-x.pt.abc.tmp").write_bytes(b"half of i")
     assert [epoch for epoch, _, _ in folder.read_checkpoints()] == [1]
+    folder.write_mid_epoch(1, 20, b"one and a half")
+    (folder.path / "checkpoint" / "within-my-own-copy.pt").write_bytes(b"one and a half")
+    assert list(folder.read_mid_epoch(1)) == [(1, b"one and a half")]
 
 
 def test_finishing(folder):
