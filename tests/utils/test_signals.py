@@ -50,7 +50,7 @@ def test_a_signal_is_raised_and_the_handler_of_before_comes_back(number: signal.
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleMaker]:
-    """Writes a module that sends signals to its own process; returns its name. it is forgotten if its import fails."""
+    """Writes a module that sends signals to its own process, and returns its name. Afterwards it is forgotten."""
 
     def write(*signals: signal.Signals) -> str:
         lines = ["import os", *(f"os.kill(os.getpid(), {number:d})" for number in signals), "imported = True"]
