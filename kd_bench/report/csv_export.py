@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 #: First columns of all files, which identify the trial.
 KEYS = ("recipe", "dataset", "teacher", "student", "label", "method", "hyperparameters", "seed", "trial_id")
 
-#: Result of a trial: accuracies in percent, times in seconds, memory in bytes, digest of the images. Missing values are
-#: empty.
-RESULTS = ("teacher_id", "teacher_seed", "status", "reason", *PERCENTAGES, *NUMBERS, *COUNTS, "finished", *IMAGES)
+#: Result of a trial: accuracies in percent, times in seconds, memory in bytes, digest of the images, name of the
+#: device. Missing values are empty.
+RESULTS = ("teacher_id", "teacher_seed", "status", "reason", *PERCENTAGES, *NUMBERS, *COUNTS, "finished", *IMAGES,
+           "device")  # fmt: skip
 
 #: Values of ``kd-bench evaluate`` in the units of ``evaluation.json``, and how those were measured that may differ.
 EVALUATION = (*(name for name, column in COLUMNS.items() if column.has_protocol and name not in RESULTS), *PROTOCOLS)

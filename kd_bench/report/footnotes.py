@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kd_bench.report.conclusion import conclusions
 from kd_bench.report.cost_notes import cost_notes
 from kd_bench.report.crossed_notes import CROSSED_DIFFERENCE, crossed_notes
+from kd_bench.report.devices import device_notes
 from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
 from kd_bench.report.significance import DRAWS, EXACT
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 #: First words of the notes on columns that only the long layouts have.
-LONG_ONLY = ("Difference:", "No differences:", "P-values", "Best epoch:", "Seconds an epoch:", "Minus published:")
+LONG_ONLY = ("Difference:", "No differences:", "P-values", "Best epoch:", "Seconds an epoch:", "Other devices",
+             "Minus published:")  # fmt: skip
 
 #: First words of the notes on top-1, which a table of other columns does not have.
 TOP1_ONLY = ("What ", "Top-1:", "Average rank")
@@ -73,7 +75,7 @@ def footnotes(
     else:
         rows = f"{', '.join(map(repr, labels[:6]))}{', ...' * (len(labels) > 6)}"
         yield f"No differences: there is no row {baseline!r} to compare with; the rows are {rows}."
-    yield from (_BEST, _SECONDS, *cost_notes(frame))
+    yield from (_BEST, _SECONDS, *device_notes(frame), *cost_notes(frame))
     for dataset, ranking in rankings:
         yield _ranks(dataset if len(rankings) > 1 else "", ranking)
     for name, of_dataset in frame.groupby("dataset", sort=False):

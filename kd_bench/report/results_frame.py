@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from kd_bench.report.devices import device_of
 from kd_bench.report.protocol import protocol
 from kd_bench.trials.reader import TrialRecord, read_trial
 
@@ -59,7 +60,7 @@ def read_results(folder: Path, planned: Sequence[PlannedTrial], teachers: Path |
         the student's trial measured; NA if its own trial is damaged), ``teacher_top1_best``, ``teacher_epochs``,
         ``teacher_seconds_per_epoch``. ``images`` and ``images_kind`` (and the same of the teacher) are the digest of
         the images and what was digested; absent for results of earlier versions. ``evaluated`` says which weights were
-        tested, of trials that have several kinds.
+        tested, of trials that have several kinds. ``device`` names the device that trained, NA if that is not known.
     """
     read = cache(read_result)
     rows = []
@@ -109,6 +110,8 @@ def result_fields(record: TrialRecord) -> dict[str, Any]:
         fields["evaluated"] = _one_line(result["evaluated"])
     if result.get("finished") is not None:
         fields["finished"] = _one_line(result["finished"])
+    if device := device_of(record.environment):
+        fields["device"] = _one_line(device)
     return fields
 
 
@@ -123,7 +126,9 @@ def _typed(rows: list[dict[str, Any]]) -> pd.DataFrame:
         **dict.fromkeys(("dataset", "teacher", "student", "label", "method"), "string"),
         "seed": "int64",
         "teacher_seed": "Int64",
-        **dict.fromkeys(("trial_id", "teacher_id", "status", "reason", "protocol", "evaluated", "finished"), "string"),
+        **dict.fromkeys(
+            ("trial_id", "teacher_id", "status", "reason", "protocol", "evaluated", "finished", "device"), "string"
+        ),
         **dict.fromkeys((*PERCENTAGES, *NUMBERS), "float64"),
         **dict.fromkeys(COUNTS, "Int64"),
         **dict.fromkeys((*IMAGES, "teacher_images", "teacher_images_kind"), "string"),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, without_gaps
+from kd_bench.report.devices import leave_out_other_devices
 from kd_bench.report.footnotes import footnotes, most_frequent, problems
 from kd_bench.report.image_sets import OTHER_IMAGES, leave_out_other_images
 from kd_bench.report.protocol import comparable, explain
@@ -27,6 +28,7 @@ def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
     Trials that failed, are missing or are damaged are counted and never enter a mean. The same is true of trials of
     other images than most on the dataset, and of another protocol (any setting but the seed) than the row's others. A
     row whose epochs, augmentation or evaluated weights are not its pair's is shown, marked, and compared with nothing.
+    Seconds of another device than that of most of the pair are in no mean.
 
     Args:
         frame: From ``read_results``.
@@ -35,7 +37,7 @@ def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
     Raises:
         UserError: If two different trials of a pair have the same label, seed and teacher's seed.
     """
-    frame = leave_out_other_images(frame)
+    frame = leave_out_other_devices(leave_out_other_images(frame))
     epochs = {str(dataset): most_frequent(_done(trials)["epochs"]) for dataset, trials in frame.groupby("dataset")}
     pairs = tuple(
         _pair_table(str(dataset), str(teacher), str(student), trials, baseline, epochs[str(dataset)])
