@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -60,14 +61,40 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution, computed with channels last on a CPU if the maps have very few pixels."""
+    """A depthwise convolution, computed in the fastest way on a CPU if the maps have very few pixels.
+
+    With AVX2 by elementwise products: the library's backward pass takes 10 to 20 times as long as that of maps of 4x4
+    pixels there, a fifth of a step of MobileNet-V2 with channels last. Otherwise with channels last.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, H, W) to (B, C, H', W')."""
-        if x.shape[2] * x.shape[3] > _DEPTHWISE_MAX or not (x.is_contiguous() and _device(x) == "cpu"):
+        if x.shape[2] * x.shape[3] > _DEPTHWISE_MAX or _device(x) != "cpu":
+            return super().forward(x)
+        if torch.backends.cpu.get_cpu_capability() == "AVX2" and max(x.shape[2:]) <= 2 and self._keeps_size:
+            return self._sum_of_products(x)
+        if not x.is_contiguous():
             return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last)
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups).contiguous()
+
+    @property
+    def _keeps_size(self) -> bool:
+        """Whether the convolution is of 3x3 pixels, and its output has the size of its input."""
+        numbers = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return numbers == ((3, 3), (1, 1), (1, 1), (1, 1))
+
+    def _sum_of_products(self, x: Tensor) -> Tensor:
+        """Computes maps of at most 2x2 pixels, each of which depends on all others. The output has the layout of x."""
+        layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        height, width = x.shape[2:]
+        inputs = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2).unbind(1)
+        weights = self.weight.flatten(1).t()[_kernel_indices(height, width)].unbind(0)
+        out = inputs[0][:, None] * weights[0]
+        for pixel, weight in zip(inputs[1:], weights[1:], strict=True):
+            out = torch.addcmul(out, pixel[:, None], weight)
+        out = out if self.bias is None else out + self.bias
+        return out.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
 
 def pointwise_way(
@@ -95,6 +122,13 @@ def pointwise_way(
             return "split"
     # The gradient of the weights is summed over a tensor of (B, O, C / groups), which must not be larger than the maps.
     return "product" if pixels >= _POINTWISE_MIN and out_group <= 4 * pixels else "library"
+
+
+@cache
+def _kernel_indices(height: int, width: int) -> Tensor:
+    """Returns (pixels of the input, pixels of the output): index of the weight of a 3x3 kernel between the two."""
+    row, column = (grid.flatten() for grid in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    return 3 * (row[:, None] - row + 1) + column[:, None] - column + 1
 
 
 def use_fast_convs(network: nn.Module) -> nn.Module:

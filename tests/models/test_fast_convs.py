@@ -157,8 +157,56 @@ def test_layout_on_a_gpu(name: str, channels_last: bool) -> None:
     assert cuda_memory_format(network) == expected
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_channels_by_themselves_with_avx2(
+    size: tuple[int, int], layout: torch.memory_format, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 5, 3, padding=1, groups=5, bias=bias).double()
+    fast = use_fast_convs(copy.deepcopy(conv))
+    x = torch.randn(3, 5, *size, dtype=torch.double).contiguous(memory_format=layout).requires_grad_()
+    expected = conv(x)
+    factors = torch.randn_like(expected)
+    theirs = torch.autograd.grad((expected * factors).sum(), [x, *conv.parameters()])
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(F, "conv2d", None)
+    monkeypatch.setattr(nn.Conv2d, "forward", None)
+    found = fast(x)
+    assert found.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(found, expected)
+    mine = torch.autograd.grad((found * factors).sum(), [x, *fast.parameters()])
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((2, 2), {"kernel_size": 3, "padding": 1, "stride": 2}),
+        ((2, 2), {"kernel_size": 3, "padding": 2, "dilation": 2}),
+        ((2, 2), {"kernel_size": 5, "padding": 2}),
+        ((2, 2), {"kernel_size": 3, "padding": 2}),
+        ((1, 4), {"kernel_size": 3, "padding": 1}),
+        ((3, 3), {"kernel_size": 3, "padding": 1}),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_other_channels_by_themselves_with_avx2(
+    size: tuple[int, int], options: dict[str, int], layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(DepthwiseConv2d, "_sum_of_products", None)
+    conv = nn.Conv2d(5, 5, groups=5, **options)  # type: ignore[arg-type]
+    x = torch.randn(3, 5, *size).contiguous(memory_format=layout)
+    torch.testing.assert_close(use_fast_convs(copy.deepcopy(conv))(x), conv(x))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
-def test_channels_by_themselves_on_tiny_maps(stride: int) -> None:
+def test_channels_by_themselves_on_tiny_maps(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(DepthwiseConv2d, "_sum_of_products", None)
     conv = nn.Conv2d(5, 5, 3, stride, padding=1, groups=5)
     fast = use_fast_convs(copy.deepcopy(conv))
     assert type(fast) is DepthwiseConv2d
