@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -264,9 +265,14 @@ def test_a_shell_completes_names(tmp_path, monkeypatch, typed, expected):
 
 
 def test_the_script_for_a_shell_is_shown_and_installed(tmp_path):
-    shown = run("--show-completion", "bash")
-    assert "_KD_BENCH_COMPLETE=complete_bash" in shown.stdout
-    done = run("--install-completion", "bash", HOME=str(tmp_path))
+    def in_bash(option: str) -> subprocess.CompletedProcess[str]:
+        """The command recognises its shell among its parents, of which the tests need not have any."""
+        command = ["bash", "-c", f"{shlex.quote(sys.executable)} -m kd_bench {option}; exit $?"]  # or bash is replaced
+        environment = os.environ | {"HOME": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+
+    assert "_KD_BENCH_COMPLETE=complete_bash" in in_bash("--show-completion").stdout
+    done = in_bash("--install-completion")
     assert done.returncode == 0, done.stderr
     assert "_KD_BENCH_COMPLETE" in (tmp_path / ".bash_completions" / "kd-bench.sh").read_text()
 
