@@ -63,8 +63,9 @@ class PointwiseConv2d(nn.Conv2d):
 class DepthwiseConv2d(nn.Conv2d):
     """A depthwise convolution, computed in the fastest way on a CPU if the maps have very few pixels.
 
-    With AVX2 by elementwise products: the library's backward pass takes 10 to 20 times as long as that of maps of 4x4
-    pixels there, a fifth of a step of MobileNet-V2 with channels last. Otherwise with channels last.
+    With AVX2, maps of at most 2x2 pixels are computed by elementwise products. The library's backward pass takes 10 to
+    20 times as long for them as for 4x4 pixels: a fifth of a step of MobileNet-V2, whose maps had channels last.
+    Other small maps, and all with AVX-512, are converted to channels last.
     """
 
     def forward(self, x: Tensor) -> Tensor:

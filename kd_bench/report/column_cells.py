@@ -21,6 +21,7 @@ from kd_bench.report.summary import ColumnCell, PairTable, Summary, SummaryRow
 from kd_bench.trials.evaluation_file import EVALUATION, Evaluation, other_subject, read_evaluation_file
 from kd_bench.trials.reader import read_trial
 from kd_bench.utils.regular_files import BadFile
+from kd_bench.utils.text import first_few
 
 if TYPE_CHECKING:
     from kd_bench.config.trial import PlannedTrial
@@ -243,17 +244,13 @@ def _notes(summary: Summary, shown: Sequence[str], usual: Mapping[str, Mapping[s
         for row, column, cell in cells for other in cell.others
     )  # fmt: skip
     if left_out:
-        yield f"Left out of means, because it was measured otherwise: {_few(list(left_out))}."
+        yield f"Left out of means, because it was measured otherwise: {first_few(list(left_out), _NAMED, '; ')}."
     marked = dict.fromkeys(
         f"{column.name.replace(',', '')} of {row.name} ({cell.protocol})" for row, column, cell in cells if cell.marked
     )
     if marked:
-        yield f"{MARK}: measured otherwise than the rest of the column, not to be compared: {_few(list(marked))}."
-
-
-def _few(phrases: Sequence[str]) -> str:
-    more = f" and {len(phrases) - _NAMED} more" if len(phrases) > _NAMED else ""
-    return "; ".join(phrases[:_NAMED]) + more
+        named = first_few(list(marked), _NAMED, "; ")
+        yield f"{MARK}: measured otherwise than the rest of the column, not to be compared: {named}."
 
 
 def column_text(name: str, cell: ColumnCell | None) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kd_bench.utils.text import count
+from kd_bench.report.statistics import most_frequent
+from kd_bench.utils.text import count, first_few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +89,8 @@ def device_notes(frame: pd.DataFrame) -> Iterator[str]:
         if left_out or kept:
             pair = f" ({teacher} → {student})" if several else ""
             sentences = [f"Other devices{pair}: seconds an epoch are those of {usual}"]
-            sentences += [f"left out of means: {_few(left_out)}"] if left_out else []
-            sentences += [f"not to be compared with the other rows' seconds: {_few(kept)}"] if kept else []
+            meanings = {"left out of means": left_out, "not to be compared with the other rows' seconds": kept}
+            sentences += [f"{meaning}: {first_few(rows, _NAMED, ', ')}" for meaning, rows in meanings.items() if rows]
             yield f"{'; '.join(sentences)}."
 
 
@@ -100,16 +100,11 @@ def _done(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _usual(trials: pd.DataFrame) -> str | None:
     """The device of most finished trials, the first one if several are as frequent; None if none is named."""
-    counts = Counter(_done(trials).drop_duplicates("trial_id")["device"].dropna().tolist()).most_common(1)
-    return counts[0][0] if counts else None
+    device: str | None = most_frequent(_done(trials).drop_duplicates("trial_id")["device"])
+    return device
 
 
 def _others(trials: pd.DataFrame, usual: str | None) -> pd.DataFrame:
     """The finished trials of another device than the usual one."""
     done = _done(trials)
     return done[done["device"].notna() & (done["device"] != usual).fillna(False)]
-
-
-def _few(phrases: list[str]) -> str:
-    more = f" and {len(phrases) - _NAMED} more" if len(phrases) > _NAMED else ""
-    return ", ".join(phrases[:_NAMED]) + more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kd_bench.report.conclusion import conclusions
 from kd_bench.report.cost_notes import cost_notes
@@ -13,6 +13,7 @@ from kd_bench.report.devices import device_notes
 from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
 from kd_bench.report.significance import DRAWS, EXACT
+from kd_bench.report.statistics import most_frequent
 from kd_bench.report.summary import CONFIDENCE, PairTable, baseline_name
 from kd_bench.utils.text import count
 
@@ -167,9 +168,3 @@ def problems(frame: pd.DataFrame) -> list[str]:
             if status in ("failed", "damaged"):
                 sentences[row[key]] = f"{name} {status}: {reason if len(reason) <= 200 else f'{reason[:197]}...'}"
     return list(sentences.values())
-
-
-def most_frequent(values: pd.Series[Any]) -> Any:
-    """Returns the most frequent value, the first one if several are; None if there are no values."""
-    counts = Counter(values.dropna().tolist()).most_common(1)
-    return counts[0][0] if counts else None

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from kd_bench.report.crossed import Crossing
 
 
@@ -138,3 +141,9 @@ def paired_difference(
         return Difference(value.mean, value.mean, value.mean, value.n)
     low, high = mean_interval(value, confidence) or (None, None)
     return Difference(value.mean, low, high, value.n)
+
+
+def most_frequent(values: pd.Series[Any]) -> Any:
+    """Returns the most frequent value, the first one if several are; None if there are no values."""
+    counts = Counter(values.dropna().tolist()).most_common(1)
+    return counts[0][0] if counts else None

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from kd_bench.report.crossed import Cell, difference_of_cells, estimate_cells, find_cells, without_gaps
 from kd_bench.report.devices import leave_out_other_devices
-from kd_bench.report.footnotes import footnotes, most_frequent, problems
+from kd_bench.report.footnotes import footnotes, problems
 from kd_bench.report.image_sets import OTHER_IMAGES, leave_out_other_images
 from kd_bench.report.protocol import comparable, explain
 from kd_bench.report.ranks import Ranking, ranking
-from kd_bench.report.statistics import MeanAndStd, estimate
+from kd_bench.report.statistics import MeanAndStd, estimate, most_frequent
 from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Summary, SummaryRow, baseline_name
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.text import count
