@@ -133,10 +133,10 @@ class ColumnTimer:
                 member.step(_map_tensors(lambda tensor: tensor[FIRST_IMAGES], outputs), MicroBatch(batch), backward)
             if label in METHODS:
                 flops += counter.counts.flops * scale
-            ours, reference = losses[0], loop.train(batch, negatives)
-            difference = abs(ours - reference) / abs(reference)
+            loss, reference_loss = losses[0], loop.train(batch, negatives)
+            difference = abs(loss - reference_loss) / abs(reference_loss)
             if not difference <= TOLERANCE:
-                raise RuntimeError(f"{self.title}, {label}: our loss is {ours}, the reference loop's {reference}")
+                raise RuntimeError(f"{self.title}, {label}: our loss is {loss}, the reference loop's {reference_loss}")
             largest = max(largest, difference)
         return largest, flops
 

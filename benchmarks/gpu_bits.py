@@ -179,7 +179,7 @@ def compare_bits(context: Context, trials: Trials, in_one_queue: bool = False) -
     """
     trainer, members = _Trainer(context), list(trials.values())
     with collected_messages() as messages:
-        together = trainer.train(members)
+        writers = trainer.train(members)
     stopped = trainer.train(members, stop=True)
     states = [writer.mid_epoch for writer in stopped]
     is_stopped = any(states) and not any(writer.failure for writer in stopped)
@@ -192,24 +192,24 @@ def compare_bits(context: Context, trials: Trials, in_one_queue: bool = False) -
         ways["queue"] = trainer.train(members, short_of_memory=True)
     recorded = context.make_recorder(context.device, members[0]) is not None
     results: dict[str, Any] = {}
-    for index, (name, writer) in enumerate(zip(trials, together, strict=True)):
+    for index, (name, writer) in enumerate(zip(trials, writers, strict=True)):
         results[name] = {
             "recorded": recorded and not writer.notes,
             "note": "; ".join([*messages, *writer.notes]),
             **{way: _difference(writer, others[index]) for way, others in ways.items()},
         }
     if differences(results):
-        for result, writer, other in zip(results.values(), together, trainer.train(members), strict=True):
+        for result, writer, other in zip(results.values(), writers, trainer.train(members), strict=True):
             result["again"] = _difference(writer, other)
     return results
 
 
 def _difference(writer: StateWriter, other: StateWriter) -> str:
     """Returns "same", or what differs first in two trainings."""
-    for one in (writer, other):
-        if one.state is None:
-            return f"no result: {one.failure}"
-    states = [deserialize_state(one.state or b"") for one in (writer, other)]
+    for each in (writer, other):
+        if each.state is None:
+            return f"no result: {each.failure}"
+    states = [deserialize_state(each.state or b"") for each in (writer, other)]
     return first_difference(*states) or SAME
 
 

@@ -174,8 +174,8 @@ def _rows(case: Case, result: Mapping[str, Any], busy: Mapping[str, float | None
     last = [memory, "-" if of_case is None else f"{100 * of_case:.0f}"]
     yield [case.name, *_times(result["recorded"], result["eager"], result["members"]), *last]
     if "one_recorded" in result:
-        one = replace(case, students=1)
-        yield [one.name, *_times(result["one_recorded"], result["one_eager"], 1), "-", "-"]
+        single = replace(case, students=1)
+        yield [single.name, *_times(result["one_recorded"], result["one_eager"], 1), "-", "-"]
 
 
 def _times(recorded: Sequence[float], eager: Sequence[float], members: int) -> list[str]:

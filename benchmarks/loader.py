@@ -75,12 +75,12 @@ def largest_difference(loader: InMemoryLoader, batches: int) -> float:
     params = draw_crop_flip(loader.seed, loader.epoch, len(loader.images), PADDING)
     largest = 0.0
     for batch, _ in zip(loader, range(batches), strict=False):
-        for index, ours in zip(batch.index.tolist(), batch.images, strict=True):
+        for index, image_of_loader in zip(batch.index.tolist(), batch.images, strict=True):
             top, left = params.offsets[index].tolist()
             image = TF.crop(TF.pad(TF.to_pil_image(loader.images[index]), [PADDING]), top, left, 32, 32)
             image = TF.hflip(image) if params.flips[index] else image
-            theirs = TF.normalize(TF.to_tensor(image), list(MEAN), list(STD))
-            largest = max(largest, float((ours - theirs).abs().max()))
+            expected = TF.normalize(TF.to_tensor(image), list(MEAN), list(STD))
+            largest = max(largest, float((image_of_loader - expected).abs().max()))
     return largest
 
 
@@ -88,7 +88,7 @@ def benchmark(size: int, batch: int, rounds: int, workers: int) -> Section:
     """Compares all loaders in ``rounds`` turns. With 0 workers, the DataLoader with workers is left out."""
     images, labels, source = load_images(size)
 
-    def ours(**augment: Any) -> InMemoryLoader:
+    def build_loader(**augment: Any) -> InMemoryLoader:
         return InMemoryLoader(
             images,
             labels,
@@ -109,18 +109,18 @@ def benchmark(size: int, batch: int, rounds: int, workers: int) -> Section:
     contestants: list[tuple[str, str | None, Iterable[Any]]] = [
         (BASELINE, None, pil()),
         *([(f"{BASELINE}, {workers} workers", BASELINE, pil(workers=workers))] if workers else []),
-        ("kd-bench", BASELINE, ours()),
-        ("kd-bench, cutout", BASELINE, ours(cutout=16)),
-        ("kd-bench, erasing", BASELINE, ours(erase=0.5)),
-        ("kd-bench, mixup", BASELINE, ours(mixup=0.8)),
-        ("kd-bench, cutmix", BASELINE, ours(cutmix=1.0)),
+        ("kd-bench", BASELINE, build_loader()),
+        ("kd-bench, cutout", BASELINE, build_loader(cutout=16)),
+        ("kd-bench, erasing", BASELINE, build_loader(erase=0.5)),
+        ("kd-bench, mixup", BASELINE, build_loader(mixup=0.8)),
+        ("kd-bench, cutmix", BASELINE, build_loader(cutmix=1.0)),
         (f"{BASELINE}, {auto}", None, pil(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10))),
-        (f"kd-bench, {auto}", f"{BASELINE}, {auto}", ours(autoaugment=True)),
+        (f"kd-bench, {auto}", f"{BASELINE}, {auto}", build_loader(autoaugment=True)),
         (f"{BASELINE}, {rand}", None, pil(v2.RandAugment())),
-        (f"kd-bench, {rand}", f"{BASELINE}, {rand}", ours(randaugment=RandAugment())),
+        (f"kd-bench, {rand}", f"{BASELINE}, {rand}", build_loader(randaugment=RandAugment())),
     ]
 
-    difference = largest_difference(ours(), batches=5)
+    difference = largest_difference(build_loader(), batches=5)
     cpu_rates: dict[str, list[float]] = {name: [] for name, _, _ in contestants}
     wall_rates: dict[str, list[float]] = {name: [] for name, _, _ in contestants}
     for _ in range(rounds):

@@ -37,7 +37,7 @@ class Case:
     Attributes:
         name: The loss and its sizes.
         students: The student's tensors: one, or one for each stage.
-        ours: Our loss.
+        closed_form: Our loss.
         direct: The direct form; None if it is not measured.
         kl: A KL divergence whose time is compared, too.
         faster: Promised ratio of the direct form's time to ours.
@@ -49,7 +49,7 @@ class Case:
 
     name: str
     students: tuple[Tensor, ...]
-    ours: Loss
+    closed_form: Loss
     direct: Loss | None
     kl: Loss | None = None
     faster: float | None = None
@@ -62,8 +62,8 @@ class Case:
 
 def _case(name: str, student: Tensor, loss: str, *args: Any, **promises: Any) -> Case:
     """Returns the case of a loss that has the same name and arguments in both forms."""
-    ours, direct_form = getattr(losses, loss), getattr(direct, loss)
-    return Case(name, (student,), lambda s: ours(s, *args), lambda s: direct_form(s, *args), **promises)
+    closed_form, direct_form = getattr(losses, loss), getattr(direct, loss)
+    return Case(name, (student,), lambda s: closed_form(s, *args), lambda s: direct_form(s, *args), **promises)
 
 
 def logits_cases(classes: int, batch: int, promise: bool) -> Iterator[Case]:
@@ -153,7 +153,7 @@ def nst_case(stages: Stages, pair: str, batch: int, measure_direct: bool, **prom
     """Returns the loss of NST for a step: that of all stages of a pair of networks."""
     case = _map_case(f"NST, {pair}, batch {batch}", _random_maps(stages, batch), "nst", **promises)
     # The direct form's products of all pairs of channels, and the gradients to both of them.
-    direct_bytes = 2 * 4 * batch * max(ours[0] ** 2 * ours[1] * ours[2] for ours, _ in stages)
+    direct_bytes = 2 * 4 * batch * max(shape[0] ** 2 * shape[1] * shape[2] for shape, _ in stages)
     return replace(case, direct=case.direct if measure_direct else None, direct_bytes=direct_bytes)
 
 
@@ -161,8 +161,10 @@ def stage_cases(stages: Stages, pair: str, batch: int) -> Iterator[Case]:
     """Yields the losses of AT, VID, SP and KDSVD for a step: those of all stages of a pair of networks."""
     maps, size = _random_maps(stages, batch), f"{pair}, batch {batch}"
     yield _map_case(f"AT, {size}", maps, "at")
-    predictions = [(torch.randn(batch, theirs[0], *ours[1:]), maps[i][1]) for i, (ours, theirs) in enumerate(stages)]
-    variances = [torch.full((theirs[0],), 5.0) for _, theirs in stages]
+    predictions = [
+        (torch.randn(batch, teacher[0], *student[1:]), maps[i][1]) for i, (student, teacher) in enumerate(stages)
+    ]
+    variances = [torch.full((teacher[0],), 5.0) for _, teacher in stages]
     yield _map_case(f"VID, {size}", predictions, "vid", variances)
     yield _map_case(f"SP, {size}", maps[-1:], "sp")
     teachers = [teacher for _, teacher in maps]
@@ -175,7 +177,7 @@ def stage_cases(stages: Stages, pair: str, batch: int) -> Iterator[Case]:
 
 
 def _random_maps(stages: Stages, batch: int) -> list[tuple[Tensor, Tensor]]:
-    return [(torch.randn(batch, *ours).relu(), torch.randn(batch, *theirs).relu()) for ours, theirs in stages]
+    return [(torch.randn(batch, *student).relu(), torch.randn(batch, *teacher).relu()) for student, teacher in stages]
 
 
 def _map_case(name: str, pairs: Sequence[tuple[Tensor, Tensor]], loss: str, *args: Any, **promises: Any) -> Case:
@@ -188,8 +190,8 @@ def _map_case(name: str, pairs: Sequence[tuple[Tensor, Tensor]], loss: str, *arg
             [form(s, t, *a) for s, t, a in zip(students, teachers, arguments, strict=True)]
         ).sum()
 
-    ours, direct_form = getattr(losses, loss), getattr(direct_maps, loss)
-    return Case(name, tuple(student for student, _ in pairs), total(ours), total(direct_form), **promises)
+    closed_form, direct_form = getattr(losses, loss), getattr(direct_maps, loss)
+    return Case(name, tuple(student for student, _ in pairs), total(closed_form), total(direct_form), **promises)
 
 
 def cases(quick: bool, large: bool) -> Iterator[Case]:
@@ -234,7 +236,7 @@ def measure_case(case: Case, rounds: int, budget: float) -> tuple[list[str], lis
 
         return forward_and_backward
 
-    tasks = [task(case.ours), *([task(case.direct)] if case.direct and fits else [])]
+    tasks = [task(case.closed_form), *([task(case.direct)] if case.direct and fits else [])]
     peaks, outcomes = [], []
     for forward_and_backward in tasks:
         peak, value = peak_bytes(forward_and_backward)
@@ -277,12 +279,12 @@ def measure_case(case: Case, rounds: int, budget: float) -> tuple[list[str], lis
     return [*row, _number(of_kl), difference], promises
 
 
-def _difference(ours: tuple[Tensor, Tensor | None], other: tuple[Tensor, Tensor | None]) -> str:
+def _difference(result: tuple[Tensor, Tensor | None], direct_result: tuple[Tensor, Tensor | None]) -> str:
     """Returns the larger relative difference, of the values or of the gradients by their norms."""
-    if ours[1] is None or other[1] is None:
+    if result[1] is None or direct_result[1] is None:
         return ""
     values, grads = (
-        (a - b).norm() / b.norm() for a, b in zip(ours, other, strict=True) if a is not None and b is not None
+        (a - b).norm() / b.norm() for a, b in zip(result, direct_result, strict=True) if a is not None and b is not None
     )
     return f"{max(values.item(), grads.item()):.0e}"
 

@@ -50,7 +50,7 @@ class MethodTimes:
     def extra(self, method: str) -> list[float]:
         """Returns what a method adds to the student's passes, as a fraction of them."""
         rounds = zip(self.methods[method], self.methods[pairs.ALONE], self.student, strict=True)
-        return [(own - alone) / student for own, alone, student in rounds]
+        return [(method - alone) / student for method, alone, student in rounds]
 
 
 def benchmark(seconds: float, quick: bool = False) -> MethodTimes:
@@ -66,8 +66,8 @@ def benchmark(seconds: float, quick: bool = False) -> MethodTimes:
     if quick:
         recipe |= {"batch_size": 8, "pairs": [{"teacher": "resnet14", "student": "resnet8"}]}
         recipe["methods"]["crd"] = {"negatives": 50, "feature_dim": 16}
-    planned = {one.label: one for one in plan(read_recipe(recipe), "benchmark")}
-    trials = {label: one.trial for label, one in planned.items()}
+    planned = {cell.label: cell for cell in plan(read_recipe(recipe), "benchmark")}
+    trials = {label: cell.trial for label, cell in planned.items()}
     images = pairs.random_images(512 if quick else pairs.IMAGES)
     network, view = pairs.build_teacher(trials["kd"], images)
     members: dict[str, StudentModule] = {}

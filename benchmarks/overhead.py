@@ -94,8 +94,8 @@ def lightning_seconds(students: int, steps: int) -> list[float]:
     result = []
     for (begin, before), (end, after) in zip(stamped.stamps[WARM_UP:], stamped.stamps[WARM_UP + 1 :], strict=False):
         seconds = {name: after[name] - before.get(name, 0.0) for name in after}
-        ours = seconds["data"] + seconds["teacher"] + seconds["members"]
-        result.append(end - begin - ours + seconds["manual_backward"] - seconds["backward"])
+        own_seconds = seconds["data"] + seconds["teacher"] + seconds["members"]
+        result.append(end - begin - own_seconds + seconds["manual_backward"] - seconds["backward"])
     return result
 
 

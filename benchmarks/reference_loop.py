@@ -153,7 +153,7 @@ def direct_forms() -> Iterator[None]:
         "partial_l2": partial_l2,
         "hierarchical_context": direct.hierarchical_context,
     }
-    ours, fusion_forward = {name: getattr(losses, name) for name in forms}, connectors.Fusion.forward
+    closed_forms, fusion_forward = {name: getattr(losses, name) for name in forms}, connectors.Fusion.forward
     connectors.Fusion.forward = _fusion_forward  # type: ignore[method-assign]
     try:
         for name, form in forms.items():
@@ -161,7 +161,7 @@ def direct_forms() -> Iterator[None]:
         yield
     finally:
         connectors.Fusion.forward = fusion_forward  # type: ignore[method-assign]
-        for name, form in ours.items():
+        for name, form in closed_forms.items():
             setattr(losses, name, form)
 
 

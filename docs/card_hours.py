@@ -70,7 +70,7 @@ def count() -> None:
             seconds = {
                 name: [
                     round(epoch.shared, 3),
-                    *(round(own + epoch.evaluation / len(epoch.own), 3) for own in epoch.own),
+                    *(round(student + epoch.evaluation / len(epoch.students), 3) for student in epoch.students),
                 ]
                 for name, epoch in group.gpu_epochs.items()
             }

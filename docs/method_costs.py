@@ -102,7 +102,7 @@ def count(names: Iterable[str], pair: str = PAIR) -> Costs:
         torch.manual_seed(0)
         method = build_student(trial, images, network, DiscardingWriter()).method
         costs[name] = {
-            "parameters": sum(one.numel() for one in method.parameters() if one.requires_grad),
+            "parameters": sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad),
             "state": member.parameters - alone.members[0].parameters,
             "teacher": cost.teacher.flops // cost.images if trial.teacher else 0,
             "step": member.step.flops // cost.images,

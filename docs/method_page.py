@@ -174,7 +174,7 @@ def entry(name: str) -> Entry:
     if not path.is_file():
         return _NO_ENTRY
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    unknown = set(content) - {one.name for one in fields(Entry)}
+    unknown = set(content) - {field.name for field in fields(Entry)}
     if unknown:
         raise ValueError(f"{path} has the unknown keys {', '.join(sorted(unknown))}")
     return Entry(**content)
@@ -291,8 +291,8 @@ def _reads(info: methods.MethodInfo) -> str:
     if info.required_settings:
         settings = " and ".join(f"`adversarial.{key}`" for key in info.required_settings)
         text += f" The recipe must switch on {settings}."
-    own = [parameter.name for parameter in info.parameters]
-    possible = [*combinable(info), *own] if info.family == "logits" else LOGIT_SETTINGS
+    names = [parameter.name for parameter in info.parameters]
+    possible = [*combinable(info), *names] if info.family == "logits" else LOGIT_SETTINGS
     missing = [f"`{key}`" for key in LOGIT_SETTINGS if key not in possible]
     if missing:
         text += f" It has no {' and no '.join(missing)}."

@@ -62,7 +62,7 @@ class Part:
 
 def parts(measured: Path = MEASURED) -> list[Part]:
     """Returns the parts of the paper, with what is finished of them in a results folder."""
-    found = []
+    parts = []
     for costs, names in card_hours.RECIPES.items():
         planned = card_hours.plan(names)
         done = {cell: trial for name in names for cell, trial in _finished(name, planned[name], measured)}
@@ -70,14 +70,14 @@ def parts(measured: Path = MEASURED) -> list[Part]:
             (cells,) = planned.values()
             teachers = {cell.taught_by.id: _as_cell(cell.taught_by) for cell in cells if cell.taught_by}
             of_teachers = dict(_finished(TEACHERS, teachers.values(), measured))
-            found.append(Part("6", "the four teachers", {TEACHERS: tuple(teachers.values())}, of_teachers, costs))
+            parts.append(Part("6", "the four teachers", {TEACHERS: tuple(teachers.values())}, of_teachers, costs))
             for pair in dict.fromkeys((cell.teacher, cell.student) for cell in cells):
                 of_pair = [cell for cell in cells if (cell.teacher, cell.student) == pair]
-                found.append(Part("6", _pair(*pair), {names[0]: of_pair}, done, costs))
+                parts.append(Part("6", _pair(*pair), {names[0]: of_pair}, done, costs))
         else:
             table, title = _TITLES[costs]
-            found.append(Part(table, title, planned, done, costs))
-    return found
+            parts.append(Part(table, title, planned, done, costs))
+    return parts
 
 
 _TITLES = {
@@ -176,8 +176,8 @@ def _seeds(measured: MeanAndStd) -> str:
 def _published(published: Published | None) -> str:
     if published is None:
         return "nothing published"
-    place = {None: "", True: ", inside the interval", False: ", outside the interval"}[published.inside]
-    return f"published {published.top1:.2f}{place}"
+    position = {None: "", True: ", inside the interval", False: ", outside the interval"}[published.inside]
+    return f"published {published.top1:.2f}{position}"
 
 
 def section(measured: Path = MEASURED) -> str:
@@ -242,7 +242,9 @@ def smaller(full: set[str], measured: Path = MEASURED) -> list[str]:
             pairs = dict.fromkeys(_pair(cell.teacher, cell.student) for cell in of_group)
             seeds = {cell.seed for cell in of_group}
             rows = [row for pair in part.summary.pairs for row in pair.rows if row.kind != "teacher" and row.top1]
-            means = [row.top1.mean for row in rows if row.top1 and set(row.trials) & {one.trial_id for one in of_group}]
+            means = [
+                row.top1.mean for row in rows if row.top1 and set(row.trials) & {cell.trial_id for cell in of_group}
+            ]
             published += [f"`{row.label}`" for row in rows if row.published or row.published_best]
             lines.append(
                 f"| {_table(part.cells)} | {', '.join(pairs)} | {dataset}{pixels} | {epochs} | {len(seeds)} | "

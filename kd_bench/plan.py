@@ -129,17 +129,19 @@ def _plan_pair(
         if info.needs_teacher and not pair.teacher:
             raise UserError(f"{row_context}: {row.method} needs a teacher, and the pair of {pair.student} has none")
         of_pair = pair.methods.get(label, {})
-        own = parse(RowOfPair, {key: of_pair[key] for key in RowOfPair.model_fields if key in of_pair}, row_context)
+        pair_row = parse(
+            RowOfPair, {key: of_pair[key] for key in RowOfPair.model_fields if key in of_pair}, row_context
+        )
         hyperparameters = {key: value for key, value in of_pair.items() if key not in RowOfPair.model_fields}
         method = _method(row.method, merge(row.hyperparameters, hyperparameters), row_context)
-        of_row = merge(row.training, own.training)
+        of_row = merge(row.training, pair_row.training)
         if of_row.get("second_view") is not None and not info.uses_second_view:
             raise UserError(f"{row_context}.training.second_view: {row.method} reads one view of the images only")
-        untuned = row.untuned if own.untuned is None else own.untuned
+        untuned = row.untuned if pair_row.untuned is None else pair_row.untuned
         layers = (
             Layer(f"{pair_context}.training", pair.training),
             Layer(f"{context}: methods.{label}.training", row.training),
-            Layer(f"{pair_context}.methods.{label}.training", own.training),
+            Layer(f"{pair_context}.methods.{label}.training", pair_row.training),
         )
         build = partial(_trial, recipe, student, method, recipe.all_seeds()[0], f"methods.{label}.training", data)
         trial = build_from_layers(build, recipe.shared_training(), layers, context)
@@ -361,13 +363,13 @@ def plan_teachers(recipe: Recipe, name: str, context: str) -> list[PlannedTrial]
     keys = {key: f"{layer.context}.{key}" for layer in layers for key in layer.changes if key in settings}
     if "weights" in keys:
         raise UserError(f"{keys['weights']}: a teacher whose weights come in a file is not trained; leave out the key")
-    own = keys.get("seed", keys.get("seeds"))
-    if own is None:
+    seed_key = keys.get("seed", keys.get("seeds"))
+    if seed_key is None:
         training = recipe.teacher_training | {"seeds": recipe.all_seeds()}
         recipe = recipe.model_copy(update={"teacher_training": training})
     elif recipe.seeds is not None or recipe.trials > 1:
         general = "--trials" if recipe.seeds is None else "the recipe's seeds"
-        raise UserError(f"{own} and {general} both say which seeds are trained; leave out one of the two")
+        raise UserError(f"{seed_key} and {general} both say which seeds are trained; leave out one of the two")
     planned = []
     for trial, file in plan_seeded_teachers(recipe, name, context):
         assert isinstance(trial, Trial)

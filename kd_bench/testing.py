@@ -131,8 +131,8 @@ class SmallRun:
         """Checks that this method and another one, trained in one cohort, end with the same bytes as alone."""
         other = self.trials["none" if self.trials["own"].teacher is None else "kd"]
         (other_alone,) = self._train([other])
-        other_together, together = self._train([other, self.trials["own"]], compare_inputs=True)
-        cases = (("this method", together, self.states), ("the other method", other_together, other_alone))
+        other_together, states_together = self._train([other, self.trials["own"]], compare_inputs=True)
+        cases = (("this method", states_together, self.states), ("the other method", other_together, other_alone))
         for name, states, alone in cases:
             path = first_difference(states[-1], alone[-1])
             assert not path, f"in a cohort, {name} ends with another {path} than alone"

@@ -36,9 +36,9 @@ def networks(incomplete: str) -> list[str]:
     from kd_bench.models import registry
     from kd_bench.models.timm_names import cached_timm_names
 
-    own = registry.own_models()
+    own_names = registry.own_models()
     timm = cached_timm_names()
-    names = [*map(short_name, own), *own, *registry.offered_models()]
+    names = [*map(short_name, own_names), *own_names, *registry.offered_models()]
     if timm is not None and incomplete:
         names += sorted(timm.pretrained if "." in incomplete else timm.models)
     return _matching(names, incomplete)

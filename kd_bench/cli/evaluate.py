@@ -188,9 +188,9 @@ def _teachers(target: EvaluationTarget, recipe: PlannedRecipe | None) -> list[Tr
     """Returns the teachers that a target is compared with: its own; in a recipe, those of all pairs that it is in."""
     if not target.is_trial:
         return []
-    own = target.trained.teacher
+    teacher = target.trained.teacher
     cells = [] if recipe is None else [cell for cell in recipe.planned if cell.trial_id == target.folder.name]
-    teachers = [own, *(cell.taught_by for cell in cells)]
+    teachers = [teacher, *(cell.taught_by for cell in cells)]
     return list({teacher.id: teacher for teacher in teachers if teacher is not None}.values())
 
 

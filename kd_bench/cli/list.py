@@ -93,10 +93,10 @@ def _lines(kind: str) -> dict[str, str]:
 
 def _described(describe: Callable[[str], Described], names: Iterable[str]) -> tuple[list[Described], dict[str, str]]:
     """Returns descriptions, and lines about the names of installed packages that cannot be used."""
-    found, unusable = [], {}
+    descriptions, unusable = [], {}
     for name in names:
         try:
-            found.append(describe(name))
+            descriptions.append(describe(name))
         except UserError as error:  # one package must not hide the others
             unusable[name] = f"cannot be used: {error}"
-    return found, unusable
+    return descriptions, unusable

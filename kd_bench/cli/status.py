@@ -105,7 +105,7 @@ def verify(
         typer.echo(fault)
     counts = Counter(trial.status for trial in checked)
     states = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
-    found = count(len(faults), "fault") if faults else "no faults"
-    typer.echo(f"{folder}: {count(len(checked), 'trial')}: {states}; {found} found")
+    faults_text = count(len(faults), "fault") if faults else "no faults"
+    typer.echo(f"{folder}: {count(len(checked), 'trial')}: {states}; {faults_text} found")
     if faults:
         raise RunFailed(f"{folder}: some trials are damaged")

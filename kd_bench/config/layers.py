@@ -45,7 +45,7 @@ def build_from_layers(
         sentence = str(error).removeprefix(contexts[-1])
     # A layer that would be invalid without a later one is not at fault, and has another sentence.
     cases = ((contexts[count], merge_layers(base, layers[:count])) for count in range(len(layers)))
-    at_fault = (place for place, settings in cases if _find_error(build, settings, place) == sentence)
+    at_fault = (context for context, settings in cases if _find_error(build, settings, context) == sentence)
     raise UserError(f"{next(at_fault, contexts[-1])}{sentence}")
 
 

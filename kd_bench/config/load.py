@@ -10,7 +10,7 @@ from typing import Any
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.teacher_start import TeacherStart
 from kd_bench.config.trial import Training
-from kd_bench.config.validate import DEFAULT_NAMES, elsewhere, parse, question, shortened
+from kd_bench.config.validate import DEFAULT_NAMES, nested_key, parse, question, shortened
 from kd_bench.config.yaml_reader import MAX_DEPTH, YamlError, parse_yaml, read_mapping
 from kd_bench.utils.errors import UserError, nearest, unknown
 from kd_bench.utils.paths import is_file, is_folder, package_path
@@ -256,7 +256,7 @@ def _override(text: str, content: Mapping[str, Any]) -> dict[str, Any]:
     if len(path) > MAX_DEPTH:
         raise UserError(f"{context}: the key has {len(path)} parts; no key of a recipe has as many")
     if path[0] not in Recipe.model_fields:
-        if hint := elsewhere(Recipe, path[0]):
+        if hint := nested_key(Recipe, path[0]):
             raise UserError(f"{context}: no key of a recipe is called {path[0]!r}; did you mean {hint!r}?")
         raise unknown("key of a recipe", path[0], Recipe.model_fields, context)
     if path[0] == "methods" and len(path) > 2 and path[2] not in {*_ROW_KEYS, "hyperparameters"}:
@@ -280,9 +280,9 @@ def _refuse_settings_of_teachers(overrides: Iterable[str], context: str) -> None
             continue
         value = value.strip()
         seeds = {"seed": f"seeds=[{value}]", "seeds": f"{'seeds' if value.startswith('[') else 'trials'}={value}"}
-        own = seeds.get(name, f"{name}={value}")
+        setting = seeds.get(name, f"{name}={value}")
         is_shared = name.partition(".")[0] in {*Training.model_fields, "seed", "seeds"}
-        advice = f"; for the networks of its pairs write: --set {shlex.quote(own)}" if is_shared else ""
+        advice = f"; for the networks of its pairs write: --set {shlex.quote(setting)}" if is_shared else ""
         raise UserError(f"--set {text}: changes nothing, because no pair of {context} has a teacher{advice}")
 
 

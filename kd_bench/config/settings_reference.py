@@ -109,9 +109,9 @@ class Section:
 def sections() -> tuple[Section, ...]:
     """Returns all settings of a recipe: its own keys, those of its pairs, rows and teachers, and of the training."""
     walk = _Walk()
-    found = [*walk.section("", Recipe, False, before=FileKeys, leave_out=Training.model_fields)]
-    found += walk.section("", Training, True)
-    return tuple(replace(section, also=tuple(walk.other_keys(section.key))) for section in found)
+    sections = [*walk.section("", Recipe, False, before=FileKeys, leave_out=Training.model_fields)]
+    sections += walk.section("", Training, True)
+    return tuple(replace(section, also=tuple(walk.other_keys(section.key))) for section in sections)
 
 
 def all_settings() -> list[Setting]:
@@ -126,7 +126,12 @@ def find(key: str) -> list[Setting]:
         key: With dots, as on the page, in an error message or after ``--set``: ``pairs.0.training.optimizer.lr`` is
             ``optimizer.lr``. A last part alone stands for all keys that end with it.
     """
-    named = [one for section in sections() for one in section.settings if re.fullmatch(_pattern(section, one), key)]
+    named = [
+        setting
+        for section in sections()
+        for setting in section.settings
+        if re.fullmatch(_pattern(section, setting), key)
+    ]
     return named or [setting for setting in all_settings() if setting.key.rpartition(".")[2] == key]
 
 

@@ -95,15 +95,15 @@ def question(value: str, choices: Iterable[str]) -> str:
     return f"; did you mean {hint!r}?" if hint else ""
 
 
-def elsewhere(model: type[BaseModel], key: str) -> str | None:
+def nested_key(model: type[BaseModel], key: str) -> str | None:
     """Returns the only dotted key of a model's nested mappings that ends in ``key``, e.g. "optimizer.lr" for "lr".
 
     None if there is no such key, if there are several, or if the model itself has a key of this name.
     """
     if key.casefold() in model.model_fields:
         return None
-    found = {dotted for dotted in _dotted_keys(model) if dotted.rpartition(".")[2] == key.casefold()}
-    return found.pop() if len(found) == 1 else None
+    matches = {dotted for dotted in _dotted_keys(model) if dotted.rpartition(".")[2] == key.casefold()}
+    return matches.pop() if len(matches) == 1 else None
 
 
 def _dotted_keys(model: type[BaseModel]) -> Iterator[str]:
@@ -132,7 +132,7 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
     subject = f"{'.'.join(keys)}: " if keys else ""
     if kind == "extra_forbidden":
         fields = _fields_at(model, location[:-1])
-        hint = elsewhere(model, location[-1]) if len(location) == 1 else None
+        hint = nested_key(model, location[-1]) if len(location) == 1 else None
         near = f"; did you mean {hint!r}?" if hint else question(location[-1], fields)
         return f"{subject}no such key{near or '; there are: ' + ', '.join(fields)}"
     if kind == "missing":

@@ -95,5 +95,5 @@ class BatchOrder:
         order = torch.randperm(self.size, generator=seeding.generator(self.seed, seeding.ORDER, epoch))
         position = torch.arange(len(self) * self.batch_size)
         image, repeat = order[position // self.repeats], position % self.repeats
-        own = self.positions
-        return image.view(-1, self.batch_size)[:, own], repeat.view(-1, self.batch_size)[:, own]
+        positions = self.positions
+        return image.view(-1, self.batch_size)[:, positions], repeat.view(-1, self.batch_size)[:, positions]

@@ -143,17 +143,17 @@ class CacheEntry:
 
 def entries(folder: Path) -> list[CacheEntry]:
     """Returns the decoded splits of a cache folder, and the corrupted copies."""
-    found = []
+    entries = []
     for record in sorted(folder.glob("*.json")):
         images, labels, digests = (_part(folder, record.stem, part) for part in ("images", "labels", "digests"))
         if images.is_file() and labels.is_file():
             optional = [digests] if digests.is_file() else []
-            found.append(CacheEntry(record.stem, (record, images, labels, *optional)))
+            entries.append(CacheEntry(record.stem, (record, images, labels, *optional)))
     for copies in sorted((folder / _COPIES).glob("*")):
         files = tuple(file for file in sorted(copies.glob("*")) if file.is_file())
         if files:
-            found.append(CacheEntry(f"{copies.name}, corrupted", files))
-    return found
+            entries.append(CacheEntry(f"{copies.name}, corrupted", files))
+    return entries
 
 
 def _part(folder: Path, stem: str, part: str) -> Path:

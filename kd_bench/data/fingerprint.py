@@ -24,8 +24,8 @@ def fingerprint(paths: Sequence[Path], *fields: str) -> Fingerprint:
         stats = [(path.name, path.stat()) for path in paths]
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    found: Fingerprint = [(name, *(getattr(stat, field) for field in fields)) for name, stat in stats]
+    fingerprint: Fingerprint = [(name, *(getattr(stat, field) for field in fields)) for name, stat in stats]
     times = [getattr(stat, field) for _, stat in stats for field in fields if field.endswith("time_ns")]
     if all(time % 10**9 == 0 for time in times):
-        found.append((str(paths[0].parent.resolve()),))
-    return found
+        fingerprint.append((str(paths[0].parent.resolve()),))
+    return fingerprint

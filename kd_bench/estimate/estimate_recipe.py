@@ -116,10 +116,10 @@ def _gpu_epoch(cost: CohortCost, gpu: Gpu, assumed: Assumptions, steps: int, eva
     """Returns the time of an epoch with this number of steps and of images that the students are evaluated on."""
     training = partial(estimate_seconds, gpu=gpu, assumed=assumed, training=True)
     forward = partial(estimate_seconds, gpu=gpu, assumed=assumed, training=False)
-    own = [training(member.step) * cost.micro_batches + training(member.update) for member in cost.members]
+    students = [training(member.step) * cost.micro_batches + training(member.update) for member in cost.members]
     return EpochTime(
         shared=forward(cost.teacher) * cost.micro_batches * steps,
-        own=tuple(seconds * steps for seconds in own),
+        students=tuple(seconds * steps for seconds in students),
         evaluation=sum(forward(member.evaluation) for member in cost.members) * evaluated / cost.images,
     )
 

@@ -110,7 +110,7 @@ def _local_part(cost: RecipeCost, prices: Prices, threads: int, page: _Page) -> 
         timed_on = count(timing.images, "image")
         if timing.steps:
             timed_on = f"{count(timing.steps, 'step')} of\n{timed_on}"
-        seconds = [epoch.shared, sum(epoch.own), epoch.evaluation + epoch.checkpoint, 3600 * group.hours(epoch)]
+        seconds = [epoch.shared, sum(epoch.students), epoch.evaluation + epoch.checkpoint, 3600 * group.hours(epoch)]
         least, most = min(group.epochs), max(group.epochs)
         epochs = str(most) if least == most else f"{least} to {most}"
         if before := _most_preparation_epochs(group):

@@ -98,10 +98,10 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
     except BadFile as reason:
         return f"{path} {reason}; the trainings' time is not compared with it"
     epoch_seconds = {
-        key: (group.here.shared_seconds, own)
+        key: (group.here.shared_seconds, own_seconds)
         for group in estimate.groups
         if group.here is not None
-        for key, own in zip(group.cost_keys, group.here.own_seconds, strict=True)
+        for key, own_seconds in zip(group.cost_keys, group.here.own_seconds, strict=True)
     }
     trials = {cell.trial_id: (cell.trial, out / name) for cell in planned}
     for cell in planned:
@@ -118,11 +118,11 @@ def compare_with_estimate(planned: Sequence[PlannedTrial], trained: Iterable[str
             continue
         estimated_shared, estimated_own = seconds
         for number, row in enumerate(rows):
-            members, own = float(row["members"]), float(row["own_seconds"])
+            members, own_seconds = float(row["members"]), float(row["own_seconds"])
             cached = float(row.get("spared_seconds") or 0.0)
             if number == 0 or not allows_features(trial):  # as ``group_missing_trials`` counts epochs
                 estimated += estimated_own + estimated_shared / members
-            took += own + (float(row["seconds"]) - own - cached) / members
+            took += own_seconds + (float(row["seconds"]) - own_seconds - cached) / members
         compared.append(identity)
     if not compared or not estimated:
         return ""

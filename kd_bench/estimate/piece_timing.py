@@ -27,20 +27,20 @@ class PieceTimes:
         images: Number of images that were used.
         data: Loading.
         teacher: The teacher's pass.
-        own, update, evaluation: Forward and backward pass, optimiser's step, and evaluation of each student.
+        students, update, evaluation: Forward and backward pass, optimiser's step, and evaluation of each student.
     """
 
     images: int
     data: float
     teacher: float
-    own: list[float]
+    students: list[float]
     update: list[float]
     evaluation: list[float]
 
     @property
     def seconds_per_image(self) -> float:
         """Seconds of a training step per image."""
-        return self.data + self.teacher + sum(self.own) + sum(self.update) / self.images
+        return self.data + self.teacher + sum(self.students) + sum(self.update) / self.images
 
 
 @dataclass
@@ -73,20 +73,20 @@ class PieceTimer:
         self.cohort.train()
         with torch.no_grad(), precision_context(self.trial.precision, self.device):
             teacher, outputs = self._run(self.cohort.teacher_outputs, batch)
-        own, update, evaluation = [], [], []
+        students, update, evaluation = [], [], []
         for member in self.cohort.members:
             teacher_outputs = outputs.get(member.method.teacher_batch_norm)
             passes = []
             for last in (False, True):  # only the last micro-batch updates the weights
                 part = MicroBatch(batch, last=last)
                 passes.append(self._run(member.step, teacher_outputs, part, torch.Tensor.backward)[0])
-            own.append(min(passes) / images)
+            students.append(min(passes) / images)
             update.append(max(0.0, passes[1] - passes[0]))
             member.eval()
             evaluation.append(self._run(member.evaluate, replace(batch, labels=labels))[0] / images)
             member.train()
         self.seconds += synchronized_time(self.device) - start
-        return PieceTimes(images, data, teacher / images if outputs else 0.0, own, update, evaluation)
+        return PieceTimes(images, data, teacher / images if outputs else 0.0, students, update, evaluation)
 
     def _run(self, function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
         """Calls a function. Returns the seconds and the result."""

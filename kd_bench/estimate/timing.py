@@ -147,15 +147,15 @@ def _time_steps(timer: PieceTimer, steps: int, writer: _TimingWriter) -> Timing:
     finally:
         train.close()
         test.close()
-    own = short_test.student_seconds
+    students = short_test.student_seconds
     steps = len(short_train) - warm_up
     scale = len(train) / steps
     training_end = short_test.request_times[0]
     training_seconds = training_end - short_train.request_times[warm_up]
     evaluation = max(0.0, short_train.epoch_end - training_end - writer.seconds)
     epoch = EpochTime(
-        shared=max(0.0, training_seconds - sum(own)) * scale + short_train.iterator_seconds,
-        own=tuple(seconds * scale for seconds in own),
+        shared=max(0.0, training_seconds - sum(students)) * scale + short_train.iterator_seconds,
+        students=tuple(seconds * scale for seconds in students),
         evaluation=evaluation * evaluated_images(timer.images) / max(1, short_test.images),
         checkpoint=writer.seconds,
     )
@@ -166,7 +166,7 @@ def _time_pieces(timer: PieceTimer, pieces: PieceTimes, seconds: float, writer: 
     """Times the pieces of a step on as many images as fit into ``seconds``, and scales them up to an epoch."""
     trial, train_images = timer.trial, len(timer.images.train_labels)
     # timer.time() runs each student's pass twice
-    per_image = pieces.data + pieces.teacher + 2 * sum(pieces.own) + sum(pieces.evaluation)
+    per_image = pieces.data + pieces.teacher + 2 * sum(pieces.students) + sum(pieces.evaluation)
     affordable = int((seconds - timer.seconds) / per_image) if per_image else train_images
     images = min(trial.micro_batch or trial.batch_size, affordable)
     pieces = timer.time(max(FEW_IMAGES, images - images % 2))
@@ -176,7 +176,9 @@ def _time_pieces(timer: PieceTimer, pieces: PieceTimes, seconds: float, writer: 
     trained = steps * trial.batch_size
     epoch = EpochTime(
         shared=(pieces.data + pieces.teacher) * trained,
-        own=tuple(own * trained + update * steps for own, update in zip(pieces.own, pieces.update, strict=True)),
+        students=tuple(
+            seconds * trained + update * steps for seconds, update in zip(pieces.students, pieces.update, strict=True)
+        ),
         evaluation=sum(pieces.evaluation) * evaluated_images(timer.images),
         checkpoint=writer.seconds,
     )

@@ -37,14 +37,14 @@ class EpochTime:
 
     Attributes:
         shared: Loading images and the teacher's passes, independent of the number of students.
-        own: Forward and backward passes and updates of each student.
+        students: Forward and backward passes and updates of each student.
         evaluation: Evaluation of all students.
         checkpoint: Saving the checkpoints of all students.
         startup: Time before the first epoch, once per process.
     """
 
     shared: float
-    own: tuple[float, ...]
+    students: tuple[float, ...]
     evaluation: float
     checkpoint: float = 0.0
     startup: float = 0.0
@@ -52,7 +52,7 @@ class EpochTime:
     @property
     def training(self) -> float:
         """Seconds without evaluation, checkpoint and startup."""
-        return self.shared + sum(self.own)
+        return self.shared + sum(self.students)
 
     @property
     def seconds(self) -> float:
@@ -62,7 +62,7 @@ class EpochTime:
     @property
     def unshared_seconds(self) -> float:
         """The same if each student were trained in a process of its own."""
-        return self.seconds + (len(self.own) - 1) * self.shared
+        return self.seconds + (len(self.students) - 1) * self.shared
 
     @classmethod
     def joined(cls, members: Sequence[tuple[EpochTime, int]]) -> EpochTime:
@@ -70,9 +70,9 @@ class EpochTime:
         times = [time for time, _ in members]
         return cls(
             shared=max(time.shared for time in times),
-            own=tuple(time.own[index] for time, index in members),
-            evaluation=sum(time.evaluation / len(time.own) for time in times),
-            checkpoint=sum(time.checkpoint / len(time.own) for time in times),
+            students=tuple(time.students[index] for time, index in members),
+            evaluation=sum(time.evaluation / len(time.students) for time in times),
+            checkpoint=sum(time.checkpoint / len(time.students) for time in times),
             startup=max(time.startup for time in times),
         )
 
@@ -86,7 +86,7 @@ class EpochTime:
             unshared: Assume that every student is trained in a process of its own.
         """
         shared = sum(epochs) if unshared else max(epochs)
-        return self.shared * shared + sum(own * count for own, count in zip(self.own, epochs, strict=True))
+        return self.shared * shared + sum(seconds * count for seconds, count in zip(self.students, epochs, strict=True))
 
 
 @dataclass(frozen=True)

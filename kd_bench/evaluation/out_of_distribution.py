@@ -93,14 +93,14 @@ def evaluate_others(
         UserError: If a folder has no images or a damaged one, or if the folders have the same name.
         RunFailed: If logits are not finite.
     """
-    found = list(known)
+    values = list(known)
     for other in evaluator.images.others(target.trained, evaluator.others):
         if isinstance(other, str):
             yield f"{target.name}: {other}"
-        elif not any((item.name, item.digest) == (other.name, other.digest) for item in found):
+        elif not any((item.name, item.digest) == (other.name, other.digest) for item in values):
             value = _measure(evaluator, target, network(), own_logits(), other, report_progress)
-            found = [*(item for item in found if item.name != other.name), value]
-            yield list(found)
+            values = [*(item for item in values if item.name != other.name), value]
+            yield list(values)
 
 
 def evaluate_again(

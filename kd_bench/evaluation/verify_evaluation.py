@@ -81,10 +81,10 @@ def _verify(folder: Path, evaluator: NetworkEvaluator) -> Iterator[str]:
 
 def _teachers(target: EvaluationTarget, ids: Iterable[str]) -> Iterator[Trial | PretrainedTeacher]:
     """Yields the settings of the teachers with these ids, as far as they are known."""
-    own = target.trained.teacher
+    teacher = target.trained.teacher
     for name in ids:
-        if own is not None and own.id == name:
-            yield own
+        if teacher is not None and teacher.id == name:
+            yield teacher
             continue
         with suppress(UserError):  # it is gone
             yield trial_settings(read_trial(target.folder.resolve().parent.parent / TEACHERS / name))

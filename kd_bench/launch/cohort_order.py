@@ -54,8 +54,8 @@ def _join(cohorts: Sequence[CohortTask], size: int) -> list[CohortTask]:
             continue
         for other in joining:
             if other.trials and other.stream_key == cohort.stream_key:
-                room = size - len(cohort.trials)
-                cohort.trials, other.trials = cohort.trials + other.trials[:room], other.trials[room:]
+                free = size - len(cohort.trials)
+                cohort.trials, other.trials = cohort.trials + other.trials[:free], other.trials[free:]
     return [cohort for cohort in cohorts if cohort.trials]
 
 

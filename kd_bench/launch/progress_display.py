@@ -306,9 +306,9 @@ class ProgressDisplay:
         taken = bar + 10 + sum(max(map(len, column), default=0) for column in (epochs, times, speeds))
         shortest = max((len(row.accuracies[-1]) for row in rows), default=0)
         names = [_cut(row.name, self.console.width - taken - shortest) for row in rows]
-        room = self.console.width - taken - max(map(len, names), default=0)
+        width = self.console.width - taken - max(map(len, names), default=0)
         for row, name, epoch, time_left, speed in zip(rows, names, epochs, times, speeds, strict=True):
-            text = next((text for text in row.accuracies if len(text) <= room), row.accuracies[-1])
+            text = next((text for text in row.accuracies if len(text) <= width), row.accuracies[-1])
             before = row.preparation_epochs
             progress: ProgressBar | str = ""
             if wide:

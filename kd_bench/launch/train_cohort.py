@@ -293,17 +293,17 @@ def _read_mid_epoch_states(members: list[StudentModule], world_size: int) -> dic
     a later epoch for each of them, because members of a cohort must begin an epoch at the same step.
     """
     states: dict[str, list[bytes]] = {}
-    places: dict[str, tuple[int, int]] = {}
+    positions: dict[str, tuple[int, int]] = {}
     unfinished = [member for member in members if member.epochs_done < member.trial.epochs]
     for member in unfinished:
         assert isinstance(member.writer, TrialResultWriter)
         checkpoint = member.writer.read_mid_epoch(member.all_epochs_done, world_size)
         if checkpoint is not None:
             epoch, step, states[member.trial.id] = checkpoint
-            places[member.trial.id] = epoch - member.preparation.epochs, step
-    if not places:
+            positions[member.trial.id] = epoch - member.preparation.epochs, step
+    if not positions:
         return {}
-    first = min(places.values())
-    kept = {trial_id: states[trial_id] for trial_id, place in places.items() if place == first}
-    later = all(member.next_epoch > first[0] for member in unfinished if member.trial.id not in kept)
-    return kept if later else {}
+    first = min(positions.values())
+    resumed = {trial_id: states[trial_id] for trial_id, position in positions.items() if position == first}
+    later = all(member.next_epoch > first[0] for member in unfinished if member.trial.id not in resumed)
+    return resumed if later else {}

@@ -83,9 +83,9 @@ def dkl(student_logits: Tensor, teacher_logits: Tensor, alpha: float = 1.0, beta
     >>> import torch
     >>> from kd_bench.losses import dkl, kd
     >>> student, teacher = torch.randn(2, 5, requires_grad=True), torch.randn(2, 5, requires_grad=True)
-    >>> ours = torch.autograd.grad(dkl(student, teacher), (student, teacher))
-    >>> theirs = torch.autograd.grad(kd(student, teacher, temperature=1.0), (student, teacher))
-    >>> [bool(torch.allclose(a, b, atol=1e-6)) for a, b in zip(ours, theirs)]
+    >>> dkl_gradients = torch.autograd.grad(dkl(student, teacher), (student, teacher))
+    >>> kl_gradients = torch.autograd.grad(kd(student, teacher, temperature=1.0), (student, teacher))
+    >>> [bool(torch.allclose(a, b, atol=1e-6)) for a, b in zip(dkl_gradients, kl_gradients)]
     [True, True]
     """
     check_non_negative(alpha=alpha, beta=beta)

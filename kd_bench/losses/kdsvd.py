@@ -65,8 +65,10 @@ def kdsvd(
     for student, teacher in zip(students, teachers, strict=True):
         aligned = _aligned_vectors(*_matrices(student, teacher, matrix), vectors)
         if before is not None:
-            ours, theirs = (_correlations(*both) for both in zip(aligned, before, strict=True))
-            terms.append((ours - theirs).square().sum())
+            student_correlations, teacher_correlations = (
+                _correlations(*vectors) for vectors in zip(aligned, before, strict=True)
+            )
+            terms.append((student_correlations - teacher_correlations).square().sum())
         before = aligned
     if not terms:
         raise ValueError(f"kdsvd compares neighbouring maps, at least 2, not {len(students)}")
@@ -85,16 +87,18 @@ def _matrices(student: Tensor, teacher: Tensor, matrix: Matrix) -> tuple[Tensor,
 def _aligned_vectors(student: Tensor, teacher: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Returns the teacher's singular vectors and the student's that match them, weighted, (B, N, count) each."""
     with torch.no_grad():
-        theirs = _right_singular_vectors(teacher, count)
-        theirs = theirs * theirs.gather(1, theirs.abs().argmax(1, keepdim=True)).sign()
-        values = unit_vectors(torch.linalg.vector_norm(matmul(teacher, theirs), dim=1))[:, None]
-    ours = _right_singular_vectors(student, count + _EXTRA)
+        teacher_vectors = _right_singular_vectors(teacher, count)
+        teacher_vectors = (
+            teacher_vectors * teacher_vectors.gather(1, teacher_vectors.abs().argmax(1, keepdim=True)).sign()
+        )
+        values = unit_vectors(torch.linalg.vector_norm(matmul(teacher, teacher_vectors), dim=1))[:, None]
+    student_vectors = _right_singular_vectors(student, count + _EXTRA)
     with torch.no_grad():
-        cosines = matmul(ours.mT, theirs)
+        cosines = matmul(student_vectors.mT, teacher_vectors)
         best = cosines.abs().argmax(1, keepdim=True)
         signs = cosines.gather(1, best).sign()
-    chosen = ours.gather(2, best.expand(-1, ours.shape[1], -1)) * signs
-    return chosen * values, theirs * values
+    chosen = student_vectors.gather(2, best.expand(-1, student_vectors.shape[1], -1)) * signs
+    return chosen * values, teacher_vectors * values
 
 
 def _correlations(deeper: Tensor, shallower: Tensor) -> Tensor:

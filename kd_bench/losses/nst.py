@@ -74,12 +74,12 @@ def _over_pixels(student: Tensor, teacher: Tensor, with_slope: bool) -> tuple[Te
 
 def _over_channels(student: Tensor, teacher: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
     """Returns the same as ``_over_pixels``, from (B, C, C), (B, D, D) and (B, C, D) products."""
-    own, other, both = student @ student.mT, teacher @ teacher.mT, student @ teacher.mT
-    own.div_(student.shape[1])
-    both.div_(teacher.shape[1])
-    loss = _squared_norm(own) + _squared_norm(other.div_(teacher.shape[1]))
-    loss = loss - 2 * _squared_norm(both) * teacher.shape[1] / student.shape[1]
-    return loss, (own @ student).baddbmm_(both, teacher, alpha=-1) if with_slope else None
+    of_student, of_teacher, of_both = student @ student.mT, teacher @ teacher.mT, student @ teacher.mT
+    of_student.div_(student.shape[1])
+    of_both.div_(teacher.shape[1])
+    loss = _squared_norm(of_student) + _squared_norm(of_teacher.div_(teacher.shape[1]))
+    loss = loss - 2 * _squared_norm(of_both) * teacher.shape[1] / student.shape[1]
+    return loss, (of_student @ student).baddbmm_(of_both, teacher, alpha=-1) if with_slope else None
 
 
 def _squared_norm(values: Tensor) -> Tensor:

@@ -63,11 +63,11 @@ def paired_shapes(
         UserError: If a network has too few stages; names it.
     """
     assert pair.teacher is not None
-    ours, theirs = getattr(pair.student, of), getattr(pair.teacher, of)
-    for name, shapes in ((pair.student_name, ours), (pair.teacher_name, theirs)):
+    student_shapes, teacher_shapes = getattr(pair.student, of), getattr(pair.teacher, of)
+    for name, shapes in ((pair.student_name, student_shapes), (pair.teacher_name, teacher_shapes)):
         if len(shapes) <= at_least:
             raise UserError(
                 f"{method}: {name} has {len(shapes)} stages, the stem included, but {method} needs at least "
                 f"{at_least + 1}; choose another network"
             )
-    return paired(ours, theirs)
+    return paired(student_shapes, teacher_shapes)

@@ -174,7 +174,11 @@ def settings(name: str, hyperparameters: Mapping[str, Any], context: str = "") -
     Arguments and errors are those of ``check``; see ``Method.added_hyperparameters``.
     """
     info = describe(name, context)
-    defaults = {one.name: one.default for one in info.parameters if one.name in info.added_hyperparameters}
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in info.parameters
+        if parameter.name in info.added_hyperparameters
+    }
     resolved = check(name, hyperparameters, context)
     return {key: value for key, value in resolved.items() if key not in defaults or value != defaults[key]}
 
@@ -188,10 +192,10 @@ def needs(name: str, hyperparameters: Mapping[str, Any]) -> Needs:
 
     method, resolved = load(name), check(name, hyperparameters)
     with _plugin_errors(name):
-        found: object = method.all_needs_with(resolved)
-    if not isinstance(found, Needs):
-        raise _error(name, f"needs_with should return what kd_bench.types.Needs returns (it returns {found!r:.60})")
-    return found
+        needs: object = method.all_needs_with(resolved)
+    if not isinstance(needs, Needs):
+        raise _error(name, f"needs_with should return what kd_bench.types.Needs returns (it returns {needs!r:.60})")
+    return needs
 
 
 def load(name: str) -> type[Method]:

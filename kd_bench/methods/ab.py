@@ -56,8 +56,8 @@ class AB(Method):
         assert student is not None
         maps = paired(student.preacts, require_teacher(teacher).preacts)
         terms = []
-        for index, (connector, (ours, theirs)) in enumerate(zip(self.connectors, maps, strict=True)):
-            loss = losses.ab(connector(ours), theirs.detach(), self.margin)
+        for index, (connector, (student_map, teacher_map)) in enumerate(zip(self.connectors, maps, strict=True)):
+            loss = losses.ab(connector(student_map), teacher_map.detach(), self.margin)
             terms.append(loss / 2 ** (len(maps) - 1 - index))
         return {"boundary": self.boundary_weight * torch.stack(terms).sum()}
 

@@ -40,7 +40,7 @@ class AT(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "attention"."""
         maps = paired(student.stages, require_teacher(teacher).stages)
-        terms = [losses.at(ours, theirs.detach()) for ours, theirs in maps]
+        terms = [losses.at(student_map, teacher_map.detach()) for student_map, teacher_map in maps]
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "attention": self.attention_weight * torch.stack(terms).sum(),

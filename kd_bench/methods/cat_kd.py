@@ -56,8 +56,8 @@ class CATKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "cat"."""
-        theirs = class_maps(require_teacher(teacher)).detach()
+        teacher_maps = class_maps(require_teacher(teacher)).detach()
         if not self.teacher_bias:
-            theirs = theirs - self.get_buffer("bias")
-        loss = losses.cat_kd(class_maps(student), theirs, self.resolution, self.normalise)
+            teacher_maps = teacher_maps - self.get_buffer("bias")
+        loss = losses.cat_kd(class_maps(student), teacher_maps, self.resolution, self.normalise)
         return {"ce": self.ce_weight * self.label_loss(student, batch), "cat": self.cat_weight * loss}

@@ -61,11 +61,11 @@ class CC(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "correlation"."""
-        ours = self.embed_student(embedding(student))
-        theirs = self.embed_teacher(embedding(require_teacher(teacher)).detach())
+        student_embedding = self.embed_student(embedding(student))
+        teacher_embedding = self.embed_teacher(embedding(require_teacher(teacher)).detach())
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
-            "correlation": self.correlation_weight * self._correlation(ours, theirs),
+            "correlation": self.correlation_weight * self._correlation(student_embedding, teacher_embedding),
         }
 
     def _correlation(self, student: Tensor, teacher: Tensor) -> Tensor:

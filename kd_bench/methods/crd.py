@@ -94,17 +94,17 @@ class CRD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "crd"."""
-        ours = self._embed(self.embed_student, embedding(student))
-        theirs = self._embed(self.embed_teacher, embedding(require_teacher(teacher)).detach())
+        student_embedding = self._embed(self.embed_student, embedding(student))
+        teacher_embedding = self._embed(self.embed_teacher, embedding(require_teacher(teacher)).detach())
         index = torch.cat([batch.index[:, None], self._draw_negatives(batch.index, batch.generator)], 1)
-        log_z = self._log_z(ours, theirs, index)
-        contrast = losses.contrast(ours, self.teacher_bank, index, log_z[0], self.temperature)
-        contrast = contrast + losses.contrast(theirs, self.student_bank, index, log_z[1], self.temperature)
+        log_z = self._log_z(student_embedding, teacher_embedding, index)
+        contrast = losses.contrast(student_embedding, self.teacher_bank, index, log_z[0], self.temperature)
+        contrast = contrast + losses.contrast(teacher_embedding, self.student_bank, index, log_z[1], self.temperature)
         if self.training:
-            self._keep(batch.index, ours.detach(), theirs.detach())
+            self._keep(batch.index, student_embedding.detach(), teacher_embedding.detach())
         return {"ce": self.ce_weight * self.label_loss(student, batch), "crd": self.crd_weight * contrast}
 
-    def _keep(self, images: Tensor, ours: Tensor, theirs: Tensor) -> None:
+    def _keep(self, images: Tensor, student_embedding: Tensor, teacher_embedding: Tensor) -> None:
         """Keeps the embeddings of a micro-batch until the end of the step.
 
         If embeddings of the same micro-batch are already there, the step runs a second time, because its recording on a
@@ -112,19 +112,21 @@ class CRD(Method):
         """
         if any(images.data_ptr() == kept.data_ptr() for kept, _, _ in self._step_embeddings):
             self._step_embeddings.clear()
-        self._step_embeddings.append((images, ours, theirs))
+        self._step_embeddings.append((images, student_embedding, teacher_embedding))
 
     def on_step_end(self) -> None:
         """Updates the banks with the step's embeddings from all processes."""
         if not self._step_embeddings:
             return
-        images, ours, theirs = (all_gather(torch.cat(parts)) for parts in zip(*self._step_embeddings, strict=True))
+        images, student_embedding, teacher_embedding = (
+            all_gather(torch.cat(parts)) for parts in zip(*self._step_embeddings, strict=True)
+        )
         self._step_embeddings.clear()
         # The views of an image write the same vector, because a device may write a repeated row in any order.
         last = ((images[:, None] == images) * torch.arange(len(images), device=images.device)).amax(1)
-        ours, theirs = ours[last], theirs[last]
-        self._update(self.student_bank, images, ours)
-        self._update(self.teacher_bank, images, theirs)
+        student_embedding, teacher_embedding = student_embedding[last], teacher_embedding[last]
+        self._update(self.student_bank, images, student_embedding)
+        self._update(self.teacher_bank, images, teacher_embedding)
 
     @staticmethod
     def _embed(layer: nn.Module, pooled: Tensor) -> Tensor:
@@ -153,12 +155,12 @@ class CRD(Method):
         return negatives.scatter_(1, columns.long(), candidates)[:, :-1]
 
     @torch.no_grad()
-    def _log_z(self, ours: Tensor, theirs: Tensor, index: Tensor) -> Tensor:
+    def _log_z(self, student_embedding: Tensor, teacher_embedding: Tensor, index: Tensor) -> Tensor:
         if self.normaliser == "first" and not self._normalised:
             self._normalised = not bool(self.log_z.isnan().any())  # waits for the device, so it is asked only once
         if self.normaliser == "first" and self._normalised:
             return self.log_z
-        sides = ((ours, self.teacher_bank), (theirs, self.student_bank))
+        sides = ((student_embedding, self.teacher_bank), (teacher_embedding, self.student_bank))
         log_z = torch.stack([losses.log_normaliser(*side, index, self.temperature) for side in sides])
         # The first process has the step's first micro-batch, which a single process would use.
         self.log_z.copy_(all_gather(log_z[None])[0] if self.normaliser == "first" else log_z)

@@ -49,19 +49,22 @@ class FSP(Method):
         self.flow_weight, self.ce_weight = flow_weight, ce_weight
         paired_shapes("fsp", pair)
         assert pair.teacher is not None
-        ours, theirs = ([stage[0] for stage in shapes.stages] for shapes in (pair.student, pair.teacher))
-        if ours != theirs:
+        student_channels, teacher_channels = (
+            [stage[0] for stage in shapes.stages] for shapes in (pair.student, pair.teacher)
+        )
+        if student_channels != teacher_channels:
             raise UserError(
                 f"fsp: compares stages with equal channels, but those of {pair.student_name} have "
-                f"{', '.join(map(str, ours))} channels and those of {pair.teacher_name} {', '.join(map(str, theirs))}; "
+                f"{', '.join(map(str, student_channels))} channels and those of {pair.teacher_name} "
+                f"{', '.join(map(str, teacher_channels))}; "
                 "choose two networks of one family and width, e.g. resnet56 and resnet20"
             )
 
     def prepare(self, student: Outputs | None, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the term "flow"."""
         assert student is not None
-        theirs = [stage.detach() for stage in require_teacher(teacher).stages]
-        terms = [losses.fsp(*pairs) for pairs in zip(pairwise(student.stages), pairwise(theirs), strict=True)]
+        teacher_stages = [stage.detach() for stage in require_teacher(teacher).stages]
+        terms = [losses.fsp(*pairs) for pairs in zip(pairwise(student.stages), pairwise(teacher_stages), strict=True)]
         return {"flow": self.flow_weight * torch.stack(terms).sum()}
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:

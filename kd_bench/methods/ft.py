@@ -64,12 +64,12 @@ class FT(Method):
                     f"ft: the last feature map of {name} has a single pixel for these images, and the attention map of "
                     "one pixel is always 1; choose larger images or a network with larger maps"
                 )
-        ours, theirs = (shape[0] for shape in shapes)
-        factors = max(1, theirs // 2)
-        widths = (theirs, theirs, factors, factors)
+        student_channels, teacher_channels = (shape[0] for shape in shapes)
+        factors = max(1, teacher_channels // 2)
+        widths = (teacher_channels, teacher_channels, factors, factors)
         self.paraphraser = _convolutions(nn.Conv2d, widths)
         self.decoder = _convolutions(nn.ConvTranspose2d, widths[::-1])
-        self.translator = _convolutions(nn.Conv2d, (ours, ours, factors, factors), norm=True)
+        self.translator = _convolutions(nn.Conv2d, (student_channels, student_channels, factors, factors), norm=True)
 
     def prepare(self, student: Outputs | None, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the term "reconstruction"."""

@@ -52,11 +52,11 @@ class ITRD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce", "correlation" and "mutual"."""
-        ours, theirs = embedding(student), embedding(require_teacher(teacher)).detach()
-        embedded = self.embed(ours)
-        compared = ours if ours.shape == theirs.shape else embedded
+        student_embedding, teacher_embedding = embedding(student), embedding(require_teacher(teacher)).detach()
+        embedded = self.embed(student_embedding)
+        compared = student_embedding if student_embedding.shape == teacher_embedding.shape else embedded
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
-            "correlation": self.correlation_weight * losses.itrd_correlation(embedded, theirs, self.alpha),
-            "mutual": self.mutual_weight * losses.itrd_mutual(compared, theirs),
+            "correlation": self.correlation_weight * losses.itrd_correlation(embedded, teacher_embedding, self.alpha),
+            "mutual": self.mutual_weight * losses.itrd_mutual(compared, teacher_embedding),
         }

@@ -52,19 +52,20 @@ class KDSVD(Method):
         super().__init__(pair)
         self.svd_weight, self.ce_weight = svd_weight, ce_weight
         self.vectors, self.matrix = vectors, matrix
-        for ours, theirs in paired_shapes("kdsvd", pair, at_least=2):
-            if matrix == "channels" and ours[0] != theirs[0]:
+        for student_shape, teacher_shape in paired_shapes("kdsvd", pair, at_least=2):
+            if matrix == "channels" and student_shape[0] != teacher_shape[0]:
                 raise UserError(
                     f"kdsvd: matrix = 'channels' compares stages with equal channels, but {pair.student_name} has a "
-                    f"stage of {_size(ours)} where {pair.teacher_name} has {_size(theirs)}; choose 'columns'"
+                    f"stage of {_size(student_shape)} where {pair.teacher_name} has {_size(teacher_shape)}; "
+                    "choose 'columns'"
                 )
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "svd"."""
-        ours, theirs = zip(*paired(student.stages, require_teacher(teacher).stages), strict=True)
+        student_maps, teacher_maps = zip(*paired(student.stages, require_teacher(teacher).stages), strict=True)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
-            "svd": self.svd_weight * losses.kdsvd(ours, theirs, self.vectors, self.matrix),
+            "svd": self.svd_weight * losses.kdsvd(student_maps, teacher_maps, self.vectors, self.matrix),
         }
 
 

@@ -40,7 +40,7 @@ class NST(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "selectivity"."""
         maps = paired(student.stages, require_teacher(teacher).stages)
-        terms = [losses.nst(ours, theirs) for ours, theirs in maps]
+        terms = [losses.nst(student_map, teacher_map) for student_map, teacher_map in maps]
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "selectivity": self.selectivity_weight * torch.stack(terms).sum(),

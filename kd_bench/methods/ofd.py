@@ -68,7 +68,9 @@ class OFD(Method):
         self.needs = self.needs_with({"student_preacts": student_preacts})
         shapes = paired_shapes("ofd", pair, of="preacts")
         self.stages = len(shapes)
-        self.connectors = nn.ModuleList(Connector(ours[0], theirs[0]) for ours, theirs in shapes)
+        self.connectors = nn.ModuleList(
+            Connector(student_shape[0], teacher_shape[0]) for student_shape, teacher_shape in shapes
+        )
         norms = pair.teacher_norms[len(pair.teacher_norms) - self.stages :]
         for index, norm in enumerate(norms):
             if norm is None:
@@ -84,9 +86,9 @@ class OFD(Method):
         """Returns the terms "ce" and "feature"."""
         terms = []
         pairs = zip(student.preacts[-self.stages :], require_teacher(teacher).preacts[-self.stages :], strict=True)
-        for index, (ours, theirs) in enumerate(pairs):
-            target = F.adaptive_avg_pool2d(theirs.detach(), (ours.shape[2], ours.shape[3]))
-            loss = losses.partial_l2(self.connectors[index](ours), target, self.get_buffer(f"margin{index}"))
+        for index, (student_map, teacher_map) in enumerate(pairs):
+            target = F.adaptive_avg_pool2d(teacher_map.detach(), (student_map.shape[2], student_map.shape[3]))
+            loss = losses.partial_l2(self.connectors[index](student_map), target, self.get_buffer(f"margin{index}"))
             terms.append(loss / 2 ** (self.stages - 1 - index))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),

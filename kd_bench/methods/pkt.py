@@ -36,8 +36,8 @@ class PKT(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "transfer"."""
-        ours, theirs = embedding(student), embedding(require_teacher(teacher)).detach()
+        student_embedding, teacher_embedding = embedding(student), embedding(require_teacher(teacher)).detach()
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
-            "transfer": self.transfer_weight * losses.pkt(ours, theirs),
+            "transfer": self.transfer_weight * losses.pkt(student_embedding, teacher_embedding),
         }

@@ -68,25 +68,27 @@ class ReviewKD(Method):
         self.student_features, self.teacher_features = student_features, teacher_features
         self.needs = self.needs_with({"student_features": student_features, "teacher_features": teacher_features})
         assert pair.teacher is not None
-        ours = _levels(getattr(pair.student, student_features), pair.student.pooled)
-        theirs = _levels(getattr(pair.teacher, teacher_features), pair.teacher.pooled)
-        self.stages = min(len(ours), len(theirs))
-        mid_chs = min(max_mid_channels, ours[-1][0])
+        student_levels = _levels(getattr(pair.student, student_features), pair.student.pooled)
+        teacher_levels = _levels(getattr(pair.teacher, teacher_features), pair.teacher.pooled)
+        self.stages = min(len(student_levels), len(teacher_levels))
+        mid_chs = min(max_mid_channels, student_levels[-1][0])
         self.fusions = nn.ModuleList(
             Fusion(student[0], mid_chs, teacher[0], (teacher[1], teacher[2]), deepest=index == self.stages - 1)
-            for index, (student, teacher) in enumerate(zip(ours[-self.stages :], theirs[-self.stages :], strict=True))
+            for index, (student, teacher) in enumerate(
+                zip(student_levels[-self.stages :], teacher_levels[-self.stages :], strict=True)
+            )
         )
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "review"."""
         teacher = require_teacher(teacher)
-        ours = [*getattr(student, self.student_features)[1:], embedding(student)[:, :, None, None]]
-        theirs = [*getattr(teacher, self.teacher_features)[1:], embedding(teacher)[:, :, None, None]]
+        student_maps = [*getattr(student, self.student_features)[1:], embedding(student)[:, :, None, None]]
+        teacher_maps = [*getattr(teacher, self.teacher_features)[1:], embedding(teacher)[:, :, None, None]]
         factor = batch.epoch_value(lambda epoch: warmup_factor(epoch - 1 + self.first_epoch, self.warmup_epochs))
         terms, deeper = [], None
         for level in range(1, self.stages + 1):  # from the deepest
-            restored, deeper = self.fusions[-level](ours[-level], deeper)
-            terms.append(losses.hierarchical_context(restored, theirs[-level].detach()))
+            restored, deeper = self.fusions[-level](student_maps[-level], deeper)
+            terms.append(losses.hierarchical_context(restored, teacher_maps[-level].detach()))
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "review": factor * self.review_weight * torch.stack(terms).sum(),

@@ -45,9 +45,10 @@ class RKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce", "distance" and "angle"."""
-        ours, theirs = embedding(student), embedding(require_teacher(teacher)).detach()
+        student_embedding, teacher_embedding = embedding(student), embedding(require_teacher(teacher)).detach()
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
-            "distance": self.distance_weight * losses.rkd_distance(ours, theirs, self.squared, self.eps),
-            "angle": self.angle_weight * losses.rkd_angle(ours, theirs),
+            "distance": self.distance_weight
+            * losses.rkd_distance(student_embedding, teacher_embedding, self.squared, self.eps),
+            "angle": self.angle_weight * losses.rkd_angle(student_embedding, teacher_embedding),
         }

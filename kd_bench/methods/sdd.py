@@ -72,12 +72,12 @@ class SDD(Method):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the term "ce" and those of the host: "kd", or "tckd" and "nckd", or "target" and "others"."""
         # Averages of the class maps are logits, because the classifier is linear.
-        ours = losses.pool_regions(class_maps(student), self.grids)
-        theirs = losses.pool_regions(class_maps(require_teacher(teacher)).detach(), self.grids)
+        student_logits = losses.pool_regions(class_maps(student), self.grids)
+        teacher_logits = losses.pool_regions(class_maps(require_teacher(teacher)).detach(), self.grids)
         labels = hard_labels(batch)
-        weights = losses.region_weights(theirs, labels)
+        weights = losses.region_weights(teacher_logits, labels)
         labels = labels[:, None].expand_as(weights).flatten()
-        terms = self._host_terms(ours.flatten(0, 1), theirs.flatten(0, 1), labels, weights.flatten())
+        terms = self._host_terms(student_logits.flatten(0, 1), teacher_logits.flatten(0, 1), labels, weights.flatten())
         factor = warmup_of(batch, self.warmup_epochs)
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),

@@ -52,8 +52,10 @@ class SimKD(Method):
         head = self.inference_head
         assert isinstance(head, _ReusedClassifier)
         projected = head.project(last_map(student))
-        ours, theirs = losses.equal_sizes(projected, last_map(require_teacher(teacher)).detach())
-        return Terms({"feature": self.feature_weight * F.mse_loss(ours, theirs)}, head.classify(projected.detach()))
+        student_map, teacher_map = losses.equal_sizes(projected, last_map(require_teacher(teacher)).detach())
+        return Terms(
+            {"feature": self.feature_weight * F.mse_loss(student_map, teacher_map)}, head.classify(projected.detach())
+        )
 
 
 class _ReusedClassifier(nn.Module):

@@ -55,19 +55,23 @@ class VID(Method):
         super().__init__(pair)
         self.information_weight, self.ce_weight = information_weight, ce_weight
         shapes = paired_shapes("vid", pair)
-        self.regressors = nn.ModuleList(_regressor(ours[0], theirs[0]) for ours, theirs in shapes)
+        self.regressors = nn.ModuleList(
+            _regressor(student_shape[0], teacher_shape[0]) for student_shape, teacher_shape in shapes
+        )
         self.variances, self.initial_variance = variances, initial_variance
         if variances == "trained":
             excess = max(initial_variance - _EPS, _EPS)
             scale = excess + math.log(-math.expm1(-excess))  # of which the softplus is ``excess``
-            self.scales = nn.ParameterList(torch.full((theirs[0],), scale) for _, theirs in shapes)
+            self.scales = nn.ParameterList(torch.full((teacher_shape[0],), scale) for _, teacher_shape in shapes)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "ce" and "information"."""
         terms = []
         for index, maps in enumerate(paired(student.stages, require_teacher(teacher).stages)):
-            ours, theirs = losses.equal_sizes(maps[0], maps[1].detach())
-            terms.append(losses.vid(self.regressors[index](ours), theirs, self._variance(index, theirs)))
+            student_map, teacher_map = losses.equal_sizes(maps[0], maps[1].detach())
+            terms.append(
+                losses.vid(self.regressors[index](student_map), teacher_map, self._variance(index, teacher_map))
+            )
         return {
             "ce": self.ce_weight * self.label_loss(student, batch),
             "information": self.information_weight * torch.stack(terms).sum(),

@@ -10,37 +10,37 @@ import torch
 from torch import Tensor
 
 
-def conv_product(one: Tensor, other: Tensor) -> Tensor:
+def conv_product(left: Tensor, right: Tensor) -> Tensor:
     """Multiplies matrices in the precision of the device's convolutions: float32 in TF32 if convolutions are, autocast.
 
     Torch computes float32 convolutions in TF32 by default, but not matrix products, which would be slower than the
     convolutions for which they stand.
 
     Args:
-        one: (N, O, C).
-        other: (N, C, P).
+        left: (N, O, C).
+        right: (N, C, P).
 
     Returns:
         (N, O, P).
     """
-    device = one.device.type
+    device = left.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        one, other = one.to(dtype), other.to(dtype)
-    product: Tensor = _product(one, other)
+        left, right = left.to(dtype), right.to(dtype)
+    product: Tensor = _product(left, right)
     return product
 
 
 # An operator of its own, because torch.compile cannot set the precision of single products.
 @torch.library.custom_op("kd_bench::conv_product", mutates_args=())
-def _product(one: Tensor, other: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor) -> Tensor:
     with _conv_precision():
-        return torch.bmm(one, other)
+        return torch.bmm(left, right)
 
 
 @_product.register_fake
-def _(one: Tensor, other: Tensor) -> Tensor:
-    return one.new_empty(one.shape[0], one.shape[1], other.shape[2])
+def _(left: Tensor, right: Tensor) -> Tensor:
+    return left.new_empty(left.shape[0], left.shape[1], right.shape[2])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -48,10 +48,10 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    one, other = ctx.saved_tensors
-    needs_one, needs_other = ctx.needs_input_grad
-    of_one = _product(gradient, other.mT) if needs_one else None
-    return of_one, _product(one.mT, gradient) if needs_other else None
+    left, right = ctx.saved_tensors
+    needs_left, needs_right = ctx.needs_input_grad
+    of_left = _product(gradient, right.mT) if needs_left else None
+    return of_left, _product(left.mT, gradient) if needs_right else None
 
 
 _product.register_autograd(_gradients, setup_context=_save)

@@ -75,7 +75,7 @@ def find_weights(network: nn.Module, state: Mapping[str, Tensor], path: Path, na
     if state.keys() == target.keys():
         return Part("", dict(state), 1.0, 1.0)
     own_keys = dict(zip(unwrapped, target, strict=True)) if len(unwrapped) == len(target) else {}
-    classifier = {key for key, own in own_keys.items() if is_under(classifier_names(network), own)}
+    classifier = {key for key, own_key in own_keys.items() if is_under(classifier_names(network), own_key)}
     parts = list(_parts(state, unwrapped, classifier))
     if not parts:
         return Part("", dict(state), 0.0, 0.0)
@@ -149,18 +149,18 @@ def _parts(state: Mapping[str, Tensor], target: Mapping[str, Tensor], classifier
     depth = max((key.count(".") for key in target), default=0) + 1
     names = {key for key, value in target.items() if value.ndim}
     counts = Counter(start for key in state for start, rest in _splits(key, depth) if rest in names)
-    found: list[str] = []
+    prefixes: list[str] = []
     # The longest first, because the keys of inner parts are left out of outer ones.
     for prefix in sorted(counts, key=len, reverse=True):
         if counts[prefix] < _MIN_OVERLAP * len(whole):
             continue
-        inner = tuple(start for start in found if start.startswith(prefix))
+        inner = tuple(start for start in prefixes if start.startswith(prefix))
         part = {}
         for key, value in state.items():
             rest = key.removeprefix(prefix)
             if key.startswith(prefix) and (rest in target or not key.startswith(inner)):
                 part[rest] = value
-        found.append(prefix)
+        prefixes.append(prefix)
         overlap = _overlap(_shapes(part), whole)
         yield Part(prefix, part, overlap, _overlap(_shapes(part, classifier), shapes) if shapes else overlap)
 
@@ -179,8 +179,8 @@ def _fit(part: Part) -> tuple[float, float]:
     return part.overlap_without_classifier, part.overlap
 
 
-def _overlap(one: _Shapes, other: _Shapes) -> float:
-    return len(one & other) / len(one | other)
+def _overlap(shapes: _Shapes, other_shapes: _Shapes) -> float:
+    return len(shapes & other_shapes) / len(shapes | other_shapes)
 
 
 def _several(path: Path, name: str, prefixes: list[str]) -> UserError:

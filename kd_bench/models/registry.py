@@ -76,9 +76,9 @@ def resolve(name: str, context: str = "", *, prefix: str = PREFIX) -> str:
     Raises:
         UserError: If the name is unknown, or a plug-in does not take a network's arguments.
     """
-    own = own_models()
+    own_names = own_models()
     for candidate in (prefix + name, name, PUBLISHED_NAMES.get(name) if prefix else None):
-        if candidate in own:
+        if candidate in own_names:
             return candidate
     plugin = _plugin(name, context)
     if plugin is not None:
@@ -86,14 +86,14 @@ def resolve(name: str, context: str = "", *, prefix: str = PREFIX) -> str:
         return plugin.name
     if is_timm_model(name):
         return name
-    if not prefix and PREFIX + name in own:
+    if not prefix and PREFIX + name in own_names:
         raise UserError(
             f"{context_prefix(context)}no network is called {name!r}; write {PREFIX + name!r}: the prefix may be left "
             "out only if the data set's images have at most 64 pixels"
         )
     timm = timm_names()
-    short = {model.removeprefix(prefix) for model in own}
-    choices = {*own, *short, *timm.models, *(timm.pretrained if "." in name else ())}
+    short = {model.removeprefix(prefix) for model in own_names}
+    choices = {*own_names, *short, *timm.models, *(timm.pretrained if "." in name else ())}
     choices.update(plugins.entry_point_names(MODEL))
     raise unknown("network", name, choices if nearest(name, choices) else short, context)
 

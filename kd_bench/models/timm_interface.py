@@ -116,7 +116,9 @@ def _check_function(network: nn.Module, name: str, output: Output, argument: str
         return
     with suppress(ValueError):  # not a function of Python
         parameters = inspect.signature(function).parameters
-        if argument not in parameters and all(one.kind is not one.VAR_KEYWORD for one in parameters.values()):
+        if argument not in parameters and all(
+            parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values()
+        ):
             raise missing_output(network, output, f"its {name} takes no argument {argument}, as those of timm do")
 
 

@@ -40,8 +40,8 @@ def freeze(network: nn.Module, part: Trainable, image: tuple[int, ...], name: st
 
 def classifier_modules(network: nn.Module) -> tuple[nn.Module, ...]:
     """Returns the layers that compute the logits: most networks have one, timm's distilled transformers two."""
-    found = network.get_classifier() if hasattr(network, "get_classifier") else ()  # type: ignore[operator]
-    layers = found if isinstance(found, tuple) else (found,)
+    classifier = network.get_classifier() if hasattr(network, "get_classifier") else ()  # type: ignore[operator]
+    layers = classifier if isinstance(classifier, tuple) else (classifier,)
     return tuple(layer for layer in layers if isinstance(layer, nn.Module) and any(True for _ in layer.parameters()))
 
 
@@ -63,9 +63,9 @@ def _from_last_block(network: nn.Module, image: tuple[int, ...], name: str) -> f
             "train the head or all of it"
         )
     begin = order[block]
-    behind = {module for module, position in order.items() if position >= begin}
+    later = {module for module, position in order.items() if position >= begin}
     # A layer may use another one's weights without calling it, so what is inside is trained, too.
-    trained = {inner for module in behind for inner in module.modules() if order.get(inner, begin) >= begin}
+    trained = {inner for module in later for inner in module.modules() if order.get(inner, begin) >= begin}
     if not head <= trained:
         raise UserError(
             f"model {name}: trainable: its classifier does not come behind its last block; train the head or all of it"

@@ -367,7 +367,7 @@ def costs(part: Part, out: Path) -> list[str]:
     lines = []
     for (_, student), trials in cohorts.items():
         rates: dict[str, float] = {}
-        shared = own = images = memory = 0.0
+        shared = of_students = images = memory = 0.0
         for trial in trials:
             folder = TrialFolder(out / part.recipe.name / trial.trial_id)
             result = folder.result()
@@ -377,11 +377,11 @@ def costs(part: Part, out: Path) -> list[str]:
                 memory = max(memory, result["peak_memory_bytes"])
                 rows = csv.DictReader((folder.path / "metrics.csv").read_text(encoding="utf-8").splitlines())
                 seconds = sum(float(row["own_seconds"]) for row in rows)
-                own, shared = own + seconds, result["seconds"] - seconds
+                of_students, shared = of_students + seconds, result["seconds"] - seconds
         if rates:
             networks = f"{trials[0].teacher} -> {student}" if trials[0].trial.teacher else f"{student} alone"
             alone = ", ".join(f"{label} {rate:.2f}" for label, rate in rates.items())
-            together = f"; side by side {images / (own + shared):.2f}" if len(rates) > 1 else ""
+            side_by_side = f"; side by side {images / (of_students + shared):.2f}" if len(rates) > 1 else ""
             memory_text = f"at most {memory / 2**30:.2f} GiB of memory"
-            lines.append(f"{part.recipe.name}, {networks}: images/s: {alone}{together}; {memory_text}")
+            lines.append(f"{part.recipe.name}, {networks}: images/s: {alone}{side_by_side}; {memory_text}")
     return lines

@@ -13,7 +13,7 @@ from kd_bench import api
 from kd_bench.config.base import NonEmpty, Settings
 from kd_bench.config.numbers import Count, NonNegative, PositiveCount
 from kd_bench.config.recipe import Recipe
-from kd_bench.config.validate import elsewhere, parse
+from kd_bench.config.validate import nested_key, parse
 from kd_bench.launch.options import RunOptions
 from kd_bench.launch.run_recipe import PlannedRecipe, training_failure
 from kd_bench.python_api.arguments import (
@@ -230,7 +230,7 @@ def _split(settings: Mapping[str, Any], out: str | Path, context: str) -> tuple[
 
 
 def _unknown_setting(key: str, value: Any, context: str) -> UserError:
-    parent, _, last = (elsewhere(Recipe, key) or "").rpartition(".")
+    parent, _, last = (nested_key(Recipe, key) or "").rpartition(".")
     if not parent:
         return unknown("setting", key, {*Options.model_fields, *Recipe.model_fields}, context)
     written = (

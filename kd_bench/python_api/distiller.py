@@ -114,19 +114,21 @@ class Distiller(nn.Module):
             _check_network(f"{name}: teacher", teacher)
             _check_apart(student, teacher)
             teacher.requires_grad_(False).eval()
-        ours = _shapes(f"{name}: student", student, image, needs.student)
-        classes = ours.logits[0] if num_classes is None else num_classes
-        theirs = None if teacher is None else _shapes(f"{name}: teacher", teacher, image, needs.teacher)
-        for role, found in (("student", ours), ("teacher", theirs)):
-            if found is not None and found.logits[0] != classes:
-                raise UserError(f"{name}: the {role} has {found.logits[0]} logits, not {classes}, one for each class")
+        student_shapes = _shapes(f"{name}: student", student, image, needs.student)
+        classes = student_shapes.logits[0] if num_classes is None else num_classes
+        teacher_shapes = None if teacher is None else _shapes(f"{name}: teacher", teacher, image, needs.teacher)
+        for role, of_network in (("student", student_shapes), ("teacher", teacher_shapes)):
+            if of_network is not None and of_network.logits[0] != classes:
+                raise UserError(
+                    f"{name}: the {role} has {of_network.logits[0]} logits, not {classes}, one for each class"
+                )
         labels = None if train_labels is None else _train_labels(train_labels, classes)
         reads_maps = not needs.teacher.isdisjoint({"features", "class_maps"})
         pair = Pair(
             num_classes=classes,
             train_size=0 if labels is None else len(labels),
-            student=ours,
-            teacher=theirs,
+            student=student_shapes,
+            teacher=teacher_shapes,
             student_name=type(student).__name__,
             teacher_name=type(teacher).__name__,
             train_labels=labels,
@@ -332,8 +334,8 @@ def _image_shape(images: Any) -> tuple[int, ...]:
 
 def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
     """Raises UserError if the networks share weights, which would be both trained and frozen."""
-    theirs = set(map(id, teacher.parameters()))
-    shared = next((name for name, weight in student.named_parameters() if id(weight) in theirs), None)
+    frozen = set(map(id, teacher.parameters()))
+    shared = next((name for name, weight in student.named_parameters() if id(weight) in frozen), None)
     if shared is not None:
         raise UserError(f"student and teacher share their weights, e.g. {shared}; make a copy with copy.deepcopy")
 

@@ -88,10 +88,10 @@ def trial_values(folder: Path, teachers: Sequence[str]) -> tuple[dict[str, Any],
         teachers: Ids of the teachers that fidelity may be to.
     """
     evaluation, problem = read_trial_evaluation(folder)
-    found = {name: _values(name, folder, evaluation, teachers) for name in COLUMNS}
+    values_by_column = {name: _values(name, folder, evaluation, teachers) for name in COLUMNS}
     single = {
         name: values[0]
-        for name, values in found.items()
+        for name, values in values_by_column.items()
         if len(values) == 1 or (values and name in ood_columns.READERS)
     }
     protocols = {key: single[name].protocol for key, name in PROTOCOLS.items() if name in single}
@@ -149,13 +149,13 @@ class _Reader:
         else:
             of_trials = {trial: teachers[trial] for trial in row.trials}
         cells = dict(zip(row.trials, row.cells, strict=False))
-        found: dict[str, list[list[Value]]] = {name: [] for name in names}
+        values_by_column: dict[str, list[list[Value]]] = {name: [] for name in names}
         for trial, known in of_trials.items():
             evaluation = self._read(trial)
-            for name, values in found.items():
+            for name, values in values_by_column.items():
                 of_trial = _values(name, self._folders[trial], evaluation, known)
                 values.append([value._replace(cell=cells.get(trial)) for value in of_trial])
-        return len(of_trials), {name: [item for item in values if item] for name, values in found.items()}
+        return len(of_trials), {name: [item for item in values if item] for name, values in values_by_column.items()}
 
     def _teachers_of(self, pair: PairTable) -> dict[str, list[str]]:
         """Returns the ids of the teachers of each trial in a pair.

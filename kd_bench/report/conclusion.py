@@ -91,9 +91,9 @@ def _scope(rows: Sequence[SummaryRow], pair: PairTable) -> tuple[str, str]:
         over = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         holds = "this pair, its settings and its teacher" if pair.teacher else "this student and its settings"
         return f"paired t test over {over}", holds
-    test = f"test of the interval over {_list(list(dict.fromkeys(found.text for found in crossed)))}"
-    single = ["one teacher"] * any(found.teachers == 1 for found in crossed)
-    single += ["one seed of the student"] * any(found.seeds == 1 for found in crossed)
+    test = f"test of the interval over {_list(list(dict.fromkeys(crossing.text for crossing in crossed)))}"
+    single = ["one teacher"] * any(crossing.teachers == 1 for crossing in crossed)
+    single += ["one seed of the student"] * any(crossing.seeds == 1 for crossing in crossed)
     if single:
         return test, f"this pair and its settings, and where there is {' or '.join(single)} only, for that one"
     return test, "this pair, its settings and teachers that are trained like these"
@@ -128,13 +128,13 @@ def _over_pairs(rows_of_pairs: Sequence[Sequence[SummaryRow]], baseline: str) ->
         for name, (above, below, n) in counts.items()
         if above or below
     ]
-    found = ", ".join(verdicts) or f"none of {len(counts)} methods in any pair"
+    summary = ", ".join(verdicts) or f"none of {len(counts)} methods in any pair"
     crossed = any(row.difference and row.difference.crossing for rows in rows_of_pairs for row in rows)
     test = "test of the interval" if crossed else "paired t test"
     otherwise = "" if all_tested else ", or it is not tested (one seed, or the same difference in every seed)"
     return (
         f"What this shows, by the number of pairs in which a method differs from {baseline} ({test}, 5 % after "
-        f"Holm's correction within the pair): {found}. Otherwise a method cannot be distinguished from "
+        f"Holm's correction within the pair): {summary}. Otherwise a method cannot be distinguished from "
         f"{baseline}{otherwise}."
     )
 

@@ -216,8 +216,8 @@ def estimate_cells(values: Mapping[Cell, float]) -> MeanAndStd | None:
     values = without_gaps(values)
     if not is_taught(values):
         return estimate(list(values.values()))
-    found = crossing(values)
-    return MeanAndStd(found.mean, found.std, len(values), found)
+    estimated = crossing(values)
+    return MeanAndStd(estimated.mean, estimated.std, len(values), estimated)
 
 
 def pair_cells(values: Mapping[Cell, T], baseline: Mapping[Cell, T]) -> dict[Cell, tuple[T, T]]:
@@ -226,13 +226,13 @@ def pair_cells(values: Mapping[Cell, T], baseline: Mapping[Cell, T]) -> dict[Cel
     A student without a teacher is compared with each teacher's student of its seed.
     """
     cells = dict.fromkeys((*values, *baseline))
-    found = {}
+    pairs = {}
     for cell in [cell for cell in cells if cell[0] is not None] or sorted(cells, key=lambda cell: cell[1]):
         alone = (None, cell[1])
-        ours, theirs = values.get(cell, values.get(alone)), baseline.get(cell, baseline.get(alone))
-        if ours is not None and theirs is not None:
-            found[cell] = ours, theirs
-    return without_gaps(found)
+        value, of_baseline = values.get(cell, values.get(alone)), baseline.get(cell, baseline.get(alone))
+        if value is not None and of_baseline is not None:
+            pairs[cell] = value, of_baseline
+    return without_gaps(pairs)
 
 
 def difference_of_cells(
@@ -246,14 +246,14 @@ def difference_of_cells(
         None and no differences if the two have no cell in common.
     """
     pairs = pair_cells(values, baseline)
-    differences = {cell: ours - theirs for cell, (ours, theirs) in pairs.items()}
+    differences = {cell: value - of_baseline for cell, (value, of_baseline) in pairs.items()}
     if not is_taught(differences):
-        ours_by_seed = {seed: ours for (_, seed), (ours, _) in pairs.items()}
-        theirs_by_seed = {seed: theirs for (_, seed), (_, theirs) in pairs.items()}
-        return paired_difference(ours_by_seed, theirs_by_seed, confidence), tuple(differences.values())
-    found = crossing(differences)
-    low, high = found.interval(confidence) or (None, None)
-    return Difference(found.mean, low, high, len(differences), found), tuple(differences.values())
+        values_by_seed = {seed: value for (_, seed), (value, _) in pairs.items()}
+        baseline_by_seed = {seed: of_baseline for (_, seed), (_, of_baseline) in pairs.items()}
+        return paired_difference(values_by_seed, baseline_by_seed, confidence), tuple(differences.values())
+    estimated = crossing(differences)
+    low, high = estimated.interval(confidence) or (None, None)
+    return Difference(estimated.mean, low, high, len(differences), estimated), tuple(differences.values())
 
 
 def _rounding(values: Collection[float]) -> float:

@@ -55,7 +55,7 @@ def split_rows(pair: PairTable) -> list[SplitRow]:
 def freedom_text(rows: Sequence[SplitRow]) -> str:
     """Returns the degrees of freedom of the three parts, as in ``2, 2 and 4``; of several layouts as ``1 to 2``."""
     texts = []
-    for values in zip(*(found.freedom for _, *both in rows for found in both if found), strict=True):
+    for values in zip(*(crossing.freedom for _, *both in rows for crossing in both if crossing), strict=True):
         low, high = f"{min(values):.0f}", f"{max(values):.0f}"
         texts.append(low if low == high else f"{low} to {high}")
     return f"{texts[0]}, {texts[1]} and {texts[2]}"
@@ -69,8 +69,8 @@ def _spread(pair: PairTable, title: str) -> Iterator[str]:
         yield f"Spread{of}: it cannot be split yet, because no row has two teachers with the same two seeds."
         return
     parts = "the teacher's seed / the student's seed / the residual (their interaction)"
-    accuracies = "; ".join(f"{row.name} {_text(found.stds)}" for row, found, _ in rows)
-    differences = "; ".join(f"{row.name} {_text(found.stds)}" for row, _, found in rows if found)
+    accuracies = "; ".join(f"{row.name} {_text(crossing.stds)}" for row, crossing, _ in rows)
+    differences = "; ".join(f"{row.name} {_text(crossing.stds)}" for row, _, crossing in rows if crossing)
     of_differences = f". Of the difference: {differences}" if differences else ""
     freedom = freedom_text(rows)
     yield (

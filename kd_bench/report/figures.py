@@ -93,9 +93,9 @@ def draw_cost(pair: PairTable, axes: Axes) -> None:
         point: dict[str, Any] = {"fmt": style.marker, "markerfacecolor": "none" if hollow else style.colour}
         axes.errorbar([seconds], [top1.mean], yerr=[top1.std or 0.0], color=style.colour, **point)
         side = -1 if seconds > middle else 1  # names point inwards, so that they end inside of the axes
-        place: dict[str, Any] = {"textcoords": "offset points", "xytext": (6 * side, 3)}
-        place["horizontalalignment"] = "left" if side > 0 else "right"
-        axes.annotate(_text(row.name), (seconds, top1.mean), color=style.colour, **place)
+        label_options: dict[str, Any] = {"textcoords": "offset points", "xytext": (6 * side, 3)}
+        label_options["horizontalalignment"] = "left" if side > 0 else "right"
+        axes.annotate(_text(row.name), (seconds, top1.mean), color=style.colour, **label_options)
     axes.margins(x=0.15)
     axes.set(title=_text(pair.title), xlabel="seconds an epoch", ylabel=_TOP1)
 

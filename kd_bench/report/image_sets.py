@@ -101,10 +101,10 @@ def note_differences(parts: Sequence[FolderResults]) -> list[FolderResults]:
     for part, of_part in zip(parts, digests, strict=True):
         notes = [
             f"Not to be compared with {', '.join(others)}: other images of {title} "
-            f"(digest {short(theirs)}, here {short(digest)})."
+            f"(digest {short(other_digest)}, here {short(digest)})."
             for (title, kind), digest in of_part.items()
-            for theirs, others in names[title, kind].items()
-            if theirs != digest
+            for other_digest, others in names[title, kind].items()
+            if other_digest != digest
         ]
         summary = replace(part.summary, footnotes=(*notes, *part.summary.footnotes)) if notes else part.summary
         noted.append(replace(part, summary=summary))

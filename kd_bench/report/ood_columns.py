@@ -24,11 +24,11 @@ def _reader(name: str) -> Read:
         lists: list[Sequence[OutOfDistribution]] = [items] if items else []
         lists += [[item] for item in items] if len(items) > 1 else []
         for chosen in lists:
-            own = evaluation.describe_images(chosen[0].test_images)
+            test_images = evaluation.describe_images(chosen[0].test_images)
             sets = " and ".join(
                 f"{item.name} ({count(item.images, 'image')}, digest {item.digest[:16]})" for item in chosen
             )
-            yield statistics.fmean(getattr(item, name) for item in chosen), f"{own}, against {sets}"
+            yield statistics.fmean(getattr(item, name) for item in chosen), f"{test_images}, against {sets}"
 
     return read
 

@@ -234,11 +234,11 @@ class _PageBuilder:
 
     def _corruptions(self, pair: PairTable) -> Iterator[dict[str, Any]]:
         """Yields the heat map of the rows that were evaluated on corrupted images, if there are any."""
-        found = [(row, known) for row in pair.rows if (known := corruption_plot.values_of(row)) is not None]
-        lines = [corruption_plot.HeatMapLine(self._mark(pair, row), values) for row, (values, _) in found]
+        heat_rows = [(row, known) for row in pair.rows if (known := corruption_plot.values_of(row)) is not None]
+        lines = [corruption_plot.HeatMapLine(self._mark(pair, row), values) for row, (values, _) in heat_rows]
         plot = corruption_plot.heat_map(self.attributes(pair)["title"], lines)
         if plot is not None:
-            yield {"svg": plot, "more": None, "caption": found[0][1][1]}  # the protocol, the same for all rows
+            yield {"svg": plot, "more": None, "caption": heat_rows[0][1][1]}  # the protocol, the same for all rows
 
     def _changes(self, results: FolderResults, pair: PairTable) -> Iterator[dict[str, Any]]:
         """Yields the plots of the changes by class."""

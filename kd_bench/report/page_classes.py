@@ -121,17 +121,19 @@ def changes(
     compared = trials.get(baseline or "", {}) if baseline in rows else {}
     for label, row in rows.items():
         pairs = [
-            (ours, theirs)
-            for ours, theirs in pair_cells(trials.get(label, {}), compared).values()
-            if label != baseline and 0 < len(ours.classes) == len(theirs.classes)
+            (cell, baseline_cell)
+            for cell, baseline_cell in pair_cells(trials.get(label, {}), compared).values()
+            if label != baseline and 0 < len(cell.classes) == len(baseline_cell.classes)
         ]
         if not pairs:
             continue
         names = names_of([trial for trial, _ in pairs], len(pairs[0][0].classes))
         points = {}
         for index, name in enumerate(names):
-            values = [(ours.classes[index], theirs.classes[index]) for ours, theirs in pairs]
-            points[index, name] = [own - other for own, other in values if own is not None and other is not None]
+            values = [(cell.classes[index], baseline_cell.classes[index]) for cell, baseline_cell in pairs]
+            points[index, name] = [
+                value - of_baseline for value, of_baseline in values if value is not None and of_baseline is not None
+            ]
         known = {key: statistics.fmean(values) for key, values in points.items() if values}
         if known:
             yield row, list(known.values()), tuple(name for _, name in known)

@@ -41,15 +41,15 @@ def protocol(trial: Trial | None, epochs: int | None) -> str:
     return canonical(settings)
 
 
-def comparable(ours: str, theirs: str) -> bool:
+def comparable(protocol: str, other: str) -> bool:
     """Whether two protocols agree in the settings that must agree before rows are compared."""
-    return _compared(ours) == _compared(theirs)
+    return _compared(protocol) == _compared(other)
 
 
-def explain(ours: str, theirs: str) -> str:
+def explain(protocol: str, other: str) -> str:
     """Returns the first few differences between two protocols in words, those that prevent a comparison first."""
-    phrases = dict.fromkeys(differences(_compared(ours), _compared(theirs)))
-    return first_few(list(phrases | dict.fromkeys(differences(json.loads(ours), json.loads(theirs)))))
+    phrases = dict.fromkeys(differences(_compared(protocol), _compared(other)))
+    return first_few(list(phrases | dict.fromkeys(differences(json.loads(protocol), json.loads(other)))))
 
 
 def _compared(text: str) -> dict[str, Any]:
@@ -60,22 +60,22 @@ def _compared(text: str) -> dict[str, Any]:
     return compared | ({"adversarial": inner} if inner else {})
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: str = "") -> Iterator[str]:
+def differences(settings: Mapping[str, Any], others: Mapping[str, Any], path: str = "") -> Iterator[str]:
     """Yields a phrase for each setting in which nested settings differ, or which only one of them has."""
-    for key in dict.fromkeys([*theirs, *ours]):
-        our, their = ours.get(key), theirs.get(key)
-        if isinstance(our, Mapping) and isinstance(their, Mapping):
-            yield from differences(our, their, f"{path}{key}.")
-        elif key == "second_view" and our is not None:
-            yield f"a second view of the images ({_steps(our) or 'not augmented'})"
-        elif key == "second_view" and their is not None:
+    for key in dict.fromkeys([*others, *settings]):
+        value, other = settings.get(key), others.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            yield from differences(value, other, f"{path}{key}.")
+        elif key == "second_view" and value is not None:
+            yield f"a second view of the images ({_steps(value) or 'not augmented'})"
+        elif key == "second_view" and other is not None:
             yield "no second view of the images"
-        elif our is None and isinstance(their, Mapping):
+        elif value is None and isinstance(other, Mapping):
             yield f"without {path}{key}"
-        elif their is None and isinstance(our, Mapping):
-            yield f"with {path}{key} ({format_value(our)})"
-        elif our != their:
-            yield f"{path}{key} {format_value(our)} instead of {format_value(their)}"
+        elif other is None and isinstance(value, Mapping):
+            yield f"with {path}{key} ({format_value(value)})"
+        elif value != other:
+            yield f"{path}{key} {format_value(value)} instead of {format_value(other)}"
 
 
 def _steps(augmentation: Mapping[str, Any]) -> str:

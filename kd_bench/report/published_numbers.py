@@ -256,8 +256,8 @@ class _Row:
         if (optimizer.get("name") == _DOT) != (self.cell.trial.optimizer.name == _DOT):
             return False
         # a method may have a hyper-parameter of the same name instead of the setting
-        ours = {name: method.hyperparameters.get(name, getattr(method, name)) for name in _METHOD_SETTINGS}
-        return ours == {name: published.get(name, default) for name, default in _METHOD_SETTINGS.items()}
+        settings = {name: method.hyperparameters.get(name, getattr(method, name)) for name in _METHOD_SETTINGS}
+        return settings == {name: published.get(name, default) for name, default in _METHOD_SETTINGS.items()}
 
     @property
     def teacher_top1(self) -> MeanAndStd | None:
@@ -302,8 +302,8 @@ def _reasons(row: _Row, numbers: PublishedNumbers, number: PublishedNumber, publ
     if kind == "student":
         return reasons
     wanted = {name: value for name, value in published.items() if name not in (*_ROW_KEYS, *_METHOD_SETTINGS)}
-    ours = cell.trial.method.hyperparameters
-    reasons += differences({name: ours.get(name) for name in wanted}, wanted)
+    hyperparameters = cell.trial.method.hyperparameters
+    reasons += differences({name: hyperparameters.get(name) for name in wanted}, wanted)
     return list(dict.fromkeys(reasons + _teacher_differences(row, numbers, measured=row.teacher_top1)))
 
 

@@ -338,8 +338,8 @@ def _latex(tables: Sequence[Table], notes: Sequence[str], merged: bool) -> str:
     body = [line for part in parts for line in (*_tabular(part, titled=merged), "", r"\medskip")]
     remarks = [note for table in tables for note in table.notes] + list(notes)
     for table in tables:
-        where = f" ({table.title})" if table.title else ""
-        remarks += [f"{rows}{where}: {note}." for note, rows in table.row_notes.items()]
+        of_table = f" ({table.title})" if table.title else ""
+        remarks += [f"{rows}{of_table}: {note}." for note, rows in table.row_notes.items()]
     minipage = [
         r"\smallskip",
         r"\begin{minipage}{\linewidth}",

@@ -261,5 +261,5 @@ def _layout(top1: MeanAndStd | None, crossed: bool) -> str:
     """What the trials behind a mean are, if the pair's students are crossed with teachers."""
     if top1 is None or not crossed:
         return ""
-    found = top1.crossing
-    return f"{found.teachers} x {found.seeds}" if found else f"– x {top1.n}"
+    crossing = top1.crossing
+    return f"{crossing.teachers} x {crossing.seeds}" if crossing else f"– x {top1.n}"

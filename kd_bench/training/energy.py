@@ -80,8 +80,8 @@ class EnergyMeter:
         A counter that several processes read counts once. A kind that one process cannot read is left out.
         """
         now = self._read()
-        own = {key: now[key] - start for key, start in self._start.items() if key in now}
-        processes = all_gather_object(own)
+        joules = {key: now[key] - start for key, start in self._start.items() if key in now}
+        processes = all_gather_object(joules)
         kinds = set.intersection(*({kind for kind, _ in of_process} for of_process in processes))
         devices = {key: value for of_process in processes for key, value in of_process.items()}
         sums = {

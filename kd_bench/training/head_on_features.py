@@ -58,8 +58,8 @@ class HeadOnFeaturesModule(PartlyTrainedModule):
         count = image_count(self._images)
         file = self._open_file(count, self._length)
         if file is None or not file.is_complete:
-            place = "for this training" if file is None else f"in {file.path}"
-            text = f"computes the features of {count:,} images once, and keeps them {place}"
+            kept_in = "for this training" if file is None else f"in {file.path}"
+            text = f"computes the features of {count:,} images once, and keeps them {kept_in}"
             self.writer.report_note(self, text)
         try:
             arguments = self.trial, self.network, self.view, self._images, batch.images.device, file

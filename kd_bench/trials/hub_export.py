@@ -110,8 +110,8 @@ def export_student(
     if student is not None:
         write_settings(target, trial, shape, classes)
         layers = tuple(kept_layers(student.head))
-        own = [name for name in (trial.method.name, trial.model) if is_file_name(name)]
-        code = _KEPT_LAYERS_CODE.format(files=f"; needs {' and '.join(own)}" if own else "")
+        plugins = [name for name in (trial.method.name, trial.model) if is_file_name(name)]
+        code = _KEPT_LAYERS_CODE.format(files=f"; needs {' and '.join(plugins)}" if plugins else "")
         return ExportedStudent((WEIGHTS, SETTINGS), input_description, code, layers)
     if cfg is None or is_file_name(trial.model) or trial.model_source is not None:
         code = _KD_BENCH_CODE.format(model=trial.model, classes=classes, size=size, weights=WEIGHTS)

@@ -75,7 +75,7 @@ def plan_from_results(
     if not reasons:
         return planned
     known = list(_read_settings(out / TEACHERS))
-    found: dict[str, Trial | PretrainedTeacher] = {}
+    teachers: dict[str, Trial | PretrainedTeacher] = {}
     for teacher in (cell.taught_by for cell in planned):
         if teacher is None or not _has_unknown_weights(teacher):
             continue
@@ -83,9 +83,9 @@ def plan_from_results(
         if len(matching) != 1:
             number = "several teachers" if matching else "no teacher"
             raise UserError(f"{'; '.join(reasons)}; {out / TEACHERS} has {number} of this kind")
-        found[teacher.id] = matching[0]
+        teachers[teacher.id] = matching[0]
     return [
-        _with_teacher(cell, found[cell.taught_by.id]) if cell.taught_by and cell.taught_by.id in found else cell
+        _with_teacher(cell, teachers[cell.taught_by.id]) if cell.taught_by and cell.taught_by.id in teachers else cell
         for cell in planned
     ]
 

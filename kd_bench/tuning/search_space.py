@@ -87,8 +87,8 @@ def search_space(
                 coerce(kinds[name], bound)
             except ValueError as error:
                 raise UserError(f"--search {name}: {error}") from None
-    found = {name: search_range(kinds[name], values[name]) for name in known}
-    chosen = {name: bounds for name, bounds in found.items() if bounds is not None} | dict(ranges)
+    default_ranges = {name: search_range(kinds[name], values[name]) for name in known}
+    chosen = {name: bounds for name, bounds in default_ranges.items() if bounds is not None} | dict(ranges)
     if not chosen:
         raise UserError(
             f"{context}: {info.name} has no hyper-parameter with a range to search; give a range for one of "

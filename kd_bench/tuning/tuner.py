@@ -95,16 +95,16 @@ class TunedRow:
     @property
     def best(self) -> Try:
         """The try with the highest accuracy on held-out images; of equal ones the first."""
-        return max(self._done, key=lambda one: (one.val_top1 or 0.0, -one.number))
+        return max(self._done, key=lambda of_try: (of_try.val_top1 or 0.0, -of_try.number))
 
     @property
     def best_on_test(self) -> Try:
         """The try that the test set would have chosen, for comparison only."""
-        return max(self._done, key=lambda one: (one.top1 or 0.0, -one.number))
+        return max(self._done, key=lambda of_try: (of_try.top1 or 0.0, -of_try.number))
 
     @property
     def _done(self) -> list[Try]:
-        done = [one for one in self.tries if one.val_top1 is not None]
+        done = [of_try for of_try in self.tries if of_try.val_top1 is not None]
         if not done:
             raise RunFailed(
                 f"{self.label}, {_title(self.pair)}: the losses of all {len(self.tries)} tries diverged, so that there "
@@ -242,9 +242,11 @@ def tune_row(
     study = _study(space, settings, f"{pair.teacher}/{pair.student}/{label}")
     tries: list[Try] = []
     while len(tries) < settings.budget:
-        asked = [study.ask(_distributions(space)) for _ in range(min(settings.batch, settings.budget - len(tries)))]
-        values = [{name: _rounded(one.params[name], name, space) for name in space.ranges} for one in asked]
-        numbers = range(len(tries) + 1, len(tries) + len(asked) + 1)
+        suggested = [study.ask(_distributions(space)) for _ in range(min(settings.batch, settings.budget - len(tries)))]
+        values = [
+            {name: _rounded(suggestion.params[name], name, space) for name in space.ranges} for suggestion in suggested
+        ]
+        numbers = range(len(tries) + 1, len(tries) + len(suggested) + 1)
         settings_of_tries = (merge(of_pair, _changes(of_try)) for of_try in values)
         labels = (f"{label} try {number}" for number in numbers)
         planned = _plan(recipe, pair, row, dict(zip(labels, settings_of_tries, strict=True)), options.data)
@@ -254,10 +256,10 @@ def tune_row(
         records = [read_trial(options.out / recipe.name / cell.trial_id) for cell in planned]
         if any(record.result is None for record in records):
             raise training_failure(recipe.name, failures)
-        for one, number, of_try, cell, record in zip(asked, numbers, values, planned, records, strict=True):
+        for suggestion, number, of_try, cell, record in zip(suggested, numbers, values, planned, records, strict=True):
             result = _result(record)
             tries.append(Try(number, of_try, cell, *result))
-            study.tell(one, result[0], state=None if result[0] is not None else _failed())
+            study.tell(suggestion, result[0], state=None if result[0] is not None else _failed())
             diverged = "its loss diverged, so it cannot be chosen"
             outcome = diverged if result[0] is None else f"{result[0]:.2f} % on held-out images"
             log(f"{label}, try {number} of {settings.budget}: {_text(of_try)}: {outcome}")
@@ -283,9 +285,9 @@ def tuned_recipe(recipe: Recipe, tuned: Sequence[TunedRow], seeds: int | None) -
     changed = []
     for pair in pairs:
         of_pair = {label: values for label, values in pair.methods.items() if label in rows}
-        for one in (one for one in tuned if one.pair is pair):
-            of_row = {key: value for key, value in pair.methods.get(one.label, {}).items() if key != "untuned"}
-            of_pair[f"{one.label} tuned"] = merge(of_row, _changes(one.best.values))
+        for tuned_row in (tuned_row for tuned_row in tuned if tuned_row.pair is pair):
+            of_row = {key: value for key, value in pair.methods.get(tuned_row.label, {}).items() if key != "untuned"}
+            of_pair[f"{tuned_row.label} tuned"] = merge(of_row, _changes(tuned_row.best.values))
         left_out = (label for label in pair.leave_out if label in rows)
         leave_out = tuple(name for label in left_out for name in (label, f"{label} tuned") if name in rows)
         changed.append(pair.model_copy(update={"methods": of_pair, "leave_out": leave_out}))
@@ -307,8 +309,8 @@ def describe_choice(row: TunedRow) -> str:
     """Returns sentences about the choice, and about the one that the test set would have made."""
     best, on_test, first = row.best, row.best_on_test, row.tries[0]
     published = "no accuracy" if first.val_top1 is None else f"{first.val_top1:.2f} %"
-    equal = sum(one.val_top1 == best.val_top1 for one in row.tries)
-    diverged = sum(one.val_top1 is None for one in row.tries)
+    equal = sum(of_try.val_top1 == best.val_top1 for of_try in row.tries)
+    diverged = sum(of_try.val_top1 is None for of_try in row.tries)
     ties = f"{equal} tries have it, and the first of them is chosen; " if equal > 1 else ""
     text = (
         f"{row.label} tuned, {_title(row.pair)}: try {best.number} of {len(row.tries)} has the best accuracy on "

@@ -43,14 +43,14 @@ def open_counters(device: str) -> list[EnergyCounter]:
     """
     if importlib.util.find_spec("zeus") is None:
         return []
-    found = []
+    counters = []
     kind, _, index = device.partition(":")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about rights that changing a device needs
         for candidates in ([_gpu(int(index or 0))] if kind != "cpu" else []), _packages():
             if candidates and all(_can_be_read(counter) for counter in candidates):
-                found += candidates
-    return found
+                counters += candidates
+    return counters
 
 
 def _can_be_read(counter: EnergyCounter | None) -> bool:
@@ -69,8 +69,8 @@ def _gpu(index: int) -> Any:
         visible = gpus.get_name(index)
     except Exception:
         return None
-    place = f"{socket.gethostname()}, {visible} {index}"
-    return EnergyCounter(GPU, place, lambda: gpus.get_total_energy_consumption(index) / 1000)
+    gpu_name = f"{socket.gethostname()}, {visible} {index}"
+    return EnergyCounter(GPU, gpu_name, lambda: gpus.get_total_energy_consumption(index) / 1000)
 
 
 def _packages() -> list[Any]:

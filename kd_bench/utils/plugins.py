@@ -143,8 +143,8 @@ def one_sentence(subject: str, *unchanged: type[Exception]) -> Iterator[None]:
     except unchanged:
         raise
     except Exception as error:
-        place = _find_line(error)
-        line = f" (line {place[1]})" if place else ""
+        location = _find_line(error)
+        line = f" (line {location[1]})" if location else ""
         raise UserError(f"{subject}: {' '.join(f'{type(error).__name__}: {error}'.split())}{line}") from error
 
 
@@ -152,11 +152,11 @@ def describe_error(error: Exception) -> str:
     """Returns one line about an error: the line of a plug-in that led to it, if any, its type, message and notes."""
     if isinstance(error, UserError):
         return first_line(error)
-    place = _find_line(error)
-    where = f"{display_path(place[0])}, line {place[1]}: " if place else ""
+    location = _find_line(error)
+    prefix = f"{display_path(location[0])}, line {location[1]}: " if location else ""
     message = str(error).strip().partition("\n")[0]
     notes = "".join(f"; {' '.join(note.split())}" for note in getattr(error, "__notes__", ()))
-    return f"{where}{type(error).__name__}: {message}{notes}"
+    return f"{prefix}{type(error).__name__}: {message}{notes}"
 
 
 def display_path(path: str) -> str:

@@ -140,7 +140,7 @@ def recipe_cost(*groups: CohortGroup, devices: int = 1) -> RecipeCost:
 
 def test_hours_of_a_cohort_and_of_its_trials_one_at_a_time(recipe: Path, tmp_path: Path) -> None:
     _, _, taught = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
-    epoch = EpochTime(shared=100, own=(10, 20), evaluation=4, checkpoint=2, startup=6)
+    epoch = EpochTime(shared=100, students=(10, 20), evaluation=4, checkpoint=2, startup=6)
     taught.timing = Timing(epoch, steps=1, images=1)
     assert epoch.seconds == 136
     assert epoch.unshared_seconds == 236
@@ -156,7 +156,7 @@ def test_in_a_preparation_only_the_methods_train_that_have_one(recipe: Path, tmp
     options = RunOptions(out=tmp_path / "out")
     taught = group_missing_trials(cells, options, "few")[0][-1]
     assert (taught.labels, taught.epochs, taught.preparations) == (("kd", "dkd", "fsp"), [1], [(0, 0, 4)])
-    epoch = EpochTime(shared=100, own=(10, 20, 30), evaluation=4, checkpoint=2, startup=6)
+    epoch = EpochTime(shared=100, students=(10, 20, 30), evaluation=4, checkpoint=2, startup=6)
     taught.timing = Timing(epoch, steps=1, images=1)
     assert taught.hours(epoch) * 3600 == pytest.approx(166 + 4 * 130 + 6)
     assert recipe_cost(taught).wall_hours() == taught.hours(epoch)
@@ -180,7 +180,7 @@ def test_cohorts_are_spread_over_devices_once_their_teacher_is_trained(recipe: P
 def test_cohorts_are_split_for_idle_devices(recipe: Path, tmp_path: Path) -> None:
     *_, taught = group_missing_trials(planned(recipe, "trials=3"), RunOptions(out=tmp_path), "few")[0]
     assert (taught.labels, len(taught.epochs)) == (("kd", "dkd"), 3)
-    epoch = EpochTime(shared=10, own=(30, 30), evaluation=4, checkpoint=2, startup=5)
+    epoch = EpochTime(shared=10, students=(30, 30), evaluation=4, checkpoint=2, startup=5)
     taught.timing = Timing(epoch, steps=1, images=1)
     whole, half = 10 + 60 + 6 + 5, 10 + 30 + 3 + 5
     assert recipe_cost(taught, devices=2).wall_hours() * 3600 == pytest.approx(whole + half)
@@ -210,9 +210,9 @@ def test_a_run_starts_the_cohorts_that_were_estimated(slots: int, recipe: Path, 
 
 def test_students_without_a_teacher_join_cohorts_as_in_a_run(recipe: Path, tmp_path: Path) -> None:
     _, none, taught = group_missing_trials(planned(recipe), RunOptions(out=tmp_path), "few")[0]
-    none.timing = Timing(EpochTime(shared=40, own=(10,), evaluation=2, startup=6), steps=1, images=1)
+    none.timing = Timing(EpochTime(shared=40, students=(10,), evaluation=2, startup=6), steps=1, images=1)
     taught.timing = Timing(
-        EpochTime(shared=100, own=(10, 20), evaluation=4, checkpoint=2, startup=6), steps=1, images=1
+        EpochTime(shared=100, students=(10, 20), evaluation=4, checkpoint=2, startup=6), steps=1, images=1
     )
     cost = recipe_cost(none, taught)
     assert cost.wall_hours() * 3600 == pytest.approx(2 * (100 + 10 + 20 + 10 + 4 + 2 + 2 + 6))

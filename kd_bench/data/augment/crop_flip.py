@@ -138,8 +138,8 @@ def draw_erasing(seed: int, epoch: int, size: int, probability: float, height: i
     sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=2).round().to(torch.int64)
     fits = (sides <= torch.tensor([height, width])).all(2)
     sides = sides[torch.arange(size), fits.to(torch.uint8).argmax(1)] * (erased & fits.any(1))[:, None]
-    room = torch.tensor([height, width]) - sides + 1
-    corner = torch.randint(2**40, (size, 2), generator=generator) % room
+    positions = torch.tensor([height, width]) - sides + 1
+    corner = torch.randint(2**40, (size, 2), generator=generator) % positions
     return torch.cat([corner, corner + sides], dim=1)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @functools.cache
 def built_in() -> dict[str, tuple[DatasetSpec, ModuleType]]:
     """Returns the description and the module of every built-in data set, by name."""
-    found = {}
+    sources = {}
     for info in pkgutil.iter_modules(__path__):
         if not info.name.startswith("_"):
             module = importlib.import_module(f"{__name__}.{info.name}")
@@ -37,5 +37,5 @@ def built_in() -> dict[str, tuple[DatasetSpec, ModuleType]]:
             if missing:  # of a file that somebody is writing
                 raise UserError(f"{module.__file__}: has no {missing[0]}; {__file__} says what the file of a set holds")
             for spec in getattr(module, "SPECS", None) or (module.SPEC,):
-                found[spec.name] = spec, module
-    return found
+                sources[spec.name] = spec, module
+    return sources

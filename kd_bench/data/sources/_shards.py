@@ -133,8 +133,10 @@ def _sort(shards: Sequence[Path], samples: list[_Sample]) -> tuple[ShardFiles, t
     first = samples[0]
     for sample in samples:
         if type(sample.label) is not type(first.label):
-            one, other = (f"{shards[s.shard].name}: {s.name} has the label {s.label!r}" for s in (first, sample))
-            raise UserError(f"{shards[0].parent}: {one}, and {other}; all must be numbers, or all names")
+            first_text, other_text = (
+                f"{shards[s.shard].name}: {s.name} has the label {s.label!r}" for s in (first, sample)
+            )
+            raise UserError(f"{shards[0].parent}: {first_text}, and {other_text}; all must be numbers, or all names")
     labels: list[int | str] = sorted({sample.label for sample in samples})
     class_of = {label: number for number, label in enumerate(labels)}
     samples = sorted(samples, key=lambda s: (class_of[s.label], PurePosixPath(s.name).name, s.name))

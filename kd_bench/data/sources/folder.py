@@ -46,7 +46,9 @@ def find(spec: DatasetSpec, dataset: Dataset, data_dir: Path) -> SplitFiles | Sp
         raise UserError(f"{folder}: has none of the folders {', '.join(_find_files.TEST)}, to test on")
     for test in tests:
         if _find_files.class_folders(test):  # a test folder without published labels has none
-            found = SplitFolders(f"folders of images in {folder}, tested on {test.name}", folder / "train", test)
-            found.classes()  # so that different classes are an error before anything is trained
-            return found
+            split_folders = SplitFolders(
+                f"folders of images in {folder}, tested on {test.name}", folder / "train", test
+            )
+            split_folders.classes()  # so that different classes are an error before anything is trained
+            return split_folders
     raise UserError(f"{tests[0]}: has no folders, one per class, so the labels of its images are not known")
