@@ -33,15 +33,15 @@ def page() -> str:
     return method_page.page(method_costs.read(), method_costs.measured_times(benchmarks))
 
 
-def count_costs(known: method_costs.Costs) -> method_costs.Costs:
+def count_costs(counted_before: method_costs.Costs) -> method_costs.Costs:
     """Returns the costs of all methods; those that are known are not counted again."""
     pairs = defaultdict(list)
     for name in method_page.built_in():
         entry = method_page.entry(name)
-        if name not in known and not entry.cost:
+        if name not in counted_before and not entry.cost:
             pairs[entry.pair].append(name)
     counted = [method_costs.count(names, pair) for pair, names in pairs.items()]
-    costs = {name: cost for part in (known, *counted) for name, cost in part.items()}
+    costs = {name: cost for part in (counted_before, *counted) for name, cost in part.items()}
     return {name: costs[name] for name in method_page.built_in() if name in costs}
 
 
@@ -74,8 +74,8 @@ def main() -> None:
         write_notebook()
     if "--hours" in sys.argv[1:]:
         card_hours.count()
-    known = {} if "--costs" in sys.argv[1:] else method_costs.read()
-    method_costs.write(count_costs(known))
+    counted_before = {} if "--costs" in sys.argv[1:] else method_costs.read()
+    method_costs.write(count_costs(counted_before))
     _write_changed(PAGE, page())
     _write_changed(settings_page.PAGE, settings_page.page())
     _write_changed(reproduction.PAGE, reproduction.page(reproduction.PAGE.read_text(encoding="utf-8")))

@@ -284,8 +284,8 @@ def _table(cells: Sequence[PlannedTrial]) -> str:
 
 
 def _command(part: FolderResults) -> str:
-    kept = not part.recipe or Path(part.recipe).parent == part.folder  # it is found by the folder's name
-    return f"kd-bench table {part.folder.name if kept else part.recipe} --out results/measured"
+    is_named_by_folder = not part.recipe or Path(part.recipe).parent == part.folder  # it is found by the folder's name
+    return f"kd-bench table {part.folder.name if is_named_by_folder else part.recipe} --out results/measured"
 
 
 def page(text: str, measured: Path = MEASURED) -> str:

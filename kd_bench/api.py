@@ -371,8 +371,8 @@ def _folder_parts(out: Path) -> Iterator[FolderResults]:
 
     recipes = recipes_by_folder()
     for folder in sorted(path for path in out.iterdir() if path.is_dir() and path.name != TEACHERS):
-        ids, kept = trial_ids(folder), recipe_file(folder.name, out)
-        names = [*recipes.get(folder.name, ()), *([str(kept)] if kept else [])]
+        ids, kept_recipe = trial_ids(folder), recipe_file(folder.name, out)
+        names = [*recipes.get(folder.name, ()), *([str(kept_recipe)] if kept_recipe else [])]
         name = next((name for name in names if _planned_ids(name) & ids), None)
         if name is not None:
             part = recipe_part(name, out)

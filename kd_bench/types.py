@@ -133,15 +133,15 @@ class Needs:
     teacher: frozenset[Output] = LOGITS
 
     def __post_init__(self) -> None:
-        known = get_args(Output)
+        names = get_args(Output)
         for network in ("student", "teacher"):
             outputs = getattr(self, network)
             if not isinstance(outputs, Set):
                 raise TypeError(
                     f"Needs: {network} should be a set, e.g. frozenset({{'stages'}}) (it is {outputs!r:.60})"
                 )
-            for name in sorted(map(str, outputs - set(known))):
-                raise ValueError(f"Needs: {network}: there is no output {name!r}; {suggestion(name, known)}")
+            for name in sorted(map(str, outputs - set(names))):
+                raise ValueError(f"Needs: {network}: there is no output {name!r}; {suggestion(name, names)}")
             object.__setattr__(self, network, frozenset(outputs))
 
 

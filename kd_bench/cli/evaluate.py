@@ -117,13 +117,13 @@ class _Measurement:
         # Where nobody names them, fidelity needs a teacher, and ood another data set.
         others = self.other_sets or self.evaluator.images.other_sets(network.trained)
         applies = {"fidelity": bool(teachers), "ood": bool(others)}
-        wanted = tuple(name for name in self.metrics if self.named or applies.get(name, True))
-        self.applied.update(wanted)
+        metrics = tuple(name for name in self.metrics if self.named or applies.get(name, True))
+        self.applied.update(metrics)
         if network.input_description:
             _log(network.input_description)
         _log(self.targets.describe(network))
         with raising_on_termination():
-            return self.evaluator.evaluate(network, wanted, teachers, _log_progress)
+            return self.evaluator.evaluate(network, metrics, teachers, _log_progress)
 
     def is_refused(self, outcome: Outcome) -> bool:
         """Whether the only metric was left out of an outcome."""

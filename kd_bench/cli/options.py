@@ -226,12 +226,12 @@ def with_run_options(*names: str) -> Callable[[Callable[..., None]], Callable[..
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
             logit_cache_limit()  # an error in KD_BENCH_LOGITS_GB must come before hours of training
-            given = {name: values.pop(name) for name in chosen}
-            if "out" in given:
-                results_folder.check_results_folder(given["out"], must_exist=False)
-            loggers = tuple(name for name in ("tensorboard", "wandb") if given.pop(name, False))
-            executor_options = tuple(given.pop("executor_option", None) or ())
-            command(options=RunOptions(**given, loggers=loggers, executor_options=executor_options), **values)
+            run_values = {name: values.pop(name) for name in chosen}
+            if "out" in run_values:
+                results_folder.check_results_folder(run_values["out"], must_exist=False)
+            loggers = tuple(name for name in ("tensorboard", "wandb") if run_values.pop(name, False))
+            executor_options = tuple(run_values.pop("executor_option", None) or ())
+            command(options=RunOptions(**run_values, loggers=loggers, executor_options=executor_options), **values)
 
         return _with_parameters(wrapper, command, "options", {name: RUN_OPTIONS[name] for name in chosen})
 
@@ -248,10 +248,10 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def wrapper(**values: Any) -> None:
-            given = {name: values.pop(name, None) for name in chosen}
+            row_values = {name: values.pop(name, None) for name in chosen}
             texts = values.get("set_") or ()
             overrides = list(texts)
-            for name, value in given.items():
+            for name, value in row_values.items():
                 if value is not None:
                     key = SETTINGS[name][1]
                     _check_conflict(f"--{name.replace('_', '-')}", value, key, texts)

@@ -156,5 +156,5 @@ def _reproduce(name: str, budget: str, options: RunOptions, format_: str, fetch:
     def log(line: str) -> None:
         typer.echo(f"reproduce {name}: {line}", err=True)
 
-    given = {key: value for key, value in settings.items() if value is not None}
-    Reproduction(name, options, log, fetch=api.fetch_weights if fetch else None, **given).run(budget, show)
+    chosen = {key: value for key, value in settings.items() if value is not None}
+    Reproduction(name, options, log, fetch=api.fetch_weights if fetch else None, **chosen).run(budget, show)

@@ -39,8 +39,8 @@ def table(
         if recipe is not None:
             raise UserError(f"--published: must stand without a recipe (it is {recipe!r}), whose table shows what is "
                             "published beside what was measured")  # fmt: skip
-        given = {"--method": method, "--only": only, "--trials": trials, "--columns": columns, opt.SET_OPTIONS: set_}
-        for name, value in given.items():
+        options = {"--method": method, "--only": only, "--trials": trials, "--columns": columns, opt.SET_OPTIONS: set_}
+        for name, value in options.items():
             if value is not None:
                 raise UserError(f"--published prints the tables of the paper as they are, so {name} must be left out")
         sys.stdout.write(reprint(format_))

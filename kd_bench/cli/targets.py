@@ -114,8 +114,8 @@ def find_targets(
     networks = finished_trial_targets(folders, log)
     if not networks:
         option = results_folder.out_option(out)
-        if kept := sum(map(is_without_weights, folders)):
-            raise UserError(f"{target}: {share(kept, len(folders), 'trial')} finished in {results}, but the "
+        if without_weights := sum(map(is_without_weights, folders)):
+            raise UserError(f"{target}: {share(without_weights, len(folders), 'trial')} finished in {results}, but the "
                             "weights were not kept, so there is no network to evaluate; what was measured is shown "
                             f"by: kd-bench report --recipe {shlex.quote(target)}{option}")  # fmt: skip
         if unplanned := describe_unplanned(planned.recipe, planned.context, out):

@@ -154,9 +154,9 @@ def _timm_policy(text: str) -> str:
     for part in rest:
         key = next((key for key, value in _POLICIES[first].items() if re.fullmatch(f"{key}({value})", part)), None)
         if key is None or key in seen:
-            known = ", ".join(_POLICIES[first])
+            keys = ", ".join(_POLICIES[first])
             problem = f"timm does not know {part!r}" if key is None else f"{part!r} sets {key!r} a second time"
-            raise ValueError(f"{problem}; after {first!r} come, each once and with its value, {known}")
+            raise ValueError(f"{problem}; after {first!r} come, each once and with its value, {keys}")
         seen.add(key)
     return text
 

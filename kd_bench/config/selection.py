@@ -47,12 +47,12 @@ def select(planned: list[PlannedTrial], only: Iterable[str]) -> list[PlannedTria
     names = {key: {name for trial in planned for name in _selectors(trial, key, labels)} for key in conditions}
     # The seed of a teacher first: it gives teachers to the trials without one, which other keys may leave alone.
     for key in sorted(conditions, key=lambda key: key != "teacher_seed"):
-        wanted = {value for text in conditions[key] for value in _values(text, key, names[key])}
-        selected = [trial for trial in planned if _selectors(trial, key, labels) & wanted]
+        chosen = {value for text in conditions[key] for value in _values(text, key, names[key])}
+        selected = [trial for trial in planned if _selectors(trial, key, labels) & chosen]
         planned = _of_teachers(selected, planned) if key == "teacher_seed" else selected
     if conditions and not planned:
-        given = " ".join(f"--only {text}" for texts in conditions.values() for text in texts)
-        raise UserError(f"{given}: no trial of this recipe matches all of these")
+        options = " ".join(f"--only {text}" for texts in conditions.values() for text in texts)
+        raise UserError(f"{options}: no trial of this recipe matches all of these")
     return planned
 
 

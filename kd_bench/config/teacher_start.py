@@ -34,8 +34,8 @@ def pop_start(settings: dict[str, Any], context: str) -> TeacherStart:
     Raises:
         UserError: If a value is invalid.
     """
-    given = {key: settings.pop(key) for key in TeacherStart.model_fields if key in settings}
-    return parse(TeacherStart, given, context)
+    start = {key: settings.pop(key) for key in TeacherStart.model_fields if key in settings}
+    return parse(TeacherStart, start, context)
 
 
 def allows_features(trial: Trial) -> bool:

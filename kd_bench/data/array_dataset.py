@@ -174,14 +174,14 @@ class ArrayDataset:
         They are drawn evenly over the classes, by a draw that depends on nothing but their number and the labels.
         """
         held_out = drawn_indices(self.train_labels, count)
-        kept = mask_without(len(self.train_labels), held_out)
+        is_trained_on = mask_without(len(self.train_labels), held_out)
         holdout = replace(
             self,
             test_images=self.train_images[held_out].contiguous(),
             test_labels=self.train_labels[held_out],
             test_digests=None if self.train_digests is None else self.train_digests[held_out],
         )
-        return replace(self._select(kept, None), holdout=holdout)
+        return replace(self._select(is_trained_on, None), holdout=holdout)
 
     def _select(self, train: Tensor | None, test: Tensor | None) -> ArrayDataset:
         """Returns the images with these indices or in these masks; None keeps all."""

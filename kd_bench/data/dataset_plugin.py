@@ -77,13 +77,13 @@ def load(spec: DatasetSpec, dataset: Dataset, origin: _Origin) -> ArrayDataset:
     plugin.refuse_changes(dataset.source)
     seeding.seed_everything(0, seeding.SPLIT)
     size = dataset.size or spec.image_size
-    made = plugin.call(data_dir=origin.data_dir, image_size=size, generator=seeding.generator(0, seeding.SPLIT))
+    images = plugin.call(data_dir=origin.data_dir, image_size=size, generator=seeding.generator(0, seeding.SPLIT))
     try:
-        if not isinstance(made, ArrayDataset):
-            raise ValueError(f"should return kd_bench.data.array_dataset.ArrayDataset, not {type(made).__name__}")
-        made.check()
-        if made.image_shape[-1] != size:
-            raise ValueError(f"should make images of {size} pixels, not {made.image_shape[-1]}")
+        if not isinstance(images, ArrayDataset):
+            raise ValueError(f"should return kd_bench.data.array_dataset.ArrayDataset, not {type(images).__name__}")
+        images.check()
+        if images.image_shape[-1] != size:
+            raise ValueError(f"should make images of {size} pixels, not {images.image_shape[-1]}")
     except ValueError as error:
         raise UserError(f"dataset {plugin.name!r}: {plugin.attribute}: {error} ({plugin.path})") from None
-    return made
+    return images

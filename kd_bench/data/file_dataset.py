@@ -140,5 +140,5 @@ class FileDataset:
     def hold_out(self, count: int) -> FileDataset:
         """Returns the data set without ``count`` training files, which become ``holdout``, as ``ArrayDataset`` does."""
         held_out = drawn_indices(self.train.labels, count)
-        kept = self.train.select(mask_without(len(self.train), held_out).numpy())
-        return replace(self, train=kept, holdout=replace(self, test=self.train.select(held_out.numpy())))
+        train = self.train.select(mask_without(len(self.train), held_out).numpy())
+        return replace(self, train=train, holdout=replace(self, test=self.train.select(held_out.numpy())))

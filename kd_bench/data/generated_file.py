@@ -57,9 +57,9 @@ def checksum(file: Path) -> str:
         name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
         cached = cache_folder() / "checksums" / f"{name}.json"
         with suppress(OSError, ValueError, LookupError, TypeError):
-            known = read_json(cached)["sha256"]
-            if re.fullmatch("[0-9a-f]{64}", known):
-                return str(known)
+            kept_digest = read_json(cached)["sha256"]
+            if re.fullmatch("[0-9a-f]{64}", kept_digest):
+                return str(kept_digest)
         digest = sha256(file)
         with suppress(OSError):  # without the cache, the next command reads the file again
             cached.parent.mkdir(parents=True, exist_ok=True)

@@ -140,11 +140,11 @@ class MadeCorruptions:
             return Decoded(images, np.empty((len(images), 0), np.int64), ())
 
         if self.folder is None:
-            made = make(lambda shape: np.empty(shape, np.uint8))
+            copies = make(lambda shape: np.empty(shape, np.uint8))
         else:
-            made = decoded_cache.load(f"{corruption}-{severity}", self._identity, make, self.folder)
-        digests = digest_each(made.images) if made.digests is None else made.digests
-        return CorruptedCopy(torch.from_numpy(made.images), digest_of(digests))
+            copies = decoded_cache.load(f"{corruption}-{severity}", self._identity, make, self.folder)
+        digests = digest_each(copies.images) if copies.digests is None else copies.digests
+        return CorruptedCopy(torch.from_numpy(copies.images), digest_of(digests))
 
     def _chunks(self, corruption: str, severity: int) -> Iterator[np.ndarray[Any, Any]]:
         """Yields the corrupted images in their order, some at a time: (n, 3, H, W) uint8."""
@@ -253,10 +253,12 @@ def corrupt(images: np.ndarray[Any, Any], corruption: str, severity: int, first:
                 np.random.seed(np.frombuffer(number.to_bytes(8, "little"), "<u4"))
                 seed = {"seed": number % 2**32} if corruption in _SEEDED else {}
                 pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
-                made = imagecorruptions.corrupt(pixels, severity, corruption, **seed)
-                if made.shape != pixels.shape or made.dtype != np.uint8:
-                    raise ValueError(f"it returned {made.shape} of {made.dtype} for {pixels.shape} of uint8")
-                corrupted[index - first] = made.transpose(2, 0, 1)
+                corrupted_pixels = imagecorruptions.corrupt(pixels, severity, corruption, **seed)
+                if corrupted_pixels.shape != pixels.shape or corrupted_pixels.dtype != np.uint8:
+                    raise ValueError(
+                        f"it returned {corrupted_pixels.shape} of {corrupted_pixels.dtype} for {pixels.shape} of uint8"
+                    )
+                corrupted[index - first] = corrupted_pixels.transpose(2, 0, 1)
     except Exception as error:
         raise RunFailed(f"{PACKAGE}: {corruption} at severity {severity} failed: {first_line(error)}") from None
     finally:

@@ -59,35 +59,41 @@ def check(dataset: Dataset, context: str = "", pipeline: Pipeline | None = None)
         UserError: A setting is missing, out of range, or no option of the set.
     """
     name, labels, size = dataset.name, dataset.labels, dataset.size
-    known = spec(name, context)
+    dataset_spec = spec(name, context)
     at = prefix(context)
     if dataset.source is not None and name in built_in():
         raise UserError(f"{at}{name} comes with kd-bench, so source: {dataset.source!r} must be left out")
     if dataset.source is not None:
         plugins.find(plugins.DATASET, name).refuse_changes(dataset.source)
-    if "path" not in known.options and dataset.path is not None:
+    if "path" not in dataset_spec.options and dataset.path is not None:
         raise UserError(f"{at}{name} is known by its name, so path: {dataset.path!r} must be left out")
-    if "path" in known.options and not dataset.path:
-        raise UserError(f"{at}{name} needs a path: {known.source}")
-    if size is not None and "size" not in known.options and size != known.image_size:
-        raise UserError(f"{at}{name} has images of {known.image_size} pixels only, so size: {size} must be left out")
-    if size is not None and known.sizes and size not in known.sizes:
-        raise UserError(f"{at}size must be {' or '.join(map(str, known.sizes))} for {name}, not {size}")
-    if pipeline is not None and not known.streams:
+    if "path" in dataset_spec.options and not dataset.path:
+        raise UserError(f"{at}{name} needs a path: {dataset_spec.source}")
+    if size is not None and "size" not in dataset_spec.options and size != dataset_spec.image_size:
+        raise UserError(
+            f"{at}{name} has images of {dataset_spec.image_size} pixels only, so size: {size} must be left out"
+        )
+    if size is not None and dataset_spec.sizes and size not in dataset_spec.sizes:
+        raise UserError(f"{at}size must be {' or '.join(map(str, dataset_spec.sizes))} for {name}, not {size}")
+    if pipeline is not None and not dataset_spec.streams:
         streaming = " and ".join(other.name for other, _ in built_in().values() if other.streams)
         raise UserError(f"{at}{name} is decoded once, so pipeline must be left out; it is for {streaming}")
     if pipeline is not None and size not in (None, pipeline.size):
         raise UserError(f"{at}size: {size} must be left out, because pipeline.size says {pipeline.size}")
-    if labels is not None and "labels" not in known.options:
+    if labels is not None and "labels" not in dataset_spec.options:
         raise UserError(f"{at}{name} has one kind of label only, so labels: {labels!r} must be left out")
-    if labels is not None and known.labels and labels not in known.labels:
-        raise unknown(f"kind of label of {name}", labels, known.labels, context)
-    _check_classes(dataset, _num_classes(known, labels), at)
-    _check_counts(dataset, known.train_size, known.test_size, at)
+    if labels is not None and dataset_spec.labels and labels not in dataset_spec.labels:
+        raise unknown(f"kind of label of {name}", labels, dataset_spec.labels, context)
+    _check_classes(dataset, _num_classes(dataset_spec, labels), at)
+    _check_counts(dataset, dataset_spec.train_size, dataset_spec.test_size, at)
 
 
-def _num_classes(known: DatasetSpec, labels: str | None) -> int | None:
-    return known.label_classes[known.labels.index(labels)] if labels and known.labels else known.num_classes
+def _num_classes(dataset_spec: DatasetSpec, labels: str | None) -> int | None:
+    return (
+        dataset_spec.label_classes[dataset_spec.labels.index(labels)]
+        if labels and dataset_spec.labels
+        else dataset_spec.num_classes
+    )
 
 
 def _check_classes(dataset: Dataset, num_classes: int | None, at: str = "") -> None:
@@ -100,9 +106,9 @@ def _check_classes(dataset: Dataset, num_classes: int | None, at: str = "") -> N
 
 def _check_counts(dataset: Dataset, train_size: int | None, test_size: int | None, at: str = "") -> None:
     for key, size in (("train_images", train_size), ("test_images", test_size)):
-        wanted = getattr(dataset, key)
-        if wanted is not None and size is not None and wanted > size:
-            raise UserError(f"{at}{key}: {wanted} is more than {dataset.name} has, {size}")
+        count = getattr(dataset, key)
+        if count is not None and size is not None and count > size:
+            raise UserError(f"{at}{key}: {count} is more than {dataset.name} has, {size}")
     chosen = train_size if dataset.train_images is None else dataset.train_images
     if dataset.holdout is not None and chosen is not None and dataset.holdout >= chosen:
         raise UserError(f"{at}holdout: {dataset.holdout} of {chosen} training images leave none to train on")
@@ -117,11 +123,11 @@ def resolve(dataset: Dataset, pipeline: Pipeline | None = None) -> Dataset:
     Raises:
         UserError: There is no such data set.
     """
-    known = spec(dataset.name)
-    size = dataset.size or known.image_size if "size" in known.options and pipeline is None else None
-    labels = dataset.labels or (known.labels[0] if known.labels else None)
+    dataset_spec = spec(dataset.name)
+    size = dataset.size or dataset_spec.image_size if "size" in dataset_spec.options and pipeline is None else None
+    labels = dataset.labels or (dataset_spec.labels[0] if dataset_spec.labels else None)
     source = None if dataset.name in built_in() else plugins.find(plugins.DATASET, dataset.name).hash()
-    return dataset.model_copy(update={"name": known.name, "labels": labels, "size": size, "source": source})
+    return dataset.model_copy(update={"name": dataset_spec.name, "labels": labels, "size": size, "source": source})
 
 
 def resolve_spec(dataset: Dataset) -> DatasetSpec:
@@ -131,28 +137,28 @@ def resolve_spec(dataset: Dataset) -> DatasetSpec:
         UserError: As ``check``.
     """
     check(dataset)
-    known = spec(dataset.name)
-    size = dataset.size or known.image_size
+    dataset_spec = spec(dataset.name)
+    size = dataset.size or dataset_spec.image_size
     return replace(
-        known,
-        num_classes=dataset.classes or _num_classes(known, dataset.labels),
+        dataset_spec,
+        num_classes=dataset.classes or _num_classes(dataset_spec, dataset.labels),
         image_size=size,
-        crop=known.crop * size // known.image_size,
+        crop=dataset_spec.crop * size // dataset_spec.image_size,
     )
 
 
 def known_train_size(dataset: Dataset) -> int | None:
     """Returns the number of chosen training images that are not held out; None if only the files say it.
 
-    The built-in sets whose number is known have equally many images of each class.
+    The built-in sets whose number is dataset_spec have equally many images of each class.
 
     Raises:
         UserError: There is no such data set.
     """
-    known = spec(dataset.name)
-    size = known.train_size
+    dataset_spec = spec(dataset.name)
+    size = dataset_spec.train_size
     if size is not None and dataset.classes is not None and dataset.name in built_in():
-        size = size * dataset.classes // (_num_classes(known, dataset.labels) or dataset.classes)
+        size = size * dataset.classes // (_num_classes(dataset_spec, dataset.labels) or dataset.classes)
     chosen = min((count for count in (size, dataset.train_images) if count is not None), default=None)
     return None if chosen is None else chosen - (dataset.holdout or 0)
 
@@ -178,10 +184,10 @@ def download(dataset: Dataset, data_dir: Path | None = None) -> None:
         UserError: kd-bench cannot download it: says where to get it; or the folder cannot be written.
         RunFailed: The server cannot be reached, or the files are not the published ones.
     """
-    known = spec(dataset.name)
-    if not known.downloadable:
-        raise UserError(f"{known.name} cannot be downloaded by kd-bench: {known.source}")
-    _module(dataset.name).download(known, resolve_data_dir(data_dir))
+    dataset_spec = spec(dataset.name)
+    if not dataset_spec.downloadable:
+        raise UserError(f"{dataset_spec.name} cannot be downloaded by kd-bench: {dataset_spec.source}")
+    _module(dataset.name).download(dataset_spec, resolve_data_dir(data_dir))
 
 
 def load(dataset: Dataset, data_dir: Path | None = None) -> ArrayDataset:
@@ -217,31 +223,35 @@ def open_dataset(
 
 def _read(dataset: Dataset, pipeline: Pipeline | None, files: Any) -> Any:
     """Returns all images of a data set, an ``ArrayDataset`` or with a pipeline a ``FileDataset``."""
-    known, module = spec(dataset.name), _module(dataset.name)
+    dataset_spec, module = spec(dataset.name), _module(dataset.name)
     return (
-        module.load(known, resolve(dataset), files) if pipeline is None else module.list_files(known, files, pipeline)
+        module.load(dataset_spec, resolve(dataset), files)
+        if pipeline is None
+        else module.list_files(dataset_spec, files, pipeline)
     )
 
 
 def _check_complete(dataset: Dataset, files: Any, images: ArrayDataset | FileDataset) -> None:
-    known, folder = spec(dataset.name), getattr(files, "folder", files)
-    if known.counts is None:
+    dataset_spec, folder = spec(dataset.name), getattr(files, "folder", files)
+    if dataset_spec.counts is None:
         return
     kind = "parquet" if str(files).startswith("parquet") else "folder"
     advice = f"get the whole set, or name these images otherwise, as in dataset: {{name: {kind}, path: {folder}}}"
     for split, count, expected in zip(
-        ("training", "test"), (len(images.train_labels), len(images.test_labels)), known.counts, strict=True
+        ("training", "test"), (len(images.train_labels), len(images.test_labels)), dataset_spec.counts, strict=True
     ):
         if count != expected:
-            raise UserError(f"{folder}: has {count:,} {split} images, but {known.title} has {expected:,}; {advice}")
-    record, size = images.record, dataset.size or known.image_size
-    if not known.digests or record["kind"] != "pixels" or size != known.image_size:
+            raise UserError(
+                f"{folder}: has {count:,} {split} images, but {dataset_spec.title} has {expected:,}; {advice}"
+            )
+    record, size = images.record, dataset.size or dataset_spec.image_size
+    if not dataset_spec.digests or record["kind"] != "pixels" or size != dataset_spec.image_size:
         return
-    expected_digest = known.digests[known.labels.index(dataset.labels) if dataset.labels else 0]
+    expected_digest = dataset_spec.digests[dataset_spec.labels.index(dataset.labels) if dataset.labels else 0]
     if record["digest"] != expected_digest:
         raise UserError(
-            f"{folder}: its images or labels are not those of {known.title}: their digest is {record['digest']}, not "
-            f"{expected_digest}; {advice}"
+            f"{folder}: its images or labels are not those of {dataset_spec.title}: their digest is "
+            f"{record['digest']}, not {expected_digest}; {advice}"
         )
 
 

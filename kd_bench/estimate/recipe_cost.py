@@ -61,11 +61,11 @@ class CohortGroup:
 
     def leave_out(self, trial_ids: Collection[str]) -> None:
         """Removes members, by identity. Cohorts that would have trained them train the others."""
-        kept = [trial.id not in trial_ids for trial in self.trials]
-        self.labels = tuple(compress(self.labels, kept))
-        self.trials = list(compress(self.trials, kept))
-        self.cohorts = [replace(cohort, trials=list(compress(cohort.trials, kept))) for cohort in self.cohorts]
-        self.preparations = [tuple(compress(epochs, kept)) for epochs in self.preparations]
+        is_kept = [trial.id not in trial_ids for trial in self.trials]
+        self.labels = tuple(compress(self.labels, is_kept))
+        self.trials = list(compress(self.trials, is_kept))
+        self.cohorts = [replace(cohort, trials=list(compress(cohort.trials, is_kept))) for cohort in self.cohorts]
+        self.preparations = [tuple(compress(epochs, is_kept)) for epochs in self.preparations]
 
     @property
     def local_epoch(self) -> EpochTime | None:

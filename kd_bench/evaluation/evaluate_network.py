@@ -127,8 +127,8 @@ class NetworkEvaluator:
         """
         torch.set_num_threads(self._threads)
         run = _Run(self, target, None)
-        known = {teacher.id: teacher for teacher in teachers}
-        pairs = {name: run.fidelity(known[name]) for name in earlier.fidelity if name in known}
+        teachers_by_id = {teacher.id: teacher for teacher in teachers}
+        pairs = {name: run.fidelity(teachers_by_id[name]) for name in earlier.fidelity if name in teachers_by_id}
         states = run.corruptions(earlier.corruptions, again=True) if earlier.corruptions else ()
         return earlier.model_copy(
             update={

@@ -101,12 +101,12 @@ def verify_teacher(
 
 def _class_lines(accuracies: tuple[float, ...], names: tuple[str, ...]) -> list[str]:
     """Returns lines with the classes of the lowest and highest accuracy."""
-    known = sorted((value, name) for value, name in zip(accuracies, names, strict=True) if not math.isnan(value))
-    if not known:
+    ranked = sorted((value, name) for value, name in zip(accuracies, names, strict=True) if not math.isnan(value))
+    if not ranked:
         return []
-    shown = min(5, len(known))
+    shown = min(5, len(ranked))
     return [
-        f"  classes: median {known[len(known) // 2][0]:.1f} %",
-        "  worst: " + ", ".join(f"{name} {value:.1f}" for value, name in known[:shown]),
-        "  best: " + ", ".join(f"{name} {value:.1f}" for value, name in known[: -shown - 1 : -1]),
+        f"  classes: median {ranked[len(ranked) // 2][0]:.1f} %",
+        "  worst: " + ", ".join(f"{name} {value:.1f}" for value, name in ranked[:shown]),
+        "  best: " + ", ".join(f"{name} {value:.1f}" for value, name in ranked[: -shown - 1 : -1]),
     ]

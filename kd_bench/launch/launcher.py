@@ -95,9 +95,9 @@ def world_size(devices: int | None, nodes: int | None, launcher: RankEnvironment
             )
         return devices or 1
     started = (("--devices", devices, launcher.local_world_size), ("--nodes", nodes, launcher.nodes))
-    for option, wanted, count in started:
-        if wanted not in (None, count):
-            raise UserError(f"{option} {wanted}: the launcher has started processes for {count}")
+    for option, expected, count in started:
+        if expected not in (None, count):
+            raise UserError(f"{option} {expected}: the launcher has started processes for {count}")
     return launcher.world_size
 
 

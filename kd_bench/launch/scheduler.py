@@ -209,11 +209,11 @@ class Scheduler:
         ``students`` would wait for them for ever. A teacher that is removed a second time has failed.
         """
         cohorts = [*self._waiting, *(cohort for cohort, _ in self._running)]
-        known = {trial.id for cohort in cohorts if cohort.trains_teacher for trial in cohort.trials}
+        planned_teachers = {trial.id for cohort in cohorts if cohort.trains_teacher for trial in cohort.trials}
         awaited = {teacher.id: teacher for cohort in students if (teacher := cohort.teacher) is not None}
         removed = []
         for teacher in awaited.values():
-            if teacher.id in known or teacher.id in self.outcome.failed or self._is_trained(teacher):
+            if teacher.id in planned_teachers or teacher.id in self.outcome.failed or self._is_trained(teacher):
                 continue
             sentence = f"the teacher {teacher.model} was removed from {self.teachers / teacher.id}"
             if teacher.id in self._restored:

@@ -68,8 +68,8 @@ def check_shapes(**arguments: tuple[Tensor, str]) -> None:
         fits = len(shape) >= len(names) if dots else len(shape) == len(names)
         sizes_here = dict(zip(names, shape, strict=False))
         if not fits or any(sizes.get(letter, size) != size for letter, size in sizes_here.items()):
-            known = [f"{letter} = {sizes[letter]}" for letter in names if letter in sizes]
-            with_sizes = f" with {' and '.join(known)}" if known else ""
+            equations = [f"{letter} = {sizes[letter]}" for letter in names if letter in sizes]
+            with_sizes = f" with {' and '.join(equations)}" if equations else ""
             expected, actual = ", ".join(dimensions.split()), ", ".join(map(str, shape))
             raise ValueError(f"{name} should have the shape ({expected}){with_sizes}, not ({actual})")
         sizes |= sizes_here

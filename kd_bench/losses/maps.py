@@ -85,5 +85,5 @@ def unit_vectors(vectors: Tensor, dim: int = -1) -> Tensor:
     """
     vectors = at_least_float32(vectors)
     norms = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    known = norms > torch.finfo(norms.dtype).tiny ** 0.5
-    return vectors * torch.where(known, 1 / torch.where(known, norms, 1), 0)
+    is_positive = norms > torch.finfo(norms.dtype).tiny ** 0.5
+    return vectors * torch.where(is_positive, 1 / torch.where(is_positive, norms, 1), 0)

@@ -103,9 +103,9 @@ def instance_problem(method: Method) -> str | None:
         return SUPER_FIRST
     if not isinstance(method.needs, Needs):
         return f"needs should be what kd_bench.types.Needs returns, e.g. {_EXAMPLE} (it is {method.needs!r:.60})"
-    known = get_args(TeacherBatchNorm)
-    if method.teacher_batch_norm not in known:
-        return f"teacher_batch_norm should be {' or '.join(map(repr, known))} (it is {method.teacher_batch_norm!r:.60})"
+    modes = get_args(TeacherBatchNorm)
+    if method.teacher_batch_norm not in modes:
+        return f"teacher_batch_norm should be {' or '.join(map(repr, modes))} (it is {method.teacher_batch_norm!r:.60})"
     head: Any = method.inference_head
     if not (head is None or isinstance(head, nn.Module)):
         return f"inference_head should be a torch.nn.Module or None (it is {head!r:.60})"

@@ -132,11 +132,11 @@ def check(name: str, hyperparameters: Mapping[str, Any], context: str = "") -> d
         UserError: If a name is unknown, or a value has the wrong type, is out of range, or is missing.
     """
     info, subject = describe(name, context), f"{prefix(context)}{name}"
-    known = [parameter.name for parameter in info.parameters]
+    names = [parameter.name for parameter in info.parameters]
     for key in hyperparameters:
-        if key not in known:
-            near = nearest(str(key), [*known, *_logit_settings.combinable(info)])
-            choices = f"there are: {', '.join(known)}" if known else "it has none"
+        if key not in names:
+            near = nearest(str(key), [*names, *_logit_settings.combinable(info)])
+            choices = f"there are: {', '.join(names)}" if names else "it has none"
             hint = f"did you mean {near!r}?" if near else choices
             raise UserError(f"{subject} has no hyper-parameter {key!r}; {hint}")
     resolved = {}
@@ -327,9 +327,9 @@ def _problem(source: Definition) -> str | None:
             return f"the type of hyper-parameter {parameter.name!r}, {parameter.annotation or 'not given'}, {error}"
     if source.attributes.get("family", "logits") not in ("logits", "features", "baseline", "adversarial"):
         return f"family = {source.attributes['family']!r} should be 'logits', 'features', 'baseline' or 'adversarial'"
-    known = [parameter.name for parameter in source.parameters if parameter.default is not REQUIRED]
+    with_defaults = [parameter.name for parameter in source.parameters if parameter.default is not REQUIRED]
     added = source.attributes.get("added_hyperparameters", ())
-    if not (isinstance(added, tuple) and all(name in known for name in added)):
+    if not (isinstance(added, tuple) and all(name in with_defaults for name in added)):
         return f"added_hyperparameters = {added!r} should be a tuple of names of hyper-parameters with defaults"
     for key in ("needs_teacher", *_SWITCHES):
         if not isinstance(source.attributes.get(key, True), bool):

@@ -110,7 +110,7 @@ class CRD(Method):
         If embeddings of the same micro-batch are already there, the step runs a second time, because its recording on a
         GPU failed. The earlier embeddings are dropped, because a recording computes no values.
         """
-        if any(images.data_ptr() == kept.data_ptr() for kept, _, _ in self._step_embeddings):
+        if any(images.data_ptr() == step_images.data_ptr() for step_images, _, _ in self._step_embeddings):
             self._step_embeddings.clear()
         self._step_embeddings.append((images, student_embedding, teacher_embedding))
 

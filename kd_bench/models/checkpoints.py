@@ -161,7 +161,7 @@ def _pickle_bytes(path: Path) -> bytes:
 
 def _foreign_names(content: bytes) -> Iterator[str]:
     """Yields the names that a pickle would call, except torch's and replaced ones; it is disassembled, not executed."""
-    known = {name for _, name in _STAND_INS}
+    replaced = {name for _, name in _STAND_INS}
     stream = io.BytesIO(content)
     pushed = ["", ""]  # the last two strings: a module and a name
     with contextlib.suppress(Exception):  # at the end of the pickles, or at the first invalid byte
@@ -176,5 +176,5 @@ def _foreign_names(content: bytes) -> Iterator[str]:
                     memo[len(memo)] = pushed[1]
                 elif opcode.name in {"GLOBAL", "STACK_GLOBAL"}:
                     name = str(argument).replace(" ", ".") if opcode.name == "GLOBAL" else ".".join(pushed)
-                    if name not in known and name.partition(".")[0] not in {"torch", "collections", "_codecs"}:
+                    if name not in replaced and name.partition(".")[0] not in {"torch", "collections", "_codecs"}:
                         yield name

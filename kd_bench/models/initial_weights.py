@@ -57,8 +57,8 @@ def _create_plugin(
     network = registry.create(model, num_classes, image_size, **kwargs)
     names = classifier_names(network)
     new = {key: value for key, value in network.state_dict().items() if is_under(names, key)}
-    kept = {key: value for key, value in state.items() if not is_under(names, key)}
-    weights.load_into(network, kept | new, file, model)
+    from_file = {key: value for key, value in state.items() if not is_under(names, key)}
+    weights.load_into(network, from_file | new, file, model)
     return network
 
 

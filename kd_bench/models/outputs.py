@@ -195,8 +195,8 @@ def _maps_of_classifier(
 def _timm_method(network: Any, name: str, needs: frozenset[Output]) -> Callable[..., Tensor]:
     """Returns a method of timm's interface, or raises the error for a network without it."""
     if not hasattr(network, name):
-        known: tuple[Output, ...] = ("stages", "preacts", "pooled", "features", "class_maps")
-        output = next(output for output in known if output in needs)
+        outputs: tuple[Output, ...] = ("stages", "preacts", "pooled", "features", "class_maps")
+        output = next(output for output in outputs if output in needs)
         raise missing_output(network, output, f"it has no {name}, a function of timm's networks")
     method: Callable[..., Tensor] = getattr(network, name)
     return method

@@ -178,17 +178,17 @@ def load_overlay(model: str, dataset: str | None = None) -> dict[str, Any] | Non
     from kd_bench.models import registry, weights
 
     matching = [card for card in cards.load_all("teachers", dataset) if card.model == model]
-    known = [card for card in matching if card.weights or card.timm]
-    if not known:
+    with_weights = [card for card in matching if card.weights or card.timm]
+    if not with_weights:
         return None
-    if len(known) > 1:
-        datasets = ", ".join(repr(card.dataset) for card in known)
+    if len(with_weights) > 1:
+        datasets = ", ".join(repr(card.dataset) for card in with_weights)
         raise UserError(
             f"model {model}: pretrained=True, but weights for several data sets are known ({datasets}); choose one, as "
-            f"in kd_bench.create_model({model!r}, ..., dataset={known[0].dataset!r})"
+            f"in kd_bench.create_model({model!r}, ..., dataset={with_weights[0].dataset!r})"
         )
-    path = fetch(known[0]).path
-    state = weights.read(path, _key_of(known[0])).state
+    path = fetch(with_weights[0]).path
+    state = weights.read(path, _key_of(with_weights[0])).state
     with torch.random.fork_rng(devices=[]):  # whoever creates the network draws the same numbers with and without
         classes = weights.num_classes(state, registry.create(model, 1))
         network = registry.create(model, classes or 1)

@@ -65,8 +65,8 @@ def check_head(head: nn.Module, features: tuple[int, ...] | None, num_classes: i
         else:
             reason = "" if shape == (1, num_classes) else f"it returns {shape} for one image"
     if reason:
-        wanted = f"map {('B', *features)} to logits, {('B', num_classes)}".replace("'", "")
-        raise UserError(f"{method}: its inference_head should {wanted} ({reason})")
+        expected = f"map {('B', *features)} to logits, {('B', num_classes)}".replace("'", "")
+        raise UserError(f"{method}: its inference_head should {expected} ({reason})")
 
 
 def has_head(state: Mapping[str, Tensor]) -> bool:

@@ -81,8 +81,8 @@ def _last_block(network: nn.Module) -> nn.Module | None:
         for match in filter(None, (re.match(pattern, name) for name in names)):
             numbers[match[0].rstrip(".")] = tuple(int(group) for group in match.groups() if group and group.isdigit())
     modules = dict(network.named_modules())
-    known = {name: number for name, number in numbers.items() if number and name in modules}
-    return modules[max(known, key=lambda name: known[name])] if known else None
+    numbered = {name: number for name, number in numbers.items() if number and name in modules}
+    return modules[max(numbered, key=lambda name: numbered[name])] if numbered else None
 
 
 def _block_patterns(network: nn.Module) -> Iterator[str]:

@@ -250,6 +250,6 @@ def _call_text(name: str, arguments: Mapping[str, Any]) -> str:
     """Returns the call as Python text, without the arguments that are None or empty."""
     empty = (type(None), list, tuple)
     values = {key: plain(value) for key, value in arguments.items() if not isinstance(value, empty) or value}
-    given = ", ".join(f"{key}={value!r}" for key, value in values.items())
-    text = f"kd_bench.{name}({given})"
+    arguments_text = ", ".join(f"{key}={value!r}" for key, value in values.items())
+    text = f"kd_bench.{name}({arguments_text})"
     return text if len(text) <= _CALL_LENGTH else f"{text[: _CALL_LENGTH - 4]}...)"

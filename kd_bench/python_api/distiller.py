@@ -313,11 +313,11 @@ def _parameters(method: type[Method]) -> dict[str, Any]:
 
 def _with_defaults(method: type[Method], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all hyper-parameters of a class; their values are not checked, because they have no declared bounds."""
-    known = _parameters(method)
+    defaults = _parameters(method)
     for key in hyperparameters:
-        if key not in known:
-            raise unknown("hyper-parameter", key, known, method.__name__)
-    resolved = known | dict(hyperparameters)
+        if key not in defaults:
+            raise unknown("hyper-parameter", key, defaults, method.__name__)
+    resolved = defaults | dict(hyperparameters)
     for key, value in resolved.items():
         if value is inspect.Parameter.empty:
             raise UserError(f"{method.__name__} needs a value for {key!r}")

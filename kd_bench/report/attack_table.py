@@ -187,7 +187,7 @@ def summarise_attacks(
         teacher = teacher_name(cell)
         networks = f"{teacher} → {cell.student}" if teacher else cell.student
         tables.setdefault((f"{networks} on {cell.dataset}", evaluation.attack.id), []).append((cell, evaluation))
-    made = []
+    attack_tables = []
     for (heading, _), of_table in tables.items():
         cells, _ = find_cells((trial.label, trial.teacher_seed, trial.seed) for trial, _ in of_table)
         by_label: dict[str, dict[Cell, Evaluation]] = {}
@@ -195,8 +195,8 @@ def summarise_attacks(
             by_label.setdefault(trial.label, {})[cell_of] = evaluation
         alone = {trial.label for trial, _ in of_table if trial.method == ALONE}
         excluded = {label for label in by_label if (heading, label) in incomparable}
-        made.append(_attack_table(heading, by_label, baseline, alone, excluded))
-    return made
+        attack_tables.append(_attack_table(heading, by_label, baseline, alone, excluded))
+    return attack_tables
 
 
 def _attack_table(

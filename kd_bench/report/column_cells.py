@@ -144,16 +144,16 @@ class _Reader:
         """Returns the number of a row's trials, and the values of each trial that has some, by column."""
         teachers = self._teachers_of(pair)
         if row.kind == "teacher":
-            ids = list(dict.fromkeys(name for names_ in teachers.values() for name in names_))
+            ids = list(dict.fromkeys(teacher_id for teacher_ids in teachers.values() for teacher_id in teacher_ids))
             of_trials: Mapping[str, list[str]] = {name: [] for name in ids}
         else:
             of_trials = {trial: teachers[trial] for trial in row.trials}
         cells = dict(zip(row.trials, row.cells, strict=False))
         values_by_column: dict[str, list[list[Value]]] = {name: [] for name in names}
-        for trial, known in of_trials.items():
+        for trial, teacher_ids in of_trials.items():
             evaluation = self._read(trial)
             for name, values in values_by_column.items():
-                of_trial = _values(name, self._folders[trial], evaluation, known)
+                of_trial = _values(name, self._folders[trial], evaluation, teacher_ids)
                 values.append([value._replace(cell=cells.get(trial)) for value in of_trial])
         return len(of_trials), {name: [item for item in values if item] for name, values in values_by_column.items()}
 
@@ -162,12 +162,12 @@ class _Reader:
 
         The student alone is in several pairs. If their teachers have one name, they are those of the pair's methods.
         """
-        known = {trial: self._teachers.get((pair.teacher, trial), []) for row in pair.rows for trial in row.trials}
+        teachers = {trial: self._teachers.get((pair.teacher, trial), []) for row in pair.rows for trial in row.trials}
         methods = {trial for row in pair.rows if row.kind == "method" for trial in row.trials}
-        of_methods = {name for trial in methods for name in known[trial]}
+        of_methods = {name for trial in methods for name in teachers[trial]}
         return {
             trial: names if len(names) == 1 else [name for name in names if name in of_methods]
-            for trial, names in known.items()
+            for trial, names in teachers.items()
         }
 
     def _read_once(self, trial: str) -> Evaluation | None:
@@ -204,8 +204,8 @@ def _cell(trials: Sequence[Sequence[Value]], of: int, usual: str | None) -> Colu
     return ColumnCell(mean, of, protocol, protocol != usual, others)
 
 
-def _first(values: Iterable[Value], wanted: Callable[[Value], bool]) -> list[Value]:
-    return [value for value in values if wanted(value)][:1]
+def _first(values: Iterable[Value], condition: Callable[[Value], bool]) -> list[Value]:
+    return [value for value in values if condition(value)][:1]
 
 
 def _notes(summary: Summary, shown: Sequence[str], usual: Mapping[str, Mapping[str, str]]) -> Iterator[str]:

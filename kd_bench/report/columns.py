@@ -101,8 +101,8 @@ def _calibration(read: Callable[[Errors], float], scaled: bool) -> Callable[[Eva
 
 def _fidelity(read: Callable[[Fidelity], float | None]) -> Callable[[Evaluation, Iterable[str]], list[Value]]:
     def values(evaluation: Evaluation, teachers: Iterable[str]) -> list[Value]:
-        known = (evaluation.fidelity[name] for name in teachers if name in evaluation.fidelity)
-        pairs = ((read(fidelity), fidelity) for fidelity in known)
+        fidelities = (evaluation.fidelity[name] for name in teachers if name in evaluation.fidelity)
+        pairs = ((read(fidelity), fidelity) for fidelity in fidelities)
         return [Value(value, evaluation.describe_images(item.images)) for value, item in pairs if value is not None]
 
     return values

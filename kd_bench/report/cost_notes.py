@@ -19,11 +19,11 @@ def cost_notes(frame: pd.DataFrame) -> Iterator[str]:
     has_more = (frame["parameters"] > frame["kept_parameters"]).fillna(False)
     done = frame[(frame["status"] == "done") & has_more & (frame["kept_parameters"] > 0).fillna(False)]
     for label, trials in done.groupby("label", sort=False):
-        kept = trials["kept_parameters"].astype("int64")
-        shares = 100 * kept / (trials["parameters"].astype("int64") - kept)
+        counts = trials["kept_parameters"].astype("int64")
+        shares = 100 * counts / (trials["parameters"].astype("int64") - counts)
         yield (
             f"Larger students: {label} keeps layers at inference, in place of the classifier: "
-            f"{_range([f'{count:+,}' for count in sorted(set(kept))])} parameters "
+            f"{_range([f'{count:+,}' for count in sorted(set(counts))])} parameters "
             f"({_range([f'{share:.1f}' for share in sorted(set(shares))])} % of the student's others)."
         )
     second = frame["protocol"].map(_has_second_view)

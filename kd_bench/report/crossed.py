@@ -107,13 +107,13 @@ class Crossing:
         seeds. With a single teacher or seed it is the variance of the mean over the others.
         """
         squares = ((self.teacher_square, self.freedom.teacher), (self.seed_square, self.freedom.seed))
-        known = [(square, freedom) for square, freedom in squares if square is not None]
-        if not known:
+        estimated = [(square, freedom) for square, freedom in squares if square is not None]
+        if not estimated:
             return None
-        total = sum(square for square, _ in known)
+        total = sum(square for square, _ in estimated)
         if total == 0:
-            return 0.0, known[0][1]
-        freedom = total**2 / sum(square**2 / freedom for square, freedom in known)
+            return 0.0, estimated[0][1]
+        freedom = total**2 / sum(square**2 / freedom for square, freedom in estimated)
         return total / (self.teachers * self.seeds), freedom
 
     def interval(self, confidence: float) -> tuple[float, float] | None:

@@ -128,8 +128,8 @@ def _measured(subject: CardSubject) -> Iterator[tuple[str, str]]:
         top1 = result.get("teacher_top1")
         yield "teacher", f"{_inline(trial.teacher.model)}, {f'{top1:.2f} %' if top1 is not None else 'not measured'}"
     if result.get("parameters") is not None:
-        kept = result.get("kept_parameters")
-        of_method = f", of which {kept:,} in layers of {_inline(trial.method.name)}" if kept else ""
+        of_layers = result.get("kept_parameters")
+        of_method = f", of which {of_layers:,} in layers of {_inline(trial.method.name)}" if of_layers else ""
         yield "parameters", f"{result['parameters']:,}{of_method}"
     yield "images", _inline(f"{trial.dataset.title}: {subject.dataset}")
 

@@ -234,7 +234,7 @@ class _PageBuilder:
 
     def _corruptions(self, pair: PairTable) -> Iterator[dict[str, Any]]:
         """Yields the heat map of the rows that were evaluated on corrupted images, if there are any."""
-        heat_rows = [(row, known) for row in pair.rows if (known := corruption_plot.values_of(row)) is not None]
+        heat_rows = [(row, values) for row in pair.rows if (values := corruption_plot.values_of(row)) is not None]
         lines = [corruption_plot.HeatMapLine(self._mark(pair, row), values) for row, (values, _) in heat_rows]
         plot = corruption_plot.heat_map(self.attributes(pair)["title"], lines)
         if plot is not None:

@@ -55,8 +55,8 @@ class Confusion:
 
 def names_of(details: Sequence[TrialDetails], classes: int) -> tuple[str, ...]:
     """Returns the names of the classes that the trials recorded, otherwise ``class 0``, ``class 1``, and so on."""
-    known = (trial.class_names for trial in details if len(trial.class_names) == classes)
-    return next(known, tuple(f"class {index}" for index in range(classes)))
+    named = (trial.class_names for trial in details if len(trial.class_names) == classes)
+    return next(named, tuple(f"class {index}" for index in range(classes)))
 
 
 def class_table(rows: Sequence[tuple[SummaryRow, Sequence[TrialDetails]]]) -> ClassTable | None:
@@ -134,11 +134,11 @@ def changes(
             points[index, name] = [
                 value - of_baseline for value, of_baseline in values if value is not None and of_baseline is not None
             ]
-        known = {key: statistics.fmean(values) for key, values in points.items() if values}
-        if known:
-            yield row, list(known.values()), tuple(name for _, name in known)
+        means = {key: statistics.fmean(values) for key, values in points.items() if values}
+        if means:
+            yield row, list(means.values()), tuple(name for _, name in means)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if present else None

@@ -301,9 +301,9 @@ def _reasons(row: _Row, numbers: PublishedNumbers, number: PublishedNumber, publ
     reasons = list(differences(row.settings, protocol))
     if kind == "student":
         return reasons
-    wanted = {name: value for name, value in published.items() if name not in (*_ROW_KEYS, *_METHOD_SETTINGS)}
+    settings = {name: value for name, value in published.items() if name not in (*_ROW_KEYS, *_METHOD_SETTINGS)}
     hyperparameters = cell.trial.method.hyperparameters
-    reasons += differences({name: hyperparameters.get(name) for name in wanted}, wanted)
+    reasons += differences({name: hyperparameters.get(name) for name in settings}, settings)
     return list(dict.fromkeys(reasons + _teacher_differences(row, numbers, measured=row.teacher_top1)))
 
 
@@ -319,11 +319,11 @@ def _settings(trial: Trial) -> dict[str, Any]:
 def _protocol(numbers: PublishedNumbers, model: str, source: str | None = None) -> dict[str, Any]:
     """The protocol of a network's training; with a source, of that source's."""
     file = numbers.file
-    wanted = merge(file.protocol, (file.sources[source].protocol or {}) if source else {})
+    protocol = merge(file.protocol, (file.sources[source].protocol or {}) if source else {})
     rate = file.learning_rates.get(model.removeprefix(file.prefix))
     if rate:
-        wanted["optimizer"] = {**(wanted.get("optimizer") or {}), "lr": rate}
-    return wanted
+        protocol["optimizer"] = {**(protocol.get("optimizer") or {}), "lr": rate}
+    return protocol
 
 
 def _teachers(files: Sequence[PublishedNumbers]) -> dict[tuple[str, str], float]:

@@ -253,8 +253,8 @@ def _top1_by_cell(trials: pd.DataFrame) -> dict[Cell, float]:
 
 def _estimate(cells: Iterable[Cell], values: pd.Series[float]) -> MeanAndStd | None:
     """Mean and standard deviation of the values that are there, of one trial a cell."""
-    known = {cell: value for cell, value in zip(cells, values.tolist(), strict=True) if not math.isnan(value)}
-    return estimate_cells(known)
+    present = {cell: value for cell, value in zip(cells, values.tolist(), strict=True) if not math.isnan(value)}
+    return estimate_cells(present)
 
 
 def _layout(top1: MeanAndStd | None, crossed: bool) -> str:

@@ -24,13 +24,13 @@ class Scale:
         low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, wanted: int = 5) -> list[float]:
-        """Returns round values for labels, approximately as many as wanted."""
+    def ticks(self, number: int = 5) -> list[float]:
+        """Returns round values for labels, approximately as many as number."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             values = [factor * 10.0**power for power in decades for factor in (1, 2, 5)]
             return [value for value in values if self.low <= value <= self.high]
-        raw = (self.high - self.low) / wanted
+        raw = (self.high - self.low) / number
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
         first = math.ceil(self.low / step - 1e-9)
@@ -66,13 +66,13 @@ def path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{px(x)} {px(y)}" for x, y in points) if points else ""
 
 
-def y_grid(x: Scale, y: Scale, wanted: int = 5) -> Markup:
+def y_grid(x: Scale, y: Scale, number: int = 5) -> Markup:
     """Returns horizontal grid lines with labels."""
     return Markup("").join(
         Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="tick" x="{}" y="{}" '
                'text-anchor="end">{}</text>').format(
             px(x.start), px(x.end), px(y(value)), px(y(value)), px(x.start - 6), px(y(value) + 4), short(value))
-        for value in y.ticks(wanted)
+        for value in y.ticks(number)
     )  # fmt: skip
 
 

@@ -125,12 +125,12 @@ def training_command(
         crossed: Whether the recipe has several teachers of one name.
         trials, overrides: Number of seeds, and settings, that replace the recipe's.
     """
-    wanted = {"method": cell.label, "student": cell.student, "seed": str(cell.seed)}
+    conditions = {"method": cell.label, "student": cell.student, "seed": str(cell.seed)}
     if cell.teacher != "-":
-        wanted["teacher"] = cell.teacher
+        conditions["teacher"] = cell.teacher
     if crossed and cell.teacher_seed is not None:
-        wanted["teacher_seed"] = str(cell.teacher_seed)
-    only = " ".join(f"--only {shlex.quote(f'{key}={value}')}" for key, value in wanted.items())
+        conditions["teacher_seed"] = str(cell.teacher_seed)
+    only = " ".join(f"--only {shlex.quote(f'{key}={value}')}" for key, value in conditions.items())
     options = [f"--method {shlex.quote(method)}" for method in methods]
     options += [f"--trials {trials}"] * (trials is not None)
     options += [f"--set {shlex.quote(text)}" for text in overrides]

@@ -73,8 +73,8 @@ class EvaluationRecord:
             self.provenance = dict(content["about"])
         except (KeyError, TypeError, ValueError, AttributeError):
             raise _damaged(self.path) from None
-        known = {CORRECT, WRONG, PENDING}
-        if any(len(flags) != len(self.index) or set(flags) - known for flags in self.flags.values()):
+        states = {CORRECT, WRONG, PENDING}
+        if any(len(flags) != len(self.index) or set(flags) - states for flags in self.flags.values()):
             raise _damaged(self.path)
         return True
 

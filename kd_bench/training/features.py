@@ -46,11 +46,11 @@ class FeatureFile(LogitCache):
         """
         if self._file is None:  # the disk is full
             return compute()
-        values, known = self._read(rows)
-        if known.all():
+        values, is_written = self._read(rows)
+        if is_written.all():
             return torch.from_numpy(values)
         computed = compute()
-        self._write(rows[~known], computed.numpy()[~known])
+        self._write(rows[~is_written], computed.numpy()[~is_written])
         return computed
 
 

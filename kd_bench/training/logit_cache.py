@@ -92,16 +92,16 @@ class LogitCache:
         if len(views) != self.batch_size or self._file is None:
             return compute(images)
         rows = views.numpy()
-        logits, known = self._read(rows)
+        logits, is_written = self._read(rows)
         computed = 0
-        if not known.all():
-            missing = np.flatnonzero(~known)
+        if not is_written.all():
+            missing = np.flatnonzero(~is_written)
             sizes = self._find_exact_sizes(images, compute)
             if not sizes:
                 return compute(images)
             computed = next(size for size in sizes if size >= len(missing))
             chosen = missing if computed < self.batch_size else np.arange(self.batch_size)
-            padded = np.concatenate([chosen, np.flatnonzero(known)[: computed - len(chosen)]])
+            padded = np.concatenate([chosen, np.flatnonzero(is_written)[: computed - len(chosen)]])
             whole = computed == self.batch_size
             chosen_images = images if whole else images[torch.from_numpy(padded).to(images.device)]
             logits[chosen] = compute(chosen_images)[: len(chosen)].cpu().numpy()
@@ -118,8 +118,8 @@ class LogitCache:
         """
         if len(views) == self.batch_size and self._file is not None and self._find_exact_sizes(images, compute):
             rows = views.numpy()
-            _, known = self._read(rows)
-            self._write(rows[~known], logits.cpu().numpy()[~known])
+            _, is_written = self._read(rows)
+            self._write(rows[~is_written], logits.cpu().numpy()[~is_written])
 
     def cached_seconds(self) -> float:
         """Returns the seconds that the teacher would have needed for the cached logits read since the last call."""

@@ -111,8 +111,8 @@ class Calibration(KeptContent):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        wanted = {None: 0, "held-out images": 1, "cross-fitted": 2}[self.fitted_on]
-        if len(self.temperatures) != wanted or (self.scaled is None) != (self.fitted_on is None):
+        expected = {None: 0, "held-out images": 1, "cross-fitted": 2}[self.fitted_on]
+        if len(self.temperatures) != expected or (self.scaled is None) != (self.fitted_on is None):
             raise ValueError(f"temperatures and scaled do not fit fitted_on, which is {self.fitted_on!r}")
         return self
 

@@ -126,9 +126,12 @@ class TrialFolder:
         The file name has the content's hash, to detect damage.
         """
         new = self._write_state(f"epoch-{epoch:06d}", content)
-        kept = {epoch, *sorted({other for other, _ in self._checkpoints() if other < epoch})[1 - KEPT_CHECKPOINTS :]}
+        kept_epochs = {
+            epoch,
+            *sorted({other for other, _ in self._checkpoints() if other < epoch})[1 - KEPT_CHECKPOINTS :],
+        }
         for other, path in self._checkpoints():
-            if other not in kept or (other == epoch and path != new):
+            if other not in kept_epochs or (other == epoch and path != new):
                 path.unlink(missing_ok=True)
         for path in new.parent.glob("within-*.pt"):  # of an epoch that is over
             path.unlink(missing_ok=True)

@@ -115,9 +115,9 @@ def _check(columns: Mapping[str, tuple[Value, ...]], rows: int) -> None:
     for name, values in columns.items():
         if not name.endswith(("top1", "top5")):
             continue
-        known = [value for value in values if value is not None and not math.isnan(value)]
-        if name == "top1" and len(known) < rows:
+        numbers = [value for value in values if value is not None and not math.isnan(value)]
+        if name == "top1" and len(numbers) < rows:
             raise BadFile("is damaged: top1 is missing in an epoch")
-        if known and not 0 <= min(known) <= max(known) <= 100:
-            value = min(known) if min(known) < 0 else max(known)
+        if numbers and not 0 <= min(numbers) <= max(numbers) <= 100:
+            value = min(numbers) if min(numbers) < 0 else max(numbers)
             raise BadFile(f"is damaged: it has {name} = {value}, which is no percentage")

@@ -74,12 +74,12 @@ def plan_from_results(
     planned, reasons = plan_with_placeholders(recipe, context, only, data)
     if not reasons:
         return planned
-    known = list(_read_settings(out / TEACHERS))
+    trained = list(_read_settings(out / TEACHERS))
     teachers: dict[str, Trial | PretrainedTeacher] = {}
     for teacher in (cell.taught_by for cell in planned):
         if teacher is None or not _has_unknown_weights(teacher):
             continue
-        matching = [other for other in known if _description(other) == _description(teacher)]
+        matching = [other for other in trained if _description(other) == _description(teacher)]
         if len(matching) != 1:
             number = "several teachers" if matching else "no teacher"
             raise UserError(f"{'; '.join(reasons)}; {out / TEACHERS} has {number} of this kind")
@@ -105,8 +105,8 @@ def fill_image_checksums(recipe: Recipe, context: str, checksum: Callable[[str],
         filled = {key: fill(inner) for key, inner in value.items()}
         images = filled.get("generated")
         if isinstance(images, dict) and "path" in images and images.get("sha256") is None:
-            known = checksum(images["path"])
-            filled["generated"] = images if known is None else {**images, "sha256": known}
+            digest = checksum(images["path"])
+            filled["generated"] = images if digest is None else {**images, "sha256": digest}
         return filled
 
     content = recipe.model_dump(mode="json")
@@ -130,16 +130,16 @@ def without_missing_images(recipe: Recipe, context: str, data: Path | None) -> t
 
 def _with_images_of_results(recipe: Recipe, context: str, folder: Path, data: Path | None) -> Recipe:
     """Returns the recipe with checksums of generated images that are missing here, from the trials in a folder."""
-    known: dict[str, set[str]] = {}
+    digests: dict[str, set[str]] = {}
 
     def checksum(path: str) -> str | None:
         if is_file(datasets.resolve_data_dir(data) / path):
             return None  # the plan reads it
-        for trial in () if known else _read_settings(folder):
+        for trial in () if digests else _read_settings(folder):
             images = trial.adversarial.generated if isinstance(trial, Trial) and trial.adversarial else None
             if images is not None and images.sha256 is not None:
-                known.setdefault(images.path, set()).add(images.sha256)
-        checksums = known.get(path, set())
+                digests.setdefault(images.path, set()).add(images.sha256)
+        checksums = digests.get(path, set())
         return next(iter(checksums)) if len(checksums) == 1 else None
 
     return fill_image_checksums(recipe, context, checksum)

@@ -57,10 +57,10 @@ def _keep_earlier(file: Path, planned: set[str]) -> str | None:
     others = sum((file.parent / name).is_dir() for name in trials - planned)
     if not others:
         return None
-    kept = file.with_name(f"recipe-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml")
-    write_atomic(kept, text)
+    copy = file.with_name(f"recipe-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml")
+    write_atomic(copy, text)
     count = "1 trial that is" if others == 1 else f"{others} trials that are"
-    command = f"kd-bench table {shlex.quote(str(kept))} --out {shlex.quote(str(file.parent.parent))}"
+    command = f"kd-bench table {shlex.quote(str(copy))} --out {shlex.quote(str(file.parent.parent))}"
     return (
         f"this replaces the recipe of an earlier comparison with this name, which has {count} not in this "
         f"one; to show it: {command}"

@@ -194,8 +194,8 @@ class TrialResultWriter(ResultWriter):
         seconds = sum(row["seconds"] for row in member.history)
         before = sum(row["seconds"] for row in member.preparation.history)
         epochs = member.epochs_done
-        kept = _parameter_count(member.deployed)
-        of_head = 0 if member.method.inference_head is None else kept - _parameter_count(member.network)
+        parameters = _parameter_count(member.deployed)
+        of_head = 0 if member.method.inference_head is None else parameters - _parameter_count(member.network)
         return {
             "epochs": epochs,
             "seconds": seconds + before,
@@ -203,7 +203,7 @@ class TrialResultWriter(ResultWriter):
             **({"kept_parameters": of_head} if of_head else {}),
             "seconds_per_epoch": seconds / epochs if epochs else None,
             "images_per_second": self._train_images * epochs / seconds if seconds else None,
-            "parameters": kept,
+            "parameters": parameters,
             "method_parameters": _parameter_count(member.method) - of_head,
             "cohort": max((row["members"] for row in member.history), default=1),
             "peak_memory_bytes": peak_memory(next(member.network.parameters()).device),

@@ -73,26 +73,28 @@ def search_space(
     """
     info = methods.describe(method, context)
     kinds = {parameter.name: resolve(parameter.annotation) for parameter in info.parameters}
-    known = [name for name, value in values.items() if isinstance(value, float) and value > 0]
+    searchable = [name for name, value in values.items() if isinstance(value, float) and value > 0]
     for name, bounds in ranges.items():
-        if name in values and name not in known:  # e.g. a number of epochs, a word, or a weight of 0
+        if name in values and name not in searchable:  # e.g. a number of epochs, a word, or a weight of 0
             raise UserError(
                 f"--search {name}: {context} has {name} {values[name]!r}, and only positive numbers that need not be "
-                f"whole can be searched; there are: {', '.join([*known, LEARNING_RATE])}"
+                f"whole can be searched; there are: {', '.join([*searchable, LEARNING_RATE])}"
             )
-        if name != LEARNING_RATE and name not in known:
-            raise unknown(f"number among the hyper-parameters of {method}", name, [*known, LEARNING_RATE], "--search")
-        for bound in bounds if name in known else ():
+        if name != LEARNING_RATE and name not in searchable:
+            raise unknown(
+                f"number among the hyper-parameters of {method}", name, [*searchable, LEARNING_RATE], "--search"
+            )
+        for bound in bounds if name in searchable else ():
             try:
                 coerce(kinds[name], bound)
             except ValueError as error:
                 raise UserError(f"--search {name}: {error}") from None
-    default_ranges = {name: search_range(kinds[name], values[name]) for name in known}
+    default_ranges = {name: search_range(kinds[name], values[name]) for name in searchable}
     chosen = {name: bounds for name, bounds in default_ranges.items() if bounds is not None} | dict(ranges)
     if not chosen:
         raise UserError(
             f"{context}: {info.name} has no hyper-parameter with a range to search; give a range for one of "
-            f"{', '.join([*known, LEARNING_RATE])}, e.g. --search lr=0.01..0.2"
+            f"{', '.join([*searchable, LEARNING_RATE])}, e.g. --search lr=0.01..0.2"
         )
     start = {name: lr if name == LEARNING_RATE else float(values[name]) for name in chosen}
     widened = {name: (min(low, start[name]), max(high, start[name])) for name, (low, high) in chosen.items()}

@@ -192,8 +192,8 @@ def _extract(archive: Path, member: str, to: Path) -> None:
             if entry is None or source is None:
                 names = list(filter(None, map(_name, tar)))
                 hint = nearest(member, names)
-                known = f"there is {hint!r}" if hint else f"there are: {', '.join(map(repr, names[:8]))}"
-                raise RunFailed(f"the archive has no file {member!r}; {known}")
+                choices = f"there is {hint!r}" if hint else f"there are: {', '.join(map(repr, names[:8]))}"
+                raise RunFailed(f"the archive has no file {member!r}; {choices}")
             if entry.size > (free := shutil.disk_usage(to.parent).free):
                 raise UserError(f"{to.parent}: {member} has {entry.size:,} bytes, and {free:,} are free")
             with open(to, "wb") as target:

@@ -121,8 +121,8 @@ def read(
             row = 0
             for batch in _batches(file, table, columns):
                 end = start + len(batch)
-                for kind, (column, known) in enumerate(zip(labels, names, strict=True)):
-                    targets[start:end, kind] = _targets(file, row, batch.column(column), column, len(known))
+                for kind, (column, classes) in enumerate(zip(labels, names, strict=True)):
+                    targets[start:end, kind] = _targets(file, row, batch.column(column), column, len(classes))
                 encoded = batch.column(columns[0])
                 if pa.types.is_struct(encoded.type):
                     encoded = encoded.field("bytes")
