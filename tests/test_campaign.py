@@ -44,31 +44,31 @@ def weights_of(out: Path) -> dict[str, str]:
 def test_a_stopped_piece_goes_on_elsewhere_with_the_same_bits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here, there, whole, parts = (tmp_path / name for name in ("here", "there", "whole", "parts"))
-    handler, stopper = signal.getsignal(signal.SIGTERM), stop_after_an_epoch(here)
-    assert campaign.main(["--out", str(here), "--pack", str(parts), *TINY], STEPS) == 0
+    stopped_out, resumed_out, whole, parts = (tmp_path / name for name in ("here", "there", "whole", "parts"))
+    handler, stopper = signal.getsignal(signal.SIGTERM), stop_after_an_epoch(stopped_out)
+    assert campaign.main(["--out", str(stopped_out), "--pack", str(parts), *TINY], STEPS) == 0
     stopper.join()
     assert signal.getsignal(signal.SIGTERM) is handler
     text = capsys.readouterr().out
     assert "campaign: stopped" in text and " of 4 |" in text
     assert "Not begun: resnet14 to resnet8, none, kd, seed 0." in text
-    assert f"go on with: python benchmarks/campaign.py --out {here} --pack {parts}" in text
+    assert f"go on with: python benchmarks/campaign.py --out {stopped_out} --pack {parts}" in text
     assert text.rstrip().endswith(f"--unpack {parts}")
     with tarfile.open(parts / "results.tar.xz.00") as archive:
         names = archive.getnames()
     assert len([name for name in names if name.endswith(".pt")]) == 1
 
-    assert campaign.main(["--out", str(there), "--unpack", str(parts), *TINY], STEPS) == 0
+    assert campaign.main(["--out", str(resumed_out), "--unpack", str(parts), *TINY], STEPS) == 0
     text = capsys.readouterr().out
     assert "go on with" not in text and text.count("|    done |") == 3
     assert "before the weights were rounded to half precision" in text
     assert campaign.main(["--out", str(whole), *TINY], STEPS) == 0
-    assert weights_of(there) == weights_of(whole) and len(weights_of(whole)) == 4
-    rounded = [[path.read_bytes() for path in sorted((out / "rounded").iterdir())] for out in (there, whole)]
+    assert weights_of(resumed_out) == weights_of(whole) and len(weights_of(whole)) == 4
+    rounded = [[path.read_bytes() for path in sorted((out / "rounded").iterdir())] for out in (resumed_out, whole)]
     assert rounded[0] == rounded[1] and len(rounded[0]) == 2
 
     # What is finished is not trained again after it has lost its weights.
-    campaign_archive.pack(there, parts)
+    campaign_archive.pack(resumed_out, parts)
     again = tmp_path / "again"
     assert campaign.main(["--out", str(again), "--unpack", str(parts), *TINY], STEPS) == 0
     assert weights_of(again) == weights_of(whole)

@@ -154,9 +154,9 @@ def test_a_whole_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert parts["busy: cifar_resnet14 -> cifar_resnet8"]["result"] == {"fraction": None}
     timed = {key: part["result"] for key, part in parts.items() if key.startswith(("speed", "methods", "compiled"))}
     assert all(len(case["recorded"]) == TINY.rounds for case in timed.values())
-    one = [case for case in timed.values() if "one_recorded" in case]
-    assert all(len(case["one_recorded"]) == TINY.rounds for case in one)
-    assert len(one) == text.count(", KD x 1, ") == 3
+    cases_with_one_member = [case for case in timed.values() if "one_recorded" in case]
+    assert all(len(case["one_recorded"]) == TINY.rounds for case in cases_with_one_member)
+    assert len(cases_with_one_member) == text.count(", KD x 1, ") == 3
     notes = {key: case["notes"] for key, case in timed.items()}
     (compiled,) = [key for key in notes if notes[key]]  # a tape cannot see what compiled code does
     assert compiled.startswith("compiled: ")
@@ -214,7 +214,7 @@ def test_after_a_failure_that_leaves_no_device_the_next_check_goes_on_with_the_o
         file = gpu.ResultFile(tmp_path / "x.json", {})
         left = gpu.run_parts(parts, file, 60, is_usable=lambda: False)
         assert order == expected
-        assert [one.name for one in left] == (["later"] if expected[0] == "good" else [])
+        assert [gpu_part.name for gpu_part in left] == (["later"] if expected[0] == "good" else [])
         assert "cannot use the device any more" in capsys.readouterr().out
     assert set(file.results) == {"bits: good", "bits: later"}
     assert file.errors == {"bits: bad": "RuntimeError: CUDA error: an illegal memory access was encountered"}
@@ -260,13 +260,13 @@ def test_sections_have_shares_of_the_time(tmp_path: Path, monkeypatch: pytest.Mo
     file = gpu.ResultFile(tmp_path / "x.json", {})
     left = gpu.run_parts(parts, file, 100)
     assert list(file.results) == ["facts", "speed: 0", "speed: 1", "bits: 0", "bits: 1", "speed: 2"]
-    assert [one.key for one in left] == ["compiled"]
+    assert [gpu_part.key for gpu_part in left] == ["compiled"]
     assert file.results["speed: 2"]["ended"] == 95
     now = 0.0
     parts = [part("speed", "", 10, 70), *(part("bits", str(number), 20, 20) for number in range(2))]
     monkeypatch.setattr(gpu, "SHARES", {"speed": 30, "bits": 40, "methods": 30})
     late = gpu.ResultFile(tmp_path / "y.json", {})
-    assert [one.name for one in gpu.run_parts([*parts, part("methods", "", 5, 5)], late, 100)] == ["1"]
+    assert [gpu_part.name for gpu_part in gpu.run_parts([*parts, part("methods", "", 5, 5)], late, 100)] == ["1"]
     assert list(late.results) == ["speed", "bits: 0", "methods"]
     assert gpu.section_ends(parts) == {"speed": 30 / 70, "bits": 1.0}
     assert gpu.section_ends(parts[1:]) == {"bits": 1.0}

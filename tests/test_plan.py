@@ -146,8 +146,8 @@ def test_logit_settings_of_a_row_and_of_a_pair():
     rows = {"kd": {}, "kd_ls": {"method": "kd", "standardise": True, "temperature": 2}, "dkd": {"entropy_weights": 3}}
     pairs = [RECIPE["pairs"][0], RECIPE["pairs"][1] | {"methods": {"kd_ls": {"standardise": False, "kd_weight": 9}}}]
     cells = planned("seeds=[0]", methods=rows, pairs=pairs)
-    found = [cell.trial.method.logit_settings() for cell in cells]
-    assert found == [{}, {"standardise": True}, {"entropy_weights": 3.0}, {}, {}, {"entropy_weights": 3.0}]
+    settings = [cell.trial.method.logit_settings() for cell in cells]
+    assert settings == [{}, {"standardise": True}, {"entropy_weights": 3.0}, {}, {}, {"entropy_weights": 3.0}]
     weights = [cell.trial.method.hyperparameters["kd_weight"] for cell in cells if cell.method == "kd"]
     assert weights == [0.9, 0.9, 0.9, 9.0]
     changed = planned("methods.kd.standardise=true", "methods.kd.entropy_weights=2", only=["method=kd"])[0]

@@ -166,8 +166,8 @@ def test_the_setting_that_is_advised_for_a_warmup_changes_it(tmp_path: Path) -> 
 
 
 def test_a_learning_rate_that_never_drops_is_noted_once_for_all_its_rows(tmp_path: Path) -> None:
-    own = {"methods": {"kd": {}, "dist": {"training": {"epochs": 40}}, "none": {}}, "epochs": 15}
-    (recipe := tmp_path / "r.yaml").write_text(json.dumps(RECIPE | own | {"pairs": PAIRS, "baseline": "kd"}))
+    changes = {"methods": {"kd": {}, "dist": {"training": {"epochs": 40}}, "none": {}}, "epochs": 15}
+    (recipe := tmp_path / "r.yaml").write_text(json.dumps(RECIPE | changes | {"pairs": PAIRS, "baseline": "kd"}))
     assert noted(recipe) == []
     (note,) = noted(recipe, "schedule.milestones=[30,60]")
     assert note.startswith(

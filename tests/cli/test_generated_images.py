@@ -51,8 +51,8 @@ def kd_bench(*arguments: Any) -> None:
 
 def checksum(cells: list[Any]) -> str:
     (cell,) = cells
-    found: str = cell.trial.adversarial.generated.sha256
-    return found
+    digest: str = cell.trial.adversarial.generated.sha256
+    return digest
 
 
 def test_they_are_found_by_data_and_results_are_read_without_them(

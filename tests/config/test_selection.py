@@ -81,4 +81,4 @@ def test_the_command_that_trains_a_trial_again_selects_only_this_one() -> None:
     for cell in planned():
         words = shlex.split(training_command(cell, "commas.yaml"))
         only = [value for option, value in pairwise(words) if option == "--only"]
-        assert [one.trial_id for one in select(planned(), only)] == [cell.trial_id]
+        assert [selected_cell.trial_id for selected_cell in select(planned(), only)] == [cell.trial_id]

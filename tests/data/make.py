@@ -134,7 +134,7 @@ def table(
 ) -> Path:
     """A parquet file with one kind of label, named in the metadata if ``names`` is given."""
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    images = pa.array(encoded, pa.binary()) if plain else pa.array([{"bytes": one} for one in encoded], struct)
+    images = pa.array(encoded, pa.binary()) if plain else pa.array([{"bytes": picture} for picture in encoded], struct)
     content = pa.table({"image": images, column: pa.array(targets, pa.int64())})
     if names is not None:
         features = {column: {"names": names, "_type": "ClassLabel"}}

@@ -50,10 +50,10 @@ def tree(root: Path, train: int = 8, test: int = 5) -> Path:
     return root
 
 
-def share(mixed: Tensor, own: Tensor) -> float:
+def share(mixed: Tensor, images: Tensor) -> float:
     """Returns the weight of a batch's own images after mixup, by least squares."""
-    apart = own - own.flip(0)
-    return float(((mixed - own.flip(0)) * apart).sum() / (apart * apart).sum())
+    apart = images - images.flip(0)
+    return float(((mixed - images.flip(0)) * apart).sum() / (apart * apart).sum())
 
 
 def spoil(file: Path) -> Path:

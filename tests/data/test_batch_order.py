@@ -33,10 +33,10 @@ def test_repeats_are_timms(size: int, processes: int, monkeypatch: pytest.Monkey
     for number in range(processes):
         sampler = RepeatAugSampler(range(size), num_replicas=processes, rank=number, num_repeats=3)
         sampler.set_epoch(5)
-        theirs = torch.tensor(list(sampler))
-        whole = len(theirs) // (16 // processes)  # without the last batch if it is not full
+        indices = torch.tensor(list(sampler))
+        whole = len(indices) // (16 // processes)  # without the last batch if it is not full
         assert whole == len(order)
-        assert torch.equal(groups[:, number].flatten(), theirs[: whole * (16 // processes)])
+        assert torch.equal(groups[:, number].flatten(), indices[: whole * (16 // processes)])
     pairs = set(zip(images.flatten().tolist(), repeats.flatten().tolist(), strict=True))
     assert len(pairs) == images.numel() and repeats.max() == 2
 
@@ -58,9 +58,9 @@ def test_processes_share_every_batch(data: Any, repeats: int) -> None:
         assert mine.shape[1] == batch // world
         taken.append(order.positions)
         # In the order that the whole batch has them, and group by group with their partners.
-        own = [whole.positions.tolist().index(place) for place in order.positions.tolist()]
-        assert torch.equal(mine, images[:, own])
-        for chunk in torch.tensor(own).chunk(len(order.groups)):
+        columns = [whole.positions.tolist().index(position) for position in order.positions.tolist()]
+        assert torch.equal(mine, images[:, columns])
+        for chunk in torch.tensor(columns).chunk(len(order.groups)):
             assert set((chunk // group).tolist()) <= set(order.groups)
             assert (chunk + chunk.flip(0) == 2 * (chunk[0] // group) * group + group - 1).all()
     assert sorted(torch.cat(taken).tolist()) == list(range(batch))

@@ -42,9 +42,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def same(found: Decoded) -> bool:
-    equal = np.array_equal(found.images, IMAGES) and np.array_equal(found.labels, LABELS)
-    return equal and found.class_names == NAMES and found.images.dtype == np.uint8
+def same(decoded: Decoded) -> bool:
+    equal = np.array_equal(decoded.images, IMAGES) and np.array_equal(decoded.labels, LABELS)
+    return equal and decoded.class_names == NAMES and decoded.images.dtype == np.uint8
 
 
 def entry(suffix: str) -> Path:
@@ -55,9 +55,9 @@ def entry(suffix: str) -> Path:
 def test_decodes_once_and_maps_the_file(source: Path) -> None:
     decode = Decoder()
     for _ in range(3):
-        found = load(source, decode)
-        assert same(found)
-        assert isinstance(found.images, np.memmap)
+        decoded = load(source, decode)
+        assert same(decoded)
+        assert isinstance(decoded.images, np.memmap)
     assert decode.calls == 1
 
 

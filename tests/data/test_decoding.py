@@ -133,19 +133,19 @@ def test_another_size_than_the_sets_own_is_refused() -> None:
 
 def test_all_are_decoded_in_order_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "usable_cores", lambda: 4)
-    together, seen = threading.Barrier(4, timeout=10), set()
+    barrier, seen = threading.Barrier(4, timeout=10), set()
     encoded = [make.encode(make.image(seed, 9, 9)) for seed in range(80)]
 
     def read(number: int) -> bytes:
         if threading.get_ident() not in seen:
             seen.add(threading.get_ident())
-            together.wait()  # until all four are at it
+            barrier.wait()  # until all four are at it
         return encoded[number]
 
     out = np.empty((80, 3, 9, 9), np.uint8)
     decode_all(out, read, str)
     assert len(seen) == 4
-    assert all(np.array_equal(found, make.as_array(make.image(seed, 9, 9))) for seed, found in enumerate(out))
+    assert all(np.array_equal(image, make.as_array(make.image(seed, 9, 9))) for seed, image in enumerate(out))
 
 
 def test_the_first_bad_image_is_named_and_the_rest_is_left(tmp_path: Path) -> None:

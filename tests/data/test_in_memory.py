@@ -46,9 +46,9 @@ def epoch(loader: InMemoryLoader | TwoViews, number: int) -> list[Batch]:
 
 
 def by_sample(batches: list[Batch], size: int) -> dict[int, Tensor]:
-    found = {int(index): image for batch in batches for index, image in zip(batch.index, batch.images, strict=True)}
-    assert len(found) == size
-    return found
+    images = {int(index): image for batch in batches for index, image in zip(batch.index, batch.images, strict=True)}
+    assert len(images) == size
+    return images
 
 
 @settings(max_examples=60)
@@ -79,10 +79,10 @@ def test_batches_are_the_sets_images_cropped_and_flipped_by_the_epochs_draws() -
 
 @pytest.mark.parametrize("augment", [PLAIN, EVERYTHING], ids=["plain", "everything"])
 @settings(max_examples=20)
-@given(one=st.integers(2, 40), other=st.integers(2, 40), number=st.integers(0, 99))
-def test_a_sample_looks_the_same_in_any_batch(augment: Augment, one: int, other: int, number: int) -> None:
-    size = 2 * one * other  # neither leaves a single image over
-    first = by_sample(epoch(training(size, one, augment=augment), number), size)
+@given(batch_size=st.integers(2, 40), other=st.integers(2, 40), number=st.integers(0, 99))
+def test_a_sample_looks_the_same_in_any_batch(augment: Augment, batch_size: int, other: int, number: int) -> None:
+    size = 2 * batch_size * other  # neither leaves a single image over
+    first = by_sample(epoch(training(size, batch_size, augment=augment), number), size)
     second = by_sample(epoch(training(size, other, augment=augment), number), size)
     assert all(torch.equal(first[sample], second[sample]) for sample in range(size))
 
@@ -91,9 +91,9 @@ def test_how_far_policies_run_ahead_changes_nothing(monkeypatch: pytest.MonkeyPa
     far = epoch(training(50, augment=EVERYTHING), 2)
     for values in (1, 8 * 90 * 2, 8 * 90 * 3 + 1):  # images have 90 values
         monkeypatch.setattr(module, "_POLICY_VALUES", values)
-        for one, other in zip(far, epoch(training(50, augment=EVERYTHING), 2), strict=True):
-            assert torch.equal(one.images, other.images)
-            assert torch.equal(one.labels, other.labels)
+        for batch, other in zip(far, epoch(training(50, augment=EVERYTHING), 2), strict=True):
+            assert torch.equal(batch.images, other.images)
+            assert torch.equal(batch.labels, other.labels)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_how_many_batches_are_made_at_once_changes_nothing(
     kind: type, augment: Augment | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own = write(tmp_path)["augmentation"]
+    plugin = write(tmp_path)["augmentation"]
     if augment is not None and augment.own is not None:
-        augment = augment.model_copy(update={"own": own})
+        augment = augment.model_copy(update={"own": plugin})
     source = make(50)
 
     def batches(values: int) -> list[Batch]:
@@ -138,15 +138,15 @@ def test_how_many_batches_are_made_at_once_changes_nothing(
 
     each = batches(1)
     for values in (8 * 90 * 2, 8 * 90 * 3 + 1, 2**24):  # images have 90 values
-        together = batches(values)
-        assert len(together) == len(each) == 7
-        for one, other in zip(each, together, strict=True):
-            assert one.images.is_contiguous()
+        result = batches(values)
+        assert len(result) == len(each) == 7
+        for batch, other in zip(each, result, strict=True):
+            assert batch.images.is_contiguous()
             assert other.images.is_contiguous()
             for name in ("images", "labels", "index"):
-                assert torch.equal(getattr(one, name), getattr(other, name))
-            assert (one.epoch, one.step) == (other.epoch, other.step)
-            assert one.views is None if other.views is None else torch.equal(one.views, other.views)
+                assert torch.equal(getattr(batch, name), getattr(other, name))
+            assert (batch.epoch, batch.step) == (other.epoch, other.step)
+            assert batch.views is None if other.views is None else torch.equal(batch.views, other.views)
 
 
 def test_batches_at_once_are_normalised_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,10 +178,10 @@ def test_seeds_and_epochs_differ_and_nothing_depends_on_history() -> None:
             batches = epoch(training(64, seed=seed), number)
             seen[seed, number] = (torch.cat([batch.index for batch in batches]), by_sample(batches, 64))
     keys = list(seen)
-    for place, one in enumerate(keys):
-        for other in keys[:place]:
-            assert not torch.equal(seen[one][0], seen[other][0])
-            assert not all(torch.equal(seen[one][1][sample], seen[other][1][sample]) for sample in range(64))
+    for index, key in enumerate(keys):
+        for other in keys[:index]:
+            assert not torch.equal(seen[key][0], seen[other][0])
+            assert not all(torch.equal(seen[key][1][sample], seen[other][1][sample]) for sample in range(64))
     epoch(loader, 9)
     torch.manual_seed(1)
     for number in (1, 0):  # backwards, after another epoch
@@ -227,7 +227,7 @@ def test_flip_alone_and_crop_alone() -> None:
 
 @pytest.mark.parametrize("policy", [{"autoaugment": True}, {"randaugment": RandAugment()}], ids=["auto", "rand"])
 def test_a_policy_changes_most_images(policy: dict[str, Any]) -> None:
-    plain, changed = (by_sample(epoch(training(64, augment=one), 0), 64) for one in (PLAIN, Augment(**policy)))
+    plain, changed = (by_sample(epoch(training(64, augment=augment), 0), 64) for augment in (PLAIN, Augment(**policy)))
     assert sum(not torch.equal(plain[sample], changed[sample]) for sample in range(64)) > 50
 
 
@@ -237,10 +237,10 @@ def test_blanks_are_of_the_mean_colour_and_everything_else_is_as_without(blanks:
     plain = epoch(training(64, augment=Augment(**policy)), 1)
     blanked = epoch(training(64, augment=Augment(**policy, **blanks)), 1)
     cleared = 0
-    for one, other in zip(plain, blanked, strict=True):
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(other.images[other.images != 0], one.images[other.images != 0])
-        cleared += int(((other.images == 0) & (one.images != 0)).sum())
+    for batch, other in zip(plain, blanked, strict=True):
+        assert torch.equal(batch.labels, other.labels)
+        assert torch.equal(other.images[other.images != 0], batch.images[other.images != 0])
+        cleared += int(((other.images == 0) & (batch.images != 0)).sum())
     assert 0.01 < cleared / (64 * 90) < 0.7
 
 
@@ -252,10 +252,10 @@ def test_mixing_is_of_what_both_look_like_alone(mixes: dict[str, float]) -> None
     loader = training(70, augment=Augment(**alone, **mixes))
     mix = mixing.draw_mix(0, 3, 70, 6, 5, **mixes)
     for batch in epoch(loader, 3):
-        here = mix.select(batch.index)
-        assert torch.equal(batch.images, mixing.mix_images(whole[batch.index], whole[here.partner], here))
-        own, partners = loader.labels[batch.index], loader.labels[here.partner]
-        assert torch.equal(batch.labels, mixing.mix_labels(own, partners, here, 7))
+        batch_mix = mix.select(batch.index)
+        assert torch.equal(batch.images, mixing.mix_images(whole[batch.index], whole[batch_mix.partner], batch_mix))
+        labels, partners = loader.labels[batch.index], loader.labels[batch_mix.partner]
+        assert torch.equal(batch.labels, mixing.mix_labels(labels, partners, batch_mix, 7))
         assert batch.labels.shape == (len(batch.index), 7)
 
 
@@ -284,22 +284,22 @@ def test_images_are_neither_copied_nor_changed() -> None:
     "augment", [PLAIN, EVERYTHING.model_copy(update={"randaugment": None})], ids=["plain", "everything but a policy"]
 )
 def test_batches_on_another_device_are_the_same(augment: Augment) -> None:
-    here = training(100, seed=1, augment=augment)
-    there = make(100, augment=augment, shuffle=True, seed=1, device="cuda")
-    for one, other in zip(epoch(here, 2), epoch(there, 2), strict=True):
+    cpu_loader = training(100, seed=1, augment=augment)
+    cuda_loader = make(100, augment=augment, shuffle=True, seed=1, device="cuda")
+    for batch, other in zip(epoch(cpu_loader, 2), epoch(cuda_loader, 2), strict=True):
         assert other.images.is_cuda
-        assert torch.equal(one.images, other.images.cpu())
-        assert torch.equal(one.labels, other.labels.cpu())
-        assert torch.equal(one.index, other.index.cpu())
+        assert torch.equal(batch.images, other.images.cpu())
+        assert torch.equal(batch.labels, other.labels.cpu())
+        assert torch.equal(batch.index, other.index.cpu())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("policy", [{"autoaugment": True}, {"randaugment": RandAugment()}], ids=["auto", "rand"])
 def test_a_policy_does_almost_the_same_on_another_device(policy: dict[str, Any]) -> None:
-    here, there = (make(500, augment=Augment(**policy), device=device) for device in ("cpu", "cuda"))
-    for one, other in zip(epoch(here, 2), epoch(there, 2), strict=True):
+    cpu_loader, cuda_loader = (make(500, augment=Augment(**policy), device=device) for device in ("cpu", "cuda"))
+    for batch, other in zip(epoch(cpu_loader, 2), epoch(cuda_loader, 2), strict=True):
         # Rounding differs: by one level of 255, or, of a pixel that is moved, in where it comes from.
-        differ = (one.images - other.images.cpu()).abs() > 1.01 / 255 / min(STD)
+        differ = (batch.images - other.images.cpu()).abs() > 1.01 / 255 / min(STD)
         assert differ.double().mean() < 0.02
 
 

@@ -52,9 +52,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(count: int = 9, workers: int = 0) -> MadeCorruptions:
-    found = find_made(Dataset(name="digits"), dataset(count))
-    assert isinstance(found, MadeCorruptions), found
-    return replace(found, workers=workers)
+    corruptions = find_made(Dataset(name="digits"), dataset(count))
+    assert isinstance(corruptions, MadeCorruptions), corruptions
+    return replace(corruptions, workers=workers)
 
 
 def test_names_are_those_of_the_package() -> None:
@@ -77,8 +77,8 @@ def test_pixels_are_those_of_any_batch_size(corruption: str) -> None:
 def test_draws_differ_between_images_severities_and_corruptions() -> None:
     same = np.repeat(images(1), 3, axis=0)
     for corruption in ("gaussian_noise", "impulse_noise", "glass_blur", "motion_blur"):
-        one, two, three = corrupt(same, corruption, 2)
-        assert (one != two).any() and (two != three).any(), corruption
+        first, second, third = corrupt(same, corruption, 2)
+        assert (first != second).any() and (second != third).any(), corruption
     grey = np.full((1, 3, 32, 32), 128, np.uint8)
     noise = {severity: corrupt(grey, "gaussian_noise", severity).astype(int) - 128 for severity in (1, 2)}
     assert abs(np.corrcoef(noise[1].ravel(), noise[2].ravel())[0, 1]) < 0.2
@@ -106,12 +106,12 @@ def test_the_global_generators_are_as_before() -> None:
 
 
 def test_the_state_of_the_global_generators_does_not_matter() -> None:
-    found = []
+    copies = []
     for seed in (1, 2):
         random.seed(seed)
         np.random.seed(seed)
-        found.append([corrupt(images(2), corruption, 4) for corruption in SOME])
-    assert all(np.array_equal(one, two) for one, two in zip(*found, strict=True))
+        copies.append([corrupt(images(2), corruption, 4) for corruption in SOME])
+    assert all(np.array_equal(first, second) for first, second in zip(*copies, strict=True))
 
 
 def test_pixels_are_those_of_any_number_of_processes(cache: Path) -> None:
@@ -205,12 +205,12 @@ def test_what_the_package_prints_is_not_shown(capsys: pytest.CaptureFixture[str]
 
 
 def test_why_there_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = find_made(Dataset(name="digits"), dataset(3, 24))
-    assert found == "imagecorruptions-imaug needs images of at least 32 pixels, and those of digits have 24"
+    reason = find_made(Dataset(name="digits"), dataset(3, 24))
+    assert reason == "imagecorruptions-imaug needs images of at least 32 pixels, and those of digits have 24"
     files = Files((Path("a"),), np.array([b"x"]), np.zeros(1, np.int64))
     streamed = FileDataset(files, files, ("a",), (0.0,) * 3, (1.0,) * 3, Pipeline())
-    found = corrupted.find(Dataset(name="folder", path="x"), streamed, Path("nowhere"))
-    assert isinstance(found, str) and found.endswith(
+    reason = corrupted.find(Dataset(name="folder", path="x"), streamed, Path("nowhere"))
+    assert isinstance(reason, str) and reason.endswith(
         "are decoded when they are needed, and only images in memory are corrupted"
     )
     made_corruptions._installed.cache_clear()
@@ -219,10 +219,10 @@ def test_why_there_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", gone)
-    found = find_made(Dataset(name="digits"), dataset(3))
+    reason = find_made(Dataset(name="digits"), dataset(3))
     monkeypatch.undo()
     made_corruptions._installed.cache_clear()
-    assert found == (
+    assert reason == (
         "they need the package imagecorruptions-imaug; install it with: pip install 'kd-bench[corruptions]', in a "
         "checkout: pip install '.[corruptions]'"
     )
@@ -231,9 +231,9 @@ def test_why_there_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_package_that_cannot_be_imported_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     made_corruptions._installed.cache_clear()
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
-    found = find_made(Dataset(name="digits"), dataset(3))
+    reason = find_made(Dataset(name="digits"), dataset(3))
     made_corruptions._installed.cache_clear()
-    assert isinstance(found, str) and found.startswith("the package imagecorruptions-imaug cannot be imported: ")
+    assert isinstance(reason, str) and reason.startswith("the package imagecorruptions-imaug cannot be imported: ")
 
 
 def test_an_error_of_the_package_is_a_sentence() -> None:

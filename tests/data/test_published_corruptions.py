@@ -64,14 +64,14 @@ def selected(data: Path, monkeypatch: pytest.MonkeyPatch, order: np.ndarray | No
 
 
 def test_blocks_of_severities(data: Path) -> None:
-    found = find_published(settings(), test_set(), data)
-    assert isinstance(found, PublishedCorruptions)
-    assert (found.source, found.origin, found.libraries) == ("published", "CIFAR-100-C", {})
-    assert found.labels.tolist() == LABELS.tolist() and found.labels.dtype == torch.int64
+    corruptions = find_published(settings(), test_set(), data)
+    assert isinstance(corruptions, PublishedCorruptions)
+    assert (corruptions.source, corruptions.origin, corruptions.libraries) == ("published", "CIFAR-100-C", {})
+    assert corruptions.labels.tolist() == LABELS.tolist() and corruptions.labels.dtype == torch.int64
     digests = set()
     for corruption in CORRUPTIONS:
         for severity in SEVERITIES:
-            images, digest = found.copy(corruption, severity)
+            images, digest = corruptions.copy(corruption, severity)
             assert images.shape == (SIZE, 3, 32, 32) and images.dtype == torch.uint8 and images.is_contiguous()
             assert images[:, 2, 5, 5].tolist() == [20 * severity + index for index in range(SIZE)]
             assert set(images[:, 0].flatten().tolist()) == {CORRUPTIONS.index(corruption)}
@@ -82,25 +82,25 @@ def test_blocks_of_severities(data: Path) -> None:
 
 
 def test_images_of_the_first_classes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = selected(data, monkeypatch, classes=2)
+    corruptions = selected(data, monkeypatch, classes=2)
     rows = [index for index, label in enumerate(LABELS) if label < 2]
-    assert found.labels.tolist() == LABELS[rows].tolist()
-    assert found.copy("fog", 2).images[:, 2, 0, 0].tolist() == [40 + row for row in rows]
+    assert corruptions.labels.tolist() == LABELS[rows].tolist()
+    assert corruptions.copy("fog", 2).images[:, 2, 0, 0].tolist() == [40 + row for row in rows]
 
 
 def test_some_images_of_each_class(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = selected(data, monkeypatch, test_images=4)
-    assert found.rows.tolist() == [0, 1, 2, 3] and found.labels.tolist() == [3, 0, 2, 1]
-    found = selected(data, monkeypatch, classes=2, test_images=4)
-    assert found.rows.tolist() == [1, 3, 4, 6]
-    assert found.copy("fog", 5).images[:, 2, 0, 0].tolist() == [101, 103, 104, 106]
+    corruptions = selected(data, monkeypatch, test_images=4)
+    assert corruptions.rows.tolist() == [0, 1, 2, 3] and corruptions.labels.tolist() == [3, 0, 2, 1]
+    corruptions = selected(data, monkeypatch, classes=2, test_images=4)
+    assert corruptions.rows.tolist() == [1, 3, 4, 6]
+    assert corruptions.copy("fog", 5).images[:, 2, 0, 0].tolist() == [101, 103, 104, 106]
 
 
 def test_a_test_set_in_another_order(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The labels of the copies are those of the files, so that the accuracy is right; single images are not known."""
     order = np.arange(SIZE)[::-1]
-    found = selected(data, monkeypatch, order)
-    assert found.labels.tolist() == LABELS.tolist()
+    corruptions = selected(data, monkeypatch, order)
+    assert corruptions.labels.tolist() == LABELS.tolist()
     assert selected(data, monkeypatch, order, classes=2).labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert selected(data, monkeypatch, order, test_images=4) is None
 
@@ -110,16 +110,16 @@ def test_other_sets_have_none(data: Path) -> None:
         assert find_published(other, test_set(), data) is None
     assert find_published(settings(), test_set(), data / "elsewhere") is None
     (data / "CIFAR-100-C").rename(data / "CIFAR-10-C")
-    found = find_published(Dataset(name="cifar10"), test_set(), data)
-    assert found is not None and found.origin == "CIFAR-10-C"
+    corruptions = find_published(Dataset(name="cifar10"), test_set(), data)
+    assert corruptions is not None and corruptions.origin == "CIFAR-10-C"
     assert find_published(settings(), test_set(), data) is None
 
 
 def refused(data: Path, corruption: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        found = find_published(settings(), test_set(), data)
-        assert found is not None and corruption is not None
-        found.copy(corruption, 1)
+        corruptions = find_published(settings(), test_set(), data)
+        assert corruptions is not None and corruption is not None
+        corruptions.copy(corruption, 1)
     return str(caught.value)
 
 
@@ -160,8 +160,8 @@ def test_other_content_is_a_sentence(data: Path, array: Any, sentence: str) -> N
         file.write_bytes(array)
     else:
         np.save(file, array, allow_pickle=True)
-    found = refused(data, "snow")
-    assert found.startswith(f"{file}: {sentence}") and "\n" not in found
+    message = refused(data, "snow")
+    assert message.startswith(f"{file}: {sentence}") and "\n" not in message
 
 
 def test_what_is_no_regular_file_is_a_sentence(data: Path) -> None:

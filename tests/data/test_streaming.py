@@ -39,13 +39,15 @@ def all_closed() -> Iterator[None]:
 
 def loader(root: Path, settings: dict[str, Any] | None = None, **arguments: Any) -> StreamLoader:
     OPEN.append(
-        found := StreamLoader(photos.list_files(root, **(settings or {})), **({"batch_size": 8, "seed": 1} | arguments))
+        stream := StreamLoader(
+            photos.list_files(root, **(settings or {})), **({"batch_size": 8, "seed": 1} | arguments)
+        )
     )
-    return found
+    return stream
 
 
-def evaluation(found: file_dataset.FileDataset, **arguments: Any) -> StreamTestLoader:
-    OPEN.append(test := StreamTestLoader(found, **({"batch_size": 4} | arguments)))
+def evaluation(splits: file_dataset.FileDataset, **arguments: Any) -> StreamTestLoader:
+    OPEN.append(test := StreamTestLoader(splits, **({"batch_size": 4} | arguments)))
     return test
 
 
@@ -56,11 +58,11 @@ def epoch(stream: StreamLoader, number: int) -> list[Batch]:
 
 def same(ones: list[Batch], others: list[Batch]) -> bool:
     return len(ones) == len(others) and all(
-        (one.epoch, one.step) == (other.epoch, other.step)
-        and torch.equal(one.images, other.images)
-        and torch.equal(one.labels, other.labels)
-        and torch.equal(one.index, other.index)
-        for one, other in zip(ones, others, strict=True)
+        (batch.epoch, batch.step) == (other.epoch, other.step)
+        and torch.equal(batch.images, other.images)
+        and torch.equal(batch.labels, other.labels)
+        and torch.equal(batch.index, other.index)
+        for batch, other in zip(ones, others, strict=True)
     )
 
 
@@ -115,11 +117,11 @@ def test_nothing_is_drawn_from_the_global_generators(folder: Path, workers: int)
 
 def test_an_image_looks_the_same_in_any_batch_and_otherwise_in_each_repeat(folder: Path) -> None:
     def views(batch_size: int, **settings: Any) -> dict[int, list[Tensor]]:
-        found: dict[int, list[Tensor]] = {}
+        images: dict[int, list[Tensor]] = {}
         for batch in epoch(loader(folder, {"auto_augment": "rand-m9", **settings}, batch_size=batch_size), 0):
             for index, image in zip(batch.index.tolist(), batch.images, strict=True):
-                found.setdefault(index, []).append(image)
-        return found
+                images.setdefault(index, []).append(image)
+        return images
 
     small, large, repeated = views(4), views(12), views(12, repeats=3)
     assert small.keys() == large.keys() and len(small) == 24
@@ -138,13 +140,16 @@ def test_processes_have_together_what_one_has(folder: Path, micro_batch: int | N
     ]
     for step, batches in enumerate(zip(*(epoch(shard, 1) for shard in shards), strict=True)):
         assert all(len(batch.index) == 12 // world_size for batch in batches)
-        there = [shard._order.positions.tolist() for shard in shards]
-        here = {place: number for number, place in enumerate(loader(folder, {}, **arguments)._order.positions.tolist())}
-        which = [here[place] for some in there for place in some]
+        shard_positions = [shard._order.positions.tolist() for shard in shards]
+        numbers = {
+            position: number
+            for number, position in enumerate(loader(folder, {}, **arguments)._order.positions.tolist())
+        }
+        which = [numbers[position] for some in shard_positions for position in some]
         assert sorted(which) == list(range(12))
         for key in ("images", "labels", "index"):
-            together = torch.cat([getattr(batch, key) for batch in batches])
-            assert torch.equal(together, getattr(whole[step], key)[which])
+            values = torch.cat([getattr(batch, key) for batch in batches])
+            assert torch.equal(values, getattr(whole[step], key)[which])
 
 
 def test_micro_batches_are_mixed_by_themselves(folder: Path) -> None:
@@ -152,9 +157,9 @@ def test_micro_batches_are_mixed_by_themselves(folder: Path) -> None:
     plain = epoch(loader(folder, {}, batch_size=12, micro_batch=4), 0)
     for batch, before in zip(epoch(loader(folder, settings, batch_size=12, micro_batch=4), 0), plain, strict=True):
         shares = []
-        for some, own in zip(batch.images.chunk(3), before.images.chunk(3), strict=True):
-            share = photos.share(some, own)
-            torch.testing.assert_close(some, share * own + (1 - share) * own.flip(0), atol=1e-4, rtol=0)
+        for some, images in zip(batch.images.chunk(3), before.images.chunk(3), strict=True):
+            share = photos.share(some, images)
+            torch.testing.assert_close(some, share * images + (1 - share) * images.flip(0), atol=1e-4, rtol=0)
             shares.append(round(share, 3))
         assert len(set(shares)) == 3
 
@@ -179,15 +184,15 @@ def test_colours_are_those_of_pillow(folder: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [4, 15, 100])
 def test_the_test_set_is_there_once_and_in_order(folder: Path, workers: int, batch_size: int) -> None:
-    found = photos.list_files(folder, crop_pct=0.95)
-    test = evaluation(found, batch_size=batch_size, workers=workers)
+    splits = photos.list_files(folder, crop_pct=0.95)
+    test = evaluation(splits, batch_size=batch_size, workers=workers)
     batches = list(test)
     assert len(batches) == len(test) == -(-15 // batch_size)
     assert torch.cat([batch.index for batch in batches]).tolist() == list(range(15))
-    assert torch.equal(torch.cat([batch.labels for batch in batches]), found.test_labels)
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), splits.test_labels)
     assert [batch.step for batch in batches] == list(range(len(batches)))
     whole = torch.cat([batch.images for batch in batches])
-    shards = [evaluation(found, batch_size=batch_size, rank=rank, world_size=4) for rank in range(4)]
+    shards = [evaluation(splits, batch_size=batch_size, rank=rank, world_size=4) for rank in range(4)]
     indices = torch.cat([batch.index for shard in shards for batch in shard])
     assert sorted(indices.tolist()) == list(range(15))
     assert torch.equal(torch.cat([batch.images for shard in shards for batch in shard]), whole[indices])
@@ -252,11 +257,11 @@ def test_a_class_without_a_good_image_and_a_file_that_is_gone_are_never_skipped(
         photos.spoil(file)
     with pytest.raises(UserError, match=r"bee: has no image that can be decoded$"):
         epoch(loader(tmp_path, {"corrupt": "skip"}, batch_size=12, workers=workers), 0)
-    found = photos.list_files(tmp_path, corrupt="skip")
+    splits = photos.list_files(tmp_path, corrupt="skip")
     gone = root / "val" / "cat" / "002.JPEG"
     gone.unlink()
     with pytest.raises(UserError) as error:
-        list(evaluation(found, workers=workers))
+        list(evaluation(splits, workers=workers))
     assert str(error.value) == f"{gone}: cannot be read (No such file or directory)"
 
 
@@ -268,13 +273,13 @@ def test_a_set_smaller_than_a_batch_is_refused(folder: Path) -> None:
 def test_the_files_are_those_that_would_be_decoded(folder: Path) -> None:
     for choice in ({}, {"classes": 2}, {"train_images": 7, "test_images": 4}, {"classes": 2, "train_images": 5}):
         dataset = photos.MINE.model_copy(update={"size": 32, **choice})
-        found, decoded = registry.list_files(dataset, Pipeline(size=32), folder), registry.load(dataset, folder)
-        assert torch.equal(found.train_labels, decoded.train_labels)
-        assert torch.equal(found.test_labels, decoded.test_labels)
-        assert found.class_names == decoded.class_names and found.num_classes == decoded.num_classes
-        assert (found.mean, found.std) == (decoded.mean, decoded.std)
-        assert found.image_shape == decoded.image_shape == (3, 32, 32)
-        for files, pixels in ((found.train, decoded.train_images), (found.test, decoded.test_images)):
+        splits, decoded = registry.list_files(dataset, Pipeline(size=32), folder), registry.load(dataset, folder)
+        assert torch.equal(splits.train_labels, decoded.train_labels)
+        assert torch.equal(splits.test_labels, decoded.test_labels)
+        assert splits.class_names == decoded.class_names and splits.num_classes == decoded.num_classes
+        assert (splits.mean, splits.std) == (decoded.mean, decoded.std)
+        assert splits.image_shape == decoded.image_shape == (3, 32, 32)
+        for files, pixels in ((splits.train, decoded.train_images), (splits.test, decoded.test_images)):
             assert len(files) == len(pixels)
             for index, image in enumerate(pixels):
                 assert np.array_equal(decoding.decode_square(files.path(index).read_bytes(), 32), image.numpy())

@@ -29,7 +29,9 @@ def test_they_are_even_over_the_classes_and_the_first_of_each(train: int | None,
         assert counts.max() - counts.min() <= 1
         for label in range(10):
             assert torch.equal(images[labels == label], all_images[all_labels == label][: counts[label]])
-        places = [next(i for i, one in enumerate(all_images) if torch.equal(one, image)) for image in images[:20]]
+        places = [
+            next(i for i, candidate in enumerate(all_images) if torch.equal(candidate, image)) for image in images[:20]
+        ]
         assert places == sorted(places)
     assert subset.class_names == DIGITS.class_names and subset.mean == DIGITS.mean
 

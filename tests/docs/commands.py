@@ -48,13 +48,13 @@ def taken_apart(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 
 @cache
 def options() -> set[str]:
-    found: set[str] = {"--help"}
+    option_names: set[str] = {"--help"}
     todo: list[Any] = [typer.main.get_command(app)]
     while todo:
         command = todo.pop()
-        found |= {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        option_names |= {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         todo += getattr(command, "commands", {}).values()
-    return found
+    return option_names
 
 
 @cache
@@ -136,7 +136,7 @@ def look_up(command: str, given: tuple[tuple[str, Any], ...]) -> None:
     elif command == "list":
         assert of.kind in KINDS
     elif command == "compare":
-        named = [one for one in of.methods.split(",") if ".py:" not in one]
+        named = [method for method in of.methods.split(",") if ".py:" not in method]
         content = api.base_recipe(of.dataset) | {"name": "compare", "methods": ["none", *named]}
         planned({**content, "pairs": [{"teacher": of.teacher, "student": of.student}]}, of.set_)
     elif command in ("data fetch", "teacher fetch", "teacher train", "teacher verify"):

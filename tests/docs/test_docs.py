@@ -54,7 +54,7 @@ class Block:
     language: str
     body: str
     marker: str
-    place: int
+    start: int
 
     @property
     def commands(self) -> list[str]:
@@ -69,7 +69,8 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     return [
-        Block(one["language"].strip(), one["body"], one["marker"] or "", one.start()) for one in _BLOCK.finditer(text)
+        Block(match["language"].strip(), match["body"], match["marker"] or "", match.start())
+        for match in _BLOCK.finditer(text)
     ]
 
 
@@ -110,7 +111,7 @@ def test_commands_and_options_exist(page):
             assert foreign or option[0] in options(), f"there is no option {span!r}"
 
 
-@pytest.mark.parametrize("page", [one for one in PAGES if one.name not in RUN_ELSEWHERE], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in RUN_ELSEWHERE], ids=lambda page: page.stem)
 def test_yaml_is_of_a_recipe(page):
     from kd_bench.config.load import parse, read_recipe
     from kd_bench.config.recipe import Recipe
@@ -168,9 +169,9 @@ class Page:
 
     def compare(self, body: str) -> None:
         wanted = _solid(re.sub(r"^```.*$", "", body, flags=re.M))
-        there = _solid(self.printed)
-        begins = [at for at, line in enumerate(there) if line == wanted[0]]
-        assert any(there[at : at + len(wanted)] == wanted for at in begins), f"{self.path.name}: not printed:\n{body}"
+        lines = _solid(self.printed)
+        begins = [at for at, line in enumerate(lines) if line == wanted[0]]
+        assert any(lines[at : at + len(wanted)] == wanted for at in begins), f"{self.path.name}: not printed:\n{body}"
 
 
 def _solid(text: str) -> list[str]:
@@ -223,7 +224,7 @@ def _finished_trial(folder: Path) -> None:
     from tests.launch.test_sharing import TEN, finished
 
     named = re.search(r"kd-bench export card (\w+)", (ROOT / "docs/sharing.md").read_text(encoding="utf-8"))
-    (cell,) = [one for one in plan(read_recipe("demo"), "demo") if named and one.trial_id == named[1]]
+    (cell,) = [cell for cell in plan(read_recipe("demo"), "demo") if named and cell.trial_id == named[1]]
     trial, _ = finished(folder / "runs", cell.trial, TEN)
     trial.path.parent.rename(folder / "runs" / "demo")
 
@@ -231,11 +232,11 @@ def _finished_trial(folder: Path) -> None:
 def _events(page: Path) -> list[tuple[int, Block | re.Match[str]]]:
     """Blocks to run and outputs to compare, in the page's order."""
     text = page.read_text(encoding="utf-8")
-    found: list[tuple[int, Block | re.Match[str]]] = [(one.place, one) for one in blocks(page) if one.marker]
-    return sorted([*found, *((one.start(), one) for one in _OUTPUT.finditer(text))], key=lambda event: event[0])
+    events: list[tuple[int, Block | re.Match[str]]] = [(block.start, block) for block in blocks(page) if block.marker]
+    return sorted([*events, *((match.start(), match) for match in _OUTPUT.finditer(text))], key=lambda event: event[0])
 
 
-@pytest.mark.parametrize("page", [one for one in PAGES if _events(one)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if _events(page)], ids=lambda page: page.stem)
 def test_what_pages_run_and_show(page, folder):
     if page.name == "moving.md":
         _files_of_other_suites()
@@ -256,7 +257,7 @@ def test_what_pages_run_and_show(page, folder):
 @pytest.mark.parametrize(
     ("page", "block"),
     [(page, block) for page in PAGES for block in blocks(page) if block.marker.startswith("slow:")],
-    ids=lambda one: one.stem if isinstance(one, Path) else "",
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
 )
 def test_what_pages_train(page, block, folder):
     for line in block.commands:
@@ -278,12 +279,14 @@ def test_keys_that_other_suites_settings_are_mapped_to():
 
     settings: dict[str, Any] = {"optimizer": SGD, "schedule": StepSchedule, "dataset": Dataset}
     places = {head: set(of.model_fields) for head, of in settings.items()}
-    places |= {head: {one.name for one in fields(of)} for head, of in {"batch": Batch, "pair": Pair}.items()}
+    places |= {
+        head: {attribute.name for attribute in fields(of)} for head, of in {"batch": Batch, "pair": Pair}.items()
+    }
     text = (ROOT / "docs/moving.md").read_text(encoding="utf-8")
     keys = re.findall(r"`([a-z_]+)\.([a-z_]+)`", "\n".join(re.findall(r"^\|[^|\n]*\|([^|\n]*)\|$", text, re.M)))
     assert len(keys) > 40
     for head, key in keys:
-        known = places.get(head) or {one.name for one in methods.describe(head).parameters}
+        known = places.get(head) or {parameter.name for parameter in methods.describe(head).parameters}
         assert key in known, f"{head} has no {key}"
     plain = set(re.findall(r"`([a-z_]+)`", "\n".join(re.findall(r"^\| `num_epochs[^|\n]*\|([^|\n]*)\|$", text, re.M))))
     assert plain <= set(Training.model_fields)

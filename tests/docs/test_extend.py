@@ -84,8 +84,8 @@ def test_all_of_it_is_planned_as_it_says(tmp_path, monkeypatch, capsys):
             monkeypatch.setattr(run_recipe, "train", train)
             main()
             printed = capsys.readouterr()
-            told = printed.err.removeprefix(f"{words[1]}: {NOTHING_TRAINED}")
-            assert printed.out and told.partition("\nnext:\n  kd-bench table ")[0] == "", line
+            message = printed.err.removeprefix(f"{words[1]}: {NOTHING_TRAINED}")
+            assert printed.out and message.partition("\nnext:\n  kd-bench table ")[0] == "", line
     assert len(asked) == sum(line.startswith(("kd-bench run", "kd-bench compare")) for line in commands())
     for line, trials in asked.items():
         assert any(".py:" in trial.model_dump_json() for trial in trials), line
@@ -104,19 +104,21 @@ def table(head: str) -> dict[str, list[str]]:
 
 
 def test_what_a_method_reads_is_what_it_can_read():
-    assert set(table("attribute of `pair`")) == {one.name for one in fields(Pair)}
-    assert set(table("attribute of `batch`")) == {one.name for one in fields(Batch)}
+    assert set(table("attribute of `pair`")) == {attribute.name for attribute in fields(Pair)}
+    assert set(table("attribute of `batch`")) == {attribute.name for attribute in fields(Batch)}
     assert set(table("output")) == set(get_args(Output)) - {"published_preacts"}
     assert "`published_preacts`" in PAGE.read_text(encoding="utf-8")
 
 
 def test_shapes_are_those_of_the_network():
     outputs = table("output")
-    found = shapes(registry.create("cifar_resnet8", 100), (3, 32, 32), frozenset(outputs))
+    network_shapes = shapes(registry.create("cifar_resnet8", 100), (3, 32, 32), frozenset(outputs))
     for name, (symbols, _, example) in outputs.items():
-        shape = getattr(found, name)
+        shape = getattr(network_shapes, name)
         several = symbols.endswith(" each")
-        assert example == ", ".join(f"({', '.join(map(str, ('B', *one)))})" for one in (shape if several else [shape]))
+        assert example == ", ".join(
+            f"({', '.join(map(str, ('B', *dimensions)))})" for dimensions in (shape if several else [shape])
+        )
         sizes = re.findall(r"\w+", symbols.removesuffix(" each"))[1:]
         known = {"K": 100, "D": 64, "H": 8, "W": 8}
         assert all(
@@ -125,7 +127,7 @@ def test_shapes_are_those_of_the_network():
     examples = re.findall(r"`pair\.student\.(\w+)(\[-1\])?` is `(\(.*?\))`", PAGE.read_text(encoding="utf-8"))
     assert len(examples) == 2
     for name, last, shown in examples:
-        assert shown == str(getattr(found, name)[-1] if last else getattr(found, name))
+        assert shown == str(getattr(network_shapes, name)[-1] if last else getattr(network_shapes, name))
 
 
 @pytest.mark.slow

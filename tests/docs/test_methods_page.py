@@ -130,7 +130,7 @@ def test_formulas_are_set_and_fit(page, address, width):
     wide = f"{formulas}.filter((one) => one.scrollWidth > one.clientWidth && one.tagName === 'DIV')"
     assert page.run(f"{wide}.map((one) => one.textContent.slice(0, 40))") == [], "formulas that are wider than the page"
     assert page.run("document.documentElement.scrollWidth <= innerWidth"), "tables should scroll by themselves"
-    assert {one for one in page.requests if not one.startswith((address, "data:"))} == set()
+    assert {url for url in page.requests if not url.startswith((address, "data:"))} == set()
     assert not page.messages
 
 
@@ -144,7 +144,7 @@ def test_the_search_finds_pages_without_a_network(page, address):
     page.run(f"{query}.dispatchEvent(new KeyboardEvent('keyup', {{bubbles: true}}))")
     results = "[...document.querySelectorAll('.md-search-result__link')].map((one) => one.getAttribute('href'))"
     page.wait(f"{results}.length > 0")
-    assert any("methods/" in one for one in page.run(results))
+    assert any("methods/" in link for link in page.run(results))
     shown = page.run("document.querySelector('.md-search-result__list').textContent")
     assert "similarity" in shown.lower() and "\\" not in shown, "results should show no LaTeX"
-    assert {one for one in page.requests if not one.startswith((address, "data:", "blob:"))} == set()
+    assert {url for url in page.requests if not url.startswith((address, "data:", "blob:"))} == set()

@@ -61,13 +61,13 @@ def test_both_classes_compute_the_same(epoch: int) -> None:
     pair = Pair(10, 6, *(shapes(network, (3, 32, 32), OUTPUTS) for network in (student, teacher)))
     method = after["Imitation"](pair, weight=3.0, warmup_epochs=20)
     method.project.load_state_dict(distiller.project.state_dict())
-    logits, theirs = distiller.forward_train(images, labels, epoch=epoch + 1, index=None)
+    logits, expected = distiller.forward_train(images, labels, epoch=epoch + 1, index=None)
     with torch.no_grad():
         taught = observe(teacher, images, OUTPUTS)
-    ours = method(observe(student, images, OUTPUTS), taught, Batch(images, labels, torch.arange(6), epoch, 0))
+    losses = method(observe(student, images, OUTPUTS), taught, Batch(images, labels, torch.arange(6), epoch, 0))
     assert torch.equal(logits, observe(student, images, OUTPUTS).logits)
-    assert theirs["loss_kd"] > 0
-    torch.testing.assert_close([ours["ce"], ours["imitation"]], [theirs["loss_ce"], theirs["loss_kd"]])
+    assert expected["loss_kd"] > 0
+    torch.testing.assert_close([losses["ce"], losses["imitation"]], [expected["loss_ce"], expected["loss_kd"]])
     trained = [*student.parameters(), *method.parameters()]
     assert sorted(map(Tensor.numel, distiller.get_learnable_parameters())) == sorted(map(Tensor.numel, trained))
 

@@ -28,9 +28,9 @@ def test_the_time_of_a_run_is_compared_and_kept(recipe: Path, tmp_path: Path) ->
     (out / "few").mkdir(parents=True)
     (out / "few" / "estimate.json").write_text(json.dumps(content))
     ids = {}
-    for label, own in (("kd", 4.0), ("dkd", 6.0), ("none", 1.0)):
+    for label, seconds in (("kd", 4.0), ("dkd", 6.0), ("none", 1.0)):
         ids[label] = next(cell.trial_id for cell in cells if cell.label == label)
-        metrics(out / "few" / ids[label], [(own, own + 10.0, 2), (own, own + 10.0, 2)])
+        metrics(out / "few" / ids[label], [(seconds, seconds + 10.0, 2), (seconds, seconds + 10.0, 2)])
     comparison = history.compare_with_estimate(cells, list(ids.values()), out, "few")
     assert comparison == "few: 2 trainings: estimated 32 s, took 40 s (+25 %)"
     outcome = json.loads((out / "few" / "estimate.json").read_text())["outcomes"]

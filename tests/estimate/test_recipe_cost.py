@@ -366,11 +366,11 @@ def test_it_is_timed_kept_and_compared_with_the_run(recipe: Path, tmp_path: Path
     kept = json.loads((out / "few" / "estimate.json").read_text())
     assert [group["rows"] for group in kept["groups"]] == [["teacher"], ["kd", "dkd"]]
     for group in kept["groups"]:
-        here = group["here"]
-        assert len(here["own_seconds"]) == len(group["rows"])
-        assert all(0 < value < math.inf for value in here["own_seconds"])
-        assert here["epoch_seconds"] >= sum(here["own_seconds"])
-        assert here["evaluation_seconds"] > 0
+        timing = group["here"]
+        assert len(timing["own_seconds"]) == len(group["rows"])
+        assert all(0 < value < math.inf for value in timing["own_seconds"])
+        assert timing["epoch_seconds"] >= sum(timing["own_seconds"])
+        assert timing["evaluation_seconds"] > 0
         assert group["hours_by_card"]["t4"] > 0
         assert group["training_images"] == 200
     done = run("run", str(recipe), *few, "--out", str(out))

@@ -24,13 +24,13 @@ from tests.training.parts import MemoryWriter, splits, trial
 IMAGES = splits()
 
 
-def one(method: str = "kd", **changes) -> CohortCost:
+def count_trial(method: str = "kd", **changes) -> CohortCost:
     return count_cohort([trial(method, **changes)], IMAGES)
 
 
 @pytest.mark.parametrize("name", ["ab", "fsp", "ft"])
 def test_a_method_with_a_preparation_is_counted_in_the_students_own_epochs(name: str) -> None:
-    cost, alone = one(name), one("none")
+    cost, alone = count_trial(name), count_trial("none")
     (member,) = cost.members
     assert not member.uncounted
     assert (cost.teacher.flops > 0) == (name == "ft")
@@ -49,9 +49,9 @@ def test_a_convolution_and_a_product_by_hand() -> None:
     convolution = 2 * (2 * 8 * 4 * 4) * (3 * 3 * 3)
     product = 2 * 2 * 8 * 5
     assert tally.counts.flops == convolution + product
-    found = {one.arithmetic: one for one in tally.counts if one.flops}
-    assert found["convolution"] == Operation(convolution, 4 * (2 * 3 * 16 + 8 * 27 + 2 * 8 * 16), "convolution")
-    assert found["single"] == Operation(product, 4 * (2 * 8 + 8 * 5 + 2 * 5), "single")
+    operations = {operation.arithmetic: operation for operation in tally.counts if operation.flops}
+    assert operations["convolution"] == Operation(convolution, 4 * (2 * 3 * 16 + 8 * 27 + 2 * 8 * 16), "convolution")
+    assert operations["single"] == Operation(product, 4 * (2 * 8 + 8 * 5 + 2 * 5), "single")
     assert tally.counts.total() == 3
 
 
@@ -147,7 +147,7 @@ def test_attention_is_counted_in_any_precision() -> None:
     ],
 )
 def test_a_training_pass_is_three_forward_passes_but_for_the_first_layer(model: str, first_layer: int) -> None:
-    student = one("none", model=model).members[0]
+    student = count_trial("none", model=model).members[0]
     # the images, 16 of them, need no gradient
     assert student.step.flops == 3 * student.evaluation.flops - 2 * 16 * first_layer
     assert student.evaluation.flops > 2 * 16 * first_layer
@@ -156,14 +156,14 @@ def test_a_training_pass_is_three_forward_passes_but_for_the_first_layer(model: 
 @pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16"}, {"optimizer": {"name": "adamw"}}, {"ema": 0.9}])
 def test_memory_is_that_of_a_real_step(changes: dict) -> None:
     settings = trial("kd", **changes)
-    counted = one("kd", **changes).members[0]
+    counted = count_trial("kd", **changes).members[0]
     teacher = build_network(settings.teacher, IMAGES)[0].eval()
     member = build_student(settings, IMAGES, teacher, MemoryWriter())
     draws = torch.Generator().manual_seed(0)
     batch = Batch(torch.randn(16, 3, 32, 32, generator=draws), torch.arange(16) % 4, torch.arange(16), 0, 0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16"):
         taught = step_cost.CohortModule([member], teacher).teacher_outputs(batch)["running"]
-    mine = {one.untyped_storage()._cdata for one in (*member.parameters(), *member.buffers(), batch.images)}
+    mine = {tensor.untyped_storage()._cdata for tensor in (*member.parameters(), *member.buffers(), batch.images)}
     mine.add(taught.logits.untyped_storage()._cdata)
     saved = {}
 
@@ -176,21 +176,21 @@ def test_memory_is_that_of_a_real_step(changes: dict) -> None:
     kept, gradients = [], []
 
     def backward(loss: torch.Tensor) -> None:
-        kept.append(sum(one.nbytes() for one in saved.values()))
+        kept.append(sum(storage.nbytes() for storage in saved.values()))
         loss.backward()
-        gradients.append(sum(one.grad.nbytes for one in member.parameters() if one.grad is not None))
+        gradients.append(sum(parameter.grad.nbytes for parameter in member.parameters() if parameter.grad is not None))
 
     with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         member.train().step(taught, MicroBatch(batch), backward)
     assert counted.saved == pytest.approx(kept[0], rel=0.01)
     assert counted.peak >= counted.saved
-    tensors = [one for state in member.optimizer.state.values() for one in state.values()]
-    assert counted.optimizer == sum(one.nbytes for one in tensors if torch.is_tensor(one)) > 0
+    tensors = [value for state in member.optimizer.state.values() for value in state.values()]
+    assert counted.optimizer == sum(value.nbytes for value in tensors if torch.is_tensor(value)) > 0
     assert counted.gradients == gradients[0] > 0
-    assert all(one.grad is None for one in member.parameters())  # once they are used
+    assert all(parameter.grad is None for parameter in member.parameters())  # once they are used
     average = [] if member.average is None else [*member.average.parameters(), *member.average.buffers()]
-    assert counted.average == sum(one.nbytes for one in average)
-    state = sum(one.nbytes for one in (*member.parameters(), *member.buffers()))
+    assert counted.average == sum(tensor.nbytes for tensor in average)
+    state = sum(tensor.nbytes for tensor in (*member.parameters(), *member.buffers()))
     assert counted.parameters == state - counted.average
 
 
@@ -203,21 +203,21 @@ def test_an_average_is_made_without_writing_to_memory(monkeypatch: pytest.Monkey
         return copy(tensor, memo)
 
     monkeypatch.setattr(torch.Tensor, "__deepcopy__", guarded)
-    assert one("kd", ema=0.9).members[0].average > 0
+    assert count_trial("kd", ema=0.9).members[0].average > 0
 
 
 def test_half_precision_keeps_about_half_for_the_backward_pass() -> None:
-    whole, half = (one("none", precision=precision).members[0] for precision in ("float32", "bfloat16"))
+    whole, half = (count_trial("none", precision=precision).members[0] for precision in ("float32", "bfloat16"))
     assert whole.step.flops == half.step.flops
     assert 0.4 < half.saved / whole.saved < 0.65
 
 
 @pytest.mark.parametrize("method", ["dkd", "ikl_kd", "fitnet", "rkd", "crd", "ofd", "reviewkd", "dist", "dkl_kd"])
 def test_every_method_is_counted_with_its_own_part(method: str) -> None:
-    alone, found = one("kd"), one(method)
-    member = found.members[0]
+    alone, cost = count_trial("kd"), count_trial(method)
+    member = cost.members[0]
     assert not member.uncounted
-    assert found.teacher.flops >= alone.teacher.flops > 0
+    assert cost.teacher.flops >= alone.teacher.flops > 0
     assert member.step.total() > alone.members[0].step.total() - 20
     if method in ("fitnet", "crd", "ofd", "reviewkd"):  # these have layers of their own
         assert member.step.flops > alone.members[0].step.flops
@@ -225,7 +225,7 @@ def test_every_method_is_counted_with_its_own_part(method: str) -> None:
 
 
 def test_a_teacher_that_normalises_by_the_batch_has_a_pass_more() -> None:
-    running, batch = (one("ofd", hyperparameters={"teacher_batch_norm": kind}) for kind in ("running", "batch"))
+    running, batch = (count_trial("ofd", hyperparameters={"teacher_batch_norm": kind}) for kind in ("running", "batch"))
     assert running.teacher.flops == batch.teacher.flops
     both = count_cohort([trial("ofd"), trial("kd")], IMAGES)
     assert both.teacher.flops == 2 * batch.teacher.flops
@@ -242,12 +242,12 @@ def test_a_teacher_that_makes_tensors_in_its_pass_is_counted() -> None:
 
 def test_a_frozen_network_has_no_backward_pass() -> None:
     settings = {"model": "test_resnet", "augment": {"crop": 0, "flip": False}}
-    whole, head = (one("none", trainable=part, **settings).members[0].step.flops for part in ("all", "head"))
+    whole, head = (count_trial("none", trainable=part, **settings).members[0].step.flops for part in ("all", "head"))
     assert head < whole / 2
 
 
 def test_a_cohort_shares_the_teacher_and_adds_up_its_students() -> None:
-    kd, none = one("kd"), one("none")
+    kd, none = count_trial("kd"), count_trial("none")
     both = count_cohort([trial("kd"), trial("dkd")], IMAGES)
     assert both.teacher.flops == kd.teacher.flops
     assert both.memory > kd.memory > none.memory
@@ -256,7 +256,7 @@ def test_a_cohort_shares_the_teacher_and_adds_up_its_students() -> None:
 
 
 def test_micro_batches_are_what_is_in_memory_at_once() -> None:
-    whole, parts = one("kd"), one("kd", micro_batch=4)
+    whole, parts = count_trial("kd"), count_trial("kd", micro_batch=4)
     assert (whole.images, whole.micro_batches) == (16, 1)
     assert (parts.images, parts.micro_batches) == (4, 4)
     assert parts.members[0].step.flops * 4 == whole.members[0].step.flops
@@ -264,7 +264,7 @@ def test_micro_batches_are_what_is_in_memory_at_once() -> None:
 
 
 def test_a_compiled_trial_is_counted_as_it_is_written() -> None:
-    assert one("kd", compile="on").members[0].step == one("kd").members[0].step
+    assert count_trial("kd", compile="on").members[0].step == count_trial("kd").members[0].step
 
 
 PLUGIN = '''
@@ -289,17 +289,17 @@ class Choosy(Method):
 def test_a_method_that_asks_for_numbers_leaves_its_student_counted(tmp_path: Path) -> None:
     path = tmp_path / "choosy.py"
     path.write_text(PLUGIN)
-    found = one(f"{path}:Choosy").members[0]
-    assert found.uncounted
-    assert found.step.flops == one("none").members[0].step.flops
+    member = count_trial(f"{path}:Choosy").members[0]
+    assert member.uncounted
+    assert member.step.flops == count_trial("none").members[0].step.flops
 
 
 def test_nothing_of_the_counting_stays_behind() -> None:
     settings = trial("kd")
     before = torch.get_rng_state()
-    one("kd")
+    count_trial("kd")
     torch.set_rng_state(before)
     network = build_network(settings, IMAGES)[0]
     assert not any(parameter.is_meta for parameter in network.parameters())
     assert type(next(network.parameters())) is nn.Parameter
-    assert replace(one("kd"), data=0).memory == one("kd").memory - one("kd").data
+    assert replace(count_trial("kd"), data=0).memory == count_trial("kd").memory - count_trial("kd").data

@@ -69,8 +69,8 @@ def weights(tmp_path_factory) -> Path:
 
 def result(out: Path) -> dict[str, Any]:
     (file,) = (out / ATTACKS).glob("*.json")
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    content: dict[str, Any] = json.loads(file.read_text())
+    return content
 
 
 GIVEN = ("--model", "resnet8", "--dataset", "digits")
@@ -100,21 +100,21 @@ def test_killed_twice_it_gives_the_flags_of_the_undisturbed(weights: Path, tmp_p
         assert result(out)["status"] == "running", "it was too fast to be killed"
         assert seen > start
     attack(weights, *KILLED, "--out", out)
-    found = result(out)
-    assert found["status"] == "done"
+    content = result(out)
+    assert content["status"] == "done"
     for key in ("flags", "accuracy", "robust", "warnings", "index", "attack", "subject"):
-        assert found[key] == whole[key], key
-    assert len(found["about"]["earlier"]) == 2
+        assert content[key] == whole[key], key
+    assert len(content["about"]["earlier"]) == 2
     attack(weights, *KILLED, "--out", out, "--check")
 
 
 def attacked(out: Path) -> int:
     """How many batches an evaluation has done."""
     try:
-        found = result(out)
+        content = result(out)
     except ValueError:
         return 0
-    flags = [flag for flags in found["flags"].values() for flag in flags]
+    flags = [flag for flags in content["flags"].values() for flag in flags]
     return sum(flag != "?" for flag in flags) // 5
 
 
@@ -127,7 +127,7 @@ def test_several_radii_rise_and_each_is_as_if_alone(weights: Path, tmp_path: Pat
     alone = result(tmp_path / "alone")
     both = [json.loads(file.read_text()) for file in (tmp_path / "both" / ATTACKS).glob("*.json")]
     assert len(both) == 2
-    (same,) = [one for one in both if one["attack"]["eps"] == 8 / 255]
+    (same,) = [content for content in both if content["attack"]["eps"] == 8 / 255]
     assert same["flags"] == alone["flags"]
 
 
@@ -141,8 +141,8 @@ def test_screen_is_called_an_upper_bound_wherever_it_stands(
         shown = capsys.readouterr().out
         assert f"{title} (upper bound)" in shown
         assert "AA" not in shown
-    found = result(tmp_path)
-    assert found["robust_is"] == "upper bound of the accuracy under AutoAttack"
+    content = result(tmp_path)
+    assert content["robust_is"] == "upper bound of the accuracy under AutoAttack"
     (file,) = (tmp_path / ATTACKS).glob("*.json")
     evaluation = read_evaluation(file)
     assert evaluation is not None and not evaluation.complete
@@ -168,9 +168,9 @@ def test_published_layout_of_wrn_34_10_loads_by_path(tmp_path: Path, capsys) -> 
     torch.save({"state_dict": {f"module.{key}": value for key, value in (state | unused).items()}}, path)
     out = tmp_path / "out"
     attack(path, "--model", "wrn_34_10", "--dataset", "digits", "--attacks", "pgd-1", "--images", 2, "--out", out)
-    found = result(out)
-    assert found["subject"]["normalise"] == "network"  # which for this network is none
-    assert found["subject"]["model"] == "cifar_wrn_34_10"
+    content = result(out)
+    assert content["subject"]["normalise"] == "network"  # which for this network is none
+    assert content["subject"]["model"] == "cifar_wrn_34_10"
     assert "cifar_wrn_34_10 on digits" in capsys.readouterr().out
 
 
@@ -188,9 +188,9 @@ def trained(weights: Path, tmp_path_factory) -> tuple[Path, Path]:
     file.write_text(yaml.safe_dump(RECIPE))
     state = read(weights).state
     planned = plan(read_recipe(str(file)), str(file))
-    for number, one in enumerate(planned[:-1]):
-        place = TrialFolder(folder / "runs" / "small" / one.trial_id)
-        place.create(one.trial)
+    for number, cell in enumerate(planned[:-1]):
+        trial_folder = TrialFolder(folder / "runs" / "small" / cell.trial_id)
+        trial_folder.create(cell.trial)
         noise = torch.Generator().manual_seed(number)
         noisy = {
             key: value + 0.05 * value.std() * torch.randn(value.shape, generator=noise)
@@ -198,12 +198,17 @@ def trained(weights: Path, tmp_path_factory) -> tuple[Path, Path]:
             else value
             for key, value in state.items()
         }
-        save_file({key: value.contiguous() for key, value in noisy.items()}, place.weights)
-        place.write_environment({"command": "kd-bench run small.yaml"})
-        epochs = one.trial.epochs
-        place.write_metrics([{"epoch": epoch, "top1": 50.0} for epoch in range(1, epochs + 1)])
-        numbers = {"top1_last": 50.0, "top1_best": 50.0, "epochs": epochs, "weights_sha256": sha256(place.weights)}
-        place.finish({"status": "done", "reason": None, **numbers})
+        save_file({key: value.contiguous() for key, value in noisy.items()}, trial_folder.weights)
+        trial_folder.write_environment({"command": "kd-bench run small.yaml"})
+        epochs = cell.trial.epochs
+        trial_folder.write_metrics([{"epoch": epoch, "top1": 50.0} for epoch in range(1, epochs + 1)])
+        numbers = {
+            "top1_last": 50.0,
+            "top1_best": 50.0,
+            "epochs": epochs,
+            "weights_sha256": sha256(trial_folder.weights),
+        }
+        trial_folder.finish({"status": "done", "reason": None, **numbers})
     return file, folder / "runs"
 
 
@@ -250,8 +255,8 @@ def test_evaluations_of_weights_of_before_are_left_out(trained: tuple[Path, Path
     attack(
         folder, "--images", 10, "--attacks", "pgd-20", "--eps", "3/255"
     )  # the tests before may run in another process
-    found = read_evaluations(folder)
-    assert found
+    evaluations = read_evaluations(folder)
+    assert evaluations
     content = json.loads((folder / "result.json").read_text())
     try:
         (folder / "result.json").write_text(json.dumps(content | {"weights_sha256": "0" * 64}))

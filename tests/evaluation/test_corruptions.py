@@ -57,7 +57,7 @@ def evaluate(*arguments: Any, metrics: str = "corruptions") -> None:
     run("evaluate", *arguments, "--metrics", metrics)
 
 
-def found(folder: Path) -> list[Corruptions]:
+def corruptions_of(folder: Path) -> list[Corruptions]:
     evaluation = read_evaluation_file(folder / EVALUATION)
     return [] if evaluation is None else evaluation.corruptions
 
@@ -84,7 +84,7 @@ def test_accuracy_is_that_of_a_plain_loop(made: Made, capsys: pytest.CaptureFixt
     shown = capsys.readouterr()
     assert "corrupted: jpeg compression" in shown.out and "made by imagecorruptions-imaug" in shown.out
     assert "jpeg compression: batch 5 of 5" in shown.err
-    (value,) = found(folder)
+    (value,) = corruptions_of(folder)
     images = datasets.open_dataset(Dataset(name="digits", test_images=IMAGES), None, Path("data"))
     network = create("cifar_resnet8", 10)
     network.load_state_dict(weights.read(folder / "student.safetensors").state)
@@ -117,17 +117,17 @@ def test_every_copy_that_is_known_is_kept(made: Made, monkeypatch: pytest.Monkey
         patched.setattr(made_corruptions.MadeCorruptions, "copy", killed)
         with pytest.raises(MemoryError):
             evaluate(folder)
-        (partial,) = found(folder)
+        (partial,) = corruptions_of(folder)
         assert partial.mean is None
         assert {key: len(values) for key, values in partial.accuracy.items()} == {"gaussian_noise": 5, "shot_noise": 2}
         evaluate(folder)
     assert asked == [*COPIES[:7], *COPIES[7:8], *COPIES[7:]]
-    (whole,) = found(folder)
+    (whole,) = corruptions_of(folder)
     evaluate(made.folder("kd", 1))
     again = made.folder("kd") / EVALUATION
     again.unlink()
     evaluate(folder)
-    assert found(folder)[0].accuracy == whole.accuracy and found(folder)[0].digests == whole.digests
+    assert corruptions_of(folder)[0].accuracy == whole.accuracy and corruptions_of(folder)[0].digests == whole.digests
 
     def never(*_: Any) -> None:
         raise AssertionError("computed again")
@@ -158,13 +158,13 @@ def test_published_and_made_copies_are_never_averaged(
     monkeypatch.setattr(corrupted, "find", lambda *_: Published())
     evaluate(made.folder("none", 1))
     evaluate(made.folder("none", 0))
-    both = found(made.folder("none", 0))
+    both = corruptions_of(made.folder("none", 0))
     assert [value.source for value in both] == ["made", "published"]
     capsys.readouterr()
     run_table = ["table", str(made.recipe), "--out", str(made.out), "--columns", "top1,corrupted"]
     app([*run_table, "--format", "csv"], standalone_mode=False)
     rows = {row["label"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
-    kd = [found(made.folder("kd", seed))[0].mean or 0.0 for seed in (0, 1)]
+    kd = [corruptions_of(made.folder("kd", seed))[0].mean or 0.0 for seed in (0, 1)]
     assert float(rows["kd"]["corrupted_mean"]) == pytest.approx(statistics.fmean(kd))
     assert rows["kd"]["corrupted_n"] == "2" and rows["none"]["corrupted_n"] == "1"
     assert float(rows["none"]["corrupted_mean"]) == both[0].mean
@@ -175,7 +175,7 @@ def test_published_and_made_copies_are_never_averaged(
     assert "published CIFAR-100-C, digest" in notes
     app(["export", "csv", "--recipe", str(made.recipe), "--out", str(made.out)], standalone_mode=False)
     lines = {(row["label"], row["seed"]): row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
-    fog = found(made.folder("kd"))[0].accuracy["fog"]
+    fog = corruptions_of(made.folder("kd"))[0].accuracy["fog"]
     assert float(lines["kd", "0"]["corrupted_fog"]) == pytest.approx(statistics.fmean(fog))
     assert float(lines["kd", "1"]["corrupted"]) == pytest.approx(kd[1])
     assert "made by" in lines["kd", "0"]["corrupted_protocol"]
@@ -192,7 +192,7 @@ def test_the_page_has_a_heat_map_of_what_was_evaluated_alike(made: Made, capsys:
         evaluate(made.folder("kd", seed))
     app(report, standalone_mode=False)
     text = page.read_text()
-    values = [found(made.folder("kd", seed))[0] for seed in (0, 1)]
+    values = [corruptions_of(made.folder("kd", seed))[0] for seed in (0, 1)]
     fog = statistics.fmean(accuracy for value in values for accuracy in value.accuracy["fog"])
     assert f"<title>kd, fog: {fog:.2f} ± " in text and "student alone, fog" not in text
     mean = statistics.fmean(value.mean or 0.0 for value in values)
@@ -220,9 +220,9 @@ def test_it_is_measured_only_if_it_is_asked_for(made: Made, monkeypatch: pytest.
     monkeypatch.setattr(efficiency, "BATCH", 4)
     folder = made.folder("kd")
     run("evaluate", folder)
-    assert found(folder) == []
+    assert corruptions_of(folder) == []
     evaluate(folder, metrics="all")
-    (value,) = found(folder)
+    (value,) = corruptions_of(folder)
     assert value.mean is not None
 
 

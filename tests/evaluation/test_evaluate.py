@@ -59,9 +59,9 @@ def refused(*arguments: Any) -> str:
 
 
 def evaluation(folder: Path) -> Evaluation:
-    found = read_evaluation_file(folder / EVALUATION)
-    assert found is not None
-    return found
+    measurements = read_evaluation_file(folder / EVALUATION)
+    assert measurements is not None
+    return measurements
 
 
 def logits_of(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,13 +79,13 @@ def test_a_trial_is_measured_against_its_teacher(made: Made, capsys) -> None:
     evaluate(folder, *FAST)
     shown = capsys.readouterr()
     assert "agreement with teacher" in shown.out and "ECE" in shown.out and str(folder / EVALUATION) in shown.out
-    found = evaluation(folder)
+    measurements = evaluation(folder)
     logits, labels = logits_of(create("cifar_resnet8", 10), weights.read(folder / "student.safetensors").state)
     taught, _ = logits_of(create("cifar_resnet14", 10), weights.read(made.teacher / "student.safetensors").state)
     expected = calibration.probability_errors(logits, labels)
-    assert found.calibration is not None and found.calibration.fitted_on == "cross-fitted"
-    assert found.calibration.plain.model_dump() == pytest.approx(expected.model_dump(), rel=1e-4, abs=1e-3)
-    ((teacher_id, fidelity),) = found.fidelity.items()
+    assert measurements.calibration is not None and measurements.calibration.fitted_on == "cross-fitted"
+    assert measurements.calibration.plain.model_dump() == pytest.approx(expected.model_dump(), rel=1e-4, abs=1e-3)
+    ((teacher_id, fidelity),) = measurements.fidelity.items()
     assert teacher_id == made.teacher.name and fidelity.teacher == "cifar_resnet14"
     same = logits.argmax(1) == taught.argmax(1)
     assert fidelity.agreement == pytest.approx(100 * float(same.double().mean()))
@@ -93,9 +93,9 @@ def test_a_trial_is_measured_against_its_teacher(made: Made, capsys) -> None:
     assert fidelity.teacher_errors == int(wrong.sum()) > 0
     assert fidelity.agreement_on_errors == pytest.approx(100 * float(same[wrong].double().mean()))
     result = read_trial(folder).result
-    assert result is not None and found.weights_sha256 == result["weights_sha256"]
-    assert found.images.model_dump() == result["images"]
-    assert found.calibration.machine.threads == 1 and found.calibration.machine.device == "cpu"
+    assert result is not None and measurements.weights_sha256 == result["weights_sha256"]
+    assert measurements.images.model_dump() == result["images"]
+    assert measurements.calibration.machine.threads == 1 and measurements.calibration.machine.device == "cpu"
 
 
 def test_layers_that_a_method_keeps_are_part_of_the_deployed_student(made: Made) -> None:
@@ -209,9 +209,9 @@ def test_a_recipe_gives_a_table_and_table_the_same_columns(made: Made, capsys) -
 def test_held_out_images_fit_the_temperature(tmp_path: Path) -> None:
     made = make(tmp_path, {"dataset": {"name": "digits", "test_images": 60, "holdout": 50}, "trials": 1})
     evaluate(made.folder("kd"), *FAST)
-    found = evaluation(made.folder("kd")).calibration
-    assert found is not None and found.fitted_on == "held-out images"
-    assert len(found.temperatures) == 1 and found.images == 60
+    fit = evaluation(made.folder("kd")).calibration
+    assert fit is not None and fit.fitted_on == "held-out images"
+    assert len(fit.temperatures) == 1 and fit.images == 60
 
 
 def test_a_file_of_weights_has_a_file_of_its_own(made: Made, capsys) -> None:
@@ -222,29 +222,29 @@ def test_a_file_of_weights_has_a_file_of_its_own(made: Made, capsys) -> None:
     evaluate(*common)
     assert "has no known teacher" not in capsys.readouterr().err  # it is none of those that apply
     (kept,) = (made.out / "evaluations").glob("*.json")
-    found = read_evaluation_file(kept)
-    assert found is not None and found.calibration is not None and found.efficiency is not None
+    measurements = read_evaluation_file(kept)
+    assert measurements is not None and measurements.calibration is not None and measurements.efficiency is not None
     known = evaluation(of_trial).calibration
     assert known is not None
-    assert found.calibration.plain.model_dump() == pytest.approx(known.plain.model_dump(), rel=1e-4, abs=1e-3)
+    assert measurements.calibration.plain.model_dump() == pytest.approx(known.plain.model_dump(), rel=1e-4, abs=1e-3)
     assert "has no known teacher" in refused(*common, "--metrics", "fidelity")
     with_head = made.folder("simkd") / "student.safetensors"
     assert refused(with_head, *common[1:]).endswith("settings describe; evaluate the trial's folder instead")
 
 
 def test_the_key_says_which_weights_of_a_file_are_measured(made: Made, tmp_path: Path) -> None:
-    one, other = (weights.read(made.folder("kd", seed) / "student.safetensors").state for seed in (0, 1))
+    model_state, other = (weights.read(made.folder("kd", seed) / "student.safetensors").state for seed in (0, 1))
     file = tmp_path / "two.pth"
-    torch.save({"model": one, "ema": {"model": other}}, file)
+    torch.save({"model": model_state, "ema": {"model": other}}, file)
     common = (file, "--model", "resnet8", "--dataset", "digits", "--out", made.out, "--set", "dataset.test_images=60")
-    for key, state in {"model": one, "ema.model": other}.items():
+    for key, state in {"model": model_state, "ema.model": other}.items():
         before = set((made.out / "evaluations").glob("*.json"))
         evaluate(*common, "--metrics", "calibration", "--key", key)
         (new,) = set((made.out / "evaluations").glob("*.json")) - before
-        found = read_evaluation_file(new)
+        measurements = read_evaluation_file(new)
         expected = calibration.probability_errors(*logits_of(create("cifar_resnet8", 10), state))
-        assert found is not None and found.calibration is not None
-        assert found.calibration.plain.nll == pytest.approx(expected.nll, rel=1e-4)
+        assert measurements is not None and measurements.calibration is not None
+        assert measurements.calibration.plain.nll == pytest.approx(expected.nll, rel=1e-4)
 
 
 def test_weights_of_another_trial_are_refused(made: Made) -> None:

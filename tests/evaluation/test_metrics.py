@@ -36,15 +36,15 @@ SIZES = st.tuples(st.integers(0, 10_000), st.integers(2, 300), st.integers(2, 20
 @given(SIZES)
 def test_errors_of_probabilities(sizes):
     logits, labels = draw(*sizes)
-    found = calibration.probability_errors(logits, labels)
+    errors = calibration.probability_errors(logits, labels)
     p = np.exp(logits.double().numpy())
     p /= p.sum(1, keepdims=True)
     targets = np.eye(p.shape[1])[labels]
-    assert found.brier == pytest.approx(np.mean(np.sum((p - targets) ** 2, 1)), rel=1e-9)
-    assert found.nll == pytest.approx(log_loss(labels, p, labels=range(p.shape[1])), rel=1e-9)
-    assert found.ece == pytest.approx(100 * naive_ece(p, labels.numpy()), rel=1e-9, abs=1e-9)
+    assert errors.brier == pytest.approx(np.mean(np.sum((p - targets) ** 2, 1)), rel=1e-9)
+    assert errors.nll == pytest.approx(log_loss(labels, p, labels=range(p.shape[1])), rel=1e-9)
+    assert errors.ece == pytest.approx(100 * naive_ece(p, labels.numpy()), rel=1e-9, abs=1e-9)
     library = multiclass_calibration_error(torch.tensor(p), labels, p.shape[1], n_bins=15)
-    assert found.ece == pytest.approx(100 * float(library), rel=1e-4, abs=1e-4)
+    assert errors.ece == pytest.approx(100 * float(library), rel=1e-4, abs=1e-4)
 
 
 def test_probabilities_of_one_are_in_the_last_bin():
@@ -53,8 +53,8 @@ def test_probabilities_of_one_are_in_the_last_bin():
     labels[:5] = 1
     logits = torch.zeros(100, 10)
     logits[:50, 0], logits[50:, 0] = 100, math.log(9 * 0.95 / 0.05)
-    found = calibration.probability_errors(logits, labels)
-    assert found.ece == pytest.approx(100 * abs(0.95 - (1 + 0.95) / 2))  # accuracy 95 %, mean probability 97.5 %
+    errors = calibration.probability_errors(logits, labels)
+    assert errors.ece == pytest.approx(100 * abs(0.95 - (1 + 0.95) / 2))  # accuracy 95 %, mean probability 97.5 %
 
 
 def test_calibration_error_of_many_images_is_not_rounded():
@@ -62,15 +62,15 @@ def test_calibration_error_of_many_images_is_not_rounded():
     confidence = rng.beta(20, 0.3, 50_000)
     p = torch.tensor(np.stack([confidence, 1 - confidence], 1))
     labels = torch.tensor((rng.random(50_000) > confidence - 0.01).astype(np.int64))
-    found = calibration.expected_calibration_error(p, labels)
-    assert found == pytest.approx(naive_ece(p.numpy(), labels.numpy()), rel=1e-9)
+    error = calibration.expected_calibration_error(p, labels)
+    assert error == pytest.approx(naive_ece(p.numpy(), labels.numpy()), rel=1e-9)
 
 
 def test_one_class_and_one_image():
-    found = calibration.probability_errors(torch.randn(3, 1), torch.zeros(3, dtype=torch.int64))
-    assert (found.ece, found.nll, found.brier) == (0, 0, 0)
-    found = calibration.probability_errors(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
-    assert (found.ece, found.brier) == (50, 0.5)
+    errors = calibration.probability_errors(torch.randn(3, 1), torch.zeros(3, dtype=torch.int64))
+    assert (errors.ece, errors.nll, errors.brier) == (0, 0, 0)
+    errors = calibration.probability_errors(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    assert (errors.ece, errors.brier) == (50, 0.5)
 
 
 def naive_ece(p: np.ndarray, labels: np.ndarray) -> float:
@@ -98,11 +98,11 @@ def test_perfect_and_uniform_predictions():
 @pytest.mark.parametrize("seed", range(5))
 def test_the_temperature_minimises_the_nll(seed):
     logits, labels = draw(seed, 400, 10, scale=3.0)
-    found = calibration.fit_temperature(logits, labels)
+    temperature = calibration.fit_temperature(logits, labels)
     grid = np.exp(np.linspace(-3, 3, 4001))
     losses = [float(nn.functional.cross_entropy(logits.double() / value, labels)) for value in grid]
-    assert found == pytest.approx(grid[int(np.argmin(losses))], rel=2e-3)
-    assert float(nn.functional.cross_entropy(logits.double() / found, labels)) <= min(losses) + 1e-12
+    assert temperature == pytest.approx(grid[int(np.argmin(losses))], rel=2e-3)
+    assert float(nn.functional.cross_entropy(logits.double() / temperature, labels)) <= min(losses) + 1e-12
 
 
 def test_a_known_temperature_is_found():
@@ -114,8 +114,8 @@ def test_a_known_temperature_is_found():
 
 
 def test_networks_without_errors_have_the_smallest_temperature():
-    found = calibration.fit_temperature(0.1 * torch.eye(10), torch.arange(10))
-    assert found == pytest.approx(1 / calibration.LARGEST_TEMPERATURE, rel=1e-2)
+    temperature = calibration.fit_temperature(0.1 * torch.eye(10), torch.arange(10))
+    assert temperature == pytest.approx(1 / calibration.LARGEST_TEMPERATURE, rel=1e-2)
 
 
 def test_cross_fitting_measures_each_half_with_the_temperature_of_the_other():
@@ -156,26 +156,26 @@ def test_fidelity(sizes):
     seed, images, classes = sizes
     student, labels = draw(seed, images, classes)
     teacher, _ = draw(seed + 1, images, classes)
-    found = compare_predictions(student, teacher, labels)
+    fidelity = compare_predictions(student, teacher, labels)
     p, q = teacher.double().softmax(1), student.double().softmax(1)
-    assert found.kl == pytest.approx(float(kl_divergence(p, q)), rel=1e-9)
+    assert fidelity.kl == pytest.approx(float(kl_divergence(p, q)), rel=1e-9)
     taught = teacher.argmax(1)
     agreement = multiclass_accuracy(student, taught, classes, average="micro")
-    assert found.agreement == pytest.approx(100 * float(agreement), rel=1e-5)
+    assert fidelity.agreement == pytest.approx(100 * float(agreement), rel=1e-5)
     pairs = zip(student.argmax(1).tolist(), taught.tolist(), labels.tolist(), strict=True)
-    errors = [(ours, theirs) for ours, theirs, label in pairs if theirs != label]
-    assert found.teacher_errors == len(errors)
+    errors = [(student_class, teacher_class) for student_class, teacher_class, label in pairs if teacher_class != label]
+    assert fidelity.teacher_errors == len(errors)
     if errors:
-        same = sum(ours == theirs for ours, theirs in errors)
-        assert found.agreement_on_errors == pytest.approx(100 * same / len(errors))
+        same = sum(student_class == teacher_class for student_class, teacher_class in errors)
+        assert fidelity.agreement_on_errors == pytest.approx(100 * same / len(errors))
     else:
-        assert found.agreement_on_errors is None
+        assert fidelity.agreement_on_errors is None
 
 
 def test_fidelity_of_a_network_to_itself():
     logits, labels = draw(0, 40, 6)
-    found = compare_predictions(logits, logits, labels)
-    assert (found.agreement, found.kl, found.agreement_on_errors) == (100, 0, 100)
+    fidelity = compare_predictions(logits, logits, labels)
+    assert (fidelity.agreement, fidelity.kl, fidelity.agreement_on_errors) == (100, 0, 100)
     assert compare_predictions(logits, 100 * torch.eye(6)[labels], labels).agreement_on_errors is None
 
 

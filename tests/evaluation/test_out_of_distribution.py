@@ -29,35 +29,35 @@ from kd_bench.utils.errors import RunFailed, UserError
 from tests.evaluation.results import Made, make
 
 
-def naive(own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+def naive(scores: np.ndarray, other: np.ndarray) -> tuple[float, float]:
     """Both values by their definitions: all pairs, and all thresholds."""
-    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in own for b in other]
-    thresholds = [value for value in {*own, *other} if np.mean(own >= value) >= 0.95]
+    pairs = [1.0 if a > b else 0.5 if a == b else 0.0 for a in scores for b in other]
+    thresholds = [value for value in {*scores, *other} if np.mean(scores >= value) >= 0.95]
     return 100 * sum(pairs) / len(pairs), 100 * float(np.mean(other >= max(thresholds)))
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.integers(1, 40), st.integers(1, 30))
-def test_separation_with_ties(seed, own, other, levels):
+def test_separation_with_ties(seed, count, other, levels):
     rng = np.random.default_rng(seed)
-    first, second = rng.integers(0, levels, own) + 1.0, rng.integers(0, levels, other) + 0.0
-    found = ood.separate(torch.tensor(first), torch.tensor(second))
-    assert found == pytest.approx(naive(first, second))
+    first, second = rng.integers(0, levels, count) + 1.0, rng.integers(0, levels, other) + 0.0
+    separation = ood.separate(torch.tensor(first), torch.tensor(second))
+    assert separation == pytest.approx(naive(first, second))
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_scores_of_random_logits(scale):
     rng = np.random.default_rng(1)
-    own, other = (scale * rng.standard_normal((count, 7)).astype(np.float32) for count in (90, 70))
-    own[:, 0] += 2 * scale
+    logits, other = (scale * rng.standard_normal((count, 7)).astype(np.float32) for count in (90, 70))
+    logits[:, 0] += 2 * scale
     wanted = [
-        naive(softmax(own.astype(float), 1).max(1), softmax(other.astype(float), 1).max(1)),
-        naive(logsumexp(own.astype(float), 1), logsumexp(other.astype(float), 1)),
+        naive(softmax(logits.astype(float), 1).max(1), softmax(other.astype(float), 1).max(1)),
+        naive(logsumexp(logits.astype(float), 1), logsumexp(other.astype(float), 1)),
     ]
     for score, expected in zip((ood.maximum_softmax, ood.energy_score), wanted, strict=True):
-        found = ood.separate(score(torch.tensor(own)), score(torch.tensor(other)))
-        assert found == pytest.approx(expected, abs=0.1)  # scores that differ in the last bits only may be ties
-        assert found.auroc > 60
+        separation = ood.separate(score(torch.tensor(logits)), score(torch.tensor(other)))
+        assert separation == pytest.approx(expected, abs=0.1)  # scores that differ in the last bits only may be ties
+        assert separation.auroc > 60
 
 
 def test_equal_scores_separate_nothing_and_distinct_ones_everything():
@@ -66,8 +66,8 @@ def test_equal_scores_separate_nothing_and_distinct_ones_everything():
     assert ood.separate(2 * ones, ones) == (100, 0)
     assert ood.separate(ones, 2 * ones) == (0, 100)
     # 19 of 20 are 95 %: the lowest own score need not be reached
-    own = torch.arange(20, dtype=torch.float64)
-    assert ood.separate(own, torch.full((4,), 0.5, dtype=torch.float64)).fpr95 == 0
+    scores = torch.arange(20, dtype=torch.float64)
+    assert ood.separate(scores, torch.full((4,), 0.5, dtype=torch.float64)).fpr95 == 0
 
 
 def pictures(folder: Path, count: int = 12, seed: int = 0) -> Path:
@@ -135,9 +135,9 @@ def evaluate(*arguments: Any) -> None:
 
 
 def kept(folder: Path) -> list[OutOfDistribution]:
-    found = read_evaluation_file(folder / EVALUATION)
-    assert isinstance(found, Evaluation)
-    return found.ood
+    evaluation = read_evaluation_file(folder / EVALUATION)
+    assert isinstance(evaluation, Evaluation)
+    return evaluation.ood
 
 
 def test_a_trial_against_a_folder(made: Made, tmp_path: Path, capsys) -> None:
@@ -145,20 +145,20 @@ def test_a_trial_against_a_folder(made: Made, tmp_path: Path, capsys) -> None:
     evaluate(folder, "--metrics", "ood", "--ood", images)
     shown = capsys.readouterr()
     assert "AUROC, softmax" in shown.out and "against photos (12 images, digest" in shown.out
-    (found,) = kept(folder)
+    (comparison,) = kept(folder)
     network = create("cifar_resnet8", 10).eval()
     network.load_state_dict(weights.read(folder / "student.safetensors").state)
     data = DatasetReader(None).open(_trial(made))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
     (others,) = other_images.open_folder(images).parts(32)
     with torch.no_grad():
-        own, other = (network((part.float() / 255 - mean) / std) for part in (data.test_images, others))  # type: ignore[union-attr]
+        logits, other = (network((part.float() / 255 - mean) / std) for part in (data.test_images, others))  # type: ignore[union-attr]
     for score, values in (
-        (ood.maximum_softmax, (found.auroc, found.fpr95)),
-        (ood.energy_score, (found.auroc_energy, found.fpr95_energy)),
+        (ood.maximum_softmax, (comparison.auroc, comparison.fpr95)),
+        (ood.energy_score, (comparison.auroc_energy, comparison.fpr95_energy)),
     ):
-        assert values == pytest.approx(naive(score(own).numpy(), score(other).numpy()), abs=0.5)
-    assert (found.images, found.test_images, found.folder) == (12, 60, str(images.resolve()))
+        assert values == pytest.approx(naive(score(logits).numpy(), score(other).numpy()), abs=0.5)
+    assert (comparison.images, comparison.test_images, comparison.folder) == (12, 60, str(images.resolve()))
     # what is known is not measured again, other content is
     before = (folder / EVALUATION).read_bytes()
     evaluate(folder, "--metrics", "ood", "--ood", images)
@@ -166,7 +166,7 @@ def test_a_trial_against_a_folder(made: Made, tmp_path: Path, capsys) -> None:
     (images / "0.png").unlink()
     evaluate(folder, "--metrics", "ood", "--ood", images)
     (again,) = kept(folder)
-    assert (again.name, again.images) == ("photos", 11) and again.digest != found.digest
+    assert (again.name, again.images) == ("photos", 11) and again.digest != comparison.digest
 
 
 def _trial(made: Made) -> Any:
@@ -178,9 +178,9 @@ def test_several_folders_have_a_mean_that_names_them(made: Made, tmp_path: Path)
     for name, seed in (("photos", 0), ("scans", 1)):
         pictures(tmp_path / name, seed=seed)
     evaluate(folder, "--metrics", "ood", "--ood", tmp_path / "photos", "--ood", tmp_path / "scans")
-    found = kept(folder)
+    comparisons = kept(folder)
     values, _ = trial_values(folder, [])
-    assert values["auroc"] == pytest.approx((found[0].auroc + found[1].auroc) / 2)
+    assert values["auroc"] == pytest.approx((comparisons[0].auroc + comparisons[1].auroc) / 2)
     assert "photos (12 images" in values["auroc_protocol"] and " and scans (12 images" in values["auroc_protocol"]
 
 

@@ -173,9 +173,9 @@ def instead(file: str, make: Callable[[Path], object]) -> Damage:
     """Puts something else in the place of a file; of the folder itself if ``file`` is empty."""
 
     def damage(folder: Path) -> None:
-        place = folder / file if file else folder
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
-        make(place)
+        path = folder / file if file else folder
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        make(path)
 
     return damage
 

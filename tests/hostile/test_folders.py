@@ -150,11 +150,11 @@ def check_report(results: Results, file: str) -> None:
 def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
     """Size and beginning of each file. A sparse file of many gigabytes cannot be read as a whole."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
-    found = {}
+    content_by_path = {}
     for path in files:
         with open(path, "rb") as file:
-            found[path] = path.stat().st_size, file.read(2**20)
-    return found
+            content_by_path[path] = path.stat().st_size, file.read(2**20)
+    return content_by_path
 
 
 def check_run(results: Results, file: str) -> None:

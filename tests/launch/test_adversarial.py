@@ -68,23 +68,23 @@ def reproduction(data: Path | None = None, log=print, only=()) -> Reproduction:
 
 
 def results(out: Path) -> dict[str, dict]:
-    found = {}
+    by_method = {}
     for path in out.glob("adversarial/*/result.json"):
         name = json.loads((path.parent / "trial.json").read_text())["method"]["name"]
-        found[name] = json.loads(path.read_text()) | {"folder": path.parent}
-    return found
+        by_method[name] = json.loads(path.read_text()) | {"folder": path.parent}
+    return by_method
 
 
 def test_results_say_which_network_was_evaluated(undisturbed):
-    found = results(undisturbed)
-    assert {name: result.get("evaluated") for name, result in found.items()} == {
+    by_method = results(undisturbed)
+    assert {name: result.get("evaluated") for name, result in by_method.items()} == {
         "none": None,
         "trades": "last",
         "ikl_at": "average over epochs",
     }
-    header, *rows = (found["ikl_at"]["folder"] / "metrics.csv").read_text().splitlines()
+    header, *rows = (by_method["ikl_at"]["folder"] / "metrics.csv").read_text().splitlines()
     columns = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
-    assert found["ikl_at"]["top1_last"] == float(columns[-1]["top1"])
+    assert by_method["ikl_at"]["top1_last"] == float(columns[-1]["top1"])
     assert {"last_top1", "train_pairwise", "train_soft_ce", "train_ce"} <= columns[-1].keys()
 
 
@@ -97,12 +97,12 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(recipe, undisturbed, tmp
     )
     ids = [result["folder"].name for name, result in results(undisturbed).items() if name != "none"]
     deadline = time.monotonic() + 240
-    while not any((tmp_path / "adversarial" / one / "checkpoint").is_dir() for one in ids):
+    while not any((tmp_path / "adversarial" / trial_id / "checkpoint").is_dir() for trial_id in ids):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     kill_tree(process)
-    assert any(not (tmp_path / "adversarial" / one / WEIGHTS).exists() for one in ids)
+    assert any(not (tmp_path / "adversarial" / trial_id / WEIGHTS).exists() for trial_id in ids)
     done = run("run", str(recipe), "--out", str(tmp_path), "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path) == weights(undisturbed)
@@ -130,7 +130,7 @@ def test_trials_are_shared_by_the_tables():
     assert nine["alpha_20"] == nine["beta_3"]
     assert eleven["alpha_20"] == eleven["beta_3"]
     assert seven["ikl_at"] == eleven["beta_4"] == twelve["ikl_at"]
-    trials = {one for name, table in by_label.items() if "generated" not in name for one in table.values()}
+    trials = {trial_id for name, table in by_label.items() if "generated" not in name for trial_id in table.values()}
     assert len(trials) == 7 + 7 + 1 + 1 + 2  # temperatures 4 and 2, AutoAugment, improved TRADES, CIFAR-10
 
 
@@ -147,14 +147,14 @@ def test_the_settings_of_the_released_code():
 
     # adjust_learning_rate_cosine of train_dkl_cifar100.py: epochs count from 1
     for epoch in (1, 2, 100, 200):
-        found = learning_rate(trial.optimizer.lr, trial.schedule, epoch - 1, trial.epochs)
-        assert found == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * epoch / 201)))
+        rate = learning_rate(trial.optimizer.lr, trial.schedule, epoch - 1, trial.epochs)
+        assert rate == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * epoch / 201)))
         eps, steps, step_size = trial.adversarial.perturbation(epoch - 1, trial.epochs)
         assert (eps, steps, step_size) == pytest.approx((8 / 255 * epoch / 200, 5, 8 / 255 * epoch / 400))
     improved = next(cell.trial for cell in planned if cell.label == "improved_trades")
     for epoch in (1, 200):
-        found = learning_rate(improved.optimizer.lr, improved.schedule, epoch - 1, improved.epochs)
-        assert found == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / 200)))
+        rate = learning_rate(improved.optimizer.lr, improved.schedule, epoch - 1, improved.epochs)
+        assert rate == pytest.approx(0.2 * 0.5 * (1 + math.cos(math.pi * (epoch - 1) / 200)))
 
 
 def test_generated_images_are_left_out_where_they_are_not(tmp_path, monkeypatch):
@@ -178,8 +178,8 @@ def test_a_data_set_of_one_part_may_be_missing(monkeypatch):
     said: list[str] = []
     run = reproduction(log=said.append)
     parts = run.full()
-    there = {part.name for part in run._with_images(parts)}
-    assert {part.name for part in parts} - there == {"robustness/cifar10"}
+    names_with_images = {part.name for part in run._with_images(parts)}
+    assert {part.name for part in parts} - names_with_images == {"robustness/cifar10"}
     assert said[-1] == "left out: robustness/cifar10: no cifar10 here"
     with pytest.raises(UserError, match="no cifar10 here"):  # nothing is left
         run._with_images([part for part in parts if part.name == "robustness/cifar10"])
@@ -205,8 +205,8 @@ def test_a_smoke_run_has_every_row_on_a_small_network(tmp_path):
         assert {cell.label for cell in part.planned} == full
         assert {cell.student for cell in part.planned} == {"cifar_resnet8"}
         assert not {cell.trial_id for cell in part.planned} & set(part.as_published.values())
-    one, _ = reproduction(tmp_path, only=["method=improved_trades"]).smoke()
-    assert [part.name for part in one] == ["robustness/table12"]
+    selected_parts, _ = reproduction(tmp_path, only=["method=improved_trades"]).smoke()
+    assert [part.name for part in selected_parts] == ["robustness/table12"]
     with pytest.raises(UserError, match="no method of this recipe is called"):
         reproduction(tmp_path, only=["method=kd"]).smoke()
 

@@ -54,7 +54,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def only(folder: Path) -> Path:
-    (path,) = (one.parent for one in folder.glob("*/trial.json"))
+    (path,) = (file.parent for file in folder.glob("*/trial.json"))
     return path
 
 

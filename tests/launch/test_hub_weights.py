@@ -37,12 +37,12 @@ def test_fetching_without_a_network_says_what_to_fetch_and_where_to_put_it(tmp_p
         command, env=without_proxies | nobody, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    place = tmp_path / "weights" / "imagenet" / "resnet34.safetensors"
+    path = tmp_path / "weights" / "imagenet" / "resnet34.safetensors"
     assert done.stderr.strip() == (
         "kd-bench: resnet34.tv_in1k: the hub that timm has its weights from cannot be reached; without a network, "
         "fetch model.safetensors of timm/resnet34.tv_in1k "
         "(http://127.0.0.1:9/timm/resnet34.tv_in1k/resolve/main/model.safetensors, about 87 MB) elsewhere "
-        f"and put it at {place}, or name the file: --set teachers.resnet34.tv_in1k.weights=FILE"
+        f"and put it at {path}, or name the file: --set teachers.resnet34.tv_in1k.weights=FILE"
     )
 
 
@@ -92,21 +92,21 @@ def test_the_first_version_of_beit_sees_images_in_its_own_normalisation(tmp_path
     file.write_bytes(b"any")
     read = read_recipe("imagenet/table8_beit_v1")
     assert read.teachers == {V1: {"weights": "published"}}
-    ours = Input(normalise="network")
-    assert {cell.taught_by.input for cell in plan(read, "v1") if cell.taught_by} == {ours}
+    input_settings = Input(normalise="network")
+    assert {cell.taught_by.input for cell in plan(read, "v1") if cell.taught_by} == {input_settings}
     by_path = read_recipe("imagenet/table8_beit_v1", [f"teachers.{V1}.weights={file}"])
     assert plan(by_path, "v1") == plan(read, "v1")
 
-    found = spec("imagenet")
+    imagenet = spec("imagenet")
     pixels = torch.rand(2, 3, 8, 8)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (found.mean, found.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (imagenet.mean, imagenet.std))
     for model, expected in (
         (V1, (pixels - 0.5) / 0.5),
         ("beitv2_large_patch16_224.in1k_ft_in22k_in1k", (pixels - mean) / std),
     ):
         stand_in = nn.Identity()
         stand_in.pretrained_cfg = timm.get_pretrained_cfg(model).to_dict()  # type: ignore[assignment]
-        seen = InputTransform(stand_in, ours, 8, found.mean, found.std)((pixels - mean) / std)
+        seen = InputTransform(stand_in, input_settings, 8, imagenet.mean, imagenet.std)((pixels - mean) / std)
         torch.testing.assert_close(seen, expected)
 
 

@@ -66,13 +66,13 @@ def started(out: Path, trials: Sequence[Trial], slots: int = 1, size: int = 8, t
     scheduler, executor = idle_scheduler(out, slots, size)
     scheduler._waiting = group_into_cohorts(trials, out / "r", size)
     scheduler._start_waiting()
-    names = {one.id: one for one in trials}
+    names = {student.id: student for student in trials}
     assert all(set(ids) <= names.keys() for ids in executor.jobs)
     return [set(ids) for ids in executor.jobs]
 
 
 def ids(*trials: Trial) -> set[str]:
-    return {one.id for one in trials}
+    return {student.id for student in trials}
 
 
 def test_a_student_alone_joins_the_methods_that_see_the_same_batches(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_student_without_a_teacher_does_not_use_a_slot_alone(tmp_path: Path) -
 
 
 def test_students_of_image_files_stay_together(tmp_path: Path) -> None:
-    of_files = [one.model_copy(update={"pipeline": Pipeline()}) for one in (KD, DKD)]
+    of_files = [student.model_copy(update={"pipeline": Pipeline()}) for student in (KD, DKD)]
     assert CohortTask(tmp_path, [KD, DKD]).load.most_parts == 2
     assert CohortTask(tmp_path, of_files).load.most_parts == 1
 

@@ -16,16 +16,16 @@ from kd_bench.utils.errors import UserError
 class Checkpoints(TrialResultWriter):
     """Has one checkpoint within an epoch, or none."""
 
-    def __init__(self, place: tuple[int, int] | None) -> None:
-        self.place = place
+    def __init__(self, epoch_and_step: tuple[int, int] | None) -> None:
+        self.epoch_and_step = epoch_and_step
 
     def read_mid_epoch(self, epoch: int, world_size: int) -> tuple[int, int, list[bytes]] | None:
-        return None if self.place is None else (*self.place, [b"state"])
+        return None if self.epoch_and_step is None else (*self.epoch_and_step, [b"state"])
 
 
-def member(name: str, next_epoch: int, place: tuple[int, int] | None, preparation: int = 0) -> Any:
+def member(name: str, next_epoch: int, epoch_and_step: tuple[int, int] | None, preparation: int = 0) -> Any:
     """A member with so many finished epochs of its own, and a checkpoint at (epoch, step) of its own."""
-    shifted = None if place is None else (place[0] + preparation, place[1])
+    shifted = None if epoch_and_step is None else (epoch_and_step[0] + preparation, epoch_and_step[1])
     return SimpleNamespace(
         trial=SimpleNamespace(id=name, epochs=9),
         epochs_done=next_epoch,
@@ -51,7 +51,7 @@ def member(name: str, next_epoch: int, place: tuple[int, int] | None, preparatio
     ],
 )
 def test_the_earliest_checkpoints_are_used_if_no_other_member_begins_in_their_epoch(members: list, kept: str) -> None:
-    states = _read_mid_epoch_states([member(*one) for one in members], world_size=1)
+    states = _read_mid_epoch_states([member(*arguments) for arguments in members], world_size=1)
     assert states == {name: [b"state"] for name in kept}
 
 

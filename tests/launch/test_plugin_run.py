@@ -17,11 +17,12 @@ from tests.plugin_files import write
 @pytest.mark.slow  # tests/test_testing.py has them in one process
 def test_one_of_each_kind_is_trained_by_workers_and_measured_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    own = write(Path())
+    files = write(Path())
     command = [
-        sys.executable, "-m", "kd_bench", "compare", "--dataset", own["dataset"], "--teacher", own["model"],
-        "--student", own["model"], "--methods", f"ours={own['method']}", "--set", f"augment.own={own['augmentation']}",
-        "--set", "epochs=2", "--set", "methods.ours.weight=2", "--set", "dataset.test_images=40", "--trials", "1",
+        sys.executable, "-m", "kd_bench", "compare", "--dataset", files["dataset"], "--teacher", files["model"],
+        "--student", files["model"], "--methods", f"ours={files['method']}",
+        "--set", f"augment.own={files['augmentation']}", "--set", "epochs=2", "--set", "methods.ours.weight=2",
+        "--set", "dataset.test_images=40", "--trials", "1",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -108,14 +109,14 @@ def test_errors_name_file_line_and_log_and_the_others_are_trained(tmp_path, monk
         if failed:
             failures[before.split(", ")[1]] = reason
     (log,) = Path("runs/r/logs").glob("*.log")
-    place, end = f"{tmp_path / 'own.py'}", f" (log: {log})"
+    file, end = f"{tmp_path / 'own.py'}", f" (log: {log})"
     assert failures == {
         "returns": "own.py, line 16: Own.forward returns nothing; it should return the loss by term, e.g. "
         f'{{"ce": self.label_loss(student, batch), "distance": distance}}{end}',
         "raises": f"own.py, line 18: RuntimeError: of two{end}",
-        "init": f"method 'own.py:Own': Own in {place} failed: ValueError: no such thing (line 14){end}",
+        "init": f"method 'own.py:Own': Own in {file} failed: ValueError: no such thing (line 14){end}",
         "parameters": f"own.py, line 23: KeyError: 'no parameters'{end}",
-        "super": f"method 'own.py:NoSuper': __init__ should call super().__init__(pair) first ({place}){end}",
+        "super": f"method 'own.py:NoSuper': __init__ should call super().__init__(pair) first ({file}){end}",
     }
     assert "started again" not in done.stderr
     text = log.read_text()

@@ -48,9 +48,11 @@ def undisturbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def folders(out: Path) -> dict[str, Path]:
     """Returns the folder of each method."""
-    found = {json.loads(path.read_text())["method"]["name"]: path.parent for path in out.glob("before/*/trial.json")}
-    assert found.keys() <= METHODS.keys()
-    return found
+    by_method = {
+        json.loads(path.read_text())["method"]["name"]: path.parent for path in out.glob("before/*/trial.json")
+    }
+    assert by_method.keys() <= METHODS.keys()
+    return by_method
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -85,9 +87,9 @@ def test_files_of_a_finished_run(undisturbed: Path) -> None:
         assert float(before[-1]["train_loss"]) < float(before[0]["train_loss"])
         seconds = sum(float(row["seconds"]) for row in before)
         assert result["preparation_seconds"] == pytest.approx(seconds)
-        own = sum(float(row["seconds"]) for row in rows(folder / "metrics.csv"))
-        assert result["seconds"] == pytest.approx(seconds + own)
-        assert result["seconds_per_epoch"] == pytest.approx(own / EPOCHS)
+        training_seconds = sum(float(row["seconds"]) for row in rows(folder / "metrics.csv"))
+        assert result["seconds"] == pytest.approx(seconds + training_seconds)
+        assert result["seconds_per_epoch"] == pytest.approx(training_seconds / EPOCHS)
 
 
 @pytest.mark.slow

@@ -71,8 +71,8 @@ def test_a_resumed_cohort_is_not_called_new(clock):
     display.start({first.id: "kd", second.id: "soft"}, [], [first, second])
     display.cohort_started([first, second], 8)
     clock[0] = 20.0
-    for one in (first, second):
-        display.epoch_finished(one, 9, 50.0)
+    for member in (first, second):
+        display.epoch_finished(member, 9, 50.0)
     assert printed_lines(display)[1:] == [
         "resnet14 -> resnet8, seed 3: kd, soft: resumed after epoch 8",
         # One of two epochs took 20 seconds.
@@ -81,12 +81,12 @@ def test_a_resumed_cohort_is_not_called_new(clock):
 
 
 def test_the_time_that_is_left_counts_parts_of_epochs(clock):
-    one = trial("kd", epochs=10)
+    member = trial("kd", epochs=10)
     display = plain()
-    display.start({one.id: "kd"}, [], [one])
-    display.cohort_started([one])
+    display.start({member.id: "kd"}, [], [member])
+    display.cohort_started([member])
     clock[0] = 660.0
-    display.cohort_progress([one], {"epoch": 0, "step": 30, "steps": 60, "rate": 10.0})
+    display.cohort_progress([member], {"epoch": 0, "step": 30, "steps": 60, "rate": 10.0})
     # Half of one of ten epochs took 11 minutes.
     assert printed_lines(display)[-1] == "resnet14 -> resnet8, seed 3: epoch 0.50/10, kd, 10 images/s, 3.5 h left"
 
@@ -98,8 +98,8 @@ def test_what_an_earlier_run_did_of_an_epoch_took_no_time_of_this_one(clock):
     display.cohort_started([first, second], 8)
     display.cohort_resumed([first, second], {"epoch": 8, "step": 45, "steps": 60})
     clock[0] = 20.0
-    for one in (first, second):
-        display.epoch_finished(one, 9, 50.0)
+    for member in (first, second):
+        display.epoch_finished(member, 9, 50.0)
     # A quarter of an epoch took 20 seconds.
     assert printed_lines(display)[-1] == "resnet14 -> resnet8, seed 3: epoch 9/10, kd 50.0, soft 50.0 %, 80 s left"
 
@@ -157,7 +157,7 @@ def test_what_others_finish_is_no_longer_ours_to_do():
 def started(display: ProgressDisplay, rows: dict[str, str], **settings: object) -> list[Trial]:
     """Starts a display and a cohort of trials whose labels are given by their methods, and returns the trials."""
     trials = [trial(method, **settings) for method in rows]
-    labels = {one.id: label for one, label in zip(trials, rows.values(), strict=True)}
+    labels = {student.id: label for student, label in zip(trials, rows.values(), strict=True)}
     display.start(labels, [], trials)
     display.cohort_started(trials)
     return trials
@@ -239,7 +239,7 @@ def test_the_live_display_has_a_line_for_each_cohort(clock, width, lines):
     alone = trial("none", epochs=240, model="cifar_shufflenet_v1")
     console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     display = ProgressDisplay("r", console)
-    labels = dict(zip([one.id for one in trials], LABELS.values(), strict=True)) | {alone.id: "none"}
+    labels = dict(zip([student.id for student in trials], LABELS.values(), strict=True)) | {alone.id: "none"}
     display.start(labels, [], [*trials, alone])
     try:
         display.cohort_started(trials)

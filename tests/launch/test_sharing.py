@@ -110,7 +110,10 @@ def test_the_card_carries_what_was_measured_and_nothing_else(tmp_path, monkeypat
     assert "license" not in data
     (entry,) = data["model-index"][0]["results"]
     assert entry["dataset"] == {"type": "digits", "name": "digits (first 4 classes)", "split": "test"}
-    assert {one["name"]: one["value"] for one in entry["metrics"]} == {"Top-1 accuracy": 0.7954, "Top-5 accuracy": 0.98}
+    assert {metric["name"]: metric["value"] for metric in entry["metrics"]} == {
+        "Top-1 accuracy": 0.7954,
+        "Top-5 accuracy": 0.98,
+    }
     assert set(re.findall(r"([\d.]+(?: ± [\d.]+)?) %", page)) == {"79.54", "79.54 ± 0.00", "98.00", "97.12"}
     assert "over 2 seeds" in page
     assert "kd-bench run mine.yaml --trials 5\n" in page  # the trial with seed 4 came later
@@ -119,13 +122,13 @@ def test_the_card_carries_what_was_measured_and_nothing_else(tmp_path, monkeypat
 
     from huggingface_hub import ModelCard
 
-    assert [one.metric_value for one in ModelCard(text).data.eval_results] == [0.7954, 0.98]
+    assert [result.metric_value for result in ModelCard(text).data.eval_results] == [0.7954, 0.98]
 
 
 def test_a_packaged_recipe_is_the_command_that_repeats_it(tmp_path):
     from kd_bench.api import plan
 
-    cell = next(one for one in plan("demo", only=["method=none"]).planned if one.seed == 1)
+    cell = next(cell for cell in plan("demo", only=["method=none"]).planned if cell.seed == 1)
     folder, _ = finished(tmp_path, cell.trial, TEN)
     folder.path.parent.rename(tmp_path / "demo")
     export("card", folder.id, "--out", str(tmp_path), "--output", str(tmp_path / "card"))

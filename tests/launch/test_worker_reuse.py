@@ -50,7 +50,7 @@ def executor(tmp_path: Path) -> Iterator[LocalExecutor]:
 
 
 def job(out: Path, trials: list[Trial], **changes: Any) -> WorkerJob:
-    return replace(JOB, folder=str(out), trials=[one.settings() for one in trials], **changes)
+    return replace(JOB, folder=str(out), trials=[student.settings() for student in trials], **changes)
 
 
 def start(executor: LocalExecutor, job: WorkerJob, log: str = "one") -> tuple[WorkerGroup, psutil.Process]:
@@ -86,12 +86,12 @@ def test_the_second_cohort_of_a_process_has_the_bytes_of_one_in_a_process_of_its
         assert finish(alone, group)[1] == 0
         alone.close()
         assert process not in processes
-    same, own = (
+    same, separate_weights = (
         {path.parent.name: path.read_bytes() for path in (tmp_path / which).glob("*/student.safetensors")}
         for which in ("same", "own")
     )
-    assert len(own) == sum(map(len, COHORTS[1:]))
-    assert own.items() < same.items()
+    assert len(separate_weights) == sum(map(len, COHORTS[1:]))
+    assert separate_weights.items() < same.items()
     for settings, *_ in COHORTS[1:]:
         assert peak(tmp_path / "same", settings) == pytest.approx(peak(tmp_path / "own", settings), rel=0.1)
 

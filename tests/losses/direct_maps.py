@@ -93,8 +93,8 @@ def nst(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def itrd_correlation(student: Tensor, teacher: Tensor, alpha: float) -> Tensor:
-    ours, theirs = ((x - x.mean(0)) / x.std(0) for x in (student, teacher))
-    correlations = (ours * theirs).sum(0) / len(student)
+    standardised_student, standardised_teacher = ((x - x.mean(0)) / x.std(0) for x in (student, teacher))
+    correlations = (standardised_student * standardised_teacher).sum(0) / len(student)
     return (correlations - 1).abs().pow(2).pow(alpha).sum().log2()
 
 
@@ -125,17 +125,19 @@ def kdsvd(students: Sequence[Tensor], teachers: Sequence[Tensor], vectors: int, 
     for maps in zip(students, teachers, strict=True):
         student, teacher = matrices(*maps, matrix)
         _, values, rows = torch.linalg.svd(teacher, full_matrices=False)
-        theirs, values = rows.mT[..., :vectors], F.normalize(values[:, :vectors])[:, None]
-        theirs = theirs * theirs.gather(1, theirs.abs().argmax(1, keepdim=True)).sign()
-        ours = torch.linalg.svd(student, full_matrices=False)[2].mT[..., : vectors + 3]
-        cosines = ours.mT @ theirs
+        teacher_vectors, values = rows.mT[..., :vectors], F.normalize(values[:, :vectors])[:, None]
+        teacher_vectors = (
+            teacher_vectors * teacher_vectors.gather(1, teacher_vectors.abs().argmax(1, keepdim=True)).sign()
+        )
+        student_vectors = torch.linalg.svd(student, full_matrices=False)[2].mT[..., : vectors + 3]
+        cosines = student_vectors.mT @ teacher_vectors
         mask = torch.where(cosines.abs() == cosines.abs().amax(1, keepdim=True), cosines.sign(), 0)
-        after = ours @ mask * values, theirs * values
+        after = student_vectors @ mask * values, teacher_vectors * values
         if before is not None:
-            ours, theirs = (
+            student_correlations, teacher_correlations = (
                 (-(v[:, :, None] - w[:, None]).pow(2) / 8).exp() for v, w in zip(after, before, strict=True)
             )
-            terms.append((ours - theirs.detach()).pow(2).sum() / len(student))
+            terms.append((student_correlations - teacher_correlations.detach()).pow(2).sum() / len(student))
         before = after
     return torch.stack(terms).sum()
 

@@ -101,7 +101,7 @@ def rld_terms(
 
 def alpha_beta_divergence(student: Tensor, teacher: Tensor, a: float, b: float, temperature: float) -> Tensor:
     """The general form, and its limits by name."""
-    found = []
+    divergences = []
     for s, t in zip(student, teacher, strict=True):
         q, p = softmax(s / temperature), softmax(t / temperature)
         if a == b == 0:
@@ -114,8 +114,8 @@ def alpha_beta_divergence(student: Tensor, teacher: Tensor, a: float, b: float, 
             terms = ((q**a / p**a).log() + p**a / q**a - 1) / a**2
         else:
             terms = (a / (a + b) * p ** (a + b) + b / (a + b) * q ** (a + b) - p**a * q**b) / (a * b)
-        found.append(terms.sum())
-    return mean(found)
+        divergences.append(terms.sum())
+    return mean(divergences)
 
 
 def standardise(logits: Tensor) -> Tensor:

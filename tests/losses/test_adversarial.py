@@ -86,9 +86,9 @@ def test_with_the_natural_probabilities_as_weights_the_gradients_are_those_of_tr
     """Lemma 1 for each side: the pairwise term has the natural gradient, the soft cross-entropy the adversarial one."""
     natural, adversarial = (logits.requires_grad_() for logits in draw(seed, 2, b, c, scale=scale))
     to_natural, to_adversarial = torch.autograd.grad(losses.trades(natural, adversarial), (natural, adversarial))
-    own = losses.class_weights(natural, 1.0)
-    pairwise = losses.ikl_adversarial(natural, adversarial.detach(), own, 1.0, 0.0)
-    soft = losses.ikl_adversarial(natural.detach(), adversarial, own, 0.0, 1.0)
+    weights = losses.class_weights(natural, 1.0)
+    pairwise = losses.ikl_adversarial(natural, adversarial.detach(), weights, 1.0, 0.0)
+    soft = losses.ikl_adversarial(natural.detach(), adversarial, weights, 0.0, 1.0)
     torch.testing.assert_close(torch.autograd.grad(pairwise, natural)[0], to_natural, rtol=1e-7, atol=1e-12)
     torch.testing.assert_close(torch.autograd.grad(soft, adversarial)[0], to_adversarial, rtol=1e-7, atol=1e-12)
 

@@ -48,14 +48,23 @@ def test_nkd_terms(term: int, seed: int, b: int, c: int, scale: float, temperatu
 
 
 @pytest.mark.parametrize("term", [0, 1], ids=["scd", "mcd"])
-@given(seed=seeds, b=batches, c=classes, scale=st.floats(1e-3, 3), temperature=st.floats(1, 10), ours=st.floats(1, 3))
-def test_rld_terms(term: int, seed: int, b: int, c: int, scale: float, temperature: float, ours: float) -> None:
+@given(
+    seed=seeds,
+    b=batches,
+    c=classes,
+    scale=st.floats(1e-3, 3),
+    temperature=st.floats(1, 10),
+    confidence_temperature=st.floats(1, 3),
+)
+def test_rld_terms(
+    term: int, seed: int, b: int, c: int, scale: float, temperature: float, confidence_temperature: float
+) -> None:
     """Labels of few classes are often the last of a row."""
     student, teacher = draw(seed, 2, b, c, scale=scale)
     labels = _labels(seed, b, c)
     assert_same(
-        lambda s, t: losses.rld_terms(s, t, labels, temperature, ours)[term],
-        lambda s, t: naive.rld_terms(s, t, labels, temperature, ours)[term],
+        lambda s, t: losses.rld_terms(s, t, labels, temperature, confidence_temperature)[term],
+        lambda s, t: naive.rld_terms(s, t, labels, temperature, confidence_temperature)[term],
         student,
         teacher,
     )
@@ -136,11 +145,11 @@ def test_the_alpha_beta_divergence_is_continuous_at_its_limits(
     expected = value_and_gradients(lambda s, t: naive.alpha_beta_divergence(s, t, *limit, 2.0), student, teacher)
     for step in (1e-2, 1.1e-3, 0.9e-3, 1e-5, 1e-8, 1e-12, -1e-12, -1e-5, -1e-2):
         a, b = (x + step * d for x, d in zip(limit, direction, strict=True))
-        found = value_and_gradients(
+        results = value_and_gradients(
             lambda s, t, a=a, b=b: losses.alpha_beta_divergence(s, t, a, b, 2.0), student.to(dtype), teacher.to(dtype)
         )
         tolerance = 20 * abs(step) + (1e-10 if dtype == torch.float64 else 1e-4)
-        for actual, reference in zip(found, expected, strict=True):
+        for actual, reference in zip(results, expected, strict=True):
             assert (actual - reference).abs().max() <= tolerance * reference.abs().max()
 
 
@@ -185,9 +194,9 @@ def test_equal_logits_are_standardised_to_zero_with_finite_gradients() -> None:
 @given(seeds, batches, classes, scales, temperatures)
 def test_entropy_weights(seed: int, b: int, c: int, scale: float, temperature: float) -> None:
     student, teacher = draw(seed, 2, b, c, scale=scale)
-    found = losses.entropy_weights(student.requires_grad_(), teacher, temperature)
-    torch.testing.assert_close(found, naive.entropy_weights(student.detach(), teacher, temperature))
-    assert not found.requires_grad
+    weights = losses.entropy_weights(student.requires_grad_(), teacher, temperature)
+    torch.testing.assert_close(weights, naive.entropy_weights(student.detach(), teacher, temperature))
+    assert not weights.requires_grad
 
 
 @given(seeds, batches, classes, scales, temperatures)
@@ -313,8 +322,8 @@ def test_mlkd_as_intended(view: str, seed: int, b: int, c: int, scale: float, te
             expected[1] += naive.gram(*strong, t, False, samples)
             expected[2] += naive.gram(*strong, t, True, torch.ones(c).double())
     views = (strong[0], strong[1]) if view == "both" else None
-    found = losses.mlkd_terms(*weak, temperature, strong=views, as_released=False)
-    torch.testing.assert_close(torch.stack(found), expected, rtol=1e-8, atol=1e-12)
+    terms = losses.mlkd_terms(*weak, temperature, strong=views, as_released=False)
+    torch.testing.assert_close(torch.stack(terms), expected, rtol=1e-8, atol=1e-12)
 
 
 @given(seeds, batches, classes)
@@ -323,7 +332,7 @@ def test_regions_in_which_the_teacher_changes_its_mind_weigh_twice(seed: int, b:
     weights = losses.region_weights(teacher, labels)
     for i, label in enumerate(labels.tolist()):
         right = [region.tolist().index(region.max().item()) == label for region in teacher[i]]
-        assert weights[i].tolist() == [2.0 if one != right[0] else 1.0 for one in right]
+        assert weights[i].tolist() == [2.0 if is_right != right[0] else 1.0 for is_right in right]
 
 
 @pytest.mark.parametrize("edge", [4, 8, 12])

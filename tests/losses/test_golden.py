@@ -71,7 +71,7 @@ def _crd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Tens
     ).sum()
 
 
-OURS: dict[str, Loss] = {
+LOSSES: dict[str, Loss] = {
     "kd": _kd,
     "dkd": _dkd,
     "ikl_kd sample-wise weights": _ikl_sample,
@@ -86,10 +86,10 @@ OURS: dict[str, Loss] = {
 }
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case["name"] in OURS], ids=name_and_seed)
+@pytest.mark.parametrize("case", [case for case in CASES if case["name"] in LOSSES], ids=name_and_seed)
 def test_equals_the_published_implementation(case: dict[str, Any]) -> None:
-    assert_equals_published(case, OURS[case["name"]])
+    assert_equals_published(case, LOSSES[case["name"]])
 
 
 def test_every_loss_has_its_case() -> None:
-    assert OURS.keys() <= {case["name"] for case in CASES}
+    assert LOSSES.keys() <= {case["name"] for case in CASES}

@@ -120,7 +120,7 @@ def _abkd(p: dict[str, Any], inputs: list[Tensor], labels: Tensor | None) -> Ten
     return losses.alpha_beta_divergence(*inputs, p["alpha"], p["beta"], p["temperature"])
 
 
-OURS: dict[str, Loss] = {
+LOSSES: dict[str, Loss] = {
     "kd + logit standardisation": lambda p, inputs, labels: _kd(p, _standardised(inputs), labels),
     "dkd + logit standardisation": lambda p, inputs, labels: _dkd(p, _standardised(inputs), labels),
     "dkd two classes": _dkd,
@@ -151,9 +151,9 @@ OURS: dict[str, Loss] = {
 }
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case["name"] in OURS], ids=name_and_seed)
+@pytest.mark.parametrize("case", [case for case in CASES if case["name"] in LOSSES], ids=name_and_seed)
 def test_equals_the_published_implementation(case: dict[str, Any]) -> None:
-    assert_equals_published(case, OURS[case["name"]])
+    assert_equals_published(case, LOSSES[case["name"]])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case["name"].startswith("mlkd")], ids=name_and_seed)
@@ -168,4 +168,4 @@ def test_the_terms_of_mlkd_equal_the_published_ones(case: dict[str, Any]) -> Non
 
 
 def test_every_loss_has_its_case() -> None:
-    assert OURS.keys() <= {case["name"] for case in CASES}
+    assert LOSSES.keys() <= {case["name"] for case in CASES}

@@ -101,7 +101,7 @@ def _cat_kd(p: dict[str, Any], student: Tensor, teacher: Tensor) -> Tensor:
     return losses.cat_kd(student, teacher, p["resolution"], p["normalise"])
 
 
-OURS: dict[str, Callable[..., Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "at one stage": _at,
     "sp": _plain(losses.sp),
     "nst one stage": _plain(losses.nst),
@@ -127,11 +127,11 @@ OURS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case["name"] in OURS], ids=name_and_seed)
+@pytest.mark.parametrize("case", [case for case in CASES if case["name"] in LOSSES], ids=name_and_seed)
 def test_equals_the_published_implementation(case: dict[str, Any]) -> None:
     """To a relative 1e-9 in every number, because gradients of means over maps are small."""
     inputs, _ = inputs_of(case)
-    loss = OURS[case["name"]](case["params"], *inputs)
+    loss = LOSSES[case["name"]](case["params"], *inputs)
     loss.backward()
     assert math.isclose(loss.item(), case["loss"], rel_tol=1e-9)
     for index, expected in case["grads"].items():
@@ -142,4 +142,4 @@ def test_equals_the_published_implementation(case: dict[str, Any]) -> None:
 
 
 def test_every_loss_has_its_case() -> None:
-    assert OURS.keys() <= {case["name"] for case in CASES}
+    assert LOSSES.keys() <= {case["name"] for case in CASES}

@@ -92,8 +92,8 @@ def test_duplicates_have_no_directions(dtype: torch.dtype, width: int) -> None:
     student, teacher = draw(4, 2, 8, width).to(dtype)
     student[4:] = student[:4]
     value, gradient, _ = value_and_gradients(losses.rkd_angle, student, teacher)
-    theirs, exploding, _ = value_and_gradients(direct.rkd_angle, student, teacher)
-    torch.testing.assert_close(value, theirs, rtol=1e-5, atol=0)
+    reference, exploding, _ = value_and_gradients(direct.rkd_angle, student, teacher)
+    torch.testing.assert_close(value, reference, rtol=1e-5, atol=0)
     assert gradient.abs().max() < 1
     assert exploding.abs().max() > 1e6
 

@@ -147,9 +147,9 @@ def test_nothing_is_larger_than_the_maps(name: str) -> None:
 
 def test_maps_of_other_sizes_are_averaged_by_the_smaller_edges() -> None:
     student, teacher = draw(19, 2, 3, 6, 4), draw(20, 2, 5, 4, 8)
-    ours, theirs = losses.equal_sizes(student, teacher)
-    assert torch.equal(ours, F.adaptive_avg_pool2d(student, (4, 4)))
-    torch.testing.assert_close(theirs, F.adaptive_avg_pool2d(teacher, (4, 4)))
+    averaged_student, averaged_teacher = losses.equal_sizes(student, teacher)
+    assert torch.equal(averaged_student, F.adaptive_avg_pool2d(student, (4, 4)))
+    torch.testing.assert_close(averaged_teacher, F.adaptive_avg_pool2d(teacher, (4, 4)))
     same = losses.equal_sizes(student, student)
     assert same[0] is same[1] is student
 
@@ -169,13 +169,13 @@ def test_averages_by_products_are_those_of_adaptive_pooling(
 def test_averages_on_a_cpu_have_the_bits_of_adaptive_pooling() -> None:
     for number, (edge, cells) in enumerate([(2, 4), (7, 4), (8, 4), (3, 2), (5, 1)]):
         maps = draw(number, 4, 3, edge, edge).float()
-        ours, theirs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
-        averages, expected = average_cells(ours, (cells, cells)), F.adaptive_avg_pool2d(theirs, cells)
+        inputs, reference_inputs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+        averages, expected = average_cells(inputs, (cells, cells)), F.adaptive_avg_pool2d(reference_inputs, cells)
         assert torch.equal(averages, expected)
         averages.sin().sum().backward()
         expected.sin().sum().backward()
-        assert ours.grad is not None
-        assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+        assert inputs.grad is not None
+        assert torch.equal(inputs.grad, reference_inputs.grad)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -66,12 +66,12 @@ def network(seed: int, widths: tuple[int, int, int, int] = (4, 6, 8, 10)) -> nn.
 
 def pair(student: nn.Module, teacher: nn.Module, image: tuple[int, ...], images: int = IMAGES) -> Pair:
     """Returns the pair of two networks."""
-    ours = shapes(student, image, EVERYTHING)
-    classes = ours.logits[0]
+    student_shapes = shapes(student, image, EVERYTHING)
+    classes = student_shapes.logits[0]
     return Pair(
         num_classes=classes,
         train_size=images,
-        student=ours,
+        student=student_shapes,
         teacher=shapes(teacher, image, EVERYTHING),
         train_labels=torch.arange(images) % classes,
         teacher_norms=preact_norms(teacher, image),
@@ -123,8 +123,8 @@ def outputs(seed: int, size: int = IMAGES, scale: float = 2.0, of: Shapes = PAIR
     assert of.pooled is not None
     return Outputs(
         logits=draw(seed, size, *of.logits, scale=scale),
-        stages=tuple(draw(seed + 10 + i, size, *one).relu() for i, one in enumerate(of.stages)),
-        preacts=tuple(draw(seed + 20 + i, size, *one) for i, one in enumerate(of.preacts)),
+        stages=tuple(draw(seed + 10 + i, size, *shape).relu() for i, shape in enumerate(of.stages)),
+        preacts=tuple(draw(seed + 20 + i, size, *shape) for i, shape in enumerate(of.preacts)),
         pooled=draw(seed + 30, size, *of.pooled).relu(),
         features=None if of.features is None else draw(seed + 40, size, *of.features).relu(),
         class_maps=None if of.class_maps is None else draw(seed + 50, size, *of.class_maps, scale=scale),
@@ -143,14 +143,14 @@ def taught_outputs(name: str, seed: int, size: int = IMAGES, scale: float = 2.0)
     return outputs(seed, size, scale, teacher)
 
 
-def tensors(found: Outputs) -> list[Tensor]:
+def tensors(network_outputs: Outputs) -> list[Tensor]:
     """All of them, in one order."""
-    return found.tensors()
+    return network_outputs.tensors()
 
 
-def mapped(found: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+def mapped(network_outputs: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
     """The same outputs with each tensor changed."""
-    return found.map(change)
+    return network_outputs.map(change)
 
 
 def seen(student: nn.Module, images: Tensor) -> Outputs:

@@ -24,9 +24,9 @@ def test_the_family() -> None:
 def test_published_settings_are_the_defaults() -> None:
     assert methods.check("trades", {})["beta"] == 6.0
     assert methods.check("improved_trades", {})["beta"] == 9.0
-    found = methods.check("ikl_at", {})
-    assert (found["alpha"], found["beta"], found["tau"], found["weights"]) == (20.0, 3.0, 4.0, "class")
-    assert (found["inner_alpha"], found["inner_beta"], found["ce_weight"]) == (1.0, 1.0, 1.0)
+    settings = methods.check("ikl_at", {})
+    assert (settings["alpha"], settings["beta"], settings["tau"], settings["weights"]) == (20.0, 3.0, 4.0, "class")
+    assert (settings["inner_alpha"], settings["inner_beta"], settings["ce_weight"]) == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["trades", "improved_trades"])
@@ -42,14 +42,14 @@ def test_terms_of_trades(name: str) -> None:
 def test_terms_of_ikl_at(weights: str) -> None:
     natural, adversarial, samples = outputs(1), outputs(2), batch()
     method = make("ikl_at", weights=weights, alpha=7, beta=2, tau=3, ce_weight=0.5)
-    own = (natural.logits / 3).softmax(-1)
-    w = torch.full((CLASSES,), 1 / CLASSES) if weights == "class" else own
-    found = method(adversarial, natural, samples)
-    assert found["ce"] == 0.5 * losses.cross_entropy(natural.logits, samples.labels)
+    probabilities = (natural.logits / 3).softmax(-1)
+    w = torch.full((CLASSES,), 1 / CLASSES) if weights == "class" else probabilities
+    terms = method(adversarial, natural, samples)
+    assert terms["ce"] == 0.5 * losses.cross_entropy(natural.logits, samples.labels)
     expected = losses.ikl_adversarial(natural.logits, adversarial.logits, w, 7.0, 2.0)
-    torch.testing.assert_close(found["pairwise"] + found["soft_ce"], expected)
+    torch.testing.assert_close(terms["pairwise"] + terms["soft_ce"], expected)
     torch.testing.assert_close(
-        found["soft_ce"], 2 * losses.soft_cross_entropy(adversarial.logits, natural.logits), msg="soft_ce"
+        terms["soft_ce"], 2 * losses.soft_cross_entropy(adversarial.logits, natural.logits), msg="soft_ce"
     )
 
 
@@ -59,8 +59,8 @@ def test_class_weights_lag_by_an_epoch_and_come_from_the_images_as_they_are() ->
     prior = method.state_dict()["prior"]
     assert torch.equal(prior, torch.full((CLASSES, CLASSES), 1 / CLASSES))
     method.on_epoch_end()
-    own = (natural.logits / 2).softmax(-1)
-    expected = torch.stack([own[samples.labels == y].mean(0) for y in range(CLASSES)])
+    probabilities = (natural.logits / 2).softmax(-1)
+    expected = torch.stack([probabilities[samples.labels == y].mean(0) for y in range(CLASSES)])
     torch.testing.assert_close(prior, expected)
     inner = method.inner_loss(natural.logits, outputs(3).logits, samples)
     torch.testing.assert_close(
@@ -87,9 +87,9 @@ def test_the_inner_loss_is_the_method_s_and_no_image_has_a_part_in_another_s(nam
 def test_the_inner_loss_of_cifar10_has_the_gradients_of_the_divergence() -> None:
     method, samples = make("ikl_at", inner_alpha=0, inner_beta=1), batch()
     natural, adversarial = outputs(1).logits, outputs(2).logits.requires_grad_()
-    (ours,) = torch.autograd.grad(method.inner_loss(natural, adversarial, samples), adversarial)
-    (theirs,) = torch.autograd.grad(losses.trades(natural, adversarial), adversarial)
-    torch.testing.assert_close(ours, theirs)
+    (gradient,) = torch.autograd.grad(method.inner_loss(natural, adversarial, samples), adversarial)
+    (expected,) = torch.autograd.grad(losses.trades(natural, adversarial), adversarial)
+    torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -159,7 +159,7 @@ RECIPE = {
 
 
 def test_a_recipe_with_rows_that_are_trained_otherwise() -> None:
-    planned = {one.label: one.trial for one in plan(read_recipe(RECIPE), "robust")}
+    planned = {cell.label: cell.trial for cell in plan(read_recipe(RECIPE), "robust")}
     assert planned["none"].adversarial is None
     assert "adversarial" not in planned["none"].settings()
     improved, plain = planned["improved_trades"].adversarial, planned["trades"].adversarial
@@ -174,7 +174,7 @@ def test_a_recipe_with_rows_that_are_trained_otherwise() -> None:
     assert planned["trades"].method.hyperparameters == {"beta": 2.0, "ce_weight": 1.0}
     # The same training under two labels is one trial.
     assert planned["ikl_at"].id == planned["ikl_at_20"].id
-    streams = {one.cohort_key for label, one in planned.items() if label != "none"}
+    streams = {trial.cohort_key for label, trial in planned.items() if label != "none"}
     assert len(streams) == 1
     assert planned["none"].cohort_key not in streams
 
@@ -185,7 +185,7 @@ def test_a_plain_trial_is_the_one_of_recipes_without_perturbations() -> None:
         "baseline": "none",
     }
     plain = plan(read_recipe(without), "plain")[0].trial
-    assert {one.label: one.trial_id for one in plan(read_recipe(RECIPE), "robust")}["none"] == plain.id
+    assert {cell.label: cell.trial_id for cell in plan(read_recipe(RECIPE), "robust")}["none"] == plain.id
 
 
 @pytest.mark.parametrize(
@@ -215,9 +215,9 @@ def test_recipes_that_are_refused(overrides: list[str], message: str) -> None:
 
 
 def test_a_view_of_its_own_makes_a_stream_of_its_own() -> None:
-    one = plan(read_recipe(RECIPE), "robust")[1].trial
-    assert one.adversarial is not None
+    trial = plan(read_recipe(RECIPE), "robust")[1].trial
+    assert trial.adversarial is not None
     from kd_bench.config.adversarial import SecondView
 
-    other = one.model_copy(update={"adversarial": one.adversarial.model_copy(update={"second_view": SecondView()})})
-    assert one.cohort_key != other.cohort_key
+    other = trial.model_copy(update={"adversarial": trial.adversarial.model_copy(update={"second_view": SecondView()})})
+    assert trial.cohort_key != other.cohort_key

@@ -27,7 +27,7 @@ HOSTS = ("kd", "dkd", "nkd", "nkd_with_label")
 
 def regions(grids: tuple[int, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Logits of student and teacher, and weights, of each region, one region after another."""
-    both = [losses.pool_regions(found.class_maps, grids) for found in (STUDENT, TAUGHT)]
+    both = [losses.pool_regions(network_outputs.class_maps, grids) for network_outputs in (STUDENT, TAUGHT)]
     weights = losses.region_weights(both[1], SAMPLES.labels)
     return [(both[0][:, index], both[1][:, index], weights[:, index]) for index in range(weights.shape[1])]
 
@@ -40,33 +40,33 @@ def mean(terms: list[Tensor]) -> Tensor:
 def test_sdd_is_the_mean_of_its_host_over_the_regions(number: int, grids: tuple[int, ...]) -> None:
     labels, parts = SAMPLES.labels, regions(grids)
     assert len(parts) == number
-    found = make("sdd", regions=number, temperature=3, kd_weight=0.5)(STUDENT, TAUGHT, SAMPLES)
+    terms = make("sdd", regions=number, temperature=3, kd_weight=0.5)(STUDENT, TAUGHT, SAMPLES)
     torch.testing.assert_close(
-        found, {"ce": 0.1 * CE, "kd": 0.5 * mean([losses.kd(s, t, 3.0, w) for s, t, w in parts])}
+        terms, {"ce": 0.1 * CE, "kd": 0.5 * mean([losses.kd(s, t, 3.0, w) for s, t, w in parts])}
     )
 
     tckd, nckd = zip(*(losses.dkd_terms(s, t, labels, 4.0, w) for s, t, w in parts), strict=True)
     method = make("sdd", host="dkd", regions=number, alpha=3, beta=5, warmup_epochs=0)
-    found = method(STUDENT, TAUGHT, SAMPLES)
-    torch.testing.assert_close(found, {"ce": CE, "tckd": 3 * mean(tckd), "nckd": 5 * mean(nckd)})
+    terms = method(STUDENT, TAUGHT, SAMPLES)
+    torch.testing.assert_close(terms, {"ce": CE, "tckd": 3 * mean(tckd), "nckd": 5 * mean(nckd)})
 
     target, others = zip(*(losses.nkd_terms(s, t, labels, 4.0, w) for s, t, w in parts), strict=True)
     for host, second in (
         ("nkd", mean(others)),
         ("nkd_with_label", 16 * mean([losses.soft_cross_entropy(s, t, 4.0, w) for s, t, w in parts])),
     ):
-        found = make("sdd", host=host, regions=number, gamma=2, warmup_epochs=0)(STUDENT, TAUGHT, SAMPLES)
-        torch.testing.assert_close(found, {"ce": CE, "target": mean(target), "others": 2 * second})
+        terms = make("sdd", host=host, regions=number, gamma=2, warmup_epochs=0)(STUDENT, TAUGHT, SAMPLES)
+        torch.testing.assert_close(terms, {"ce": CE, "target": mean(target), "others": 2 * second})
 
 
 def test_sdds_regions_have_the_classifiers_logits() -> None:
     """On a network: those of the pooled features, and the whole map's are the network's own."""
     built = network(0)
-    found = seen(built, torch.randn(4, 3, 16, 16))
-    pooled = losses.pool_regions(found.features, (1, 2))
-    logits = losses.pool_regions(found.class_maps, (1, 2))
+    network_outputs = seen(built, torch.randn(4, 3, 16, 16))
+    pooled = losses.pool_regions(network_outputs.features, (1, 2))
+    logits = losses.pool_regions(network_outputs.class_maps, (1, 2))
     torch.testing.assert_close(logits, built.fc(pooled))
-    torch.testing.assert_close(logits[:, 0], found.logits)
+    torch.testing.assert_close(logits[:, 0], network_outputs.logits)
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -122,9 +122,9 @@ def test_a_network_without_class_maps_is_named(name: str) -> None:
 def test_ctkd_is_kd_at_its_temperature() -> None:
     method = make("ctkd", lowest_temperature=2, temperature_range=6, ce_weight=0.2, kd_weight=0.5)
     temperature = 2 + 6 / (1 + math.exp(-1))
-    found = method(STUDENT, TAUGHT, SAMPLES)
+    terms = method(STUDENT, TAUGHT, SAMPLES)
     torch.testing.assert_close(
-        found, {"ce": 0.2 * CE, "kd": 0.5 * losses.kd(STUDENT.logits, TAUGHT.logits, temperature)}
+        terms, {"ce": 0.2 * CE, "kd": 0.5 * losses.kd(STUDENT.logits, TAUGHT.logits, temperature)}
     )
     assert [name for name, _ in method.named_parameters()] == ["theta"]
     published = make("ctkd")
@@ -137,7 +137,7 @@ def test_ctkd_is_kd_at_its_temperature() -> None:
 def test_ctkds_temperature_ascends(epoch: int, strength: float) -> None:
     """Its gradient is the reversed one of the loss, at finite differences; descending it raises the loss."""
     method = make("ctkd").double()
-    student, teacher = (found.map(Tensor.double) for found in (STUDENT, TAUGHT))
+    student, teacher = (network_outputs.map(Tensor.double) for network_outputs in (STUDENT, TAUGHT))
     samples, step = batch(epoch=epoch), 1e-6
     values = []
     for change in (-step, step):
@@ -186,10 +186,10 @@ def test_forward_and_backward_read_no_number_from_the_device(name: str, hyperpar
 @pytest.mark.parametrize(("name", "hyperparameters"), SETTINGS[1:])
 def test_maps_of_any_size(name: str, hyperparameters: dict[str, Any]) -> None:
     """Maps of one pixel, of sizes that 4 does not divide, and of unequal edges."""
-    for ours, theirs in (((1, 1), (8, 8)), ((7, 7), (2, 2)), ((3, 5), (6, 4))):
+    for student_size, teacher_size in (((1, 1), (8, 8)), ((7, 7), (2, 2)), ((3, 5), (6, 4))):
         student, teacher = (
-            replace(found, class_maps=F.interpolate(found.class_maps, size).requires_grad_())
-            for found, size in ((STUDENT, ours), (TAUGHT, theirs))
+            replace(network_outputs, class_maps=F.interpolate(network_outputs.class_maps, size).requires_grad_())
+            for network_outputs, size in ((STUDENT, student_size), (TAUGHT, teacher_size))
         )
         terms = make(name, **hyperparameters)(student, teacher, SAMPLES)
         assert all(torch.isfinite(term) for term in terms.values())
@@ -203,13 +203,15 @@ def _outputs_of(case: dict[str, Any], inputs: list[Tensor]) -> tuple[Outputs, Ou
     if case["name"] == "ctkd":
         return Outputs(inputs[0]), Outputs(inputs[1])
     if case["name"] == "cat-kd":
-        ours, theirs = inputs
+        student_maps, teacher_maps = inputs
     else:
         weights = ((inputs[2], inputs[3]), (inputs[4], inputs[5]))
-        ours, theirs = (
+        student_maps, teacher_maps = (
             F.conv2d(maps, w[:, :, None, None], b) for maps, (w, b) in zip(inputs[:2], weights, strict=True)
         )
-    return Outputs(ours.mean((2, 3)), class_maps=ours), Outputs(theirs.mean((2, 3)), class_maps=theirs)
+    return Outputs(student_maps.mean((2, 3)), class_maps=student_maps), Outputs(
+        teacher_maps.mean((2, 3)), class_maps=teacher_maps
+    )
 
 
 def _published_method(case: dict[str, Any], theta: Tensor) -> Method:

@@ -109,9 +109,9 @@ def test_sums_are_the_same_every_time_on_a_gpu() -> None:
     def sums() -> torch.Tensor:
         method = make().cuda()
         samples = batch(size=4096)
-        there = Batch(samples.images, samples.labels.cuda(), samples.index, 0, 0)
+        gpu_samples = Batch(samples.images, samples.labels.cuda(), samples.index, 0, 0)
         student, teacher = outputs(1, size=4096).logits.cuda(), outputs(2, size=4096).logits.cuda()
-        method(Outputs(student), Outputs(teacher), there)
+        method(Outputs(student), Outputs(teacher), gpu_samples)
         return method.state_dict()["sums"]
 
     first = sums()

@@ -31,13 +31,13 @@ SKEWED = torch.tensor([0] * 31 + [1] * 20 + [2] * 8 + [3])[torch.randperm(60, ge
 def test_negatives_are_of_other_classes_and_distinct(labels: torch.Tensor, negatives: int) -> None:
     method, images = build(labels, negatives=negatives), torch.arange(60)
     torch.manual_seed(1)
-    found = method._draw_negatives(images)
-    assert found.shape == (60, negatives)
-    assert (labels[found] != labels[:, None]).all()
-    assert all(len(row.unique()) == negatives for row in found)
+    negative_indices = method._draw_negatives(images)
+    assert negative_indices.shape == (60, negatives)
+    assert (labels[negative_indices] != labels[:, None]).all()
+    assert all(len(row.unique()) == negatives for row in negative_indices)
     torch.manual_seed(1)
-    assert torch.equal(method._draw_negatives(images), found)
-    assert not torch.equal(method._draw_negatives(images), found)
+    assert torch.equal(method._draw_negatives(images), negative_indices)
+    assert not torch.equal(method._draw_negatives(images), negative_indices)
 
 
 @pytest.mark.parametrize("negatives", [5, 40], ids=["without replacement", "with replacement"])
@@ -57,29 +57,34 @@ def test_negatives_are_uniform(negatives: int) -> None:
 
 def test_more_negatives_than_there_are() -> None:
     method = build(BALANCED, negatives=100)
-    found = method._draw_negatives(torch.arange(8))
-    assert found.shape == (8, 100)
-    assert (BALANCED[found] != BALANCED[:8, None]).all()
+    negative_indices = method._draw_negatives(torch.arange(8))
+    assert negative_indices.shape == (8, 100)
+    assert (BALANCED[negative_indices] != BALANCED[:8, None]).all()
 
 
 def test_terms_and_what_is_remembered() -> None:
     method, student, teacher, samples = make("crd", crd_weight=0.3), outputs(1), teacher_outputs(2), batch(size=32)
     assert isinstance(method, CRD)
-    ours = F.normalize(method.embed_student(student.pooled))
-    theirs = F.normalize(method.embed_teacher(teacher.pooled))
+    student_embeddings = F.normalize(method.embed_student(student.pooled))
+    teacher_embeddings = F.normalize(method.embed_teacher(teacher.pooled))
     banks = method.student_bank.clone(), method.teacher_bank.clone()
     assert method.log_z.isnan().all()
 
     terms = call(method, student, teacher, samples)
     torch.manual_seed(7)
     index = torch.cat([samples.index[:, None], method._draw_negatives(samples.index)], 1)
-    z = [losses.log_normaliser(ours, banks[1], index, 0.07), losses.log_normaliser(theirs, banks[0], index, 0.07)]
+    z = [
+        losses.log_normaliser(student_embeddings, banks[1], index, 0.07),
+        losses.log_normaliser(teacher_embeddings, banks[0], index, 0.07),
+    ]
     torch.testing.assert_close(method.log_z, torch.stack(z))
-    expected = losses.contrast(ours, banks[1], index, z[0], 0.07) + losses.contrast(theirs, banks[0], index, z[1], 0.07)
+    expected = losses.contrast(student_embeddings, banks[1], index, z[0], 0.07) + losses.contrast(
+        teacher_embeddings, banks[0], index, z[1], 0.07
+    )
     torch.testing.assert_close(terms["crd"], 0.3 * expected)
 
-    torch.testing.assert_close(method.student_bank, F.normalize(0.5 * banks[0] + 0.5 * ours))
-    torch.testing.assert_close(method.teacher_bank, F.normalize(0.5 * banks[1] + 0.5 * theirs))
+    torch.testing.assert_close(method.student_bank, F.normalize(0.5 * banks[0] + 0.5 * student_embeddings))
+    torch.testing.assert_close(method.teacher_bank, F.normalize(0.5 * banks[1] + 0.5 * teacher_embeddings))
     first = method.log_z.clone()
     call(method, outputs(3), teacher_outputs(4), samples)
     assert torch.equal(method.log_z, first)
@@ -145,11 +150,11 @@ def test_the_last_view_of_an_image_is_remembered_in_whatever_order_rows_are_writ
     for mode in (nullcontext(), Reversed()):
         method, samples = make("crd"), batch(size=32)
         assert isinstance(method, CRD)
-        before, ours = method.student_bank.clone(), F.normalize(method.embed_student(outputs(1).pooled))
+        before, embeddings = method.student_bank.clone(), F.normalize(method.embed_student(outputs(1).pooled))
         method(outputs(1), teacher_outputs(2), replace(samples, index=samples.index % 16))
         with mode:
             method.on_step_end()
-        torch.testing.assert_close(method.student_bank[:16], F.normalize(0.5 * before[:16] + 0.5 * ours[16:]))
+        torch.testing.assert_close(method.student_bank[:16], F.normalize(0.5 * before[:16] + 0.5 * embeddings[16:]))
         banks.append((method.student_bank, method.teacher_bank))
     assert all(torch.equal(*both) for both in zip(*banks, strict=True))
 

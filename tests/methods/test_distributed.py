@@ -17,7 +17,7 @@ PROCESSES = 2
 def part(of: Outputs, rank: int) -> Outputs:
     rows = slice(16 * rank, 16 * (rank + 1))
     assert of.pooled is not None
-    return Outputs(of.logits[rows], tuple(one[rows] for one in of.stages), (), of.pooled[rows])
+    return Outputs(of.logits[rows], tuple(stage[rows] for stage in of.stages), (), of.pooled[rows])
 
 
 def share(of: Batch, rank: int) -> Batch:
@@ -27,23 +27,23 @@ def share(of: Batch, rank: int) -> Batch:
 
 def remembers(student: Outputs, teacher: Outputs, samples: Batch) -> dict[str, torch.Tensor]:
     """What IKL with class weights and CRD remember after an epoch of one step."""
-    found = {}
+    buffers = {}
     for name in ("ikl_kd class", "crd"):
         method = make(name)
         call(method, student, teacher, samples)
         method.on_epoch_end()
-        found |= {f"{name} {key}": value.clone() for key, value in method.named_buffers()}
-    return found
+        buffers |= {f"{name} {key}": value.clone() for key, value in method.named_buffers()}
+    return buffers
 
 
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=PROCESSES)
-    found = remembers(part(outputs(1), rank), part(teacher_outputs(2), rank), share(batch(), rank))
-    found["several"] = torch.tensor(is_distributed())
-    found["summed"] = all_reduce_sum(torch.tensor([rank + 1.0]))
-    found["gathered"] = all_gather(torch.full((2,), float(rank)))
-    torch.save(found, folder / f"{rank}.pth")
+    results = remembers(part(outputs(1), rank), part(teacher_outputs(2), rank), share(batch(), rank))
+    results["several"] = torch.tensor(is_distributed())
+    results["summed"] = all_reduce_sum(torch.tensor([rank + 1.0]))
+    results["gathered"] = all_gather(torch.full((2,), float(rank)))
+    torch.save(results, folder / f"{rank}.pth")
     dist.destroy_process_group()
 
 

@@ -41,9 +41,9 @@ def test_a_regressor_reaches_the_teachers_shape(student, teacher, layer, kernel,
     regressor = Regressor(student, teacher)
     conv = regressor.conv
     assert (type(conv).__name__, conv.kernel_size, conv.stride) == (layer, kernel, stride)
-    found = regressor(torch.randn(2, *student))
-    assert found.shape == (2, *teacher)
-    assert (found >= 0).all()
+    maps = regressor(torch.randn(2, *student))
+    assert maps.shape == (2, *teacher)
+    assert (maps >= 0).all()
 
 
 def test_fitnet_terms() -> None:
@@ -69,8 +69,8 @@ def test_ofd_terms_and_margins() -> None:
     for index in range(3):
         norm = PAIR.teacher_norms[index + 1]
         assert norm is not None
-        found = method.connectors[index](student.preacts[index + 1])
-        loss = losses.partial_l2(found, teacher.preacts[index + 1], losses.ofd_margin(*norm))
+        student_maps = method.connectors[index](student.preacts[index + 1])
+        loss = losses.partial_l2(student_maps, teacher.preacts[index + 1], losses.ofd_margin(*norm))
         expected = expected + loss / 2 ** (2 - index)
     terms = call(method, student, teacher, batch())
     assert set(terms) == {"ce", "feature"}
@@ -85,18 +85,18 @@ def test_ofd_reads_the_published_pre_activations_if_it_should() -> None:
     torch.manual_seed(0)
     student, teacher = create("cifar_shufflenet_v2", 5).train(), create("cifar_resnet8x4", 5).eval()
     images, image = torch.randn(4, 3, 32, 32), (3, 32, 32)
-    found = {}
+    terms = {}
     for form in ("before_relu", "published"):
         needs = methods.needs("ofd", {"student_preacts": form})
-        ours, theirs = shapes(student, image, needs.student), shapes(teacher, image, needs.teacher)
-        pair = Pair(5, 32, ours, theirs, teacher_norms=preact_norms(teacher, image))
+        student_shapes, teacher_shapes = shapes(student, image, needs.student), shapes(teacher, image, needs.teacher)
+        pair = Pair(5, 32, student_shapes, teacher_shapes, teacher_norms=preact_norms(teacher, image))
         torch.manual_seed(1)
         method = methods.build("ofd", pair, {"student_preacts": form, "feature_weight": 1})
         assert isinstance(method, OFD)
         assert method.needs == needs
         outputs, taught = observe(student, images, needs.student), observe(teacher, images, needs.teacher)
         samples = Batch(images, torch.arange(4), torch.arange(4), 0, 0)
-        found[form] = method(outputs, taught, samples)["feature"]
+        terms[form] = method(outputs, taught, samples)["feature"]
         if form == "published":
             expected = torch.zeros(())
             for index, (mine, other) in enumerate(zip(outputs.preacts[1:], taught.preacts[1:], strict=True)):
@@ -104,8 +104,8 @@ def test_ofd_reads_the_published_pre_activations_if_it_should() -> None:
                 m = method.get_buffer(f"margin{index}").view(1, -1, 1, 1)
                 counted = (s - m) ** 2 * ((s > m) & (t <= m)) + (s - t) ** 2 * (((s > t) & (t > m)) | (t > 0))
                 expected = expected + counted.mean(0).sum() / 2 ** (2 - index)
-            torch.testing.assert_close(found[form], expected)
-    assert abs(found["published"] / found["before_relu"] - 1) > 1e-3
+            torch.testing.assert_close(terms[form], expected)
+    assert abs(terms["published"] / terms["before_relu"] - 1) > 1e-3
 
 
 def test_ofd_pairs_the_deepest_stages_and_their_margins() -> None:
@@ -114,7 +114,8 @@ def test_ofd_pairs_the_deepest_stages_and_their_margins() -> None:
     method = methods.build("ofd", pair, {})
     assert isinstance(method, OFD)
     assert [connector[0].weight.shape[:2] for connector in method.connectors if isinstance(connector, Connector)] == [
-        (teacher[0], ours[0]) for ours, teacher in zip(student.preacts[1:], TEACHER.preacts[2:], strict=True)
+        (teacher_shape[0], student_shape[0])
+        for student_shape, teacher_shape in zip(student.preacts[1:], TEACHER.preacts[2:], strict=True)
     ]
     for index, norm in enumerate(PAIR.teacher_norms[2:]):
         assert norm is not None
@@ -142,10 +143,10 @@ def test_reviewkd_goes_from_the_deepest_to_the_shallowest() -> None:
     assert isinstance(method, ReviewKD)
     method.eval()
     assert len(method.fusions) == 4
-    ours = [*student.stages[1:], student.pooled[:, :, None, None]]
-    theirs = [*teacher.preacts[1:], teacher.pooled[:, :, None, None]]
+    student_maps = [*student.stages[1:], student.pooled[:, :, None, None]]
+    teacher_maps = [*teacher.preacts[1:], teacher.pooled[:, :, None, None]]
     deeper, expected = None, torch.zeros(())
-    for fusion, mine, other in list(zip(method.fusions, ours, theirs, strict=True))[::-1]:
+    for fusion, mine, other in list(zip(method.fusions, student_maps, teacher_maps, strict=True))[::-1]:
         assert isinstance(fusion, Fusion)
         assert fusion.reduce[0].weight.shape[:2] == (7, mine.shape[1])
         restored, deeper = fusion(mine, deeper)
@@ -154,7 +155,7 @@ def test_reviewkd_goes_from_the_deepest_to_the_shallowest() -> None:
     terms = call(method, student, teacher, batch(epoch=20))
     torch.testing.assert_close(terms["review"], 3 * expected)
     with pytest.raises(ValueError, match="only the deepest"):
-        method.fusions[0](ours[0], None)
+        method.fusions[0](student_maps[0], None)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 4), (3, 5)])
@@ -162,13 +163,15 @@ def test_a_convolution_of_a_doubled_map_is_made_of_the_small_one(height: int, wi
     draws = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, height, width, generator=draws, dtype=torch.float64).requires_grad_()
     weight = torch.randn(4, 3, 3, 3, generator=draws, dtype=torch.float64).requires_grad_()
-    found = convolve_doubled(x, weight)
+    result = convolve_doubled(x, weight)
     expected = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, padding=1)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
     factors = torch.randn(expected.shape, generator=draws, dtype=torch.float64)
-    mine, theirs = (torch.autograd.grad((one * factors).sum(), (x, weight)) for one in (found, expected))
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+    gradients, expected_gradients = (
+        torch.autograd.grad((maps * factors).sum(), (x, weight)) for maps in (result, expected)
+    )
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("sizes", [[(16, 32), (8, 16), (4, 8), (1, 1)], [(16, 32), (6, 12), (4, 4)], [(8, 6), (8, 16)]])
@@ -176,13 +179,13 @@ def test_fusions_compute_what_is_published(sizes: list[tuple[int, int]]) -> None
     """Each map at the teacher's size before it is convolved, and in one piece with the deeper one for the attention."""
     torch.manual_seed(0)
     fusions = [
-        Fusion(4, 5, 6, (theirs, theirs), deepest=level == len(sizes) - 1).double()
-        for level, (_, theirs) in enumerate(sizes)
+        Fusion(4, 5, 6, (teacher_edge, teacher_edge), deepest=level == len(sizes) - 1).double()
+        for level, (_, teacher_edge) in enumerate(sizes)
     ]
-    maps = [torch.randn(2, 4, ours, ours, dtype=torch.float64) for ours, _ in sizes]
+    maps = [torch.randn(2, 4, student_edge, student_edge, dtype=torch.float64) for student_edge, _ in sizes]
     passed = whole = None
     for fusion, stage, (_, edge) in list(zip(fusions, maps, sizes, strict=True))[::-1]:
-        found, passed = fusion(stage, passed)
+        restored, passed = fusion(stage, passed)
         x = fusion.reduce(stage)
         if fusion.attention is not None:
             assert whole is not None
@@ -190,15 +193,15 @@ def test_fusions_compute_what_is_published(sizes: list[tuple[int, int]]) -> None
             weights = fusion.attention(torch.cat([x, deeper], 1)).sigmoid()
             x = x * weights[:, :1] + deeper * weights[:, 1:]
         whole = F.interpolate(x, (edge, edge), mode="nearest")
-        torch.testing.assert_close(found, fusion.restore(whole))
+        torch.testing.assert_close(restored, fusion.restore(whole))
 
 
 @pytest.mark.parametrize(("first", "factors"), [(0, [0, 0.25, 0.5, 0.75, 1, 1]), (1, [0.25, 0.5, 0.75, 1, 1, 1])])
 def test_reviewkds_warm_up_counts_as_the_published_code_or_from_one(first: int, factors: list[float]) -> None:
     method = make("reviewkd", warmup_epochs=4, first_epoch=first).eval()
-    found = [call(method, outputs(1), teacher_outputs(2), batch(epoch=epoch))["review"] for epoch in range(6)]
-    for one, factor in zip(found, factors, strict=True):
-        torch.testing.assert_close(one, factor * found[-1])
+    terms = [call(method, outputs(1), teacher_outputs(2), batch(epoch=epoch))["review"] for epoch in range(6)]
+    for term, factor in zip(terms, factors, strict=True):
+        torch.testing.assert_close(term, factor * terms[-1])
 
 
 def test_reviewkd_may_be_taught_what_every_network_can_give() -> None:
@@ -213,10 +216,10 @@ def test_reviewkd_may_fuse_the_students_pre_activations() -> None:
     method = make("reviewkd", student_features="preacts").eval()
     assert method.needs.student == {"logits", "preacts", "pooled"}
     student, teacher = outputs(1), teacher_outputs(2)
-    found = call(method, replace(student, stages=()), teacher, batch(epoch=20))["review"]
+    term = call(method, replace(student, stages=()), teacher, batch(epoch=20))["review"]
     swapped = replace(student, stages=student.preacts)
     plain = make("reviewkd").eval()
-    assert found == call(plain, swapped, teacher, batch(epoch=20))["review"]
+    assert term == call(plain, swapped, teacher, batch(epoch=20))["review"]
 
 
 def test_feature_methods_under_any_shapes() -> None:
@@ -235,21 +238,21 @@ def test_feature_methods_under_any_shapes() -> None:
 
 def test_rkd_and_dist_and_dkl_terms() -> None:
     student, teacher, samples = outputs(1), teacher_outputs(2), batch(epoch=1)
-    found = call(make("rkd", distance_weight=2, angle_weight=3), student, teacher, samples)
-    torch.testing.assert_close(found["distance"], 2 * losses.rkd_distance(student.pooled, teacher.pooled))
-    torch.testing.assert_close(found["angle"], 3 * losses.rkd_angle(student.pooled, teacher.pooled))
+    terms = call(make("rkd", distance_weight=2, angle_weight=3), student, teacher, samples)
+    torch.testing.assert_close(terms["distance"], 2 * losses.rkd_distance(student.pooled, teacher.pooled))
+    torch.testing.assert_close(terms["angle"], 3 * losses.rkd_angle(student.pooled, teacher.pooled))
 
     inter, intra = losses.dist_terms(student.logits, teacher.logits, 4.0)
-    found = call(make("dist", beta=2, gamma=3), student, teacher, samples)
-    torch.testing.assert_close(found["inter"], 2 * 16 * 2 * inter)
-    torch.testing.assert_close(found["intra"], 2 * 16 * 3 * intra)
-    found = call(make("dist", tau_squared=False), student, teacher, samples)
-    torch.testing.assert_close(found["intra"], 2 * intra)
+    terms = call(make("dist", beta=2, gamma=3), student, teacher, samples)
+    torch.testing.assert_close(terms["inter"], 2 * 16 * 2 * inter)
+    torch.testing.assert_close(terms["intra"], 2 * 16 * 3 * intra)
+    terms = call(make("dist", tau_squared=False), student, teacher, samples)
+    torch.testing.assert_close(terms["intra"], 2 * intra)
 
-    found = call(make("dkl_kd", warmup_epochs=4, temperature=3, alpha=5, beta=7), student, teacher, samples)
-    ours, theirs = student.logits / 3, teacher.logits / 3
-    torch.testing.assert_close(found["pairwise"], 0.5 * 9 * losses.dkl(ours, theirs, 5.0, 0.0))
-    torch.testing.assert_close(found["soft_ce"], 0.5 * 9 * losses.dkl(ours, theirs, 0.0, 7.0))
+    terms = call(make("dkl_kd", warmup_epochs=4, temperature=3, alpha=5, beta=7), student, teacher, samples)
+    student_logits, teacher_logits = student.logits / 3, teacher.logits / 3
+    torch.testing.assert_close(terms["pairwise"], 0.5 * 9 * losses.dkl(student_logits, teacher_logits, 5.0, 0.0))
+    torch.testing.assert_close(terms["soft_ce"], 0.5 * 9 * losses.dkl(student_logits, teacher_logits, 0.0, 7.0))
 
 
 def test_dkl_trains_what_classical_distillation_trains() -> None:

@@ -76,10 +76,10 @@ def test_gkl_with_power_one_is_ikl_up_to_the_normalisation() -> None:
     """Weights of an image that sum to one have the squared sum one."""
     student, teacher, samples = outputs(1), teacher_outputs(2), batch()
     settings = {"alpha": 8, "beta": 1, "tau": 4, "warmup_epochs": 0}
-    found = make("gkl_kd sample", gamma=1, **settings)(student, teacher, samples)
+    terms = make("gkl_kd sample", gamma=1, **settings)(student, teacher, samples)
     expected = make("ikl_kd sample", **settings)(student, teacher, samples)
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value)
+        torch.testing.assert_close(terms[key], value)
 
 
 def test_abkd_terms_and_kl_as_one_of_its_cases() -> None:
@@ -89,8 +89,8 @@ def test_abkd_terms_and_kl_as_one_of_its_cases() -> None:
         "ce": losses.cross_entropy(student.logits, samples.labels),
         "ab": 32.0 * divergence,
     }
-    found = make("abkd", alpha=1, beta=0, ab_weight=0.9 * 16)(student, teacher, samples)
-    torch.testing.assert_close(found["ab"], make("kd")(student, teacher, samples)["kd"])
+    terms = make("abkd", alpha=1, beta=0, ab_weight=0.9 * 16)(student, teacher, samples)
+    torch.testing.assert_close(terms["ab"], make("kd")(student, teacher, samples)["kd"])
 
 
 def test_settings_of_the_published_runs_are_the_defaults() -> None:

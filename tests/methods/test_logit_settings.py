@@ -35,8 +35,8 @@ def make(name: str, logit_settings: LogitSettings | None = None, **hyperparamete
     return methods.build(name, PAIR, hyperparameters, logit_settings)
 
 
-def standardised(found: Outputs) -> Outputs:
-    return replace(found, logits=losses.logit_standardise(found.logits))
+def standardised(network_outputs: Outputs) -> Outputs:
+    return replace(network_outputs, logits=losses.logit_standardise(network_outputs.logits))
 
 
 def refusal(name: str, **values: Any) -> str:
@@ -54,11 +54,11 @@ def test_names_are_those_of_the_settings() -> None:
 @pytest.mark.parametrize("name", LOGIT_METHODS)
 def test_terms_are_those_of_standardised_logits_and_the_label_loss_that_of_raw_ones(name: str) -> None:
     student, teacher, samples = outputs(1), teacher_outputs(2), batch()
-    found = make(name, LogitSettings(standardise=True))(student, teacher, samples)
+    terms = make(name, LogitSettings(standardise=True))(student, teacher, samples)
     expected = dict(make(name)(standardised(student), standardised(teacher), samples))
     raw = make(name)(student, teacher, samples)
     assert not torch.equal(expected["ce"], raw["ce"])
-    assert found == expected | {"ce": raw["ce"]}
+    assert terms == expected | {"ce": raw["ce"]}
 
 
 def test_the_gradient_runs_through_the_standardisation() -> None:
@@ -82,9 +82,9 @@ def test_both_views_are_standardised() -> None:
     method = TwoViews(PAIR)
     _logit_settings.apply(method, LogitSettings(standardise=True))
     student, teacher, samples = outputs(3), teacher_outputs(4), batch()
-    found = method(replace(outputs(1), second_view=student), replace(teacher_outputs(2), second_view=teacher), samples)
+    terms = method(replace(outputs(1), second_view=student), replace(teacher_outputs(2), second_view=teacher), samples)
     pair = standardised(student).logits, standardised(teacher).logits
-    assert found == {"ce": losses.cross_entropy(student.logits, samples.labels), "kd": losses.kd(*pair, 2.0)}
+    assert terms == {"ce": losses.cross_entropy(student.logits, samples.labels), "kd": losses.kd(*pair, 2.0)}
 
 
 @pytest.mark.parametrize("name", WEIGHTED)
@@ -98,11 +98,11 @@ def test_every_term_but_that_of_the_labels_is_weighted(name: str, monkeypatch: p
         calls.append((student, teacher))
         return torch.full((len(student.logits),), 2.0)
 
-    found = make(name, LogitSettings(entropy_weights=3.0))(student, teacher, samples)
-    assert torch.equal(found["ce"], plain["ce"])
+    terms = make(name, LogitSettings(entropy_weights=3.0))(student, teacher, samples)
+    assert torch.equal(terms["ce"], plain["ce"])
     for key in plain.keys() - {"ce"}:
-        assert not torch.allclose(found[key], plain[key], rtol=1e-3)
-        assert weights.min() * plain[key] <= found[key] <= weights.max() * plain[key]
+        assert not torch.allclose(terms[key], plain[key], rtol=1e-3)
+        assert weights.min() * plain[key] <= terms[key] <= weights.max() * plain[key]
     monkeypatch.setattr(Method, "sample_weights", doubled)
     twice = make(name)(student, teacher, samples)
     assert calls
@@ -114,8 +114,8 @@ def test_weights_are_those_of_ea_kd_and_of_the_raw_logits() -> None:
     student, teacher, samples = outputs(1), teacher_outputs(2), batch()
     weights = losses.entropy_weights(student.logits, teacher.logits, 3.0)
     pair = standardised(student).logits, standardised(teacher).logits
-    found = make("kd", BOTH, temperature=2, kd_weight=9)(student, teacher, samples)
-    assert found == {
+    terms = make("kd", BOTH, temperature=2, kd_weight=9)(student, teacher, samples)
+    assert terms == {
         "ce": 0.1 * losses.cross_entropy(student.logits, samples.labels),
         "kd": 9 * losses.kd(*pair, 2.0, weights),
     }
@@ -133,11 +133,13 @@ def test_forward_and_backward_read_no_number_from_the_device(name: str) -> None:
 
 
 def test_losses_are_float32_under_autocast() -> None:
-    student, teacher = (Outputs(found.logits.bfloat16()) for found in (outputs(1), teacher_outputs(2)))
+    student, teacher = (
+        Outputs(network_outputs.logits.bfloat16()) for network_outputs in (outputs(1), teacher_outputs(2))
+    )
     with torch.autocast("cpu", torch.bfloat16):
         terms = make("kd", BOTH)(student, teacher, batch())
     assert {term.dtype for term in terms.values()} == {torch.float32}
-    full = [Outputs(found.logits.float()) for found in (student, teacher)]
+    full = [Outputs(network_outputs.logits.float()) for network_outputs in (student, teacher)]
     for key, term in make("kd", BOTH)(*full, batch()).items():
         torch.testing.assert_close(terms[key], term)
 
@@ -180,8 +182,8 @@ def test_values_of_standardise_that_are_refused(value: Any) -> None:
     ],
 )
 def test_values_of_entropy_weights_that_are_refused(value: Any, expected: str) -> None:
-    found = refusal("kd", entropy_weights=value)
-    assert found.startswith(f"r.yaml: methods.x: entropy_weights: should be {expected}") and len(found) < 200
+    message = refusal("kd", entropy_weights=value)
+    assert message.startswith(f"r.yaml: methods.x: entropy_weights: should be {expected}") and len(message) < 200
 
 
 @pytest.mark.parametrize(
@@ -196,9 +198,9 @@ def test_values_of_entropy_weights_that_are_refused(value: Any, expected: str) -
     ],
 )
 def test_methods_that_the_settings_do_not_go_with(name: str, key: str, obstacle: str) -> None:
-    found = refusal(name, **{key: True if key == "standardise" else 3})
-    assert found.startswith(f"r.yaml: methods.x: {key}: {name} {obstacle}; {key} can be combined with: abkd, ")
-    listed = found.rpartition(": ")[2].split(", ")
+    message = refusal(name, **{key: True if key == "standardise" else 3})
+    assert message.startswith(f"r.yaml: methods.x: {key}: {name} {obstacle}; {key} can be combined with: abkd, ")
+    listed = message.rpartition(": ")[2].split(", ")
     assert set(listed) >= set(WEIGHTED if key == "entropy_weights" else LOGIT_METHODS) and name not in listed
     off = {key: False if key == "standardise" else None}
     assert methods.split_row(name, off) == ({}, LogitSettings())

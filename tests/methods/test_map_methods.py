@@ -29,9 +29,9 @@ POOLED = STUDENT.pooled, TAUGHT.pooled
 
 def terms(method: Method, name: str) -> Tensor:
     """The method's own term; the other one is the cross-entropy."""
-    found = call(method, STUDENT, TAUGHT, batch())
-    torch.testing.assert_close(found["ce"], method.ce_weight * losses.cross_entropy(STUDENT.logits, batch().labels))
-    return found[name]
+    all_terms = call(method, STUDENT, TAUGHT, batch())
+    torch.testing.assert_close(all_terms["ce"], method.ce_weight * losses.cross_entropy(STUDENT.logits, batch().labels))
+    return all_terms[name]
 
 
 def test_stages_are_paired_from_the_deepest_without_the_stem() -> None:
@@ -76,11 +76,17 @@ def test_sp_and_pkt_compare_what_is_deepest() -> None:
 def test_cc_embeds_both_networks_and_normalises_for_kernels(kernel: str) -> None:
     method = make("cc", correlation_weight=7, kernel=kernel, feature_dim=6, gamma=0.3, order=3)
     assert isinstance(method, CC)
-    ours, theirs = method.embed_student(POOLED[0]), method.embed_teacher(POOLED[1])
-    assert ours.shape == theirs.shape == (32, 6)
-    expected = losses.cc(ours, theirs)
+    student_embeddings, teacher_embeddings = method.embed_student(POOLED[0]), method.embed_teacher(POOLED[1])
+    assert student_embeddings.shape == teacher_embeddings.shape == (32, 6)
+    expected = losses.cc(student_embeddings, teacher_embeddings)
     if kernel != "none":
-        expected = losses.cc_kernel(F.normalize(ours), F.normalize(theirs), kernel, 0.3, 3)  # type: ignore[arg-type]
+        expected = losses.cc_kernel(
+            F.normalize(student_embeddings),
+            F.normalize(teacher_embeddings),
+            kernel,  # type: ignore[arg-type]
+            0.3,
+            3,
+        )
     torch.testing.assert_close(terms(method, "correlation"), 7 * expected)
 
 
@@ -88,13 +94,15 @@ def test_vid_regresses_the_averaged_maps_with_trained_variances() -> None:
     method = make("vid", information_weight=7, initial_variance=2)
     assert isinstance(method, VID)
     expected = torch.zeros(())
-    for regressor, (ours, theirs) in zip(method.regressors, STAGES, strict=True):
+    for regressor, (student_maps, teacher_maps) in zip(method.regressors, STAGES, strict=True):
         assert [tuple(layer.weight.shape[:2]) for layer in regressor if isinstance(layer, nn.Conv2d)] == [
-            (theirs.shape[1], ours.shape[1]),
-            (theirs.shape[1], theirs.shape[1]),
-            (theirs.shape[1], theirs.shape[1]),
+            (teacher_maps.shape[1], student_maps.shape[1]),
+            (teacher_maps.shape[1], teacher_maps.shape[1]),
+            (teacher_maps.shape[1], teacher_maps.shape[1]),
         ]
-        expected = expected + losses.vid(regressor(ours), theirs, torch.full((theirs.shape[1],), 2.0))
+        expected = expected + losses.vid(
+            regressor(student_maps), teacher_maps, torch.full((teacher_maps.shape[1],), 2.0)
+        )
     torch.testing.assert_close(terms(method, "information"), 7 * expected)
     terms(method, "information").backward()
     assert all(scale.grad is not None and scale.grad.abs().max() > 0 for scale in method.scales)
@@ -112,31 +120,31 @@ def test_vids_initial_variance(variance: float) -> None:
     method = make("vid", initial_variance=variance)
     assert isinstance(method, VID)
     for index, stage in enumerate(TAUGHT.stages[1:]):
-        found = method._variance(index, stage)
-        torch.testing.assert_close(found, torch.full((stage.shape[1],), max(variance, 2e-5)))
+        variances = method._variance(index, stage)
+        torch.testing.assert_close(variances, torch.full((stage.shape[1],), max(variance, 2e-5)))
 
 
 def test_itrd_embeds_for_the_mutual_term_only_if_the_widths_differ() -> None:
     method = make("itrd", correlation_weight=3, mutual_weight=5, alpha=1.5)
     assert isinstance(method, ITRD)
-    found = call(method, STUDENT, TAUGHT, batch())
+    all_terms = call(method, STUDENT, TAUGHT, batch())
     embedded = method.embed(POOLED[0])
-    torch.testing.assert_close(found["correlation"], 3 * losses.itrd_correlation(embedded, POOLED[1], 1.5))
-    torch.testing.assert_close(found["mutual"], 5 * losses.itrd_mutual(embedded, POOLED[1]))
+    torch.testing.assert_close(all_terms["correlation"], 3 * losses.itrd_correlation(embedded, POOLED[1], 1.5))
+    torch.testing.assert_close(all_terms["mutual"], 5 * losses.itrd_mutual(embedded, POOLED[1]))
 
     same = methods.build("itrd", replace(PAIR, student=replace(PAIR.student, pooled=TEACHER.pooled)), {})
     assert isinstance(same, ITRD)
     other = teacher_outputs(3)
-    found = call(same, other, TAUGHT, batch())
-    torch.testing.assert_close(found["mutual"], losses.itrd_mutual(other.pooled, POOLED[1]))
+    all_terms = call(same, other, TAUGHT, batch())
+    torch.testing.assert_close(all_terms["mutual"], losses.itrd_mutual(other.pooled, POOLED[1]))
     torch.testing.assert_close(
-        found["correlation"], 2 * losses.itrd_correlation(same.embed(other.pooled), POOLED[1], 1.01)
+        all_terms["correlation"], 2 * losses.itrd_correlation(same.embed(other.pooled), POOLED[1], 1.01)
     )
 
 
 def test_kdsvd_compares_neighbouring_stages() -> None:
-    ours, theirs = zip(*STAGES, strict=True)
-    assert terms(make("kdsvd", svd_weight=7, vectors=2), "svd") == 7 * losses.kdsvd(ours, theirs, 2)
+    student_maps, teacher_maps = zip(*STAGES, strict=True)
+    assert terms(make("kdsvd", svd_weight=7, vectors=2), "svd") == 7 * losses.kdsvd(student_maps, teacher_maps, 2)
 
 
 def test_kdsvd_of_channels_needs_equal_ones() -> None:
@@ -149,8 +157,8 @@ def test_kdsvd_of_channels_needs_equal_ones() -> None:
         methods.build("kdsvd", pair, {"matrix": "channels"})
     method = methods.build("kdsvd", replace(PAIR, student=TEACHER), {"matrix": "channels"})
     other = teacher_outputs(3)
-    found = call(method, other, TAUGHT, batch())
-    assert found["svd"] == losses.kdsvd(other.stages[1:], TAUGHT.stages[1:], 1, "channels")
+    all_terms = call(method, other, TAUGHT, batch())
+    assert all_terms["svd"] == losses.kdsvd(other.stages[1:], TAUGHT.stages[1:], 1, "channels")
 
 
 @pytest.mark.parametrize("name", ["cc", "itrd"])
@@ -167,9 +175,9 @@ def test_any_shapes(name: str) -> None:
     for student, teacher in ((PAIR.student, flat), (flat, TEACHER), (pixels, TEACHER), (PAIR.student, pixels)):
         method = methods.build(name, Pair(5, 32, student, teacher), {})
         given = mapped(outputs(1, of=student), lambda values: values.requires_grad_())
-        found = call(method, given, outputs(2, of=teacher), batch())
-        torch.stack(list(found.values())).sum().backward()
-        assert all(torch.isfinite(term) for term in found.values())
+        all_terms = call(method, given, outputs(2, of=teacher), batch())
+        torch.stack(list(all_terms.values())).sum().backward()
+        assert all(torch.isfinite(term) for term in all_terms.values())
         reached: list[Any] = [values.grad for values in (*given.stages, given.pooled) if values is not None]
         assert any(gradient is not None for gradient in reached)
         assert all(torch.isfinite(gradient).all() for gradient in reached if gradient is not None)

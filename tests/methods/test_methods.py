@@ -39,8 +39,8 @@ def descend(name: str, mixed: bool, terms: set[str]) -> tuple[float, float]:
     optimizer = torch.optim.SGD([*student.parameters(), *method.parameters()], lr=0.01)
     history = []
     for _ in range(21):
-        found = call(method, seen(student, samples.images), teacher, samples)
-        loss = torch.stack([found[key] for key in sorted(terms)]).sum()
+        values = call(method, seen(student, samples.images), teacher, samples)
+        loss = torch.stack([values[key] for key in sorted(terms)]).sum()
         assert loss.dtype == torch.float32
         history.append(loss.item())
         optimizer.zero_grad()
@@ -73,7 +73,7 @@ def test_half_precision_outputs(name: str) -> None:
     reached = [values.grad for values in tensors(student) if values.grad is not None]
     assert reached
     assert all(torch.isfinite(gradient).all() for gradient in reached)
-    assert all(torch.isfinite(one.grad).all() for one in method.parameters() if one.grad is not None)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in method.parameters() if parameter.grad is not None)
 
 
 @pytest.mark.parametrize("name", EVERY)

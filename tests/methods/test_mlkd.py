@@ -75,8 +75,8 @@ def test_the_setting_of_a_row_is_the_methods_own() -> None:
     parameters, logit_settings = methods.split_row("mlkd", {"standardise": True, "kd_weight": 9})
     assert (parameters, logit_settings.logit_settings()) == ({"standardise": True, "kd_weight": 9}, {})
     plain, standardised = make("mlkd"), make("mlkd", standardise=True)
-    one, other = plain(STUDENT, TAUGHT, SAMPLES), standardised(STUDENT, TAUGHT, SAMPLES)
-    assert [name for name in one if one[name] != other[name]] == ["samples"]
+    plain_terms, standardised_terms = plain(STUDENT, TAUGHT, SAMPLES), standardised(STUDENT, TAUGHT, SAMPLES)
+    assert [name for name in plain_terms if plain_terms[name] != standardised_terms[name]] == ["samples"]
 
 
 def test_it_says_what_it_needs() -> None:

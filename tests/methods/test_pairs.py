@@ -92,7 +92,7 @@ class Trained:
         optimizer: torch.optim.Optimizer = torch.optim.Adam(parameters, lr=1e-3)
         if preparation:  # as published; steps of Adam are too large for convolutions of a ResNet50's 2048 channels
             optimizer = torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
-        found = []
+        history = []
         for step in range(STEPS):
             torch.manual_seed(2)
             batch = Batch(self.images, self.labels, torch.arange(len(self.images)), -1 if preparation else 20, step)
@@ -103,8 +103,8 @@ class Trained:
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 5.0)
             optimizer.step()
-            found.append(loss.item())
-        return found
+            history.append(loss.item())
+        return history
 
 
 def with_enough_pixels(trained: Trained, name: str) -> Trained:
@@ -129,8 +129,8 @@ def trained(request: pytest.FixtureRequest) -> Iterator[Trained]:
 
 @pytest.mark.parametrize("name", IN_MAIN_STAGE)
 def test_every_method_learns_on_every_pair(trained: Trained, name: str) -> None:
-    found = with_enough_pixels(trained, name).losses(name, **HYPERPARAMETERS.get(name, {}))
-    assert sum(found[-3:]) / 3 < found[0]
+    history = with_enough_pixels(trained, name).losses(name, **HYPERPARAMETERS.get(name, {}))
+    assert sum(history[-3:]) / 3 < history[0]
 
 
 @pytest.mark.parametrize("name", PREPARED)
@@ -139,26 +139,26 @@ def test_every_preparation_learns_on_every_pair(trained: Trained, name: str, req
         with pytest.raises(UserError, match="fsp: compares stages with equal channels, but those of cifar_"):
             trained.build(name)
         return
-    found = with_enough_pixels(trained, name).losses(name, preparation=True)
-    assert sum(found[-3:]) / 3 < found[0]
+    history = with_enough_pixels(trained, name).losses(name, preparation=True)
+    assert sum(history[-3:]) / 3 < history[0]
 
 
 @pytest.mark.parametrize("name", [name for name in PREPARED if name != "fsp"])
 def test_preparations_learn_between_timms_networks(timm_pair: Trained, name: str) -> None:
-    found = with_enough_pixels(timm_pair, name).losses(name, preparation=True)
-    assert sum(found[-3:]) / 3 < found[0]
+    history = with_enough_pixels(timm_pair, name).losses(name, preparation=True)
+    assert sum(history[-3:]) / 3 < history[0]
 
 
 @pytest.mark.parametrize("name", [name for name in IN_MAIN_STAGE if name not in MAPS_OF_STUDENT])
 def test_every_method_learns_between_timms_networks(timm_pair: Trained, name: str) -> None:
-    found = with_enough_pixels(timm_pair, name).losses(name, **HYPERPARAMETERS.get(name, {}))
-    assert sum(found[-3:]) / 3 < found[0]
+    history = with_enough_pixels(timm_pair, name).losses(name, **HYPERPARAMETERS.get(name, {}))
+    assert sum(history[-3:]) / 3 < history[0]
 
 
 @pytest.mark.parametrize("name", MAPS_OF_STUDENT)
 def test_class_maps_teach_one_of_timms_networks(name: str) -> None:
-    found = Trained("resnet18", "test_resnet", (3, 64, 64), 4).losses(name)
-    assert sum(found[-3:]) / 3 < found[0]
+    history = Trained("resnet18", "test_resnet", (3, 64, 64), 4).losses(name)
+    assert sum(history[-3:]) / 3 < history[0]
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +176,8 @@ def timm_pair() -> Trained:
 )
 def test_a_transformer_teaches_by_all_methods_that_it_can(transformer: Trained, name: str) -> None:
     hyperparameters = {"reviewkd": {"max_mid_channels": 64, "teacher_features": "stages"}}
-    found = transformer.losses(name, **(HYPERPARAMETERS | hyperparameters).get(name, {}))
-    assert sum(found[-3:]) / 3 < found[0]
+    history = transformer.losses(name, **(HYPERPARAMETERS | hyperparameters).get(name, {}))
+    assert sum(history[-3:]) / 3 < history[0]
 
 
 @pytest.fixture(scope="module")

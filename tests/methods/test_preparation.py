@@ -147,10 +147,10 @@ def test_ab_weights_the_stages_and_connects_what_differs() -> None:
     assert isinstance(larger.conv, nn.ConvTranspose2d) and larger.conv.kernel_size == (4, 4)
     method.eval()
     expected = torch.zeros(())
-    for index, (ours, theirs) in enumerate(zip(student.preacts[1:], teacher.preacts[1:], strict=True)):
-        s = (ours, other.norm(other.conv(student.preacts[2])), larger.norm(larger.conv(student.preacts[3])))[index]
+    for index, (maps, target) in enumerate(zip(student.preacts[1:], teacher.preacts[1:], strict=True)):
+        s = (maps, other.norm(other.conv(student.preacts[2])), larger.norm(larger.conv(student.preacts[3])))[index]
         assert (s < 0).any()  # no ReLU
-        wrong = torch.where(theirs > 0, (s - 0.5).clamp(max=0) ** 2, (s + 0.5).clamp(min=0) ** 2)
+        wrong = torch.where(target > 0, (s - 0.5).clamp(max=0) ** 2, (s + 0.5).clamp(min=0) ** 2)
         expected = expected + 2.0 ** (index - 2) * wrong.sum() / len(s)
     torch.testing.assert_close(prepare(method, student, teacher)["boundary"], 5 * expected)
 
@@ -162,8 +162,8 @@ def test_ab_pairs_the_deepest_stages() -> None:
     assert [connector.norm.num_features for connector in method.connectors if isinstance(connector, Regressor)] == [
         shape[0] for shape in TEACHER.preacts[2:]
     ]
-    ours = replace(outputs(1), preacts=outputs(1).preacts[1:])
-    assert torch.isfinite(prepare(method, ours, teacher_outputs(2))["boundary"])
+    student_outputs = replace(outputs(1), preacts=outputs(1).preacts[1:])
+    assert torch.isfinite(prepare(method, student_outputs, teacher_outputs(2))["boundary"])
 
 
 def test_fsp_compares_neighbouring_stages() -> None:
@@ -223,22 +223,22 @@ def test_ft_terms_and_what_they_train() -> None:
     method, student, teacher = make("ft", factor_weight=7), outputs(1), teacher_outputs(2)
     assert isinstance(method, FT)
     maps = teacher.stages[-1]
-    found = prepare(method, None, teacher)
+    terms = prepare(method, None, teacher)
     torch.testing.assert_close(
-        found["reconstruction"], (method.decoder(method.paraphraser(maps)) - maps).square().mean()
+        terms["reconstruction"], (method.decoder(method.paraphraser(maps)) - maps).square().mean()
     )
-    found["reconstruction"].backward()
+    terms["reconstruction"].backward()
     trained = {name.partition(".")[0] for name, values in method.named_parameters() if values.grad is not None}
     assert trained == {"paraphraser", "decoder"}
 
     method.zero_grad()
     method.eval()
-    found = call(method, student, teacher, batch())
+    terms = call(method, student, teacher, batch())
     factors = method.translator(student.stages[-1]), method.paraphraser(maps)
     u, v = (factor.square().mean(1).flatten(1) for factor in factors)
-    torch.testing.assert_close(found["factor"], 7 * (F.normalize(u) - F.normalize(v)).abs().mean())
-    torch.testing.assert_close(found["ce"], losses.cross_entropy(student.logits, batch().labels))
-    sum(found.values()).backward()
+    torch.testing.assert_close(terms["factor"], 7 * (F.normalize(u) - F.normalize(v)).abs().mean())
+    torch.testing.assert_close(terms["ce"], losses.cross_entropy(student.logits, batch().labels))
+    sum(terms.values()).backward()
     trained = {name.partition(".")[0] for name, values in method.named_parameters() if values.grad is not None}
     assert trained == {"translator"}
 

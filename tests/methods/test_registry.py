@@ -48,8 +48,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An installed package whose entry point "mine_kd" leads to a module inside it."""
     folder = tmp_path / "site" / "some_pack" / "inner"
     folder.mkdir(parents=True)
-    for one in (folder.parent, folder):
-        (one / "__init__.py").write_text("LOADED = True\n")
+    for directory in (folder.parent, folder):
+        (directory / "__init__.py").write_text("LOADED = True\n")
     (folder / "mine.py").write_text(PLUGIN)
     meta = tmp_path / "site" / "some_pack-1.0.dist-info"
     meta.mkdir()
@@ -324,8 +324,8 @@ def test_plug_ins_that_turn_out_bad_when_run(plugin: Path, change: tuple[str, st
         methods.needs(name, values)
         methods.build(name, PAIR, values)
 
-    found = refusal(needs_and_build, f"{plugin}:Mine", {"power": 1})
-    assert message.format(plugin.resolve()) in found
+    sentence = refusal(needs_and_build, f"{plugin}:Mine", {"power": 1})
+    assert message.format(plugin.resolve()) in sentence
 
 
 def test_a_set_of_outputs_and_attributes_before_super_are_accepted(plugin: Path) -> None:

@@ -38,8 +38,10 @@ def of_maps(maps: Tensor) -> Outputs:
 def built(student: tuple[int, ...], teacher: tuple[int, ...], **hyperparameters: Any) -> Method:
     """The method for maps of these shapes, with five classes."""
     classifier = torch.randn(5, teacher[0]), torch.randn(5)
-    ours, theirs = Shapes((5,), features=student), Shapes((5,), features=teacher)
-    return methods.build("simkd", Pair(5, 32, ours, theirs, teacher_classifier=classifier), hyperparameters)
+    student_shapes, teacher_shapes = Shapes((5,), features=student), Shapes((5,), features=teacher)
+    return methods.build(
+        "simkd", Pair(5, 32, student_shapes, teacher_shapes, teacher_classifier=classifier), hyperparameters
+    )
 
 
 CASES = [case for case in read_cases("losses2.json") if case["name"] == "simkd"]
@@ -49,8 +51,8 @@ CASES = [case for case in read_cases("losses2.json") if case["name"] == "simkd"]
 def test_equals_the_published_implementation(case: dict[str, Any]) -> None:
     """Value, gradients of the student's map and of the projector, and the teacher's classifier of the result."""
     (student, teacher, *convs, weight, bias), _ = inputs_of(case)
-    ours, theirs = (Shapes((10,), features=tuple(maps.shape[1:])) for maps in (student, teacher))
-    pair = Pair(10, 4, ours, theirs, teacher_classifier=(weight.detach(), bias.detach()))
+    student_shapes, teacher_shapes = (Shapes((10,), features=tuple(maps.shape[1:])) for maps in (student, teacher))
+    pair = Pair(10, 4, student_shapes, teacher_shapes, teacher_classifier=(weight.detach(), bias.detach()))
     method = SimKD(pair, factor=case["params"]["factor"]).double()
     layers = [layer for layer in head_of(method).modules() if isinstance(layer, nn.Conv2d)]
     for layer, values in zip(layers, convs, strict=True):
@@ -105,7 +107,7 @@ def test_the_classifier_is_the_teachers_and_is_not_trained() -> None:
     assert torch.equal(head.classifier.bias, bias)
     assert torch.equal(PAIR.teacher_classifier[0], weight)
     after = [layer.weight for layer in head.projector if isinstance(layer, nn.Conv2d)]
-    assert not any(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize(("factor", "middle"), [(1, 16), (2, 8), (3, 5), (16, 1), (99, 1)])
@@ -129,14 +131,14 @@ def test_the_parameters_of_the_layers(factor: int, middle: int) -> None:
 )
 def test_the_larger_map_is_averaged(student: tuple[int, ...], teacher: tuple[int, ...], size: tuple[int, int]) -> None:
     method = built(student, teacher)
-    ours, theirs = torch.randn(4, *student, requires_grad=True), torch.randn(4, *teacher)
+    student_maps, teacher_maps = torch.randn(4, *student, requires_grad=True), torch.randn(4, *teacher)
     projector = head_of(method).projector
-    terms = method(of_maps(ours), of_maps(theirs), SAMPLES)
-    projected = projector(F.adaptive_avg_pool2d(ours, size))
-    torch.testing.assert_close(terms["feature"], F.mse_loss(projected, F.adaptive_avg_pool2d(theirs, size)))
+    terms = method(of_maps(student_maps), of_maps(teacher_maps), SAMPLES)
+    projected = projector(F.adaptive_avg_pool2d(student_maps, size))
+    torch.testing.assert_close(terms["feature"], F.mse_loss(projected, F.adaptive_avg_pool2d(teacher_maps, size)))
     method.eval()
-    expected = head_of(method).classifier(projector(F.adaptive_avg_pool2d(ours, size)).mean((2, 3)))
-    torch.testing.assert_close(head_of(method)(ours), expected)
+    expected = head_of(method).classifier(projector(F.adaptive_avg_pool2d(student_maps, size)).mean((2, 3)))
+    torch.testing.assert_close(head_of(method)(student_maps), expected)
 
 
 def test_forward_and_backward_read_no_number_from_the_device() -> None:

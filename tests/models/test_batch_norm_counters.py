@@ -71,9 +71,9 @@ def test_states_are_those_of_plain_training(network: nn.Module, compiled: bool) 
     for step in range(3):
         images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
         with counters.updated_together():
-            found = run(images)
+            logits = run(images)
         compilations.append(traced.frame_count)
-        assert torch.equal(found, plain(images))
+        assert torch.equal(logits, plain(images))
         state = network.state_dict()
         assert list(state) == list(plain.state_dict())
         for name, value in plain.state_dict().items():

@@ -54,16 +54,16 @@ def test_a_folded_network_puts_out_the_same(name: str, size: int, left: int | No
     assert folded is not network
     assert norms(folded) < norms(network)
     assert left is None or norms(folded) == left
-    assert not any(one.requires_grad for one in folded.parameters())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         mine, other = observe(folded, images, EVERYTHING), observe(network, images, EVERYTHING)
     pairs = [(mine.logits, other.logits), (mine.pooled, other.pooled)]
     pairs += [*zip(mine.stages, other.stages, strict=True), *zip(mine.preacts, other.preacts, strict=True)]
-    for one, wanted in pairs:
-        assert one is not None and wanted is not None
-        assert float((one - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    for output, wanted in pairs:
+        assert output is not None and wanted is not None
+        assert float((output - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
 
 
 class Odd(nn.Module):
@@ -127,7 +127,7 @@ def test_the_last_features_stay_as_they_are() -> None:
     folded = fold(network, (3, 8, 8))
     images = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
-        mine, other = (observe(one, images, frozenset({"features"})).features for one in (folded, network))
+        mine, other = (observe(model, images, frozenset({"features"})).features for model in (folded, network))
     torch.testing.assert_close(mine, other)
 
 

@@ -72,28 +72,28 @@ def test_card_says_what_is_so(key: tuple[cards.Role, str, str]) -> None:
     card = cards.load(role, dataset, name)
     assert (card.role, card.dataset, card.name) == key
     assert dataset in datasets.names()
-    own = card.model.startswith(PREFIX)
-    assert registry.resolve(card.model, prefix=PREFIX if own else "") == card.model
-    if own:
+    has_prefix = card.model.startswith(PREFIX)
+    assert registry.resolve(card.model, prefix=PREFIX if has_prefix else "") == card.model
+    if has_prefix:
         assert registry.resolve(name) == card.model
     with torch.device("meta"):
         network = registry.create(card.model, num_classes=CLASSES[dataset])
-    assert sum(one.numel() for one in network.parameters()) == card.parameters
+    assert sum(parameter.numel() for parameter in network.parameters()) == card.parameters
     assert cards.summary(card).count("\n") == 0
     assert card.published_name in cards.describe(card)
 
 
 @pytest.mark.parametrize(("role", "count"), [("teachers", 10), ("students", 16)])
 def test_all_cards_sorted(role: cards.Role, count: int) -> None:
-    found = cards.load_all(role)
-    keys = [(card.dataset, card.name) for card in found]
-    assert len(found) == count
+    role_cards = cards.load_all(role)
+    keys = [(card.dataset, card.name) for card in role_cards]
+    assert len(role_cards) == count
     assert (
         keys
         == sorted(set(keys))
         == [(dataset, name) for card_role, dataset, name in sorted(CARDS) if card_role == role]
     )
-    assert cards.load_all(role, "cifar100") == [card for card in found if card.dataset == "cifar100"]
+    assert cards.load_all(role, "cifar100") == [card for card in role_cards if card.dataset == "cifar100"]
     assert cards.load_all(role, "no_such_set") == []
 
 
@@ -120,20 +120,20 @@ def test_accuracies_agree_with_table_6() -> None:
         student = cards.load("students", row["dataset"], row["student"])
         assert teacher.top1[0].value == float(row["teacher_top1"]), row
         assert student.top1[0].value == float(row["student_top1"]), row
-        pairing = next(one for one in student.teachers if one.teacher == teacher.name)
+        pairing = next(entry for entry in student.teachers if entry.teacher == teacher.name)
         if row["method"] == "kd":
             assert pairing.kd == float(row["top1"]), row
     assert len({(row["teacher"], row["student"]) for row in rows}) == 5
 
 
 def test_accuracies_agree_with_tables_7_and_8() -> None:
-    robust = [one for card in cards.load_all("students", "cifar100") for one in card.robust]
-    found = {(one.clean, one.autoattack) for one in robust}
+    robust = [robustness for card in cards.load_all("students", "cifar100") for robustness in card.robust]
+    accuracies = {(robustness.clean, robustness.autoattack) for robustness in robust}
     rows = [row for row in published("table7") if row["method"] == "ikl_at"]
     assert len(rows) == 3
-    assert {(float(row["clean"]), float(row["autoattack"])) for row in rows} <= found
+    assert {(float(row["clean"]), float(row["autoattack"])) for row in rows} <= accuracies
     (kd,) = (float(row["top1"]) for row in published("table8") if row["method"] == "kd")
-    assert [one.kd for one in cards.load("students", "imagenet", "resnet50").teachers] == [kd]
+    assert [pairing.kd for pairing in cards.load("students", "imagenet", "resnet50").teachers] == [kd]
 
 
 def test_every_published_teacher_of_cifar100_can_be_had_and_trained() -> None:
@@ -145,15 +145,15 @@ def test_every_published_teacher_of_cifar100_can_be_had_and_trained() -> None:
         assert card.weights[1].member is None
         assert {weights.key for weights in card.weights} == {"model"}
         assert card.train == cards.TrainedBy(recipe="cifar100/teachers")
-        assert [one.seed for one in planned if one.student == card.model] == [0, 1, 2]
+        assert [trial.seed for trial in planned if trial.student == card.model] == [0, 1, 2]
     assert len(planned) == 3 * 6
 
 
 def test_teachers_recipe_trains_what_other_recipes_look_for() -> None:
-    made = {one.trial_id for one in plan(read_recipe("cifar100/teachers"), "cifar100/teachers")}
+    made = {trial.trial_id for trial in plan(read_recipe("cifar100/teachers"), "cifar100/teachers")}
     pair = {"teacher": "resnet56", "student": "resnet20"}
     other = read_recipe({"extends": "cifar100/base.yaml", "name": "other", "pairs": [pair], "methods": {"kd": {}}})
-    assert {one.teacher_id for one in plan(other, "other")} <= made
+    assert {trial.teacher_id for trial in plan(other, "other")} <= made
     assert read_recipe("cifar100/teachers").name == "teachers"
 
 
@@ -173,10 +173,10 @@ def test_teachers_recipe_trains_what_other_recipes_look_for() -> None:
     ],
 )
 def test_card_by_any_name(role: cards.Role, dataset: str, name: str, expected: str) -> None:
-    found = cards.load(role, dataset, name)
-    assert (found.dataset, found.name) == (dataset, expected)
-    assert cards.find(role, dataset, name) == found
-    assert cards.find(role, dataset, found.model) == found
+    card = cards.load(role, dataset, name)
+    assert (card.dataset, card.name) == (dataset, expected)
+    assert cards.find(role, dataset, name) == card
+    assert cards.find(role, dataset, card.model) == card
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def run(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
-    first, second = one.state_dict(), other.state_dict()
+def same(model: nn.Module, other: nn.Module) -> bool:
+    first, second = model.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
 
 
@@ -41,7 +41,7 @@ def test_networks_by_name(name: str) -> None:
 def test_other_networks(tmp_path: Path) -> None:
     assert kd_bench.create_model("resnet10t", 5)(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
     maps = kd_bench.create_model("vgg8", 0, in_chans=1, features_only=True)(torch.zeros(1, 1, 32, 32))
-    assert [one.shape[1] for one in maps] == [64, 128, 256, 512, 512]
+    assert [feature_map.shape[1] for feature_map in maps] == [64, 128, 256, 512, 512]
     file = tmp_path / "own.py"
     file.write_text("from torch import nn\ndef tiny(num_classes):\n    return nn.Linear(2, num_classes)\n")
     assert kd_bench.create_model(f"{file}:tiny", 4)(torch.zeros(1, 2)).shape == (1, 4)
@@ -135,9 +135,9 @@ def test_weights_under_the_key_that_the_card_names(weights_file: Path) -> None:
     card.write_text(f"{card.read_text()}    key: ema\n")
     assert same(kd_bench.create_model("resnet8", 100, pretrained=True), average)
 
-    found = cards.find("teachers", "cifar100", "resnet8")
+    teacher = cards.find("teachers", "cifar100", "resnet8")
     with pytest.raises(UserError) as caught:
-        pretrained.require_weights(found, "resnet8", "cifar100", "teachers.resnet8.weights")
+        pretrained.require_weights(teacher, "resnet8", "cifar100", "teachers.resnet8.weights")
     path = weights_file.parent / "weights" / "cifar100" / "resnet8.pth"
     assert str(caught.value) == (
         f"teachers.resnet8.weights: teachers/cifar100/resnet8.yaml names the weights 'ema' in {path}, and a training "
@@ -145,7 +145,7 @@ def test_weights_under_the_key_that_the_card_names(weights_file: Path) -> None:
         f"{path} NEW.safetensors --key ema, and name it: --set teachers.resnet8.weights=NEW.safetensors"
     )
     torch.save({"ema": average.state_dict(), "epoch": 1}, path)  # the only weights are read without the key
-    assert pretrained.require_weights(found, "resnet8", "cifar100", "") == path
+    assert pretrained.require_weights(teacher, "resnet8", "cifar100", "") == path
 
 
 def test_another_classifier_other_channels_and_features(weights_file: Path) -> None:
@@ -165,7 +165,7 @@ def test_another_classifier_other_channels_and_features(weights_file: Path) -> N
     stages: Any = source.eval()
     maps = kd_bench.create_model("resnet8", 0, pretrained=True, features_only=True).eval()(x)
     expected_maps = stages.forward_intermediates(x, intermediates_only=True)
-    assert all(torch.equal(one, other) for one, other in zip(maps, expected_maps, strict=True))
+    assert all(torch.equal(feature_map, other) for feature_map, other in zip(maps, expected_maps, strict=True))
 
 
 def test_pretrained_is_checked(weights_file: Path) -> None:

@@ -28,9 +28,9 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     real = torch.matmul
 
-    def record(one: Tensor, other: Tensor) -> Tensor:
+    def record(factor: Tensor, other: Tensor) -> Tensor:
         seen.append(tuple(other.shape))
-        return real(one, other)
+        return real(factor, other)
 
     monkeypatch.setattr(torch, "matmul", record)
     return seen
@@ -47,14 +47,14 @@ def compare(conv: nn.Conv2d, batch: int, size: int) -> None:
     fast = use_fast_convs(copy.deepcopy(conv))
     assert type(fast) is PointwiseConv2d
     x = torch.randn(batch, conv.in_channels, size, size, dtype=conv.weight.dtype).requires_grad_()
-    found, expected = fast(x), conv(x)
-    assert found.is_contiguous()
-    torch.testing.assert_close(found, expected)
+    result, expected = fast(x), conv(x)
+    assert result.is_contiguous()
+    torch.testing.assert_close(result, expected)
     factors = torch.randn_like(expected)
-    mine = torch.autograd.grad((found * factors).sum(), [x, *fast.parameters()])
-    theirs = torch.autograd.grad((expected * factors).sum(), [x, *conv.parameters()])
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+    mine = torch.autograd.grad((result * factors).sum(), [x, *fast.parameters()])
+    expected_gradients = torch.autograd.grad((expected * factors).sum(), [x, *conv.parameters()])
+    for gradient, other in zip(mine, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -102,12 +102,12 @@ def test_products_on_a_gpu_under_autocast_and_compiled() -> None:
         conv = use_fast_convs(nn.Conv2d(6, 9, 1, groups=3))
         x = torch.randn(2, 6, size, size)
         with torch.autocast("cpu", torch.bfloat16):
-            found = conv(x)
-            assert found.dtype == torch.bfloat16
-            torch.testing.assert_close(found, nn.Conv2d.forward(conv, x), rtol=0.02, atol=0.02)
-        found.sum().backward()
+            output = conv(x)
+            assert output.dtype == torch.bfloat16
+            torch.testing.assert_close(output, nn.Conv2d.forward(conv, x), rtol=0.02, atol=0.02)
+        output.sum().backward()
         gradients = [conv.weight.grad, conv.bias.grad]
-        assert all(one is not None and one.dtype == torch.float32 for one in gradients)
+        assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients)
         compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), conv(x))
         compiled(x).square().sum().backward()
@@ -115,7 +115,7 @@ def test_products_on_a_gpu_under_autocast_and_compiled() -> None:
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_products_have_the_precision_of_convolutions(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    one, other = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4, 5, requires_grad=True)
+    factor, other = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 4, 5, requires_grad=True)
     seen = []
     real = torch.bmm
 
@@ -130,7 +130,7 @@ def test_products_have_the_precision_of_convolutions(monkeypatch: pytest.MonkeyP
         for allowed in (True, False):
             monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
             with unchanged_process("a plug-in"):
-                conv_product(one, other).sum().backward()
+                conv_product(factor, other).sum().backward()
             assert seen == [allowed] * 3  # forwards, and one for each gradient
             assert torch.get_float32_matmul_precision() == precision
             assert torch.backends.cuda.matmul.allow_tf32 == (precision != "highest")
@@ -169,16 +169,16 @@ def test_channels_by_themselves_with_avx2(
     x = torch.randn(3, 5, *size, dtype=torch.double).contiguous(memory_format=layout).requires_grad_()
     expected = conv(x)
     factors = torch.randn_like(expected)
-    theirs = torch.autograd.grad((expected * factors).sum(), [x, *conv.parameters()])
+    expected_gradients = torch.autograd.grad((expected * factors).sum(), [x, *conv.parameters()])
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(F, "conv2d", None)
     monkeypatch.setattr(nn.Conv2d, "forward", None)
-    found = fast(x)
-    assert found.is_contiguous(memory_format=layout)
-    torch.testing.assert_close(found, expected)
-    mine = torch.autograd.grad((found * factors).sum(), [x, *fast.parameters()])
-    for one, other in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(one, other)
+    result = fast(x)
+    assert result.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(result, expected)
+    mine = torch.autograd.grad((result * factors).sum(), [x, *fast.parameters()])
+    for gradient, other in zip(mine, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, other)
 
 
 @pytest.mark.parametrize(
@@ -212,9 +212,9 @@ def test_channels_by_themselves_on_tiny_maps(stride: int, monkeypatch: pytest.Mo
     assert type(fast) is DepthwiseConv2d
     for size in (2, 4):
         x = torch.randn(3, 5, size, size)
-        found = fast(x)
-        assert found.is_contiguous()
-        torch.testing.assert_close(found, conv(x))
+        result = fast(x)
+        assert result.is_contiguous()
+        torch.testing.assert_close(result, conv(x))
 
 
 def test_nothing_else_is_done_another_way(products: list[tuple[int, ...]]) -> None:
@@ -250,4 +250,4 @@ def test_a_network_computes_the_same_and_keeps_its_names(
     assert float(difference) < 1e-5
     loss = F.cross_entropy(fast(x), torch.tensor([1, 2]))
     loss.backward()
-    assert all(one.grad is not None for one in fast.parameters())
+    assert all(parameter.grad is not None for parameter in fast.parameters())

@@ -59,14 +59,14 @@ def network(request: pytest.FixtureRequest) -> CifarNet:
 @torch.no_grad()
 def expected(network: CifarNet) -> Outputs:
     outputs = observe(network, images(2), ALL)
-    one, other = outputs.logits
-    assert distance(one, other) > 0.05
+    logits, other = outputs.logits
+    assert distance(logits, other) > 0.05
     return outputs
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
+def distance(result: Tensor, expected: Tensor) -> float:
     """Norm of the difference, relative to that of what is expected."""
-    return ((found.float() - expected).norm() / expected.norm()).item()
+    return ((result.float() - expected).norm() / expected.norm()).item()
 
 
 def tensors(outputs: Outputs) -> Iterator[Tensor]:
@@ -119,7 +119,7 @@ def test_larger_images(network: CifarNet, request: pytest.FixtureRequest) -> Non
     if "cifar_vgg" in request.node.name:  # the published definition pools such images once more
         reductions[-1] *= 2
     widths = [info["num_chs"] for info in network.feature_info]
-    shapes = [(1, width, 64 // one, 64 // one) for width, one in zip(widths, reductions, strict=True)]
+    shapes = [(1, width, 64 // reduction, 64 // reduction) for width, reduction in zip(widths, reductions, strict=True)]
     assert [stage.shape for stage in outputs.stages] == shapes
     assert [preact.shape for preact in outputs.preacts] == shapes
     assert outputs.pooled is not None

@@ -32,14 +32,14 @@ def test_equals_the_published_definition(name: str) -> None:
     network = create(name, num_classes=100).eval()
     state = network.state_dict()
     keys = list(state)
-    assert sum(one.numel() for one in network.parameters()) == golden["params"]
+    assert sum(parameter.numel() for parameter in network.parameters()) == golden["params"]
     assert f" {golden['params'] / 1e6:.2f} M parameters" in own_models()[name]
     assert len(keys) == golden["keys"]
     lines = "".join(f"{key} {list(value.shape)}\n" for key, value in state.items())
     assert hashlib.sha256(lines.encode()).hexdigest() == KEYS[PUBLISHED[name]]
 
-    for key, one in state.items():
-        state[key] = torch.tensor(fill(key, tuple(one.shape)), dtype=one.dtype)
+    for key, value in state.items():
+        state[key] = torch.tensor(fill(key, tuple(value.shape)), dtype=value.dtype)
     network.load_state_dict(state)
     images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32))
     with torch.no_grad():

@@ -49,9 +49,9 @@ def test_all_but_the_classifier_is_loaded(tmp_path: Path, name: str, classes: in
 def test_positions_are_adapted_to_the_size_of_the_images(tmp_path: Path) -> None:
     file, state = saved(tmp_path / "w.pth", "test_vit", 10)
     network = create_from_file(file, "test_vit", 7, 64)
-    own = network.state_dict()
-    assert own["pos_embed"].shape[1] < state["pos_embed"].shape[1]
-    assert torch.equal(own["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
+    adapted_state = network.state_dict()
+    assert adapted_state["pos_embed"].shape[1] < state["pos_embed"].shape[1]
+    assert torch.equal(adapted_state["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
     assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
 
 

@@ -29,8 +29,8 @@ def normalised(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, 
 def test_nothing_changes_by_default(network: nn.Module, pixels: torch.Tensor) -> None:
     assert InputTransform(network, Input(), 32, MEAN, STD)(pixels) is pixels
     assert InputTransform(network, Input(size=32), 32, MEAN, STD)(pixels) is pixels
-    ours = create("cifar_resnet8", num_classes=4)
-    assert InputTransform(ours, Input(normalise="network"), 32, MEAN, STD)(pixels) is pixels
+    cifar_network = create("cifar_resnet8", num_classes=4)
+    assert InputTransform(cifar_network, Input(normalise="network"), 32, MEAN, STD)(pixels) is pixels
 
 
 @pytest.mark.parametrize("size", [32, 64, 176])
@@ -39,9 +39,9 @@ def test_the_networks_own_normalisation_and_size(network: nn.Module, pixels: tor
     enlarged = transforms.resize(pixels, [size, size], transforms.InterpolationMode.BICUBIC, antialias=True)
     expected = normalised(enlarged, cfg["mean"], cfg["std"])
     view = InputTransform(network, Input(size=size, normalise="network"), 32, MEAN, STD)
-    found = view(normalised(pixels, MEAN, STD))
-    assert found.shape == (3, 3, size, size)
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    result = view(normalised(pixels, MEAN, STD))
+    assert result.shape == (3, 3, size, size)
+    torch.testing.assert_close(result, expected, atol=2e-5, rtol=1e-5)
     assert not view.state_dict()
 
 

@@ -41,8 +41,8 @@ class Module(lightning.LightningModule):
 
 def checkpoint(path: Path, module: lightning.LightningModule) -> Path:
     """Writes a checkpoint as Lightning's trainer does."""
-    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = lightning.Trainer(accelerator="cpu", enable_model_summary=False, **silent)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(accelerator="cpu", enable_model_summary=False, **options)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(path)
     return path
@@ -140,9 +140,9 @@ def test_averaged_models(tmp_path: Path, kind: str, wrap: Any) -> None:
     averaged.update_parameters(built(seed=1))
     averaged.update_parameters(built(seed=2))
     torch.save(wrap(averaged.state_dict()), tmp_path / "a.pth")
-    found = read(tmp_path / "a.pth")
-    assert found.layout.endswith("without the prefix 'module.'")
-    assert found.state.keys() == averaged.module.state_dict().keys()
+    content = read(tmp_path / "a.pth")
+    assert content.layout.endswith("without the prefix 'module.'")
+    assert content.state.keys() == averaged.module.state_dict().keys()
     assert_loads(tmp_path / "a.pth", averaged.module)
     torch.save({f"model.{key}": value for key, value in averaged.state_dict().items()}, tmp_path / "b.pth")
     assert_loads(tmp_path / "b.pth", averaged.module)

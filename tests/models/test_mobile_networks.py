@@ -83,9 +83,9 @@ def test_one_training_pass_whatever_is_asked_for(name: str) -> None:
     for key, value in plain.state_dict().items():
         assert torch.equal(state[key], value)
         assert not key.endswith("num_batches_tracked") or value == 1
-    for one, other in zip(plain.parameters(), observed.parameters(), strict=True):
-        assert one.grad is not None
-        assert torch.equal(one.grad, other.grad)
+    for parameter, other in zip(plain.parameters(), observed.parameters(), strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, other.grad)
 
     assert outputs.pooled is not None
     first = observed.get_parameter(f"{observed.pretrained_cfg['first_conv']}.weight")
@@ -111,11 +111,11 @@ def test_every_channel_of_shufflenet_v2s_preacts_is_a_batch_norms_output() -> No
         built.get_submodule(norm).register_forward_hook(lambda _, __, output: outputs.append(output))
     preact = built.forward_stages(x, preacts=True).preacts[2]
     channels = torch.cat(outputs, 1)
-    found = [int((channels == one).all(3).all(2).all(0).nonzero()) for one in preact.split(1, 1)]
-    assert len(set(found)) == preact.shape[1] == 232
+    indices = [int((channels == channel).all(3).all(2).all(0).nonzero()) for channel in preact.split(1, 1)]
+    assert len(set(indices)) == preact.shape[1] == 232
     # Half comes from the last unit, half of the rest from the one before, and so on: nothing old is left over.
-    assert sum(index >= channels.shape[1] - 116 for index in found) == 116
-    assert sum(channels.shape[1] - 232 <= index < channels.shape[1] - 116 for index in found) == 58
+    assert sum(index >= channels.shape[1] - 116 for index in indices) == 116
+    assert sum(channels.shape[1] - 232 <= index < channels.shape[1] - 116 for index in indices) == 58
 
 
 @torch.no_grad()
@@ -155,12 +155,12 @@ def test_features_only_gives_the_stages(name: str) -> None:
     for info in built.feature_info:
         built.get_submodule(info["module"]).register_forward_hook(lambda _, __, output: seen.append(output))
     stages = built.forward_intermediates(x, intermediates_only=True)
-    assert all(torch.equal(one, other) for one, other in zip(seen, stages, strict=True))
+    assert all(torch.equal(stage, other) for stage, other in zip(seen, stages, strict=True))
 
     wrapped = create(name, 10, features_only=True).eval()
     # timm takes Sequential modules apart and so renames their weights, but keeps the order.
     wrapped.load_state_dict(dict(zip(wrapped.state_dict(), built.state_dict().values(), strict=False)))
-    assert all(torch.equal(one, other) for one, other in zip(wrapped(x), stages, strict=True))
+    assert all(torch.equal(stage, other) for stage, other in zip(wrapped(x), stages, strict=True))
     some = timm.create_model(name, features_only=True, out_indices=(1, 3))
     assert some.feature_info.channels() == [built.feature_info[index]["num_chs"] for index in (1, 3)]
     assert len(some(x)) == 2
@@ -175,7 +175,7 @@ def test_nothing_that_a_layer_puts_out_is_written_to_afterwards(name: str) -> No
         layer.register_forward_hook(lambda _, __, output: kept.append((output, output.clone())))
     observe(built, images(), OUTPUTS)
     assert len(kept) > 100
-    assert all(torch.equal(one, copy) for one, copy in kept)
+    assert all(torch.equal(output, copy) for output, copy in kept)
 
 
 @ALL_THREE
@@ -211,9 +211,9 @@ def test_timm_loads_a_file_for_other_channels_and_classes(name: str, tmp_path: P
     overlay = {"file": str(tmp_path / "student.pth")}
     loaded = create(name, 5, pretrained=True, in_chans=1, pretrained_cfg_overlay=overlay)
     first = f"{source.pretrained_cfg['first_conv']}.weight"
-    theirs, ours = source.state_dict(), loaded.state_dict()
-    torch.testing.assert_close(ours[first], theirs[first].sum(1, keepdim=True))
+    source_state, loaded_state = source.state_dict(), loaded.state_dict()
+    torch.testing.assert_close(loaded_state[first], source_state[first].sum(1, keepdim=True))
     classifier = f"{source.pretrained_cfg['classifier']}."
-    same = [key for key in theirs if key != first and not key.startswith(classifier)]
-    assert len(same) == len(theirs) - 3
-    assert all(torch.equal(ours[key], theirs[key]) for key in same)
+    same = [key for key in source_state if key != first and not key.startswith(classifier)]
+    assert len(same) == len(source_state) - 3
+    assert all(torch.equal(loaded_state[key], source_state[key]) for key in same)

@@ -91,11 +91,11 @@ def test_intermediates_follow_timms_rules(name: str) -> None:
 
     end, last_two = built.forward_intermediates(x, indices=2)
     assert torch.equal(end, features)
-    assert all(torch.equal(one, other) for one, other in zip(last_two, stages[-2:], strict=True))
+    assert all(torch.equal(stage, other) for stage, other in zip(last_two, stages[-2:], strict=True))
 
     early, first_two = built.forward_intermediates(x, indices=[0, 1], stop_early=True)
     assert torch.equal(early, stages[1])
-    assert all(torch.equal(one, other) for one, other in zip(first_two, stages[:2], strict=True))
+    assert all(torch.equal(stage, other) for stage, other in zip(first_two, stages[:2], strict=True))
     assert torch.equal(built.forward_intermediates(x, indices=[count - 1], stop_early=True)[0], features)
 
     with pytest.raises(ValueError, match="NLC"):
@@ -122,12 +122,12 @@ def test_feature_info_names_the_modules_that_put_the_stages_out(name: str) -> No
     for info in built.feature_info:
         built.get_submodule(info["module"]).register_forward_hook(lambda _, __, output: seen.append(output))
     stages = built.forward_intermediates(x, intermediates_only=True)
-    assert all(torch.equal(one, other) for one, other in zip(seen, stages, strict=True))
+    assert all(torch.equal(stage, other) for stage, other in zip(seen, stages, strict=True))
 
     wrapped = create(name, 10, features_only=True, **SMALL[name]).eval()
     # timm may put a prefix before the keys and leaves the classifier out, but keeps the order.
     wrapped.load_state_dict(dict(zip(wrapped.state_dict(), built.state_dict().values(), strict=False)))
-    assert all(torch.equal(one, other) for one, other in zip(wrapped(x), stages, strict=True))
+    assert all(torch.equal(stage, other) for stage, other in zip(wrapped(x), stages, strict=True))
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet14", "cifar_resnet18", "cifar_vgg8"])
@@ -174,7 +174,7 @@ def test_nothing_that_is_returned_is_written_to_afterwards(name: str) -> None:
     for layer in built.modules():
         layer.register_forward_hook(keep)
     outputs = built.forward_stages(x, preacts=True)
-    assert all(torch.equal(one, copy) for one, copy in zip(kept, copies, strict=True))
+    assert all(torch.equal(output, copy) for output, copy in zip(kept, copies, strict=True))
     alone = [built.forward_stages(x, preacts=True, last=index) for index in range(len(outputs.stages))]
     for index, early in enumerate(alone):
         assert len(early.stages) == len(early.preacts) == index + 1

@@ -22,8 +22,8 @@ def images(size: int = 32) -> Tensor:
     return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def same_state(one: nn.Module, other: nn.Module) -> bool:
-    first, second = one.state_dict(), other.state_dict()
+def same_state(model: nn.Module, other: nn.Module) -> bool:
+    first, second = model.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -41,8 +41,8 @@ def test_one_training_pass_whatever_is_asked_for(name: str, needs: frozenset[Out
     assert torch.equal(outputs.logits, logits)
     assert same_state(plain, observed)  # the batch norms' statistics and counts included
     assert observed.state_dict()["bn1.num_batches_tracked"] == 1
-    gradients = [[one.grad for one in model.parameters()] for model in (plain, observed)]
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    gradients = [[parameter.grad for parameter in model.parameters()] for model in (plain, observed)]
+    assert all(torch.equal(gradient, other) for gradient, other in zip(*gradients, strict=True))
     assert len(outputs.stages) == (4 if "stages" in needs else 0)
     assert len(outputs.preacts) == (4 if "preacts" in needs else 0)
     assert (outputs.pooled is not None) == ("pooled" in needs)
@@ -241,7 +241,7 @@ def test_finding_the_shapes_changes_nothing() -> None:
     assert same_state(model, before)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generator)
-    assert all(one.grad is None for one in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
     with pytest.raises(UserError):
         shapes(model, (5, 32, 32), ALL)
     assert [module.training for module in model.modules()] == modes

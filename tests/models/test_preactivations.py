@@ -129,22 +129,22 @@ def images(count: int = 2) -> Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def same_state(one: nn.Module, other: nn.Module) -> bool:
-    first, second = one.state_dict(), other.state_dict()
+def same_state(model: nn.Module, other: nn.Module) -> bool:
+    first, second = model.state_dict(), other.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def assert_norms(built: nn.Module, names: list[str | None]) -> None:
-    found = preact_norms(built, (3, 32, 32))
-    assert len(found) == len(names)
-    for one, name in zip(found, names, strict=True):
-        assert (one is None) == (name is None)
-        if one is not None and name is not None:
+    norms = preact_norms(built, (3, 32, 32))
+    assert len(norms) == len(names)
+    for scale_and_shift, name in zip(norms, names, strict=True):
+        assert (scale_and_shift is None) == (name is None)
+        if scale_and_shift is not None and name is not None:
             norm = built.get_submodule(name)
-            assert torch.equal(one[0], norm.weight)
-            assert torch.equal(one[1], norm.bias)
-            assert not one[0].requires_grad
-            assert one[0].data_ptr() != norm.weight.data_ptr()
+            assert torch.equal(scale_and_shift[0], norm.weight)
+            assert torch.equal(scale_and_shift[1], norm.bias)
+            assert not scale_and_shift[0].requires_grad
+            assert scale_and_shift[0].data_ptr() != norm.weight.data_ptr()
 
 
 @pytest.mark.parametrize("name", list(OWN))
@@ -201,8 +201,8 @@ def test_a_training_step_is_the_same_with_preacts(name: str) -> None:
     outputs.logits.square().sum().backward(retain_graph=True)
     assert torch.equal(outputs.logits, expected)
     assert same_state(plain, observed)
-    gradients = [[one.grad for one in model.parameters()] for model in (plain, observed)]
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    gradients = [[parameter.grad for parameter in model.parameters()] for model in (plain, observed)]
+    assert all(torch.equal(gradient, other) for gradient, other in zip(*gradients, strict=True))
 
     observed.zero_grad()
     for preact in outputs.preacts:
@@ -228,14 +228,14 @@ def test_the_places_are_found_once() -> None:
 
     for other in (copy.deepcopy(built), pickle.loads(pickle.dumps(network("mobilenetv3_small_050").train()))):
         again = observe(other, x, PREACTS)
-        assert all(torch.equal(one, two) for one, two in zip(again.preacts, first.preacts, strict=True))
+        assert all(torch.equal(preact, expected) for preact, expected in zip(again.preacts, first.preacts, strict=True))
     assert runs[4:] == [False, True]  # of the deep copy, which has the hook
 
     late, early = network("mobilenetv3_small_050").eval(), built.eval()
     late.load_state_dict(early.state_dict())
     with torch.inference_mode():
         pairs = zip(observe(late, x, PREACTS).preacts, observe(early, x, PREACTS).preacts, strict=True)
-        assert all(torch.equal(one, two) for one, two in pairs)
+        assert all(torch.equal(preact, expected) for preact, expected in pairs)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "cifar_shufflenet_v2"])
@@ -273,24 +273,24 @@ def test_published_preacts_of_shufflenet_v2_are_half_after_relu() -> None:
     for stage in (built.layer1, built.layer2, built.layer3):
         stage[-1].bn3.register_forward_hook(lambda norm, _, out: outputs_of_norms.update({norm: out}))
         stage[-1].register_forward_hook(join)
-    found = observe(built, images(), frozenset({"logits", "stages", "published_preacts"}))
-    for preact, other, stage in zip(found.preacts[1:], expected, found.stages[1:], strict=True):
+    outputs = observe(built, images(), frozenset({"logits", "stages", "published_preacts"}))
+    for preact, other, stage in zip(outputs.preacts[1:], expected, outputs.stages[1:], strict=True):
         assert torch.equal(preact, other)
         passed, read = preact.chunk(2, 1)
         assert passed.min() == 0
         assert read.min() < 0
         assert torch.equal(torch.stack([passed, F.relu(read)], 2).flatten(1, 2), stage)
-    sum(preact.square().mean() for preact in found.preacts).backward()
+    sum(preact.square().mean() for preact in outputs.preacts).backward()
     assert built.conv1.weight.grad.any()
 
 
 @pytest.mark.parametrize("name", ["cifar_shufflenet_v2", "cifar_resnet8", "resnet18"])
 def test_published_preacts_change_nothing_else(name: str) -> None:
     built, x = network(name).eval(), images()
-    found = observe(built, x, ALL - {"preacts"} | {"published_preacts"})
+    outputs = observe(built, x, ALL - {"preacts"} | {"published_preacts"})
     before_relu = observe(built, x, ALL)
-    assert torch.equal(found.logits, before_relu.logits)
-    same = [torch.equal(one, other) for one, other in zip(found.preacts, before_relu.preacts, strict=True)]
+    assert torch.equal(outputs.logits, before_relu.logits)
+    same = [torch.equal(preact, other) for preact, other in zip(outputs.preacts, before_relu.preacts, strict=True)]
     assert same == [True] * len(same) if name != "cifar_shufflenet_v2" else [True, False, False, False]
     assert (
         shapes(built, (3, 32, 32), frozenset({"published_preacts"})).preacts

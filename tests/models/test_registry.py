@@ -63,13 +63,13 @@ def test_an_unknown_name_is_answered_with_the_nearest(written: str, hint: str) -
 
 def test_create_draws_from_torchs_generator_only() -> None:
     torch.manual_seed(1)
-    one = create("cifar_resnet8", 10).state_dict()
+    state = create("cifar_resnet8", 10).state_dict()
     torch.manual_seed(1)
     other = create("cifar_resnet8", 10).state_dict()
     torch.manual_seed(2)
     third = create("cifar_resnet8", 10).state_dict()
-    assert all(torch.equal(one[key], other[key]) for key in one)
-    assert not torch.equal(one["conv1.weight"], third["conv1.weight"])
+    assert all(torch.equal(state[key], other[key]) for key in state)
+    assert not torch.equal(state["conv1.weight"], third["conv1.weight"])
 
 
 def test_create_names_what_is_wrong() -> None:

@@ -37,9 +37,9 @@ def under(name: str, prefixes: tuple[str, ...]) -> set[str]:
 )
 def test_exactly_these_layers_are_trained(name: str, head: str, last_block: tuple[str, ...]) -> None:
     assert trained(name, "head") == {head}
-    found = trained(name, "last_block")
-    assert found == under(name, (*last_block, head))
-    assert len(found) > 2
+    modules = trained(name, "last_block")
+    assert modules == under(name, (*last_block, head))
+    assert len(modules) > 2
 
 
 def test_a_parameter_that_a_layer_reads_from_another_one_is_trained_with_it() -> None:

@@ -89,10 +89,10 @@ def test_layouts(state: State, tmp_path: Path, layout: str, old: bool) -> None:
     make, message = LAYOUTS[layout]
     path = tmp_path / "weights.pth"
     torch.save(make(state), path, _use_new_zipfile_serialization=not old)
-    found = read(path)
-    assert message in found.layout
+    content = read(path)
+    assert message in content.layout
     network = create("cifar_resnet8", 7)
-    load_into(network, found.state, path, "cifar_resnet8")
+    load_into(network, content.state, path, "cifar_resnet8")
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
@@ -125,8 +125,8 @@ def test_a_part_of_a_state_dict(state: State, tmp_path: Path) -> None:
     for key in ("state_dict.student", "state_dict.teacher", "a.b", "a.b.c"):
         assert read(tmp_path / "a.pth", key).state.keys() == state.keys()
     save_file(both, tmp_path / "a.safetensors")
-    found = read(tmp_path / "a.safetensors", "student")
-    assert (found.state.keys(), found.layout) == (state.keys(), "'student' in safetensors")
+    content = read(tmp_path / "a.safetensors", "student")
+    assert (content.state.keys(), content.layout) == (state.keys(), "'student' in safetensors")
 
 
 def test_several_weights_of_which_none_is_usual(state: State, tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ def test_safetensors_by_its_content(state: State, tmp_path: Path) -> None:
 def test_what_is_written_is_read_and_always_the_same(state: State, tmp_path: Path) -> None:
     metadata = {"model": "cifar_resnet8", "accuracy": 70.5}
     backwards = dict(reversed(state.items()))
-    one = torch.rand(2, 3)
-    shared = {"whole": one, "again": one, "part": one[1], "turned": one.T}
+    tensor = torch.rand(2, 3)
+    shared = {"whole": tensor, "again": tensor, "part": tensor[1], "turned": tensor.T}
     digests = {
         weights.write(tmp_path / f"{name}.safetensors", each, metadata)
         for name, each in zip("ab", (state, backwards), strict=True)
@@ -155,9 +155,9 @@ def test_what_is_written_is_read_and_always_the_same(state: State, tmp_path: Pat
     assert weights.read_metadata(tmp_path / "a.safetensors") == metadata
     weights.write(tmp_path / "shared.safetensors", shared, {})
     assert all(torch.equal(read(tmp_path / "shared.safetensors").state[key], shared[key]) for key in shared)
-    found = read(tmp_path / "a.safetensors")
-    assert found.facts == metadata
-    assert all(torch.equal(found.state[key], value) for key, value in state.items())
+    content = read(tmp_path / "a.safetensors")
+    assert content.facts == metadata
+    assert all(torch.equal(content.state[key], value) for key, value in state.items())
 
 
 def test_only_what_is_written_here_has_metadata(state: State, tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def test_a_real_file() -> None:
     path = Path(os.environ.get("KD_BENCH_DATA", "nowhere")) / "teachers" / "wrn_16_2.pth"
     if not path.is_file():
         pytest.skip("KD_BENCH_DATA has no teachers/wrn_16_2.pth")
-    found = read(path)
-    load_into(create("cifar_wrn_16_2", 100), found.state, path, "cifar_wrn_16_2")
-    assert json.dumps(found.facts)
-    assert found.layout == "'model' in a torch file"
-    assert found.facts["accuracy"] == pytest.approx(70.81)
+    content = read(path)
+    load_into(create("cifar_wrn_16_2", 100), content.state, path, "cifar_wrn_16_2")
+    assert json.dumps(content.facts)
+    assert content.layout == "'model' in a torch file"
+    assert content.facts["accuracy"] == pytest.approx(70.81)

@@ -77,8 +77,8 @@ def distillers() -> set[str]:
 def test_all_pairs_have_all_methods(cells: dict[tuple[tuple[str, str], str], PlannedTrial]) -> None:
     assert {pair for pair, _ in cells} == set(PAIRS) and len(PAIRS) == 13
     for pair in PAIRS:
-        found = {cell.method for (of, _), cell in cells.items() if of == pair}
-        assert found == distillers() - ({"fsp"} if pair not in FSP else set()), pair
+        method_names = {cell.method for (of, _), cell in cells.items() if of == pair}
+        assert method_names == distillers() - ({"fsp"} if pair not in FSP else set()), pair
     small = plan(read_recipe("cifar100/small_all"), "r")
     assert {cell.method for cell in small} == distillers()
     assert {cell.trial_id for cell in plan(read_recipe("cifar100/small"), "r")} < {cell.trial_id for cell in small}
@@ -95,8 +95,8 @@ def test_rows_of_other_recipes_are_the_same_trials(
     name: str, cells: dict[tuple[tuple[str, str], str], PlannedTrial]
 ) -> None:
     for cell in plan(read_recipe(name, trials=1), "r"):
-        ours = cells[pair_of(cell), cell.label]
-        assert (ours.trial_id, ours.untuned) == (cell.trial_id, cell.untuned)
+        all_methods_cell = cells[pair_of(cell), cell.label]
+        assert (all_methods_cell.trial_id, all_methods_cell.untuned) == (cell.trial_id, cell.untuned)
 
 
 def test_settings_of_the_pairs_are_the_published_ones(cells: dict[tuple[tuple[str, str], str], PlannedTrial]) -> None:

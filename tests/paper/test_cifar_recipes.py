@@ -115,8 +115,8 @@ def test_settings_of_the_pairs_are_the_published_ones() -> None:
     for (teacher, student), (dkd, alpha, beta, review) in FACTS.items():
         ikl = cells_of_pairs[teacher, student, "ikl_kd"].trial.method.hyperparameters
         assert (ikl["beta"], ikl["alpha"], ikl["weights"], ikl["tau"]) == (alpha, beta, "sample", 100)
-        ours = cells_of_pairs[teacher, student, "dkd"].trial.method.hyperparameters
-        assert (ours["alpha"], ours["beta"], ours["temperature"]) == (1, dkd, 4)
+        dkd_settings = cells_of_pairs[teacher, student, "dkd"].trial.method.hyperparameters
+        assert (dkd_settings["alpha"], dkd_settings["beta"], dkd_settings["temperature"]) == (1, dkd, 4)
         if review is not None:
             assert cells_of_pairs[teacher, student, "reviewkd"].trial.method.hyperparameters["review_weight"] == review
 
@@ -124,11 +124,11 @@ def test_settings_of_the_pairs_are_the_published_ones() -> None:
 def test_variants_of_ikl_have_the_weights_of_table_6() -> None:
     table6, variants = cells("cifar100/table6"), cells("cifar100/ikl_variants")
     for pair in TABLE6_PAIRS:
-        ours = table6[*pair, "ikl_kd"].trial
-        assert variants[*pair, "ikl"].trial_id == ours.id
+        ikl_trial = table6[*pair, "ikl_kd"].trial
+        assert variants[*pair, "ikl"].trial_id == ikl_trial.id
         for tau in (1, 2, 4):
             method = variants[*pair, f"ikl_class_{tau}"].trial.method
-            assert method.hyperparameters == ours.method.hyperparameters | {"weights": "class", "tau": tau}
+            assert method.hyperparameters == ikl_trial.method.hyperparameters | {"weights": "class", "tau": tau}
 
 
 def test_recipes_share_trials() -> None:

@@ -32,27 +32,27 @@ def test_every_published_number_is_there_as_printed(format: str) -> None:
 
 
 def test_table_6_is_laid_out_as_in_the_paper() -> None:
-    found = table(6)
-    heads = [tuple(column.header[0] for column in found.columns), *found.head_rows]
+    table6 = table(6)
+    heads = [tuple(column.header[0] for column in table6.columns), *table6.head_rows]
     assert heads[0][1:] == ("teacher", "resnet32x4", "wrn_40_2", "vgg13", "resnet50", "resnet32x4")
     assert heads[1][2:] == ("79.42", "75.61", "74.64", "79.34", "79.42")
     assert heads[3][2:] == ("70.50", "70.50", "64.60", "64.60", "71.82")
-    features, logits = found.groups
+    features, logits = table6.groups
     assert features[0].cells[:2] == ["features", "fitnet"] and len(features) == 5
     values = ["76.64 ± 0.02", "77.19 ± 0.01", "70.40 ± 0.03", "70.62 ± 0.08", "77.16 ± 0.04"]
     assert logits[-1].cells == ["", "ikl_kd", *values]
     # the best of the columns, as the paper has them in bold
-    best = {column: row.cells[1] for row in found.rows for column, rank in row.ranks.items() if rank == 1}
+    best = {column: row.cells[1] for row in table6.rows for column, rank in row.ranks.items() if rank == 1}
     assert best == {2: "reviewkd", 3: "ikl_kd", 4: "ikl_kd", 5: "ikl_kd", 6: "reviewkd"}
-    second = {column: row.cells[1] for row in found.rows for column, rank in row.ranks.items() if rank == 2}
+    second = {column: row.cells[1] for row in table6.rows for column, rank in row.ranks.items() if rank == 2}
     assert second == {2: "ikl_kd", 3: "reviewkd", 4: "reviewkd", 5: "dkd", 6: "ikl_kd"}
 
 
 def test_csv_is_a_row_a_number() -> None:
     rows = list(csv.DictReader(io.StringIO(reprint("csv"))))
     assert {int(row["table"]) for row in rows} == set(TITLES)
-    (found,) = [row for row in rows if row["table"] == "12" and "method=ikl_at; epsilon=8/255" in row["row"]]
-    assert (found["column"], found["value"]) == ("autoattack", "31.67")
+    (row,) = [row for row in rows if row["table"] == "12" and "method=ikl_at; epsilon=8/255" in row["row"]]
+    assert (row["column"], row["value"]) == ("autoattack", "31.67")
     assert [float(row["value"]) for row in rows if row["column"] == "computation_saving"] == [33.3, 33.3, 0]
     assert all(0 <= float(row["value"]) <= 100 for row in rows)
 

@@ -170,9 +170,9 @@ def test_a_smoke_run_of_small_networks(tmp_path: Path, small: str) -> None:
     (cost,) = [line for line in done.stderr.splitlines() if "images/s: " in line]
     assert cost.startswith("reproduce imagenet: small, test_vit.r160_in1k -> test_resnet: images/s: kd ")
     alone = [float(part.split()[-1]) for part in cost.partition("images/s: ")[2].partition(";")[0].split(", ")]
-    together = float(cost.partition("side by side ")[2].partition(";")[0])
+    side_by_side = float(cost.partition("side by side ")[2].partition(";")[0])
     memory = float(cost.partition("at most ")[2].split()[0])
-    assert len(alone) == 4 and 0 < together < min(alone) and 0.05 < memory < 16
+    assert len(alone) == 4 and 0 < side_by_side < min(alone) and 0.05 < memory < 16
     assert "smoke run, measures nothing" in done.stdout and " ikl_kd " in done.stdout
     results = [json.loads(file.read_text()) for file in (tmp_path / "out" / "smoke" / "small").glob("*/result.json")]
     assert {(result["status"], result["cohort"]) for result in results} == {("done", 4)}

@@ -94,21 +94,23 @@ def test_the_same_call_trains_nothing(results: Any, out: Path, capfd: pytest.Cap
 
 
 def test_in_a_thread(results: Any, out: Path) -> None:
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(kd_bench.compare(*PAIR, methods=["kd"], out=out, **SMALL)))
+    thread_results: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: thread_results.append(kd_bench.compare(*PAIR, methods=["kd"], out=out, **SMALL))
+    )
     thread.start()
     thread.join()
-    assert found[0].frame().equals(results.frame())
+    assert thread_results[0].frame().equals(results.frame())
 
 
 def test_signals_keep_their_handlers(results: Any, out: Path) -> None:
-    def own(*_: Any) -> None:
+    def handler(*_: Any) -> None:
         pass
 
-    before = signal.signal(signal.SIGTERM, own)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         kd_bench.compare(*PAIR, methods=["kd"], out=out, **SMALL)
-        assert signal.getsignal(signal.SIGTERM) is own
+        assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -244,11 +246,11 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_numbers_and_names_of_numpy(planned: list[Any]) -> None:
-    one, two, rate = np.int64(1), np.int32(2), np.float32(0.25)
+    count, epochs, rate = np.int64(1), np.int32(2), np.float32(0.25)
     rows = {"kd": {"temperature": np.float32(2)}}
-    kd_bench.compare(*PAIR, rows, trials=one, epochs=two, clip_norm=rate, optimizer={"lr": rate}, jobs=one)
+    kd_bench.compare(*PAIR, rows, trials=count, epochs=epochs, clip_norm=rate, optimizer={"lr": rate}, jobs=count)
     kd_bench.run({"name": "x", "dataset": "digits", "pairs": [{"teacher": None, "student": "resnet8"}],
-                  "methods": {"none": {}}, "epochs": two, "trials": one})  # fmt: skip
+                  "methods": {"none": {}}, "epochs": epochs, "trials": count})  # fmt: skip
     (recipe, options, call), (from_mapping, _, _) = planned
     trial = recipe.planned[-1].trial
     assert (trial.epochs, trial.clip_norm, trial.optimizer.lr, options.jobs) == (2, 0.25, 0.25, 1)

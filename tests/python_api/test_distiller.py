@@ -225,9 +225,9 @@ def test_a_checkpoint_resumes_without_the_teacher() -> None:
     again.load_state_dict(state)
     assert again.epoch == 1
     terms = []
-    for one in (module, again):
+    for instance in (module, again):
         torch.manual_seed(0)
-        terms.append({name: term.item() for name, term in one(IMAGES, LABELS, LABELS + 20).items()})
+        terms.append({name: term.item() for name, term in instance(IMAGES, LABELS, LABELS + 20).items()})
     assert terms[0] == terms[1]
 
 
@@ -345,14 +345,14 @@ def test_refusals() -> None:
 
 def test_standardised_logits_and_sample_weights() -> None:
     student, teacher = plain(1), plain(2)
-    ours, theirs = student(IMAGES), teacher(IMAGES)
-    weights = losses.entropy_weights(ours, theirs, 3.0)
-    pair = losses.logit_standardise(ours), losses.logit_standardise(theirs)
+    student_logits, teacher_logits = student(IMAGES), teacher(IMAGES)
+    weights = losses.entropy_weights(student_logits, teacher_logits, 3.0)
+    pair = losses.logit_standardise(student_logits), losses.logit_standardise(teacher_logits)
     settings: dict[str, Any] = {"standardise": True, "entropy_weights": 3}
     module = distiller("kd", student=student, teacher=teacher, images=IMAGES, temperature=2.0, **settings)
     terms = module(IMAGES, LABELS)
     torch.testing.assert_close(terms["kd"], 0.9 * losses.kd(*pair, 2.0, weights))
-    torch.testing.assert_close(terms["ce"], 0.1 * losses.cross_entropy(ours, LABELS))
+    torch.testing.assert_close(terms["ce"], 0.1 * losses.cross_entropy(student_logits, LABELS))
     squares = distiller(Squares, student=student, teacher=teacher, images=IMAGES, standardise=True)
     torch.testing.assert_close(squares(IMAGES, LABELS)["squares"], 2 * (pair[0] - pair[1]).square().mean())
     assert refusal("crd", standardise=True).startswith("standardise: crd compares features and not logits; ")
@@ -372,27 +372,27 @@ def test_the_example() -> None:
 
 
 def test_layers_that_stay_in_the_student() -> None:
-    ours, theirs = network(), network("cifar_resnet14", 2)
-    kept = distiller("simkd", student=ours, teacher=theirs, images=IMAGES)
-    assert kept.deployed is not ours
+    student, teacher = network(), network("cifar_resnet14", 2)
+    kept = distiller("simkd", student=student, teacher=teacher, images=IMAGES)
+    assert kept.deployed is not student
     logits = kept.deployed.eval()(IMAGES)
-    weight, bias = theirs.get_classifier().weight, theirs.get_classifier().bias
-    projected = kept.method.inference_head.project(ours.forward_features(IMAGES))
+    weight, bias = teacher.get_classifier().weight, teacher.get_classifier().bias
+    projected = kept.method.inference_head.project(student.forward_features(IMAGES))
     torch.testing.assert_close(logits, torch.nn.functional.linear(projected.mean((2, 3)), weight, bias))
-    kd = distiller("kd", student=ours, teacher=theirs, images=IMAGES)
-    assert kd.deployed is ours
+    kd = distiller("kd", student=student, teacher=teacher, images=IMAGES)
+    assert kd.deployed is student
 
 
 def test_a_second_view() -> None:
-    ours, theirs = network(), network("cifar_resnet14", 2)
-    two = distiller("mlkd", student=ours, teacher=theirs, images=IMAGES).eval()
+    student, teacher = network(), network("cifar_resnet14", 2)
+    two = distiller("mlkd", student=student, teacher=teacher, images=IMAGES).eval()
     second = IMAGES.flip(-1)
     terms = two(IMAGES, LABELS, second_images=second)
-    one, other = two(IMAGES, LABELS), two(second, LABELS)
-    torch.testing.assert_close(terms["ce"], one["ce"] + other["ce"])
-    strong, weak = ours(second), ours(IMAGES)
-    samples, *_ = losses.mlkd_terms(weak, theirs(IMAGES), strong=(strong, theirs(second)))
+    first_terms, second_terms = two(IMAGES, LABELS), two(second, LABELS)
+    torch.testing.assert_close(terms["ce"], first_terms["ce"] + second_terms["ce"])
+    strong, weak = student(second), student(IMAGES)
+    samples, *_ = losses.mlkd_terms(weak, teacher(IMAGES), strong=(strong, teacher(second)))
     torch.testing.assert_close(terms["samples"], 0.9 * samples)
-    kd = distiller("kd", student=ours, teacher=theirs, images=IMAGES)
+    kd = distiller("kd", student=student, teacher=teacher, images=IMAGES)
     with pytest.raises(UserError, match="kd: it reads one view of the images only; leave second_images out"):
         kd(IMAGES, LABELS, second_images=second)

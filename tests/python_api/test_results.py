@@ -67,9 +67,9 @@ def test_differences_are_those_of_the_csv_table(results: Results) -> None:
     rows = {row["label"]: row for row in csv.DictReader(io.StringIO(table))}
     for label, row in frame.iterrows():
         expected = rows[str(label)]
-        for ours, theirs in (("mean", "difference_mean"), ("low", "difference_low"), ("high", "difference_high"),
-                             ("p_paired_t", "p_paired_t"), ("p_sign_flip", "p_sign_flip")):  # fmt: skip
-            assert row[ours] == float(expected[theirs])
+        for column, csv_column in (("mean", "difference_mean"), ("low", "difference_low"), ("high", "difference_high"),
+                                   ("p_paired_t", "p_paired_t"), ("p_sign_flip", "p_sign_flip")):  # fmt: skip
+            assert row[column] == float(expected[csv_column])
         assert (row["baseline"], row["student"], row["recipe"]) == ("kd", expected["student"], "one")
     assert frame["bootstrap_low"].isna().all()
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 
 #: Where ``.ci/run`` puts axe-core and the Nu validator.
@@ -62,9 +62,9 @@ class Page:
 
     def run(self, expression: str) -> Any:
         """The value of an expression."""
-        found = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def choose(self, select: str, value: str) -> None:
         """Chooses a value of a ``select`` element."""
@@ -78,9 +78,9 @@ class Page:
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """Presses and lets go of a key."""
-        one = {"key": key, "code": key, "windowsVirtualKeyCode": code, **({"text": text} if text else {})}
-        self.send("Input.dispatchKeyEvent", type="keyDown", **one)
-        self.send("Input.dispatchKeyEvent", type="keyUp", **one)
+        event = {"key": key, "code": key, "windowsVirtualKeyCode": code, **({"text": text} if text else {})}
+        self.send("Input.dispatchKeyEvent", type="keyDown", **event)
+        self.send("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """One command of the protocol, and its answer."""
@@ -99,16 +99,16 @@ class Page:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            found = os.read(self._read, 1 << 16)
-            assert found, "the browser ended"
-            self._rest += found
-        one, _, self._rest = self._rest.partition(b"\0")
-        answer: dict[str, Any] = json.loads(one)
+            chunk = os.read(self._read, 1 << 16)
+            assert chunk, "the browser ended"
+            self._rest += chunk
+        message, _, self._rest = self._rest.partition(b"\0")
+        answer: dict[str, Any] = json.loads(message)
         return answer
 
     def _note(self, event: str, params: dict[str, Any]) -> None:
         if event == "Runtime.consoleAPICalled":
-            self.messages.append(f"{params['type']}: {[one.get('value') for one in params['args']]}")
+            self.messages.append(f"{params['type']}: {[argument.get('value') for argument in params['args']]}")
         elif event == "Runtime.exceptionThrown":
             self.messages.append(json.dumps(params["exceptionDetails"]))
         elif event == "Log.entryAdded":
@@ -121,17 +121,17 @@ class Page:
 def browser(profile: Path) -> Iterator[Page]:
     """A browser with a profile of its own, ended in any case."""
     assert CHROMIUM is not None
-    ours, theirs = os.pipe(), os.pipe()
+    to_browser, from_browser = os.pipe(), os.pipe()
     # out of the way of 3 and 4, where the browser looks for them
-    there = [fcntl.fcntl(one, fcntl.F_DUPFD, 20) for one in (ours[0], theirs[1])]
+    descriptors = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 20) for descriptor in (to_browser[0], from_browser[1])]
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                "--remote-debugging-pipe", f"--user-data-dir={profile}"]  # fmt: skip
-    wrapped = ["bash", "-c", f'exec "$@" 3<&{there[0]} 4>&{there[1]}', "bash", *command]
-    process = subprocess.Popen(wrapped, pass_fds=there, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for one in (ours[0], theirs[1], *there):
-        os.close(one)
+    wrapped = ["bash", "-c", f'exec "$@" 3<&{descriptors[0]} 4>&{descriptors[1]}', "bash", *command]
+    process = subprocess.Popen(wrapped, pass_fds=descriptors, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for descriptor in (to_browser[0], from_browser[1], *descriptors):
+        os.close(descriptor)
     try:
-        yield Page(theirs[0], ours[1])
+        yield Page(from_browser[0], to_browser[1])
     finally:
         process.terminate()
         try:
@@ -139,5 +139,5 @@ def browser(profile: Path) -> Iterator[Page]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        os.close(theirs[0])
-        os.close(ours[1])
+        os.close(from_browser[0])
+        os.close(to_browser[1])

@@ -97,9 +97,9 @@ def make_page(folder: Path) -> Made:
     assert run.exit_code == 0, run.output
     assert "report: 130 trials, " in run.output
     text = file.read_text(encoding="utf-8")
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    return Made(table6, file, text, json.loads(found[1]))
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert match is not None
+    return Made(table6, file, text, json.loads(match[1]))
 
 
 def recorded_by_class(table6: Table6) -> None:

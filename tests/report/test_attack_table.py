@@ -27,17 +27,21 @@ def test_differences_are_paired_and_their_seeds_are_named() -> None:
         if value is not None
     ]
     (table,) = summarise_attacks(results, "trades")  # type: ignore[arg-type]
-    baseline, ours, plain = table.rows
-    assert baseline.difference is None and ours.values["pgd-20"] == MeanAndStd(136 / 3, ours.values["pgd-20"].std, 3)
-    assert ours.difference is not None and (ours.difference.mean, ours.difference.n) == (3.5, 2)
+    baseline, ikl_at, plain = table.rows
+    assert baseline.difference is None and ikl_at.values["pgd-20"] == MeanAndStd(
+        136 / 3, ikl_at.values["pgd-20"].std, 3
+    )
+    assert ikl_at.difference is not None and (ikl_at.difference.mean, ikl_at.difference.n) == (3.5, 2)
     assert plain.difference is not None and plain.difference.n == 2
     (meaning,) = (note for note in table.notes if note.startswith("Difference: "))
     assert meaning.endswith("of the paired t distribution, not corrected for the number of methods.")
-    assert ours.tests is not None and plain.tests is not None
+    assert ikl_at.tests is not None and plain.tests is not None
     # Differences of ikl_at: 3 and 4, t = 7; of plain: -40 and -41, t = -81. With one degree p = 2 atan(1/t) / pi.
-    assert ours.tests.p_t == pytest.approx(2 * math.atan(1 / 7) / math.pi) and ours.tests.p_t_holm == ours.tests.p_t
+    assert (
+        ikl_at.tests.p_t == pytest.approx(2 * math.atan(1 / 7) / math.pi) and ikl_at.tests.p_t_holm == ikl_at.tests.p_t
+    )
     assert plain.tests.p_t_holm == pytest.approx(2 * 2 * math.atan(1 / 81) / math.pi)
-    assert ours.tests.p_flip == 0.5 and ours.tests.p_flip_holm == 1
+    assert ikl_at.tests.p_flip == 0.5 and ikl_at.tests.p_flip_holm == 1
     assert [note for note in table.notes if note.startswith("Difference of ")] == [
         "Difference of ikl_at: over 2 seeds only."
     ]
@@ -50,8 +54,8 @@ def test_p_values_are_in_all_formats_but_the_terminals() -> None:
     (markdown,), (terminal,), (csv,) = (render_tables(tables, name) for name in ("markdown", "terminal", "csv"))
     titles = [" ".join(column.header) for column in markdown.columns]
     assert titles[-2:] == ["p of the t test (Holm)", "p of the sign-flip test (Holm)"]
-    baseline, ours = (row.cells[-2:] for group in markdown.groups for row in group)
-    assert list(baseline) == ["–", "–"] and list(ours) == ["0.090 (0.090)", "0.500 (0.500)"]
+    baseline, ikl_at = (row.cells[-2:] for group in markdown.groups for row in group)
+    assert list(baseline) == ["–", "–"] and list(ikl_at) == ["0.090 (0.090)", "0.500 (0.500)"]
     assert not any("p of" in " ".join(column.header) for column in terminal.columns)
     assert [" ".join(column.header) for column in csv.columns][-4:-2] == ["p_paired_t", "p_paired_t_holm"]
 
@@ -62,9 +66,9 @@ def test_a_row_of_another_protocol_is_compared_with_nothing() -> None:
     (usual,) = summarise_attacks(results, "trades")  # type: ignore[arg-type]
     pair = usual.title.partition(", Linf")[0]
     (table,) = summarise_attacks(results, "trades", {(pair, "plain")})  # type: ignore[arg-type]
-    _, ours, plain = table.rows
+    _, ikl_at, plain = table.rows
     assert plain.difference is None and plain.tests is None and plain.values["pgd-20"].mean == 0.5
-    assert ours.tests is not None and ours.tests.p_t_holm == ours.tests.p_t  # corrected for one method
+    assert ikl_at.tests is not None and ikl_at.tests.p_t_holm == ikl_at.tests.p_t  # corrected for one method
     assert "plain has another protocol, and is compared with nothing." in table.notes
     (table,) = summarise_attacks(results, "trades", {(pair, "trades")})  # type: ignore[arg-type]
     assert table.baseline is None and not any(row.difference for row in table.rows)

@@ -37,10 +37,10 @@ def test_empty_cells_of_teachers_and_of_held_out_images_say_why(folder: Path) ->
     cells = cells_of(folder)
     for name in ("none0", "none1", "kd0", "kd1", "dkd0", "dkd1"):
         write(folder, name, evaluation(2.0))
-    found = notes(summary_of(folder, cells, "ece", "kl_to_teacher", "val_top1"))
-    assert "Empty cells of a teacher: to fill them, evaluate its folder" in found
-    assert "not evaluated yet" not in found  # all that `evaluate RECIPE` measures is there
-    assert "Empty held-out columns: no training images were held out; see dataset.holdout." in found
+    text = notes(summary_of(folder, cells, "ece", "kl_to_teacher", "val_top1"))
+    assert "Empty cells of a teacher: to fill them, evaluate its folder" in text
+    assert "not evaluated yet" not in text  # all that `evaluate RECIPE` measures is there
+    assert "Empty held-out columns: no training images were held out; see dataset.holdout." in text
     assert "Empty cells of a teacher" not in notes(summary_of(folder, cells, "kl_to_teacher"))  # it has no teacher
 
 

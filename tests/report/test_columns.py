@@ -72,8 +72,8 @@ def notes(summary: Summary) -> str:
 
 def line(text: str, name: str) -> list[str]:
     """The cells of a row in the terminal's table."""
-    (found,) = (line for line in text.splitlines() if re.match(rf" *{name}  ", line))
-    return re.split(r" {2,}", found.strip())
+    (row,) = (line for line in text.splitlines() if re.match(rf" *{name}  ", line))
+    return re.split(r" {2,}", row.strip())
 
 
 def test_means_over_seeds_and_cells_without_an_evaluation(folder: Path) -> None:
@@ -217,13 +217,13 @@ def test_fidelity_is_that_to_the_teacher_of_the_pair(folder: Path) -> None:
     of["fidelity"][trial_id("t1")] = {**of["fidelity"][TEACHER], "kl": 7.0}
     write(folder, "none0", of)
     summary = summary_of(folder, cells, "kl_to_teacher")
-    found = {
+    values = {
         pair.teacher: row.columns["kl_to_teacher"].value
         for pair in summary.pairs
         for row in pair.rows
         if row.kind == "student"
     }
-    means = {teacher: value.mean for teacher, value in found.items() if value is not None}
+    means = {teacher: value.mean for teacher, value in values.items() if value is not None}
     assert means == {"resnet20": 2.0, "resnet32": 7.0}
 
 
@@ -338,7 +338,7 @@ def test_columns_of_the_results_themselves(folder: Path) -> None:
     (row,) = (row for row in summary.pairs[0].rows if row.label == "kd")
     assert row.gap is not None and row.held_out is not None and row.selected is not None
     gaps = [json.loads((folder / cell.trial_id / "result.json").read_text()) for cell in cells[2:4]]
-    assert row.gap.mean == pytest.approx(statistics.mean(one["top1_best"] - one["top1_last"] for one in gaps))
+    assert row.gap.mean == pytest.approx(statistics.mean(result["top1_best"] - result["top1_last"] for result in gaps))
     assert (row.held_out.mean, row.selected.mean) == (71.0, 61.5)
     (other,) = (row for row in summary.pairs[0].rows if row.label == "dkd")
     assert other.gap is not None and other.held_out is None and other.selected is None
@@ -355,8 +355,8 @@ def test_an_unfinished_evaluation_on_corrupted_images_is_an_empty_cell(folder: P
     write(folder, "kd1", evaluation(2.0, corruptions=[whole]))
     summary = summary_of(folder, cells, "corrupted", "corrupted_snow", "corrupted_fog")
     for name in ("corrupted", "corrupted_snow", "corrupted_fog"):
-        found = column(summary, "kd", name)
-        assert found.value is not None and (found.value.mean, found.value.n) == (40.0, 1) and found.partial
+        cell = column(summary, "kd", name)
+        assert cell.value is not None and (cell.value.mean, cell.value.n) == (40.0, 1) and cell.partial
         assert column(summary, "none", name).value is None
 
 
@@ -375,6 +375,6 @@ def test_corrupted_images_of_other_origins_are_not_averaged(folder: Path) -> Non
     ]
     for seed, value in enumerate(written):
         write(folder, f"kd{seed}", evaluation(2.0, corruptions=[value]))
-    found = column(summary_of(folder, cells, "corrupted"), "kd", "corrupted")
-    assert found.value is not None and found.value.n == 3 and len(found.others) == 3
-    assert found.protocol is not None and "made by imagecorruptions-imaug 1.1.5 with the strengths" in found.protocol
+    cell = column(summary_of(folder, cells, "corrupted"), "kd", "corrupted")
+    assert cell.value is not None and cell.value.n == 3 and len(cell.others) == 3
+    assert cell.protocol is not None and "made by imagecorruptions-imaug 1.1.5 with the strengths" in cell.protocol

@@ -28,18 +28,23 @@ def layout(values: np.ndarray) -> dict[Cell, float]:
 
 
 def test_two_by_two_by_hand() -> None:
-    found = crossing(BY_HAND)
+    analysis = crossing(BY_HAND)
     # means 1.5 and 4.5 of teachers, 2 and 4 of seeds, 3 of all; residuals 0.5, -0.5, -0.5, 0.5
-    assert (found.mean, found.teacher_square, found.seed_square, found.residual_square) == (3.0, 9.0, 4.0, 1.0)
-    assert found.variances == (4.0, 1.5, 1.0) and found.freedom == (1, 1, 1)
-    assert found.stds == pytest.approx((2.0, math.sqrt(1.5), 1.0))
-    assert found.std == pytest.approx(math.sqrt(6.5))
+    assert (analysis.mean, analysis.teacher_square, analysis.seed_square, analysis.residual_square) == (
+        3.0,
+        9.0,
+        4.0,
+        1.0,
+    )
+    assert analysis.variances == (4.0, 1.5, 1.0) and analysis.freedom == (1, 1, 1)
+    assert analysis.stds == pytest.approx((2.0, math.sqrt(1.5), 1.0))
+    assert analysis.std == pytest.approx(math.sqrt(6.5))
     # (9 + 4) / 4 with (9 + 4)^2 / (9^2 + 4^2) degrees of freedom
-    assert found.error == pytest.approx((13 / 4, 169 / 97))
+    assert analysis.error == pytest.approx((13 / 4, 169 / 97))
     t = stats.t.ppf(0.975, 169 / 97) * math.sqrt(13 / 4)
-    assert found.interval(0.95) == pytest.approx((3 - t, 3 + t))
-    assert found.p == pytest.approx(2 * stats.t.sf(3 / math.sqrt(13 / 4), 169 / 97))
-    assert found.text == "2 teachers x 2 seeds"
+    assert analysis.interval(0.95) == pytest.approx((3 - t, 3 + t))
+    assert analysis.p == pytest.approx(2 * stats.t.sf(3 / math.sqrt(13 / 4), 169 / 97))
+    assert analysis.text == "2 teachers x 2 seeds"
 
 
 def test_mean_squares_equal_a_regression_on_teachers_and_seeds() -> None:
@@ -52,18 +57,18 @@ def test_mean_squares_equal_a_regression_on_teachers_and_seeds() -> None:
         design = np.hstack([ones, *columns])
         return float(((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2).sum())
 
-    found = crossing(layout(values))
-    assert found.teacher_square == pytest.approx((left(seeds) - left(teachers, seeds)) / 3)
-    assert found.seed_square == pytest.approx((left(teachers) - left(teachers, seeds)) / 2)
-    assert found.residual_square == pytest.approx(left(teachers, seeds) / 6)
+    analysis = crossing(layout(values))
+    assert analysis.teacher_square == pytest.approx((left(seeds) - left(teachers, seeds)) / 3)
+    assert analysis.seed_square == pytest.approx((left(teachers) - left(teachers, seeds)) / 2)
+    assert analysis.residual_square == pytest.approx(left(teachers, seeds) / 6)
 
 
 def test_variances_equal_restricted_maximum_likelihood() -> None:
     """If no estimate is negative, those of a balanced layout are the REML estimates (Searle et al., section 4.8)."""
     rng = np.random.default_rng(5)
     values = 70 + rng.normal(0, 2, (5, 1)) + rng.normal(0, 1.5, (1, 4)) + rng.normal(0, 1, (5, 4))
-    found = crossing(layout(values))
-    assert found.variances is not None and min(found.variances) > 0.1
+    analysis = crossing(layout(values))
+    assert analysis.variances is not None and min(analysis.variances) > 0.1
     of_teacher = np.kron(np.eye(5), np.ones((4, 4)))
     of_seed = np.kron(np.ones((5, 5)), np.eye(4))
     y, ones = values.ravel(), np.ones((20, 1))
@@ -78,7 +83,7 @@ def test_variances_equal_restricted_maximum_likelihood() -> None:
         return float(determinants + centred @ inverse @ centred)
 
     best = optimize.minimize(loss, np.zeros(3), method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-10})
-    assert np.exp(best.x) == pytest.approx(found.variances, rel=1e-3)
+    assert np.exp(best.x) == pytest.approx(analysis.variances, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +96,11 @@ def test_simulated_teachers_and_seeds(teachers: int, seeds: int, stds: tuple[flo
     variances, total, covered = np.zeros(3), 0.0, 0
     for _ in range(draws):
         values = rng.normal(0, stds[0], (teachers, 1)) + rng.normal(0, stds[1], (1, seeds))
-        found = crossing(layout(values + rng.normal(0, stds[2], (teachers, seeds))))
-        low, high = found.interval(0.95) or (1.0, 0.0)
-        assert found.std is not None
-        variances += found.variances
-        total += found.std**2
+        analysis = crossing(layout(values + rng.normal(0, stds[2], (teachers, seeds))))
+        low, high = analysis.interval(0.95) or (1.0, 0.0)
+        assert analysis.std is not None
+        variances += analysis.variances
+        total += analysis.std**2
         covered += low <= 0 <= high
     assert variances / draws == pytest.approx(np.square(stds), abs=0.08)
     assert total / draws == pytest.approx(np.square(stds).sum(), abs=0.12)
@@ -108,29 +113,31 @@ def test_one_seed_or_one_teacher_is_students_interval_over_the_others() -> None:
     assert usual is not None
     for cells in ([(at, 7) for at in range(3)], [(7, at) for at in range(3)]):
         base: dict[Cell, float] = dict.fromkeys(cells, 60.0)
-        found, differences = difference_of_cells(dict(zip(cells, values, strict=True)), base)
-        assert found is not None and found.crossing is not None and differences == (1.0, 3.0, 4.5)
-        assert (found.mean, found.low, found.high) == pytest.approx((usual.mean, usual.low, usual.high))
-        assert found.crossing.p == pytest.approx(stats.ttest_1samp([1.0, 3.0, 4.5], 0).pvalue)
-        assert found.crossing.stds is None and not found.crossing.is_split
+        mean_difference, differences = difference_of_cells(dict(zip(cells, values, strict=True)), base)
+        assert mean_difference is not None and mean_difference.crossing is not None and differences == (1.0, 3.0, 4.5)
+        assert (mean_difference.mean, mean_difference.low, mean_difference.high) == pytest.approx(
+            (usual.mean, usual.low, usual.high)
+        )
+        assert mean_difference.crossing.p == pytest.approx(stats.ttest_1samp([1.0, 3.0, 4.5], 0).pvalue)
+        assert mean_difference.crossing.stds is None and not mean_difference.crossing.is_split
 
 
 def test_a_single_cell_has_no_spread() -> None:
-    found = estimate_cells({(0, 0): 61.0})
-    assert found is not None and (found.mean, found.std, mean_interval(found)) == (61.0, None, None)
-    assert found.crossing is not None and found.crossing.p is None
+    estimate = estimate_cells({(0, 0): 61.0})
+    assert estimate is not None and (estimate.mean, estimate.std, mean_interval(estimate)) == (61.0, None, None)
+    assert estimate.crossing is not None and estimate.crossing.p is None
 
 
 def test_equal_differences_have_no_width_and_no_test() -> None:
     rows = {(a, b): 60 + 0.1 * a + 0.7 * b for a in range(3) for b in range(3)}
-    found, _ = difference_of_cells({cell: value + 0.3 for cell, value in rows.items()}, rows)
-    assert found is not None and found.low == found.mean == found.high == pytest.approx(0.3)
-    assert found.crossing is not None and found.crossing.p is None and found.crossing.stds == (0, 0, 0)
+    difference, _ = difference_of_cells({cell: value + 0.3 for cell, value in rows.items()}, rows)
+    assert difference is not None and difference.low == difference.mean == difference.high == pytest.approx(0.3)
+    assert difference.crossing is not None and difference.crossing.p is None and difference.crossing.stds == (0, 0, 0)
 
 
 def test_negative_estimates_are_zero_and_the_sum_stays_unbiased() -> None:
-    found = crossing({(0, 0): 1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 1.0})
-    assert found.variances == (-2.0, -2.0, 4.0) and found.stds == (0.0, 0.0, 2.0) and found.std == 0.0
+    analysis = crossing({(0, 0): 1.0, (0, 1): -1.0, (1, 0): -1.0, (1, 1): 1.0})
+    assert analysis.variances == (-2.0, -2.0, 4.0) and analysis.stds == (0.0, 0.0, 2.0) and analysis.std == 0.0
 
 
 def test_a_layout_with_gaps_is_refused_and_cut() -> None:
@@ -148,8 +155,8 @@ def test_a_layout_with_gaps_is_refused_and_cut() -> None:
 
 
 def test_means_of_gaps_are_over_equal_seeds() -> None:
-    found = estimate_cells({(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.0, (1, 1): 6.0, (2, 0): 100.0})
-    assert found is not None and (found.mean, found.n) == (3.0, 4)
+    estimate = estimate_cells({(0, 0): 1.0, (0, 1): 2.0, (1, 0): 3.0, (1, 1): 6.0, (2, 0): 100.0})
+    assert estimate is not None and (estimate.mean, estimate.n) == (3.0, 4)
 
 
 def test_cells_that_a_row_and_its_baseline_have() -> None:

@@ -127,14 +127,14 @@ def test_text_of_the_table(tmp_path: Path) -> None:
 
 def test_csv_has_the_parts_and_the_teachers(tmp_path: Path) -> None:
     cells, summary = made(tmp_path, kd=KD, dkd=DKD)
-    found = {row["label"]: row for row in csv.DictReader(io.StringIO(render_summary(summary, "csv")))}
-    dkd = found["dkd"]
+    records = {row["label"]: row for row in csv.DictReader(io.StringIO(render_summary(summary, "csv")))}
+    dkd = records["dkd"]
     assert (dkd["teacher_seeds"], dkd["top1_last_teachers"], dkd["top1_last_seeds"]) == ("0 1 2", "3", "2")
     split = rows(summary)["dkd"].difference
     assert split is not None and split.crossing is not None and split.crossing.stds is not None
     parts = [float(dkd[f"difference_std_{name}"]) for name in ("teacher", "seed", "residual")]
     assert parts == list(split.crossing.stds) and dkd["difference_test"] == "quasi-F"
-    assert found["none"]["teacher_seeds"] == "" and found["kd"]["difference_test"] == ""
+    assert records["none"]["teacher_seeds"] == "" and records["kd"]["difference_test"] == ""
     frame = Results(
         [FolderResults("demo", "", summary, read_results(tmp_path / "demo", cells), tuple(cells), tmp_path / "demo")]
     )  # type: ignore[arg-type]
@@ -183,6 +183,6 @@ def test_a_folder_without_its_recipe(tmp_path: Path) -> None:
     for cell in cells:
         write_trial(tmp_path / cell.trial_id, cell.trial)
         put(tmp_path / cell.trial_id, top1_last=60.0 + cell.seed)
-    found = summarise_unplanned(tmp_path, {cell.trial_id for cell in cells})
-    (pair,) = found.summary.pairs
+    results = summarise_unplanned(tmp_path, {cell.trial_id for cell in cells})
+    (pair,) = results.summary.pairs
     assert pair.crossed and {row.label: row.counts for row in pair.rows[1:]} == {"none": "– x 2", "kd": "2 x 2"}

@@ -36,13 +36,13 @@ def test_every_trial_has_one_line(made, tmp_path):
     assert set(by_id.loc[list(made.missing), "top1_last"]) == {""}
     alone = frame[frame["method"] == "none"]
     assert set(alone["teacher"]) == set(alone["teacher_id"]) == {""}
-    cell = next(one for one in made.planned if one.label == "dkd")
+    cell = next(cell for cell in made.planned if cell.label == "dkd")
     assert json.loads(by_id.loc[cell.trial_id, "hyperparameters"]) == cell.trial.method.hyperparameters
     assert by_id.loc[cell.trial_id, "teacher"] == cell.teacher
 
 
 def test_logit_settings_are_among_the_hyper_parameters(made, tmp_path):
-    cell = next(one for one in made.planned if one.label == "dkd")
+    cell = next(cell for cell in made.planned if cell.label == "dkd")
     settings = cell.trial.method.model_copy(update={"standardise": True, "entropy_weights": 3.0})
     changed = replace(cell, trial=cell.trial.model_copy(update={"method": settings}))
     (line,) = csv.DictReader(io.StringIO(csv_export.trials([("table6", tmp_path, [changed])]).text))
@@ -54,7 +54,7 @@ def test_logit_settings_are_among_the_hyper_parameters(made, tmp_path):
 
 def test_every_epoch_has_one_line_and_damage_is_told(made, tmp_path):
     folder = tmp_path / "table6"
-    cells = [one for one in made.planned if one.trial_id in made.done][:5]
+    cells = [cell for cell in made.planned if cell.trial_id in made.done][:5]
     for cell, text in zip(
         cells, ("epoch,top1\n1,=HYPERLINK()\n", "epoch,top1\n1,20\n2", "epoch\n1,2\n", "", None), strict=True
     ):
@@ -62,12 +62,12 @@ def test_every_epoch_has_one_line_and_damage_is_told(made, tmp_path):
         if text is not None:
             (folder / cell.trial_id / "metrics.csv").write_text(text)
     table = csv_export.epochs([("table6", folder, [*cells, *made.planned])])
-    found = list(csv.DictReader(io.StringIO(table.text)))
-    assert [one["trial_id"] for one in found] == [cells[4].trial_id] * table.lines == [cells[4].trial_id] * 240
-    assert [int(one["epoch"]) for one in found] == list(range(1, 241))
-    assert float(found[-1]["top1"]) == made.done[cells[4].trial_id]
+    records = list(csv.DictReader(io.StringIO(table.text)))
+    assert [record["trial_id"] for record in records] == [cells[4].trial_id] * table.lines == [cells[4].trial_id] * 240
+    assert [int(record["epoch"]) for record in records] == list(range(1, 241))
+    assert float(records[-1]["top1"]) == made.done[cells[4].trial_id]
     whole = (folder / cells[4].trial_id / "metrics.csv").read_text().splitlines()
-    assert [",".join(list(one.values())[len(csv_export.KEYS) :]) for one in found] == whole[1:]
+    assert [",".join(list(record.values())[len(csv_export.KEYS) :]) for record in records] == whole[1:]
     assert len(table.problems) == 4
     for cell, problem in zip(cells, table.problems, strict=False):
         assert problem.startswith(f"{folder / cell.trial_id / 'metrics.csv'}: is damaged: ")
@@ -76,7 +76,7 @@ def test_every_epoch_has_one_line_and_damage_is_told(made, tmp_path):
 
 def test_unfinished_trials_are_exported_unless_their_metrics_are_damaged(made, tmp_path):
     folder = tmp_path / "table6"
-    first, second, third = [one for one in made.planned if one.trial_id in made.done][:3]
+    first, second, third = [cell for cell in made.planned if cell.trial_id in made.done][:3]
     for cell in (first, second, third):
         shutil.copytree(made.out / "table6" / cell.trial_id, folder / cell.trial_id)
         (folder / cell.trial_id / "result.json").unlink()
@@ -93,13 +93,13 @@ def test_unfinished_trials_are_exported_unless_their_metrics_are_damaged(made, t
 def test_a_damaged_trial_has_a_line_without_numbers(made, tmp_path, capsys):
     app(["export", "csv", "--recipe", RECIPE, "--out", str(made.out), "--output", str(tmp_path / "all.csv")],
         standalone_mode=False)  # fmt: skip
-    told = capsys.readouterr().err.splitlines()
+    messages = capsys.readouterr().err.splitlines()
     by_id = pd.read_csv(tmp_path / "all.csv", keep_default_na=False).set_index("trial_id")
-    assert len(told) == len(made.damaged) == 4
+    assert len(messages) == len(made.damaged) == 4
     for name in made.damaged:
         assert by_id.loc[name, ["status", "top1_last", "top1_best", "seconds"]].tolist() == ["damaged", "", "", ""]
         assert by_id.loc[name, "reason"] == "result.json is damaged: it says 120 epochs, but trial.json says 240"
-        (sentence,) = (line for line in told if name in line)
+        (sentence,) = (line for line in messages if name in line)
         assert "restore it, or remove" in sentence and sentence.endswith("its line has no numbers")
 
 

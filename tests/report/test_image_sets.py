@@ -48,39 +48,39 @@ def summary(folder: Path, planned: list[Cell]) -> Summary:
     return summarise(read_results(folder, planned))
 
 
-def rows(found: Summary) -> dict[str, Any]:
-    return {row.label: row for row in found.rows}
+def rows(table: Summary) -> dict[str, Any]:
+    return {row.label: row for row in table.rows}
 
 
 def test_the_same_images_change_nothing_but_the_line_on_the_dataset(tmp_path: Path, cells: list[Cell]) -> None:
-    found = summary(tmp_path / "demo", cells)
+    table = summary(tmp_path / "demo", cells)
     assert (
-        found.footnotes[-1]
+        table.footnotes[-1]
         == f"Dataset: digits, 30 epochs a trial, teachers: 40 epochs, digest of the images {USUAL[:16]}."
     )
     for cell in cells:
         record(tmp_path / "demo" / cell.trial_id, None)
     before = summary(tmp_path / "demo", cells)
-    assert before.pairs == found.pairs
-    assert before.footnotes == (*found.footnotes[:-1], "Dataset: digits, 30 epochs a trial, teachers: 40 epochs.")
+    assert before.pairs == table.pairs
+    assert before.footnotes == (*table.footnotes[:-1], "Dataset: digits, 30 epochs a trial, teachers: 40 epochs.")
 
 
 def test_a_trial_of_other_images_enters_no_mean_and_is_named(tmp_path: Path, cells: list[Cell]) -> None:
     record(tmp_path / "demo" / trial_id("dkd2"), OTHER)
-    found = summary(tmp_path / "demo", cells)
-    dkd = rows(found)["dkd"]
+    table = summary(tmp_path / "demo", cells)
+    dkd = rows(table)["dkd"]
     assert dkd.top1 == MeanAndStd(62.5, 0.5**0.5, 2)
     assert (dkd.planned, dkd.done, dkd.other_images, dkd.other, dkd.complete) == (3, 2, 1, 0, False)
     assert dkd.difference is not None and (dkd.difference.mean, dkd.difference.n) == (2.0, 2)
     assert dkd.note.startswith("2 of 3 (1 of other images)")
-    assert "Incomplete: 5 of 6 planned trials done (1 of other images)." in found.footnotes
+    assert "Incomplete: 5 of 6 planned trials done (1 of other images)." in table.footnotes
     left_out = (
         f"Left out: 1 trial of other images of digits than the others (digest {USUAL[:16]}): "
         f"{trial_id('dkd2')} ({OTHER[:16]})."
     )
-    assert left_out in found.footnotes
-    assert left_out in " ".join(render_summary(found, "markdown").split())
-    [line] = [line for line in csv.DictReader(io.StringIO(render_summary(found, "csv"))) if line["label"] == "dkd"]
+    assert left_out in table.footnotes
+    assert left_out in " ".join(render_summary(table, "markdown").split())
+    [line] = [line for line in csv.DictReader(io.StringIO(render_summary(table, "csv"))) if line["label"] == "dkd"]
     assert (line["done"], line["other_images"], line["other_protocol"]) == ("2", "1", "0")
 
 
@@ -88,36 +88,36 @@ def test_a_whole_line_of_other_images_has_no_number(tmp_path: Path, cells: list[
     cells += plan(tmp_path / "demo", {"crd": [50.0, 51.0, 52.0]})
     for cell in cells:
         record(tmp_path / "demo" / cell.trial_id, OTHER if cell.label == "kd" else USUAL)
-    found = rows(summary(tmp_path / "demo", cells))
-    assert (found["kd"].top1, found["kd"].other_images) == (None, 3)
-    assert found["dkd"].top1.n == 3 and found["dkd"].difference is None
+    by_label = rows(summary(tmp_path / "demo", cells))
+    assert (by_label["kd"].top1, by_label["kd"].other_images) == (None, 3)
+    assert by_label["dkd"].top1.n == 3 and by_label["dkd"].difference is None
 
 
 def test_a_teacher_of_other_images_has_no_number(tmp_path: Path, cells: list[Cell]) -> None:
     assert rows(summary(tmp_path / "demo", cells))["resnet20"].top1 == MeanAndStd(97.2, None, 1)
     record(tmp_path / "teachers" / trial_id("t0"), OTHER)
-    found = summary(tmp_path / "demo", cells)
-    teacher = rows(found)["resnet20"]
+    table = summary(tmp_path / "demo", cells)
+    teacher = rows(table)["resnet20"]
     assert (teacher.top1, teacher.best, teacher.other_images) == (None, None, 1)
-    assert any(f": {trial_id('t0')} ({OTHER[:16]})." in note for note in found.footnotes)
+    assert any(f": {trial_id('t0')} ({OTHER[:16]})." in note for note in table.footnotes)
 
 
 def test_results_of_earlier_versions_are_shown_and_named(tmp_path: Path, cells: list[Cell]) -> None:
     for name in ("dkd1", "kd1"):
         record(tmp_path / "demo" / trial_id(name), None)
-    found = summary(tmp_path / "demo", cells)
-    assert rows(found)["dkd"].top1.n == 3 and rows(found)["kd"].top1.n == 3
+    table = summary(tmp_path / "demo", cells)
+    assert rows(table)["dkd"].top1.n == 3 and rows(table)["kd"].top1.n == 3
     assert (
         "Not known to be of the same images of digits: 2 trials of an earlier version, which did not record them."
-        in found.footnotes
+        in table.footnotes
     )
 
 
 def test_digests_of_files_and_of_pixels_are_not_compared(tmp_path: Path, cells: list[Cell]) -> None:
     record(tmp_path / "demo" / trial_id("dkd2"), OTHER, "names and sizes")
-    found = summary(tmp_path / "demo", cells)
-    assert rows(found)["dkd"].top1.n == 3
-    assert found.footnotes[-1].endswith(f"images {USUAL[:16]} or {OTHER[:16]}.")
+    table = summary(tmp_path / "demo", cells)
+    assert rows(table)["dkd"].top1.n == 3
+    assert table.footnotes[-1].endswith(f"images {USUAL[:16]} or {OTHER[:16]}.")
 
 
 def test_each_dataset_has_its_own(tmp_path: Path, cells: list[Cell]) -> None:
@@ -151,7 +151,7 @@ def test_tables_of_one_page_say_that_they_have_other_images(tmp_path: Path) -> N
     notes = [part.summary.footnotes for part in note_differences(parts)]
     sentence = "Not to be compared with {}: other images of digits (digest {}, here {})."
     expected = [("second", OTHER, USUAL), ("first, third", USUAL, OTHER), ("second", OTHER, USUAL)]
-    for found, part, (others, theirs, ours) in zip(notes, parts, expected, strict=True):
-        assert found == (sentence.format(others, theirs[:16], ours[:16]), *part.summary.footnotes)
+    for footnotes, part, (others, other_digest, part_digest) in zip(notes, parts, expected, strict=True):
+        assert footnotes == (sentence.format(others, other_digest[:16], part_digest[:16]), *part.summary.footnotes)
     same = [parts[0], parts[2]]
     assert [part.summary for part in note_differences(same)] == [part.summary for part in same]

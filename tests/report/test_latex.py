@@ -131,8 +131,8 @@ def test_several_students_alone_are_all_there(tmp_path: Path) -> None:
     text = render_summary(summarise(read_results(tmp_path, [*cells, *alone])), "latex")
     assert r" & none & 60.50\,{\scriptsize $\pm$\,0.71} &  \\" in text
     assert r" & mixup & 65.50\,{\scriptsize $\pm$\,0.71} &  \\" in text
-    one = render_summary(summarise(read_results(tmp_path, [*cells, *alone[:2]])), "latex")
-    assert r" &  & 60.50\,{\scriptsize $\pm$\,0.71} &  \\" in one
+    single_text = render_summary(summarise(read_results(tmp_path, [*cells, *alone[:2]])), "latex")
+    assert r" &  & 60.50\,{\scriptsize $\pm$\,0.71} &  \\" in single_text
 
 
 def test_best_two() -> None:
@@ -152,11 +152,13 @@ def test_it_compiles(tmp_path: Path) -> None:
     summary = summary.with_families(FAMILIES | dict.fromkeys(("fitnet", "rkd", "crd", "ofd", "reviewkd"), "features"))
     odd = plan(tmp_path, {r"a\b_{c}^~$%#&[*<|>": [62.0, 63.0], "kd": [62.0, 62.5]}, dataset="~ 100 %")
     odds = summarise(read_results(tmp_path, odd))
-    tables = [render_summary(one, format) for one in (summary, odds) for format in ("latex", "latex-long")]
+    tables = [
+        render_summary(table_summary, format) for table_summary in (summary, odds) for format in ("latex", "latex-long")
+    ]
     (tmp_path / "tables.tex").write_text(document("\n\\clearpage\n".join([*tables, reprint("latex")])))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     run = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, timeout=120)
     log = run.stdout.decode(errors="replace")
     assert run.returncode == 0 and (tmp_path / "tables.pdf").stat().st_size > 10_000, log[-2000:]
-    widest = max((float(found) for found in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)), default=0)
+    widest = max((float(width) for width in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log)), default=0)
     assert widest < 60, "the table of five pairs fits the page; the long one, with published numbers, nearly"

@@ -101,12 +101,12 @@ def test_every_link_and_every_number_leads_somewhere(made: Made, reader: Reader)
     for _, attributes in reader.elements:
         if "data-cell" in attributes:
             cell = made.data["cells"][int(str(attributes["data-cell"]))]
-            assert cell["trials"] and all(one in made.data["trials"] for one in cell["trials"])
+            assert cell["trials"] and all(trial in made.data["trials"] for trial in cell["trials"])
 
 
 def test_every_trial_is_behind_a_number_with_its_settings(made: Made) -> None:
-    behind = {one for cell in made.data["cells"] for one in cell["trials"]}
-    assert behind == set(made.data["trials"])
+    names = {name for cell in made.data["cells"] for name in cell["trials"]}
+    assert names == set(made.data["trials"])
     for cell in made.table6.planned:
         trial = made.data["trials"][f"table6/{cell.trial_id}"]
         settings = cell.trial.settings() | {"teacher": None, "seed": 0}
@@ -116,8 +116,8 @@ def test_every_trial_is_behind_a_number_with_its_settings(made: Made) -> None:
             assert trial["status"] == "done" and trial["result"]["top1_last"] == made.table6.done[cell.trial_id]
             assert len(trial["curves"]["top1"]) == 240
             assert trial["curves"]["top1"][-1] == pytest.approx(made.table6.done[cell.trial_id], abs=0.0051)
-    assert {made.data["trials"][f"table6/{one}"]["status"] for one in made.table6.failed} == {"failed"}
-    assert {made.data["trials"][f"table6/{one}"]["status"] for one in made.table6.missing} == {"missing"}
+    assert {made.data["trials"][f"table6/{name}"]["status"] for name in made.table6.failed} == {"failed"}
+    assert {made.data["trials"][f"table6/{name}"]["status"] for name in made.table6.missing} == {"missing"}
 
 
 def test_the_command_beside_a_trial_trains_that_trial_and_no_other(made: Made) -> None:
@@ -125,17 +125,17 @@ def test_the_command_beside_a_trial_trains_that_trial_and_no_other(made: Made) -
         words = made.data["trials"][f"table6/{cell.trial_id}"]["again"].split()
         assert words[:3] == ["kd-bench", "run", RECIPE] and words[-2:] == ["--out", "again"]
         only = [value for option, value in itertools.pairwise(words) if option == "--only"]
-        assert [one.trial_id for one in select(made.table6.planned, only)] == [cell.trial_id]
+        assert [planned.trial_id for planned in select(made.table6.planned, only)] == [cell.trial_id]
 
 
 def test_measured_beside_published_and_what_is_lacking_is_marked(made: Made, reader: Reader) -> None:
     shown = [" ".join("".join(text).split()) for _, text in reader.cells]
     # (a), (b) and (c) are Table 6 with its rows of the last epoch, of one that is not stated, and of the best
     assert shown.count("70.62 ± 0.08 (c)") == 1, "ikl_kd of resnet50, in a column beside the best epoch"
-    assert any(re.search(r"2/3 64\.14 \(a\)$", one) for one in shown), "fitnet of vgg13, one failed"
-    assert any(one.startswith("– 0/3 69.04 (b)") for one in shown), "ofd of resnet50, all missing"
-    assert any(one.startswith("– 0/3, 3 damaged") for one in shown), "rkd of vgg13"
-    assert any("2/3, 1 damaged" in one for one in shown), "reviewkd of resnet32x4 to shufflenet_v2"
+    assert any(re.search(r"2/3 64\.14 \(a\)$", text) for text in shown), "fitnet of vgg13, one failed"
+    assert any(text.startswith("– 0/3 69.04 (b)") for text in shown), "ofd of resnet50, all missing"
+    assert any(text.startswith("– 0/3, 3 damaged") for text in shown), "rkd of vgg13"
+    assert any("2/3, 1 damaged" in text for text in shown), "reviewkd of resnet32x4 to shufflenet_v2"
     text = html.unescape(made.text)
     assert "result.json is damaged: it says 120 epochs, but trial.json says 240" in text
     assert "Incomplete: 119 of 129 planned trials done (2 failed, 4 damaged, 4 missing)." in text
@@ -147,9 +147,9 @@ def test_measured_beside_published_and_what_is_lacking_is_marked(made: Made, rea
 def test_numbers_are_those_of_the_trials(made: Made, reader: Reader) -> None:
     values = [float(str(a["data-value"])) for a, _ in reader.cells if a.get("data-value")]
     for label in ("kd", "ikl_kd"):
-        own = [made.table6.done[c.trial_id] for c in made.table6.planned
-               if c.label == label and c.teacher == "cifar_vgg13"]  # fmt: skip
-        assert len(own) == 3 and any(abs(value - sum(own) / 3) < 1e-9 for value in values)
+        accuracies = [made.table6.done[c.trial_id] for c in made.table6.planned
+                      if c.label == label and c.teacher == "cifar_vgg13"]  # fmt: skip
+        assert len(accuracies) == 3 and any(abs(value - sum(accuracies) / 3) < 1e-9 for value in values)
 
 
 def test_robustness(made: Made, reader: Reader) -> None:

@@ -49,9 +49,13 @@ def test_in_a_browser(made: Made, tmp_path: Path) -> None:
         for direction, sign in (("ascending", 1), ("descending", -1)):
             page.run(f"{head}.click()")
             assert page.run(f"{head}.closest('th').getAttribute('aria-sort')") == direction
-            found = page.run(values)
-            numbers = [float(one) for one in found if one is not None]
-            assert len(numbers) == 7 and found[-1] is None and numbers == sorted(numbers, key=lambda one: sign * one)
+            cell_values = page.run(values)
+            numbers = [float(value) for value in cell_values if value is not None]
+            assert (
+                len(numbers) == 7
+                and cell_values[-1] is None
+                and numbers == sorted(numbers, key=lambda number: sign * number)
+            )
         page.run(f"{head}.click()")
         assert page.run(methods) == order
         # filtering by family, method and pair
@@ -177,9 +181,9 @@ def test_axe_finds_nothing(made: Made, tmp_path: Path, width: int, dark: bool) -
 
 
 def _violations(page: Page) -> list[list[str]]:
-    found = page.run(f"""axe.run(document, {{runOnly: {json.dumps(_RULES)}}}).then((results) => JSON.stringify(
+    text = page.run(f"""axe.run(document, {{runOnly: {json.dumps(_RULES)}}}).then((results) => JSON.stringify(
         results.violations.map((one) => [one.id, ...one.nodes.slice(0, 3).map((node) => node.html.slice(0, 200))])))""")
-    violations: list[list[str]] = json.loads(found)
+    violations: list[list[str]] = json.loads(text)
     return violations
 
 

@@ -35,8 +35,8 @@ def test_another_protocol_is_marked(tmp_path: Path) -> None:
     reader = Reader()
     reader.feed(text)
     shown = [" ".join("".join(text).split()) for _, text in reader.cells]
-    assert any(re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d other protocol", one) for one in shown), "crd"
-    assert any("left out: epochs 60 instead of 30" in one for one in shown)
+    assert any(re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d other protocol", text) for text in shown), "crd"
+    assert any("left out: epochs 60 instead of 30" in text for text in shown)
     left_out = "Left out of every mean: 1 trial of another protocol than the row's others."
     assert left_out in html.unescape(text)
 

@@ -52,15 +52,15 @@ def _linear(colour: str) -> list[float]:
 
 def _contrast(first: str, second: str) -> float:
     """The contrast by WCAG."""
-    one, other = (
+    first_luminance, second_luminance = (
         sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), _linear(c), strict=True)) for c in (first, second)
     )
-    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+    return (max(first_luminance, second_luminance) + 0.05) / (min(first_luminance, second_luminance) + 0.05)
 
 
 def _distance(first: str, second: str) -> float:
     """The distance in OKLab."""
-    return sum((one - other) ** 2 for one, other in zip(_oklab(first), _oklab(second), strict=True)) ** 0.5
+    return sum((value - other) ** 2 for value, other in zip(_oklab(first), _oklab(second), strict=True)) ** 0.5
 
 
 def _oklab(colour: str) -> list[float]:

@@ -55,14 +55,14 @@ def test_a_trial_of_another_protocol_enters_no_mean(tmp_path: Path) -> None:
     planned = cells()
     at = next(at for at, cell in enumerate(planned) if (cell.label, cell.seed) == ("dkd", 2))
     planned[at] = otherwise(planned[at], epochs=60)
-    found = table(tmp_path, planned, **ACCURACIES)
-    dkd = found["dkd"]
+    rows = table(tmp_path, planned, **ACCURACIES)
+    dkd = rows["dkd"]
     assert dkd.top1 == MeanAndStd(62.5, 0.5**0.5, 2) and dkd.best == MeanAndStd(63.5, 0.5**0.5, 2)
     assert (dkd.planned, dkd.done, dkd.other, dkd.complete, dkd.comparable) == (3, 2, 1, False, True)
     assert dkd.difference is not None and (dkd.difference.mean, dkd.difference.n) == (2.0, 2)
     assert "2 of 3 (1 of another protocol)" in dkd.note and "left out: epochs 60 instead of 30" in dkd.note
     assert dkd.trials == tuple(cell.trial_id for cell in planned if cell.label == "dkd" and cell.seed < 2)
-    assert found["kd"].note == ""
+    assert rows["kd"].note == ""
 
 
 def test_a_line_with_other_images_is_compared_with_nothing(tmp_path: Path) -> None:
@@ -93,26 +93,26 @@ def test_a_line_with_a_learning_rate_of_its_own_is_compared_and_says_so(tmp_path
 
 def test_the_baselines_protocol_is_the_pairs(tmp_path: Path) -> None:
     planned = [c if c.label == "kd" else otherwise(c, epochs=60) for c in cells()]
-    found = table(tmp_path, planned, **ACCURACIES)
-    assert [label for label, row in found.items() if not row.comparable] == ["dkd", "crd"]
-    assert found["kd"].comparable and found["kd"].difference is None
+    rows = table(tmp_path, planned, **ACCURACIES)
+    assert [label for label, row in rows.items() if not row.comparable] == ["dkd", "crd"]
+    assert rows["kd"].comparable and rows["kd"].difference is None
 
 
 def test_moving_averages_and_the_weights_that_are_evaluated_decide() -> None:
     first = cells()[0]
-    own = protocol(first.trial, None)
+    usual = protocol(first.trial, None)
     averaged = protocol(otherwise(first, ema=0.9).trial, None)
-    assert not comparable(averaged, own) and explain(averaged, own) == "ema 0.9 instead of none"
-    assert comparable(protocol(otherwise(first, seed=7).trial, None), own)
-    assert protocol(otherwise(first, seed=7).trial, None) == own
+    assert not comparable(averaged, usual) and explain(averaged, usual) == "ema 0.9 instead of none"
+    assert comparable(protocol(otherwise(first, seed=7).trial, None), usual)
+    assert protocol(otherwise(first, seed=7).trial, None) == usual
     views = protocol(otherwise(first, second_view=TWO_STEPS).trial, None)
-    assert not comparable(views, own) and not comparable(own, views)
-    assert explain(views, own) == "a second view of the images (crop 2, cutout 8, randaugment)"
-    assert explain(own, views) == "no second view of the images"
+    assert not comparable(views, usual) and not comparable(usual, views)
+    assert explain(views, usual) == "a second view of the images (crop 2, cutout 8, randaugment)"
+    assert explain(usual, views) == "no second view of the images"
     plain = protocol(otherwise(first, second_view={"crop": 0, "flip": False}).trial, None)
-    assert explain(plain, own) == "a second view of the images (not augmented)"
+    assert explain(plain, usual) == "a second view of the images (not augmented)"
     assert explain(plain, views).startswith("second_view.crop 0 instead of 2, second_view.cutout none instead of 8, ")
     many = protocol(otherwise(first, ema=0.9, epochs=3, batch_size=8, clip_norm=1.0, precision="bfloat16").trial, None)
     assert (
-        explain(many, own) == "epochs 3 instead of 30, ema 0.9 instead of none, batch_size 8 instead of 64 and 2 more"
+        explain(many, usual) == "epochs 3 instead of 30, ema 0.9 instead of none, batch_size 8 instead of 64 and 2 more"
     )

@@ -71,7 +71,7 @@ def notes(summary: Summary, start: str) -> list[str]:
 
 
 def test_every_number_has_a_source_and_every_source_a_number() -> None:
-    used = {number.source for found in NUMBERS.cells.values() for number in found}
+    used = {number.source for numbers in NUMBERS.cells.values() for number in numbers}
     assert used == set(NUMBERS.file.sources)
     with package_path("results", "published", "cifar100_pairs.csv").open(encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
@@ -102,8 +102,8 @@ def test_table_6_is_in_it_word_for_word() -> None:
 
 
 def test_the_copied_rows_of_table_6_are_those_of_their_sources() -> None:
-    for cell, found in NUMBERS.cells.items():
-        by_source = {number.source: number.top1 for number in found}
+    for cell, numbers in NUMBERS.cells.items():
+        by_source = {number.source: number.top1 for number in numbers}
         if cell.method in {"fitnet", "rkd", "crd", "kd"}:
             assert by_source.get("ikl_table6", by_source["repdistiller"]) == by_source["repdistiller"], cell
         if cell.method == "dkd" and "ikl_table6" in by_source:
@@ -122,22 +122,27 @@ def test_all_pairs_have_the_classical_methods() -> None:
 
 def test_cards_and_table_agree() -> None:
     for teacher, student in cards.published_pairs("cifar100"):
-        assert {one.value for one in teacher.top1} == {
-            one.top1 for one in NUMBERS.cells[published_numbers.PublishedCell("cifar100", teacher.name, "", "teacher")]
+        assert {accuracy.value for accuracy in teacher.top1} == {
+            number.top1
+            for number in NUMBERS.cells[published_numbers.PublishedCell("cifar100", teacher.name, "", "teacher")]
         }
         assert (
             student.top1[0].value
             == NUMBERS.cells[published_numbers.PublishedCell("cifar100", "", student.name, "none")][0].top1
         )
-        kd = next(one.kd for one in student.teachers if one.teacher == teacher.name)
+        kd = next(entry.kd for entry in student.teachers if entry.teacher == teacher.name)
         assert (
             kd == NUMBERS.cells[published_numbers.PublishedCell("cifar100", teacher.name, student.name, "kd")][0].top1
         )
 
 
 def test_sources_that_disagree_are_both_there() -> None:
-    found = NUMBERS.cells[published_numbers.PublishedCell("cifar100", "wrn_40_2", "wrn_16_2", "dkd")]
-    assert [(number.top1, number.source) for number in found] == [(76.23, "mdistiller"), (76.24, "ttm"), (76.24, "ls")]
+    numbers = NUMBERS.cells[published_numbers.PublishedCell("cifar100", "wrn_40_2", "wrn_16_2", "dkd")]
+    assert [(number.top1, number.source) for number in numbers] == [
+        (76.23, "mdistiller"),
+        (76.24, "ttm"),
+        (76.24, "ls"),
+    ]
 
 
 # --- the columns ---
@@ -147,21 +152,21 @@ def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
     planned = cells()
     before = measured(tmp_path, planned, none=[64.0, 64.6, 65.2], kd=[67.0, 67.2, 67.4], dkd=[70.0])
     after = published_numbers.compare(before, planned, NUMBERS)
-    found = rows(after)
+    by_label = rows(after)
     # mean 64.6; std 0.6; t(2) * 0.6 / sqrt(3) = 1.49
-    assert found["none"].published == published_numbers.Published(
+    assert by_label["none"].published == published_numbers.Published(
         64.60, None, "ikl_table6", "a", pytest.approx(0, abs=1e-9), True
     )
     # mean 67.2, std 0.2: the interval is 67.2 -+ 0.497, and 67.35 lies in it
-    kd = found["kd"].published
+    kd = by_label["kd"].published
     assert kd is not None and kd.difference == pytest.approx(-0.15) and kd.inside is True
     # the best epochs are 99.0: they alone are compared with a published best epoch
-    dkd = found["dkd"].published_best
+    dkd = by_label["dkd"].published_best
     assert dkd is not None and dkd.difference == pytest.approx(99.0 - 70.35) and dkd.inside is None
-    assert found["dkd"].published is None and kd.reports == "last" and dkd.reports == "best"
-    rkd = found["rkd"].published
+    assert by_label["dkd"].published is None and kd.reports == "last" and dkd.reports == "best"
+    rkd = by_label["rkd"].published
     assert rkd is not None and (rkd.top1, rkd.difference, rkd.inside) == (64.43, None, None)
-    teacher = found["teacher"].published
+    teacher = by_label["teacher"].published
     assert teacher is not None and (teacher.top1, teacher.difference) == (79.34, pytest.approx(-0.34))
     # nothing measured has changed
     for old, new in zip(before.pairs[0].rows, after.pairs[0].rows, strict=True):
@@ -174,10 +179,10 @@ def test_numbers_worked_out_by_hand(tmp_path: Path) -> None:
 
 def test_outside_of_the_interval(tmp_path: Path) -> None:
     planned = cells()
-    found = rows(published_numbers.compare(measured(tmp_path, planned, kd=[68.0, 68.1, 68.2]), planned, NUMBERS))[
+    published = rows(published_numbers.compare(measured(tmp_path, planned, kd=[68.0, 68.1, 68.2]), planned, NUMBERS))[
         "kd"
     ].published
-    assert found is not None and found.inside is False and found.difference == pytest.approx(0.75)
+    assert published is not None and published.inside is False and published.difference == pytest.approx(0.75)
 
 
 def test_the_interval_of_a_mean() -> None:
@@ -219,10 +224,10 @@ def test_another_learning_rate_of_a_pair(tmp_path: Path) -> None:
 
 def test_other_hyper_parameters_only_keep_their_own_row_from_it(tmp_path: Path) -> None:
     planned = cells(methods={"kd": {}, "kd_2": {"method": "kd", "temperature": 2}, "dkd": {"alpha": 2}})
-    found = published_numbers.compare(measured(tmp_path, planned), planned, NUMBERS)
-    shown = {label for label, row in rows(found).items() if row.published}
+    after = published_numbers.compare(measured(tmp_path, planned), planned, NUMBERS)
+    shown = {label for label, row in rows(after).items() if row.published}
     assert shown == {"teacher", "kd"}
-    assert notes(found, "No comparison") == [
+    assert notes(after, "No comparison") == [
         "No comparison of kd_2 with published numbers (cifar100_pairs): temperature 2 instead of 4.",
         "No comparison of dkd with published numbers (cifar100_pairs): alpha 2 instead of 1.",
     ]
@@ -231,16 +236,16 @@ def test_other_hyper_parameters_only_keep_their_own_row_from_it(tmp_path: Path) 
 def test_a_row_counts_by_its_method_not_by_its_name(tmp_path: Path) -> None:
     pair = RECIPE["pairs"][0] | {"methods": {}}
     planned = cells(methods={"hinton": {"method": "kd"}, "kd": {"method": "dkd"}}, pairs=[pair])
-    found = rows(published_numbers.compare(measured(tmp_path, planned), planned, NUMBERS))
-    assert found["hinton"].published is not None and found["hinton"].published.top1 == 67.35
-    assert found["kd"].published_best is not None and found["kd"].published_best.top1 == 70.35
+    by_label = rows(published_numbers.compare(measured(tmp_path, planned), planned, NUMBERS))
+    assert by_label["hinton"].published is not None and by_label["hinton"].published.top1 == 67.35
+    assert by_label["kd"].published_best is not None and by_label["kd"].published_best.top1 == 70.35
 
 
 def test_a_teacher_that_was_trained_otherwise(tmp_path: Path) -> None:
     planned = cells("teacher_training.epochs=100")
-    found = published_numbers.compare(measured(tmp_path, planned, none=[64.0], kd=[67.0]), planned, NUMBERS)
-    assert {label for label, row in rows(found).items() if row.published} == {"none"}
-    assert "teacher's epochs 100 instead of 240" in notes(found, "No comparison of teacher, kd, dkd, rkd")[0]
+    after = published_numbers.compare(measured(tmp_path, planned, none=[64.0], kd=[67.0]), planned, NUMBERS)
+    assert {label for label, row in rows(after).items() if row.published} == {"none"}
+    assert "teacher's epochs 100 instead of 240" in notes(after, "No comparison of teacher, kd, dkd, rkd")[0]
 
 
 @pytest.mark.parametrize(("top1", "compared"), [(79.1, True), (63.5, False)])
@@ -253,11 +258,11 @@ def test_a_given_teacher_must_be_as_good_as_the_published_one(tmp_path: Path, to
         planned.append(PlannedTrial(trial, cell.label, given))
         write_trial(tmp_path / "teachers" / given.id, given)
         put(tmp_path / "teachers" / given.id, top1_last=top1, top1_best=top1)
-    found = published_numbers.compare(summarise(read_results(tmp_path / "r", planned)), planned, NUMBERS)
-    assert (rows(found)["kd"].published is not None) == compared
-    assert rows(found)["teacher"].published is not None
+    after = published_numbers.compare(summarise(read_results(tmp_path / "r", planned)), planned, NUMBERS)
+    assert (rows(after)["kd"].published is not None) == compared
+    assert rows(after)["teacher"].published is not None
     refused = "No comparison of kd, dkd, rkd with published numbers (cifar100_pairs): a given teacher of 63.50 %"
-    assert bool(notes(found, refused)) != compared
+    assert bool(notes(after, refused)) != compared
 
 
 def test_networks_and_data_sets_of_other_people_are_not_mistaken(tmp_path: Path) -> None:

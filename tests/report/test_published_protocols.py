@@ -53,8 +53,8 @@ def test_numbers_are_those_of_the_publications(
 ) -> None:
     numbers = FILES[name]
     cell = PublishedCell("imagenet" if name.startswith("imagenet") else "cifar100", teacher, student, method)
-    (found,) = [number for number in numbers.cells[cell] if number.source == source]
-    assert (found.top1, found.runs, numbers.reports(cell, found)) == (top1, runs, epoch)
+    (number,) = [number for number in numbers.cells[cell] if number.source == source]
+    assert (number.top1, number.runs, numbers.reports(cell, number)) == (top1, runs, epoch)
 
 
 def test_every_file_has_its_numbers() -> None:
@@ -69,7 +69,7 @@ def test_every_file_has_its_numbers() -> None:
         "imagenet_second_wave": 80,
     }
     for name, numbers in FILES.items():
-        used = {number.source for found in numbers.cells.values() for number in found}
+        used = {number.source for cell_numbers in numbers.cells.values() for number in cell_numbers}
         assert used == set(numbers.file.sources), name
         with package_path("results", "published", f"{name}.csv").open(encoding="utf-8") as stream:
             assert all(55 < float(line["top1"]) < 89 and line["source"] for line in csv.DictReader(stream))
@@ -80,8 +80,8 @@ def test_the_files_keep_what_their_names_say() -> None:
         numbers = FILES[name]
         return {
             numbers.reports(cell, number)
-            for cell, found in numbers.cells.items()
-            for number in found
+            for cell, cell_numbers in numbers.cells.items()
+            for number in cell_numbers
             if numbers.file.sources[number.source].is_comparable
         }
 
@@ -135,12 +135,12 @@ def rows(summary: Summary) -> dict[str, SummaryRow]:
 
 
 def value(row: SummaryRow) -> tuple[Any, Any]:
-    return tuple((one.top1, one.source) if one else None for one in (row.published, row.published_best))  # type: ignore[return-value]
+    return tuple((number.top1, number.source) if number else None for number in (row.published, row.published_best))  # type: ignore[return-value]
 
 
 def test_each_number_stands_beside_its_own_epoch(tmp_path: Path) -> None:
-    found = rows(compared(tmp_path, cells()))
-    assert {label: value(row) for label, row in found.items()} == {
+    by_label = rows(compared(tmp_path, cells()))
+    assert {label: value(row) for label, row in by_label.items()} == {
         "none": ((72.50, "repdistiller"), None),
         "kd": ((73.33, "repdistiller"), None),
         "at": ((73.44, "repdistiller"), None),
@@ -152,10 +152,10 @@ def test_each_number_stands_beside_its_own_epoch(tmp_path: Path) -> None:
         "kd_1_1": (None, (74.42, "simkd")),
         "kd_dot": (None, (75.12, "mdistiller")),
     }
-    last, best = found["kd_ls"].published, found["kd_ls"].published_best
+    last, best = by_label["kd_ls"].published, by_label["kd_ls"].published_best
     assert last is not None and best is not None and (last.runs, best.runs) == (1, None)
     assert last.difference == pytest.approx(70.5 - 76.28) and best.difference == pytest.approx(75.5 - 76.62)
-    not_stated = found["dist"].published
+    not_stated = by_label["dist"].published
     assert not_stated is not None and (not_stated.reports, not_stated.difference, not_stated.inside) == (
         "unknown",
         None,
@@ -208,8 +208,8 @@ def test_a_row_of_480_epochs_is_compared_with_numbers_of_480_epochs(tmp_path: Pa
     planned = cells(methods={"kd": {}, "kd_ls": row, "usual": RECIPE["methods"]["kd_ls"]})
     table = compared(tmp_path, planned, "cifar100_pairs")
     assert not rows(table)["kd_ls"].comparable
-    found = rows(published_numbers.compare(table, planned, long))
-    assert value(found["kd_ls"]) == (None, (76.62, "ls")) and value(found["usual"]) == (None, None)
+    by_label = rows(published_numbers.compare(table, planned, long))
+    assert value(by_label["kd_ls"]) == (None, (76.62, "ls")) and value(by_label["usual"]) == (None, None)
 
 
 def test_no_best_epoch_beside_the_last_and_nothing_unverified() -> None:
@@ -223,8 +223,8 @@ def test_no_best_epoch_beside_the_last_and_nothing_unverified() -> None:
                 assert row.published.reports != "best", row
             if row.published_best is not None:
                 assert row.published_best.reports == "best", row
-            for one in filter(None, (row.published, row.published_best)):
-                assert not one.source.startswith("notes") and not one.source.endswith("quotes"), row
+            for number in filter(None, (row.published, row.published_best)):
+                assert not number.source.startswith("notes") and not number.source.endswith("quotes"), row
                 shown += 1
     assert shown > 300
 

@@ -35,23 +35,23 @@ def rows(table: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def said(recipe: str, label: str, eps: str, source: str) -> published_robustness.PublishedRobustness:
+def published_number(recipe: str, label: str, eps: str, source: str) -> published_robustness.PublishedRobustness:
     numbers = published_robustness.read_numbers()[f"robustness/{recipe}", label, float(Fraction(eps))]
-    (found,) = [one for one in numbers if one.source.startswith(source)]
-    return found
+    (number,) = [number for number in numbers if number.source.startswith(source)]
+    return number
 
 
 def test_numbers_are_those_of_the_printed_tables() -> None:
     for table in ("table9", "table10", "table11"):
         for row in rows(table):
             value = row["alpha"] if row["varied"] == "alpha" else row["beta"]
-            number = said(table, f"{row['varied']}_{value}", "8/255", f"Table {table[5:]}")
+            number = published_number(table, f"{row['varied']}_{value}", "8/255", f"Table {table[5:]}")
             assert number.values["clean"] == float(row["clean"])
             assert number.values["autoattack"] == float(row["autoattack"])
             for key in ("apgd_ce", "apgd_t"):
                 assert number.values.get(key) == (float(row[key]) if key in row else None)
     for row in rows("table12"):
-        number = said("table12", row["method"], row["epsilon"], "Table 12")
+        number = published_number("table12", row["method"], row["epsilon"], "Table 12")
         assert number.values == {"autoattack": float(row["autoattack"])}
     for row, label, recipe in (
         (1, "ikl_at", "table7"),
@@ -59,7 +59,7 @@ def test_numbers_are_those_of_the_printed_tables() -> None:
         (5, "ikl_at_generated", "table7_generated"),
     ):
         printed = rows("table7")[row]
-        number = said(recipe, label, "8/255", "Table 7")
+        number = published_number(recipe, label, "8/255", "Table 7")
         assert number.values == {"clean": float(printed["clean"]), "autoattack": float(printed["autoattack"])}
 
 
@@ -69,15 +69,15 @@ def test_every_number_has_its_row(tmp_path, monkeypatch) -> None:
     for name, label, eps in published_robustness.read_numbers():
         recipe = read_recipe(name)
         assert label in recipe.methods
-        assert any(float(Fraction(one)) == eps for one in groups()["robustness"].recipes[name].radii)
+        assert any(float(Fraction(radius)) == eps for radius in groups()["robustness"].recipes[name].radii)
 
 
 def test_sources_that_disagree_stand_side_by_side() -> None:
     numbers = published_robustness.read_numbers()
-    found = {one.values["clean"] for one in numbers["robustness/table7", "ikl_at_autoaugment", 8 / 255]}
-    assert found == {64.63, 65.93}
-    found = {one.values["autoattack"] for one in numbers["robustness/cifar10", "ikl_at", 8 / 255]}
-    assert found == {57.13, 57.09}
+    accuracies = {number.values["clean"] for number in numbers["robustness/table7", "ikl_at_autoaugment", 8 / 255]}
+    assert accuracies == {64.63, 65.93}
+    accuracies = {number.values["autoattack"] for number in numbers["robustness/cifar10", "ikl_at", 8 / 255]}
+    assert accuracies == {57.13, 57.09}
 
 
 def evaluation(eps: float, images: int = 100, complete: bool = True, robust: float = 30.0) -> dict:
@@ -102,7 +102,7 @@ def put(folder: Path, name: str, content: dict) -> None:
 
 
 def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp_path) -> None:
-    (part,) = [one for one in robustness_parts() if one.name == "robustness/table12"]
+    (part,) = [part for part in robustness_parts() if part.name == "robustness/table12"]
     cell = next(cell for cell in part.planned if cell.label == "ikl_at")
     trial = cell.trial_id
     write_trial(tmp_path / trial, cell.trial)
@@ -110,9 +110,9 @@ def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp
     put(tmp_path / trial, "a", evaluation(8 / 255))
     put(tmp_path / trial, "b", evaluation(8 / 255, images=50, robust=77.0))
     put(tmp_path / trial, "c", evaluation(2 / 255, complete=False, robust=50.0))
-    found = published_robustness.robustness_rows(part.name, part.planned, tmp_path, part.radii, part.as_published)
-    assert len(found) == 12
-    by = {(line.label, line.eps): line for line in found}
+    lines = published_robustness.robustness_rows(part.name, part.planned, tmp_path, part.radii, part.as_published)
+    assert len(lines) == 12
+    by = {(line.label, line.eps): line for line in lines}
     line = by["ikl_at", "8/255"]
     assert {key: value.mean for key, value in line.measured.items()} == {
         "clean": 60.0,
@@ -121,11 +121,11 @@ def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp
         "autoattack": 30.0,
     }
     assert (line.images, line.complete) == (100, True)
-    assert [one.values["autoattack"] for one in line.published] == [31.67, 31.65]
+    assert [number.values["autoattack"] for number in line.published] == [31.67, 31.65]
     assert not by["ikl_at", "2/255"].complete
     assert by["improved_trades", "8/255"].measured == {}
-    assert [one.values["autoattack"] for one in by["improved_trades", "8/255"].published] == [30.29]
-    table = published_robustness.RobustnessTable("Table 12", tuple(found))
+    assert [number.values["autoattack"] for number in by["improved_trades", "8/255"].published] == [30.29]
+    table = published_robustness.RobustnessTable("Table 12", tuple(lines))
     text = render(published_robustness.render_tables([table], "markdown"), "markdown")
     assert "published: Table 12" in text
     assert "not measured yet" in text
@@ -134,7 +134,7 @@ def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp
     assert "Doubtful" not in text
     csv_text = render(published_robustness.render_tables([table, replace(table, title="Table 13")], "csv"), "csv")
     numbers = pandas.read_csv(io.StringIO(csv_text))
-    assert len(numbers) == 2 * (7 + sum(len(number.values) for one in found for number in one.published))
+    assert len(numbers) == 2 * (7 + sum(len(number.values) for line in lines for number in line.published))
     numeric = ("eps", "mean", "std", "n", "images", "published")
     assert all(pandas.api.types.is_numeric_dtype(numbers[name]) for name in numeric)
     numbers = numbers[numbers["table"] == "Table 12"].set_index(["label", "column"]).sort_index()
@@ -150,8 +150,8 @@ def test_published_numbers_stand_beside_what_was_trained_with_their_settings(tmp
 
 def test_evaluations_with_other_attacks_are_not_averaged(tmp_path) -> None:
     """Three seeds: PGD-20 of all and another attack of two; then PGD-20 of one, and two other attacks of the others."""
-    (part,) = [one for one in Reproduction("robustness", RunOptions(out=Path("runs")), print, trials=3).full()
-               if one.name == "robustness/table12"]  # fmt: skip
+    (part,) = [part for part in Reproduction("robustness", RunOptions(out=Path("runs")), print, trials=3).full()
+               if part.name == "robustness/table12"]  # fmt: skip
     cells = [cell for cell in part.planned if cell.label == "ikl_at"]
     for cell in cells:
         write_trial(tmp_path / cell.trial_id, cell.trial)
@@ -164,8 +164,8 @@ def test_evaluations_with_other_attacks_are_not_averaged(tmp_path) -> None:
 
     def row() -> published_robustness.RobustnessRow:
         rows = published_robustness.robustness_rows(part.name, part.planned, tmp_path, ("8/255",), part.as_published)
-        (found,) = [one for one in rows if one.label == "ikl_at"]
-        return found
+        (line,) = [line for line in rows if line.label == "ikl_at"]
+        return line
 
     assert (row().measured["autoattack"].mean, row().measured["autoattack"].n) == (90, 3)  # of the most seeds
     for cell in cells[:2]:
@@ -181,11 +181,11 @@ def test_evaluations_with_other_attacks_are_not_averaged(tmp_path) -> None:
 def test_other_settings_have_nothing_published_beside_them(tmp_path) -> None:
     name = "robustness/table12"
     recipe = read_recipe(name, ["epochs=100"])
-    (part,) = [one for one in robustness_parts() if one.name == name]
+    (part,) = [part for part in robustness_parts() if part.name == name]
     planned = plan(recipe, name)
-    found = published_robustness.robustness_rows(name, planned, tmp_path, part.radii, part.as_published)
-    assert not any(line.published for line in found)
-    tables = published_robustness.render_tables([published_robustness.RobustnessTable("x ± –", tuple(found))], "plain")
+    lines = published_robustness.robustness_rows(name, planned, tmp_path, part.radii, part.as_published)
+    assert not any(line.published for line in lines)
+    tables = published_robustness.render_tables([published_robustness.RobustnessTable("x ± –", tuple(lines))], "plain")
     assert "Rows with other settings" in render(tables, "terminal")
     render(tables, "terminal", ascii_only=True).encode("ascii")
 
@@ -202,7 +202,7 @@ def test_a_damaged_file_is_said_to_be(tmp_path, monkeypatch, content: str) -> No
 
 
 def test_the_page_has_published_beside_measured(tmp_path) -> None:
-    cell = next(one for one in plan(read_recipe("robustness/table9"), "x") if one.label == "alpha_12")
+    cell = next(cell for cell in plan(read_recipe("robustness/table9"), "x") if cell.label == "alpha_12")
     folder = tmp_path / "out" / "robustness" / cell.trial_id
     write_trial(folder, cell.trial)
     put_result(folder, top1_last=60.5, top1_best=60.5)
@@ -212,7 +212,7 @@ def test_the_page_has_published_beside_measured(tmp_path) -> None:
     app(["report", "--recipe", "robustness/table9", "--out", str(tmp_path / "out"), "--output", str(file)],
         standalone_mode=False)  # fmt: skip
     text = file.read_text()
-    number = said("table9", "alpha_12", "8/255", "Table 9")
+    number = published_number("table9", "alpha_12", "8/255", "Table 9")
     for measured, key in (("60.00 (1)", "clean"), ("30.00 (1)", "apgd_ce"), ("30.00 (1)", "autoattack")):
         assert re.search(
             rf"{re.escape(measured)}<br><span class=\"published\"[^>]*>{number.values[key]:.2f} \(a\)", text

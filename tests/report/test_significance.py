@@ -32,11 +32,11 @@ points = st.integers(-500, 500).map(lambda value: value / 100)
 
 @given(st.lists(points, min_size=2, max_size=10))
 def test_paired_t_is_scipys(differences: list[float]) -> None:
-    found = paired_t(differences)
+    p_value = paired_t(differences)
     if len(set(differences)) == 1:
-        assert found is None
+        assert p_value is None
     else:
-        assert found == pytest.approx(float(stats.ttest_1samp(differences, 0).pvalue), rel=1e-9)
+        assert p_value == pytest.approx(float(stats.ttest_1samp(differences, 0).pvalue), rel=1e-9)
 
 
 def test_paired_t_by_hand() -> None:
@@ -79,11 +79,11 @@ def test_sign_flip_is_scipys(differences: list[float]) -> None:
 def test_sign_flip_of_many_seeds_is_drawn_and_near_the_exact_one() -> None:
     draw = np.random.default_rng(1)
     differences = list(draw.normal(0.3, 1.0, EXACT + 5))
-    found = sign_flip(differences)
-    assert found == sign_flip(differences), "the same draws every time"
+    p_value = sign_flip(differences)
+    assert p_value == sign_flip(differences), "the same draws every time"
     # for so many the sum is normal under the null hypothesis
     z = abs(sum(differences)) / math.sqrt(sum(value**2 for value in differences))
-    assert found == pytest.approx(2 * stats.norm.sf(z), abs=0.01)
+    assert p_value == pytest.approx(2 * stats.norm.sf(z), abs=0.01)
 
 
 # --- the bootstrap ---
@@ -93,10 +93,10 @@ def test_sign_flip_of_many_seeds_is_drawn_and_near_the_exact_one() -> None:
 def test_bootstrap_is_scipys_bca(kind: str) -> None:
     draw = np.random.default_rng(2)
     values = getattr(draw, kind)(size=15)
-    found = bootstrap_interval(list(values))
+    interval = bootstrap_interval(list(values))
     expected = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=20_000, rng=3).confidence_interval
-    assert found == pytest.approx((expected.low, expected.high), abs=0.05 * float(np.std(values)))
-    assert found == bootstrap_interval(list(values))
+    assert interval == pytest.approx((expected.low, expected.high), abs=0.05 * float(np.std(values)))
+    assert interval == bootstrap_interval(list(values))
 
 
 def test_bootstrap_only_where_n_allows() -> None:
@@ -120,20 +120,22 @@ def test_holm_by_hand() -> None:
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_is_the_naive_definition(values: list[float]) -> None:
     order = sorted(range(len(values)), key=lambda at: values[at])
-    for place, at in enumerate(order):
-        naive = max(min(1.0, (len(values) - j) * values[order[j]]) for j in range(place + 1))
+    for position, at in enumerate(order):
+        naive = max(min(1.0, (len(values) - j) * values[order[j]]) for j in range(position + 1))
         assert holm(values)[at] == pytest.approx(naive)
 
 
 def test_correct_counts_the_comparisons_that_were_made() -> None:
-    one, two = significance([1.0, 2.0, 3.0]), significance([1.0, 2.0, 9.0])
-    corrected = correct({"first": one, "second": two})
+    first_tests, second_tests = significance([1.0, 2.0, 3.0]), significance([1.0, 2.0, 9.0])
+    corrected = correct({"first": first_tests, "second": second_tests})
     first, second = corrected["first"], corrected["second"]
     assert first.p_t is not None and first.p_t_holm == pytest.approx(2 * first.p_t)
     assert (first.p_flip, first.p_flip_holm) == (0.25, 0.5)
     assert first.bootstrap is None
-    assert one.p_t is not None and two.p_t is not None
-    assert second == Significance((1.0, 2.0, 9.0), two.p_t, 0.25, max(2 * one.p_t, two.p_t), 0.5)
+    assert first_tests.p_t is not None and second_tests.p_t is not None
+    assert second == Significance(
+        (1.0, 2.0, 9.0), second_tests.p_t, 0.25, max(2 * first_tests.p_t, second_tests.p_t), 0.5
+    )
 
 
 # --- ranks ---
@@ -141,13 +143,13 @@ def test_correct_counts_the_comparisons_that_were_made() -> None:
 
 @given(st.lists(st.integers(0, 5).map(float), min_size=2, max_size=7))
 def test_ranks_are_scipys(values: list[float]) -> None:
-    found = rank({str(at): value for at, value in enumerate(values)})
-    assert list(found.values()) == list(stats.rankdata([-value for value in values]))
+    ranks = rank({str(at): value for at, value in enumerate(values)})
+    assert list(ranks.values()) == list(stats.rankdata([-value for value in values]))
 
 
 def test_equal_means_with_other_last_bits_share_a_rank() -> None:
-    one, other = statistics.mean([50.49, 50.97, 51.93]), statistics.mean([50.33, 50.65, 52.41])
-    assert one != other and rank({"a": one, "b": other, "c": 50.0}) == {"a": 1.5, "b": 1.5, "c": 3.0}
+    mean, other = statistics.mean([50.49, 50.97, 51.93]), statistics.mean([50.33, 50.65, 52.41])
+    assert mean != other and rank({"a": mean, "b": other, "c": 50.0}) == {"a": 1.5, "b": 1.5, "c": 3.0}
     assert rank({"a": 51.13, "b": 51.13 + 1e-6}) == {"a": 2.0, "b": 1.0}, "one image of millions is no rounding"
 
 
@@ -155,14 +157,14 @@ def test_friedman_of_few_methods_and_pairs_is_exact() -> None:
     two, three = {"a": 2.0, "b": 1.0}, {"a": 3.0, "b": 2.0, "c": 1.0}
     same = [ranking([block] * pairs) for block, pairs in ((two, 2), (two, 5), (three, 2))]
     # only the same order in all pairs is as far: half, a sixteenth, and a sixth of the cases
-    assert [found.p for found in same if found] == pytest.approx([1 / 2, 1 / 16, 1 / 6])
+    assert [ranks.p for ranks in same if ranks] == pytest.approx([1 / 2, 1 / 16, 1 / 6])
     # Siegel (1956), Table N: three methods in four pairs, chi2 = 6.5 and 8.0
     other, last = {"a": 2.0, "b": 3.0, "c": 1.0}, {"a": 3.0, "b": 1.0, "c": 2.0}
     for blocks, printed in (([three, three, three, last], 0.042), ([three] * 4, 0.0046)):
-        found = ranking(blocks)
-        assert found is not None and found.p == pytest.approx(printed, abs=5e-4) and found.critical is not None
-    found = ranking([three, other])
-    assert found is not None and found.p == pytest.approx(1 / 2) and found.critical is None
+        ranks = ranking(blocks)
+        assert ranks is not None and ranks.p == pytest.approx(printed, abs=5e-4) and ranks.critical is not None
+    ranks = ranking([three, other])
+    assert ranks is not None and ranks.p == pytest.approx(1 / 2) and ranks.critical is None
 
 
 @settings(max_examples=20)
@@ -174,30 +176,30 @@ def test_exact_friedman_is_the_enumeration(blocks: list[list[float]]) -> None:
         sum(sum(column) ** 2 for column in zip(*arrangement, strict=True)) >= observed
         for arrangement in itertools.product(*(itertools.permutations(block) for block in ranked))
     ]
-    found = ranking([dict(zip("abc", block, strict=True)) for block in blocks])
-    assert found is not None and found.p == pytest.approx(sum(far) / len(far))
+    ranks = ranking([dict(zip("abc", block, strict=True)) for block in blocks])
+    assert ranks is not None and ranks.p == pytest.approx(sum(far) / len(far))
 
 
 @given(st.lists(st.lists(st.integers(0, 9).map(float), min_size=4, max_size=4), min_size=5, max_size=8))
 def test_friedman_is_scipys_with_iman_and_davenports_f(blocks: list[list[float]]) -> None:
-    found = ranking([dict(zip("abcd", block, strict=True)) for block in blocks])
-    assert found is not None and found.p is not None
+    ranks = ranking([dict(zip("abcd", block, strict=True)) for block in blocks])
+    assert ranks is not None and ranks.p is not None
     if all(len(set(block)) == 1 for block in blocks):
-        assert found.p == 1.0
+        assert ranks.p == 1.0
         return
     chi2 = float(stats.friedmanchisquare(*np.array(blocks).T).statistic)
     n, k = len(blocks), 4
     left = n * (k - 1) - chi2
     assert math.factorial(k) ** (n - 1) > RANKS_EXACT
     expected = 0.0 if left < 1e-9 else float(stats.f.sf((n - 1) * chi2 / left, k - 1, (k - 1) * (n - 1)))
-    assert found.p == pytest.approx(max(expected, 24 ** (1 - n)), abs=1e-9)
-    assert (found.critical is None) == (found.p >= 0.05)
+    assert ranks.p == pytest.approx(max(expected, 24 ** (1 - n)), abs=1e-9)
+    assert (ranks.critical is None) == (ranks.p >= 0.05)
 
 
 def test_average_ranks_by_hand() -> None:
-    found = ranking([{"a": 70.0, "b": 71.0, "c": 72.0}, {"a": 70.0, "b": 70.0, "c": 60.0}])
-    assert found is not None and found.pairs == 2
-    assert found.average == {"b": 1.75, "c": 2.0, "a": 2.25} and list(found.average) == ["b", "c", "a"]
+    ranks = ranking([{"a": 70.0, "b": 71.0, "c": 72.0}, {"a": 70.0, "b": 70.0, "c": 60.0}])
+    assert ranks is not None and ranks.pairs == 2
+    assert ranks.average == {"b": 1.75, "c": 2.0, "a": 2.25} and list(ranks.average) == ["b", "c", "a"]
     single = ranking([{"a": 1.0, "b": 2.0}])
     assert single is not None and (single.p, single.critical) == (None, None)
     assert ranking([]) is None

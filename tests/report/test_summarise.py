@@ -64,18 +64,18 @@ def test_incomplete_cells_are_marked_and_never_averaged_as_complete(tmp_path: Pa
     (begin(folder / "ikl_kd1") / "result.json").write_text("{")
     put(folder / "at0", top1_last=60.0)
     summary = summarise(read_results(folder, cells))
-    found = rows(summary)
-    assert found["kd"].top1 == MeanAndStd(62.5, math.sqrt(0.5), 2) and found["kd"].note == "2 of 3 (1 missing)"
-    assert found["dkd"].top1 == MeanAndStd(67.0, math.sqrt(18), 2)
+    by_label = rows(summary)
+    assert by_label["kd"].top1 == MeanAndStd(62.5, math.sqrt(0.5), 2) and by_label["kd"].note == "2 of 3 (1 missing)"
+    assert by_label["dkd"].top1 == MeanAndStd(67.0, math.sqrt(18), 2)
     # the one seed that kd has too
-    assert found["dkd"].difference == Difference(2.0, None, None, 1)
-    assert found["dkd"].note == "2 of 3 (1 failed); difference over 1 seed"
-    nothing = found["ikl_kd"]
+    assert by_label["dkd"].difference == Difference(2.0, None, None, 1)
+    assert by_label["dkd"].note == "2 of 3 (1 failed); difference over 1 seed"
+    nothing = by_label["ikl_kd"]
     assert (nothing.top1, nothing.best, nothing.difference, nothing.seconds) == (None, None, None, None)
     assert (nothing.planned, nothing.done, nothing.failed, nothing.damaged, nothing.missing) == (3, 0, 1, 1, 1)
     assert nothing.note == "0 of 3 (1 failed, 1 damaged, 1 missing)"
     # complete, though the baseline is not
-    assert found["at"].complete and found["at"].note == "difference over 2 seeds"
+    assert by_label["at"].complete and by_label["at"].note == "difference over 2 seeds"
     assert summary.footnotes[0] == "Incomplete: 7 of 12 planned trials done (2 failed, 1 damaged, 2 missing)."
     assert len(summary.problems) == 3
     assert summary.problems[0] == f"dkd, student resnet8, seed 1 ({trial_id('dkd1')}) failed: diverged in epoch 2"
@@ -86,23 +86,23 @@ def test_incomplete_cells_are_marked_and_never_averaged_as_complete(tmp_path: Pa
 
 def test_no_common_seed(tmp_path: Path) -> None:
     cells = plan(tmp_path, {"kd": [62.0, None], "dkd": [None, 64.0]})
-    found = rows(summarise(read_results(tmp_path, cells)))["dkd"]
-    assert found.difference is None
-    assert found.note == "1 of 2 (1 missing); no seed in common with kd"
+    dkd = rows(summarise(read_results(tmp_path, cells)))["dkd"]
+    assert dkd.difference is None
+    assert dkd.note == "1 of 2 (1 missing); no seed in common with kd"
 
 
 def test_a_baseline_without_a_result(tmp_path: Path) -> None:
     cells = plan(tmp_path, {"kd": [None, None], "dkd": [None, 64.0]})
-    found = rows(summarise(read_results(tmp_path, cells)))
-    assert found["dkd"].difference is None
-    assert found["dkd"].note == "1 of 2 (1 missing); kd has no result yet"
-    assert found["kd"].note == "0 of 2 (2 missing)"
+    by_label = rows(summarise(read_results(tmp_path, cells)))
+    assert by_label["dkd"].difference is None
+    assert by_label["dkd"].note == "1 of 2 (1 missing); kd has no result yet"
+    assert by_label["kd"].note == "0 of 2 (2 missing)"
 
 
 def test_one_trial_has_neither_spread_nor_interval(tmp_path: Path) -> None:
-    found = rows(summarise(read_results(tmp_path, plan(tmp_path, {"kd": [62.0], "dkd": [64.5]}))))
-    assert found["dkd"].top1 == MeanAndStd(64.5, None, 1)
-    assert found["dkd"].difference == Difference(2.5, None, None, 1)
+    by_label = rows(summarise(read_results(tmp_path, plan(tmp_path, {"kd": [62.0], "dkd": [64.5]}))))
+    assert by_label["dkd"].top1 == MeanAndStd(64.5, None, 1)
+    assert by_label["dkd"].difference == Difference(2.5, None, None, 1)
 
 
 def test_pairs_share_the_student_alone(tmp_path: Path) -> None:
@@ -198,9 +198,9 @@ def test_a_row_that_is_compared_with_nothing_takes_no_rank_from_others(tmp_path:
     for teacher in ("t", "u"):
         rows_ = {"kd": [60.0, 61.0], "dkd": [62.0, 63.0], "dist": [61.0, 64.5], "long": [70.0, 70.0]}
         cells += plan(tmp_path, rows_, epochs={"long": 60}, teacher=teacher)
-    ((dataset, found),) = summarise(read_results(tmp_path, cells)).rankings
-    assert (dataset, found.pairs, found.average) == ("digits", 2, {"dist": 1.0, "dkd": 2.0, "kd": 3.0})
-    assert found.p == pytest.approx(1 / 6) and found.critical is None
+    ((dataset, ranks),) = summarise(read_results(tmp_path, cells)).rankings
+    assert (dataset, ranks.pairs, ranks.average) == ("digits", 2, {"dist": 1.0, "dkd": 2.0, "kd": 3.0})
+    assert ranks.p == pytest.approx(1 / 6) and ranks.critical is None
 
 
 @pytest.mark.parametrize(

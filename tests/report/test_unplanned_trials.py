@@ -91,11 +91,13 @@ def test_every_pair_has_a_usual_protocol_of_its_own(tmp_path: Path) -> None:
 def test_protocols_whose_differences_read_alike_are_told_apart_all_the_same(tmp_path: Path) -> None:
     planned = [cell for cell in cells() if cell.label == "kd"]
     many = {"epochs": 3, "ema": 0.9, "batch_size": 8, "clip_norm": 1.0}
-    changed = [otherwise(cell, **many, precision=one) for one in ("bfloat16", "float32") for cell in planned[:1]]
+    changed = [
+        otherwise(cell, **many, precision=precision) for precision in ("bfloat16", "float32") for cell in planned[:1]
+    ]
     changed += [otherwise(planned[0], **many, drop_path=0.1)]
     headings = [pair.dataset for pair in written(tmp_path, [*planned, *changed]).summary.pairs]
     assert len(headings) == len(set(headings)) == 4
-    assert sum(one.endswith("and 2 more (another)") for one in headings) == 1
+    assert sum(heading.endswith("and 2 more (another)") for heading in headings) == 1
 
 
 def test_teachers_of_one_name_are_told_apart_where_they_must_be(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def marked(folder: Path, planned: list[PlannedTrial]) -> Summary:
 
 def test_a_row_and_a_pair_say_what_is_untuned(tmp_path: Path) -> None:
     summary = marked(tmp_path, cells())
-    found = [{row.label: row.untuned for row in pair.rows if row.kind != "teacher"} for pair in summary.pairs]
-    assert found == [
+    marks = [{row.label: row.untuned for row in pair.rows if row.kind != "teacher"} for pair in summary.pairs]
+    assert marks == [
         {"kd": False, "dkd": False, "nkd": True, "ttm": False},
         {"kd": False, "dkd": True, "nkd": False, "ttm": True},
     ]

@@ -34,15 +34,17 @@ class Stopped(Exception):
 def run(
     path: Path, attacks: Any, count: int = COUNT, keep: bool = False, classes: int = 10, **settings: Any
 ) -> EvaluationRecord:
-    found = record(path, attacks, count, **settings)
-    found.saves_images = keep
+    evaluation = record(path, attacks, count, **settings)
+    evaluation.saves_images = keep
     images, labels = held_out(count, classes)
-    evaluate_robustness(robust(classes), images, labels, classes, found, AdversarialImageFiles(found) if keep else None)
-    found.save()
+    evaluate_robustness(
+        robust(classes), images, labels, classes, evaluation, AdversarialImageFiles(evaluation) if keep else None
+    )
+    evaluation.save()
     if keep:
-        AdversarialImageFiles(found).merge()
-        AdversarialImageFiles(found).remove_batches()
-    return found
+        AdversarialImageFiles(evaluation).merge()
+        AdversarialImageFiles(evaluation).remove_batches()
+    return evaluation
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +68,26 @@ def test_each_attack_leaves_no_more_than_the_weaker_one(whole: EvaluationRecord)
 
 def test_adversarial_training_helps_and_none_does_not(whole: EvaluationRecord, tmp_path: Path) -> None:
     images, labels = held_out(COUNT)
-    found = record(tmp_path / "a.json", ("apgd-ce",), COUNT)
-    evaluate_robustness(train(eps=0), images, labels, 10, found)
-    plain, trained = found.accuracy("apgd-ce"), whole.accuracy("square")
+    evaluation = record(tmp_path / "a.json", ("apgd-ce",), COUNT)
+    evaluate_robustness(train(eps=0), images, labels, 10, evaluation)
+    plain, trained = evaluation.accuracy("apgd-ce"), whole.accuracy("square")
     assert plain is not None and trained is not None
-    assert (found.accuracy("clean") or 0) > 80
+    assert (evaluation.accuracy("clean") or 0) > 80
     assert trained > plain + 20
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", EPS), ("L2", 1.0)])
 def test_kept_images_are_in_the_ball_and_misclassified(norm: str, eps: float, tmp_path: Path) -> None:
     attacks = ("pgd-5", "apgd-ce", "fab-t")
-    found = run(tmp_path / "a.json", attacks, 40, keep=True, classes=4, norm=norm, eps=eps, batch_size=20)
+    evaluation = run(tmp_path / "a.json", attacks, 40, keep=True, classes=4, norm=norm, eps=eps, batch_size=20)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.safetensors"]
     images, labels = held_out(40, 4)
-    state = load_file(AdversarialImageFiles(found).file)
+    state = load_file(AdversarialImageFiles(evaluation).file)
     exact = copy.deepcopy(robust(4)).double()
     every = 0
     for attack in attacks:
-        before, after = found.flags_before(attack), found.flags[attack]
-        fell = [place for place in range(40) if before[place] == "1" and after[place] == "0"]
+        before, after = evaluation.flags_before(attack), evaluation.flags[attack]
+        fell = [index for index in range(40) if before[index] == "1" and after[index] == "0"]
         if not fell:
             continue
         every += len(fell)
@@ -98,33 +100,33 @@ def test_kept_images_are_in_the_ball_and_misclassified(norm: str, eps: float, tm
         assert length.max() <= eps
         assert (exact(shown.double()).argmax(1) != labels[places]).all()
     assert every > 5
-    examined = check_adversarial_images(robust(4), images, labels, found)
-    assert all(one.passed for one in examined)
-    assert sum(one.images for one in examined) == every
+    examined = check_adversarial_images(robust(4), images, labels, evaluation)
+    assert all(check.passed for check in examined)
+    assert sum(check.images for check in examined) == every
 
 
 def test_examination_finds_what_is_wrong(whole: EvaluationRecord, tmp_path: Path) -> None:
     images, labels = held_out(COUNT)
-    assert all(one.passed for one in check_adversarial_images(robust(), images, labels, whole))
+    assert all(check.passed for check in check_adversarial_images(robust(), images, labels, whole))
     # another network, which the images do not mislead
     untouched = train(seed=1)
-    assert not all(one.passed for one in check_adversarial_images(untouched, images, labels, whole))
+    assert not all(check.passed for check in check_adversarial_images(untouched, images, labels, whole))
     file = AdversarialImageFiles(whole).file
     content = file.read_bytes()
     try:
         about, state = json_header(content), load_file(file)
         state["apgd-ce.images"] = (state["apgd-ce.images"] + 0.01).clamp(0, 1)
         rewrite(file, state, about)
-        found = {one.attack: one for one in check_adversarial_images(robust(), images, labels, whole)}
-        assert found["apgd-ce"].outside == found["apgd-ce"].images > 0
-        assert found["apgd-ce"].max_distance > EPS
-        assert not found["apgd-ce"].passed
+        checks = {check.attack: check for check in check_adversarial_images(robust(), images, labels, whole)}
+        assert checks["apgd-ce"].outside == checks["apgd-ce"].images > 0
+        assert checks["apgd-ce"].max_distance > EPS
+        assert not checks["apgd-ce"].passed
         state = load_file(file)
         for key in ("places", "images"):
             state[f"pgd-20.{key}"] = state[f"pgd-20.{key}"][1:]
         rewrite(file, state, about)
-        found = {one.attack: one for one in check_adversarial_images(robust(), images, labels, whole)}
-        assert (found["pgd-20"].missing, found["pgd-20"].passed) == (1, False)
+        checks = {check.attack: check for check in check_adversarial_images(robust(), images, labels, whole)}
+        assert (checks["pgd-20"].missing, checks["pgd-20"].passed) == (1, False)
         state["pgd-20.places"] = state["pgd-20.places"] + COUNT
         rewrite(file, state, about)
         with pytest.raises(UserError, match="is damaged: pgd-20's images do not fit"):
@@ -159,12 +161,12 @@ def test_network_and_global_generator_are_left_as_they_were(tmp_path: Path) -> N
     modes = [module.training for module in net.modules()]
     net[0].weight.requires_grad_(False)
     seen = set()
-    net[1].register_forward_hook(lambda module, *_: seen.add(any(one.training for one in net.modules())))
+    net[1].register_forward_hook(lambda module, *_: seen.add(any(layer.training for layer in net.modules())))
     torch.manual_seed(5)
     state = torch.get_rng_state()
     images, labels = held_out(10, 4)
-    found = record(tmp_path / "a.json", ("pgd-2", "apgd-ce", "fab-t"), 10)
-    evaluate_robustness(net, images, labels, 4, found)
+    evaluation = record(tmp_path / "a.json", ("pgd-2", "apgd-ce", "fab-t"), 10)
+    evaluate_robustness(net, images, labels, 4, evaluation)
     assert seen == {False}
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -188,28 +190,28 @@ def test_interrupted_after_every_batch_it_gives_the_same_flags_and_repeats_nothi
     path = tmp_path / "parts.json"
     for _ in range(100):
         torch.manual_seed(len(done))  # what the global generator holds must not matter
-        found = record(path, attacks, count, batch_size=16)
-        assert found.resume() == bool(done)
-        found.saves_images = True
+        evaluation = record(path, attacks, count, batch_size=16)
+        assert evaluation.resume() == bool(done)
+        evaluation.saves_images = True
         try:
-            evaluate_robustness(robust(4), images, labels, 4, found, AdversarialImageFiles(found), stop)
+            evaluate_robustness(robust(4), images, labels, 4, evaluation, AdversarialImageFiles(evaluation), stop)
         except Stopped:
             continue
         break
-    assert found.done
+    assert evaluation.done
     assert len(done) == len(set(done)) >= 9
-    assert found.flags == undisturbed.flags
-    found.save()
-    AdversarialImageFiles(found).merge()
-    same, other = load_file(AdversarialImageFiles(found).file), load_file(AdversarialImageFiles(undisturbed).file)
+    assert evaluation.flags == undisturbed.flags
+    evaluation.save()
+    AdversarialImageFiles(evaluation).merge()
+    same, other = load_file(AdversarialImageFiles(evaluation).file), load_file(AdversarialImageFiles(undisturbed).file)
     assert same.keys() == other.keys()
     assert all(torch.equal(value, other[key]) for key, value in same.items())
 
 
 def test_seed_changes_the_draws_and_nothing_else_does(tmp_path: Path) -> None:
     def images(name: str, **settings: Any) -> torch.Tensor:
-        found = run(tmp_path / name, ("apgd-ce",), 30, keep=True, **settings)
-        return load_file(AdversarialImageFiles(found).file)["apgd-ce.images"]
+        evaluation = run(tmp_path / name, ("apgd-ce",), 30, keep=True, **settings)
+        return load_file(AdversarialImageFiles(evaluation).file)["apgd-ce.images"]
 
     first = images("a.json", seed=1)
     assert torch.equal(first, images("b.json", seed=1))
@@ -219,21 +221,21 @@ def test_seed_changes_the_draws_and_nothing_else_does(tmp_path: Path) -> None:
 
 def test_another_evaluation_is_not_resumed(whole: EvaluationRecord, tmp_path: Path) -> None:
     for attacks, settings in ((("apgd-ce",), {}), (("pgd-20", *STANDARD), {"seed": 1})):
-        found = record(tmp_path / "a.json", attacks, COUNT, batch_size=40, **settings)
-        found.path.write_bytes(whole.path.read_bytes())
-        assert not found.resume()
-    found = record(tmp_path / "a.json", ("pgd-20", *STANDARD), COUNT, batch_size=40)
-    assert found.resume()
-    found.subject["weights"] = "1"
-    assert not found.resume()
+        evaluation = record(tmp_path / "a.json", attacks, COUNT, batch_size=40, **settings)
+        evaluation.path.write_bytes(whole.path.read_bytes())
+        assert not evaluation.resume()
+    evaluation = record(tmp_path / "a.json", ("pgd-20", *STANDARD), COUNT, batch_size=40)
+    assert evaluation.resume()
+    evaluation.subject["weights"] = "1"
+    assert not evaluation.resume()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": "attack"', '{"kind": "other"}'])
 def test_damaged_file_is_an_error(content: str, tmp_path: Path) -> None:
-    found = record(tmp_path / "a.json", ("apgd-ce",), 5)
-    found.path.write_text(content)
+    evaluation = record(tmp_path / "a.json", ("apgd-ce",), 5)
+    evaluation.path.write_text(content)
     with pytest.raises(UserError, match=r"a\.json: is damaged; remove it"):
-        found.resume()
+        evaluation.resume()
 
 
 @pytest.mark.parametrize("fault", ["flags", "letters", "missing"])
@@ -243,37 +245,37 @@ def test_damaged_flags_are_an_error(whole: EvaluationRecord, fault: str, tmp_pat
         del content["flags"]
     else:
         content["flags"]["clean"] = "1" if fault == "flags" else "x" * COUNT
-    found = record(tmp_path / "a.json", ("pgd-20", *STANDARD), COUNT, batch_size=40)
-    found.path.write_text(json.dumps(content))
+    evaluation = record(tmp_path / "a.json", ("pgd-20", *STANDARD), COUNT, batch_size=40)
+    evaluation.path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="is damaged"):
-        found.resume()
+        evaluation.resume()
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
 def test_fewer_than_ten_classes(classes: int, tmp_path: Path) -> None:
     attacks = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")
-    found = run(tmp_path / "a.json", attacks, 8, classes=classes)
+    evaluation = run(tmp_path / "a.json", attacks, 8, classes=classes)
     lost = {2: ["apgd-dlr", "apgd-t"], 3: ["apgd-t"]}.get(classes, [])
-    assert found.skipped == lost
-    assert found.attacks == tuple(name for name in attacks if name not in lost)
-    assert all(found.accuracy(name) is not None for name in found.attacks)
-    assert not found.complete
+    assert evaluation.skipped == lost
+    assert evaluation.attacks == tuple(name for name in attacks if name not in lost)
+    assert all(evaluation.accuracy(name) is not None for name in evaluation.attacks)
+    assert not evaluation.complete
 
 
 def test_all_of_autoattack_but_too_few_classes_is_an_upper_bound(tmp_path: Path) -> None:
-    found = record(tmp_path / "a.json", STANDARD, 4, eps=0.9)  # so that nothing is left for the slow attacks
+    evaluation = record(tmp_path / "a.json", STANDARD, 4, eps=0.9)  # so that nothing is left for the slow attacks
     images, labels = held_out(4, 3)
-    evaluate_robustness(robust(3), images, labels, 3, found)
-    found.save()
-    assert json.loads(found.path.read_text())["robust_is"] == UPPER_BOUND
+    evaluate_robustness(robust(3), images, labels, 3, evaluation)
+    evaluation.save()
+    assert json.loads(evaluation.path.read_text())["robust_is"] == UPPER_BOUND
     with pytest.raises(UserError, match="APGD-T needs 4 classes, and the data set has 3"):
         evaluate_robustness(robust(3), images, labels, 3, record(tmp_path / "b.json", ("apgd-t",), 4))
 
 
 def test_targets_are_one_less_than_the_classes() -> None:
     for classes, targets in ((2, 1), (4, 3), (10, 9), (100, 9)):
-        found = autoattack.AutoAttack(nn.Identity(), EPS, "Linf", classes, torch.device("cpu"))
-        assert found._standard.apgd_targeted.n_target_classes == found._standard.fab.n_target_classes == targets
+        attack = autoattack.AutoAttack(nn.Identity(), EPS, "Linf", classes, torch.device("cpu"))
+        assert attack._standard.apgd_targeted.n_target_classes == attack._standard.fab.n_target_classes == targets
 
 
 def test_settings_are_those_of_the_standard_version() -> None:
@@ -285,10 +287,10 @@ def test_settings_are_those_of_the_standard_version() -> None:
 
 @pytest.mark.parametrize("attacks", [("pgd-3",), ("apgd-ce",), ("apgd-ce", "apgd-t")])
 def test_what_is_not_all_of_autoattack_is_an_upper_bound(attacks: tuple[str, ...], tmp_path: Path) -> None:
-    found = run(tmp_path / "a.json", attacks, 10)
-    content = json.loads(found.path.read_text())
+    evaluation = run(tmp_path / "a.json", attacks, 10)
+    content = json.loads(evaluation.path.read_text())
     assert content["robust_is"] == UPPER_BOUND
-    assert content["robust"] == found.accuracy(attacks[-1])
+    assert content["robust"] == evaluation.accuracy(attacks[-1])
 
 
 class Randomised(nn.Module):
@@ -317,9 +319,11 @@ class Flat(nn.Module):
 
 def test_zero_gradients_are_reported(tmp_path: Path) -> None:
     images, labels = held_out(6)
-    found = record(tmp_path / "a.json", ("apgd-t",), 6, eps=0.01)
-    evaluate_robustness(Flat(), images, labels, 10, found)
-    assert found.warnings == ["some images have a gradient of zero, which blinds the attacks that follow gradients"]
+    evaluation = record(tmp_path / "a.json", ("apgd-t",), 6, eps=0.01)
+    evaluate_robustness(Flat(), images, labels, 10, evaluation)
+    assert evaluation.warnings == [
+        "some images have a gradient of zero, which blinds the attacks that follow gradients"
+    ]
 
 
 def test_logits_that_are_not_finite_are_told(tmp_path: Path) -> None:
@@ -349,9 +353,9 @@ class Constant(nn.Module):
 
 def test_clean_accuracy_of_guessing_is_reported_once(tmp_path: Path) -> None:
     images, labels = held_out(COUNT)
-    found = record(tmp_path / "a.json", ("pgd-1",), COUNT)
+    evaluation = record(tmp_path / "a.json", ("pgd-1",), COUNT)
     for _ in range(2):  # the second continues
-        evaluate_robustness(Constant(), images, labels, 10, found)
-    assert [line for line in found.warnings if "could be that of guessing" in line] == found.warnings
-    assert len(found.warnings) == 1
+        evaluate_robustness(Constant(), images, labels, 10, evaluation)
+    assert [line for line in evaluation.warnings if "could be that of guessing" in line] == evaluation.warnings
+    assert len(evaluation.warnings) == 1
     assert run(tmp_path / "b.json", ("pgd-1",)).warnings == []

@@ -28,9 +28,11 @@ def generator(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def lengths(found: torch.Tensor, originals: torch.Tensor, norm: str) -> np.ndarray:
+def lengths(adversarial: torch.Tensor, originals: torch.Tensor, norm: str) -> np.ndarray:
     """How far images are from the originals, by NumPy in float64."""
-    change = (found.numpy().astype(np.float64) - originals.numpy().astype(np.float64)).reshape(len(found), -1)
+    change = (adversarial.numpy().astype(np.float64) - originals.numpy().astype(np.float64)).reshape(
+        len(adversarial), -1
+    )
     return np.abs(change).max(1) if norm == "Linf" else np.sqrt((change**2).sum(1))
 
 
@@ -41,16 +43,16 @@ def lengths(found: torch.Tensor, originals: torch.Tensor, norm: str) -> np.ndarr
 )
 def test_result_never_leaves_the_ball_or_0_to_1(norm: Any, eps: float, dtype: torch.dtype, start: Any) -> None:
     x = images().to(dtype)
-    found = pgd(
+    adversarial = pgd(
         network().to(dtype), x, cross_entropy(labels()), eps=eps, steps=4, step_size=eps / 2, norm=norm, start=start,
         generator=generator(),
     )  # fmt: skip
-    assert found.dtype == dtype
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert lengths(found, x, norm).max() <= eps
+    assert adversarial.dtype == dtype
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert lengths(adversarial, x, norm).max() <= eps
     # and the attack uses the room that it has
-    assert np.median(lengths(found, x, norm)) > 0.9 * eps
+    assert np.median(lengths(adversarial, x, norm)) > 0.9 * eps
 
 
 def test_single_precision_alone_would_leave_the_ball() -> None:
@@ -78,10 +80,12 @@ class Linear(nn.Module):
 def test_finds_the_worst_image_of_a_linear_network(norm: Any) -> None:
     net, eps = Linear(), 0.05
     x = torch.full((4, 3, 8, 8), 0.5)  # far from black and white
-    found = pgd(net, x, lambda logits: logits[:, 3], eps=eps, steps=20, step_size=eps / 4, norm=norm, start="none")
+    adversarial = pgd(
+        net, x, lambda logits: logits[:, 3], eps=eps, steps=20, step_size=eps / 4, norm=norm, start="none"
+    )
     gradient = net.weight[3].detach().double()
     best = gradient.abs().sum() if norm == "Linf" else gradient.norm()
-    gained = ((found - x).double().flatten(1) @ gradient) / (eps * best)
+    gained = ((adversarial - x).double().flatten(1) @ gradient) / (eps * best)
     torch.testing.assert_close(gained, torch.ones_like(gained), rtol=1e-4, atol=0)
 
 
@@ -115,7 +119,7 @@ def test_network_is_left_as_it_was() -> None:
     modes = [module.training for module in net.modules()]
     net[0].weight.grad = torch.ones_like(net[0].weight)
     seen = []
-    net[0].register_forward_hook(lambda module, *_: seen.append([one.training for one in net.modules()]))
+    net[0].register_forward_hook(lambda module, *_: seen.append([layer.training for layer in net.modules()]))
     state = torch.get_rng_state()
     pgd(net, images(), cross_entropy(labels()), eps=0.1, steps=3, step_size=0.1, generator=generator())
     assert len(seen) == 3
@@ -141,10 +145,12 @@ def test_network_is_left_as_it_was_where_the_loss_fails() -> None:
 def test_works_where_gradients_are_off() -> None:
     x = images()
     with torch.no_grad():
-        found = pgd(network(), x, cross_entropy(labels()), eps=0.1, steps=2, step_size=0.05, generator=generator())
-    assert not found.requires_grad
+        adversarial = pgd(
+            network(), x, cross_entropy(labels()), eps=0.1, steps=2, step_size=0.05, generator=generator()
+        )
+    assert not adversarial.requires_grad
     again = pgd(network(), x, cross_entropy(labels()), eps=0.1, steps=2, step_size=0.05, generator=generator())
-    assert torch.equal(found, again)
+    assert torch.equal(adversarial, again)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -92,7 +92,9 @@ def train(
     writers = [MemoryWriter() for _ in trials]
     taught = trials[0].teacher
     teacher = build_network(taught, data)[0].eval() if taught else None
-    members = [build_student(one, data, teacher, writer) for one, writer in zip(trials, writers, strict=True)]
+    members = [
+        build_student(member_trial, data, teacher, writer) for member_trial, writer in zip(trials, writers, strict=True)
+    ]
     for member, state in zip(members, states or [None] * len(members), strict=True):
         if state is not None:
             member.restore(copy.deepcopy(state))
@@ -100,6 +102,6 @@ def train(
     return writers
 
 
-def same(one: Any, other: Any) -> bool:
+def same(state: Any, other: Any) -> bool:
     """Whether two states are equal to the last bit, the times that things took aside."""
-    return not first_difference(one, other)
+    return not first_difference(state, other)

@@ -24,9 +24,13 @@ PLAIN = "test_vit"
 
 def built(data: ArrayDataset, method: str = "kd", **changes: Any) -> tuple[StudentModule, nn.Module, list[Batch]]:
     """Returns a student, its teacher, and the batches of its first epoch."""
-    one = trial(method, **({"model": PLAIN, "batch_size": 8} | changes))
-    teacher = build_network(one.teacher, data)[0].eval()  # type: ignore[arg-type]
-    return build_student(one, data, teacher, MemoryWriter()), teacher, list(loaders(one, data, CPU)[0])
+    member_trial = trial(method, **({"model": PLAIN, "batch_size": 8} | changes))
+    teacher = build_network(member_trial.teacher, data)[0].eval()  # type: ignore[arg-type]
+    return (
+        build_student(member_trial, data, teacher, MemoryWriter()),
+        teacher,
+        list(loaders(member_trial, data, CPU)[0]),
+    )
 
 
 def stepped(
@@ -49,11 +53,13 @@ def step_as_one_of_two(rank: int, folder: Path, data: ArrayDataset, **changes: A
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     member, teacher, batches = built(data, **changes)
     rows = slice(4 * rank, 4 * rank + 4)
-    own = [Batch(one.images[rows], one.labels[rows], one.index[rows], one.epoch, one.step) for one in batches]
-    torch.save(stepped(member, teacher, own), folder / f"{rank}.pth")
+    halves = [
+        Batch(batch.images[rows], batch.labels[rows], batch.index[rows], batch.epoch, batch.step) for batch in batches
+    ]
+    torch.save(stepped(member, teacher, halves), folder / f"{rank}.pth")
 
 
-def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        torch.testing.assert_close(value, other[key], rtol=0, atol=1e-6)
+def close(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert weights.keys() == expected.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-6)

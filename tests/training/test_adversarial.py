@@ -46,7 +46,9 @@ def of(method: str = "ikl_at", settings: dict[str, Any] | None = None, **changes
 
 def train(trials, data, states=None, data_dir: Path | None = None) -> list[MemoryWriter]:
     writers = [MemoryWriter() for _ in trials]
-    members = [build_student(one, data, None, writer) for one, writer in zip(trials, writers, strict=True)]
+    members = [
+        build_student(member_trial, data, None, writer) for member_trial, writer in zip(trials, writers, strict=True)
+    ]
     for member, state in zip(members, states or [None] * len(members), strict=True):
         if state is not None:
             member.restore(copy.deepcopy(state))
@@ -56,31 +58,31 @@ def train(trials, data, states=None, data_dir: Path | None = None) -> list[Memor
 
 
 def member_and_batch(data, **changes: Any) -> tuple[AdversarialStudentModule, Batch]:
-    one = of(**changes)
-    member = build_student(one, data, None, MemoryWriter())
+    member_trial = of(**changes)
+    member = build_student(member_trial, data, None, MemoryWriter())
     assert isinstance(member, AdversarialStudentModule)
-    return member.train(), next(iter(loaders(one, data, CPU)[0]))
+    return member.train(), next(iter(loaders(member_trial, data, CPU)[0]))
 
 
 @pytest.fixture(scope="module")
-def together(data):
+def cohort_writers(data):
     return dict(zip(METHODS, train([of(method) for method in METHODS], data), strict=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_alone_is_as_in_company(data, together, method: str) -> None:
-    assert same(train([of(method)], data)[0].states, together[method].states)
+def test_alone_is_as_in_company(data, cohort_writers, method: str) -> None:
+    assert same(train([of(method)], data)[0].states, cohort_writers[method].states)
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_resuming_is_exact(data, together, epoch: int) -> None:
-    states = [together[method].states[epoch - 1] for method in METHODS]
+def test_resuming_is_exact(data, cohort_writers, epoch: int) -> None:
+    states = [cohort_writers[method].states[epoch - 1] for method in METHODS]
     for method, writer in zip(METHODS, train([of(method) for method in METHODS], data, states), strict=True):
-        assert same(writer.states[-1], together[method].states[-1]), method
+        assert same(writer.states[-1], cohort_writers[method].states[-1]), method
 
 
-def test_methods_do_differ(together) -> None:
-    networks = [together[method].states[-1]["network"] for method in METHODS]
+def test_methods_do_differ(cohort_writers) -> None:
+    networks = [cohort_writers[method].states[-1]["network"] for method in METHODS]
     assert not same(networks[0], networks[1])  # beta is 6 and 9
     assert not same(networks[1], networks[2])
 
@@ -94,12 +96,12 @@ def test_perturbed_images_stay_in_the_ball_and_raise_the_loss(data, norm: str, s
     # From the image itself the divergence has no gradient, so there the cross-entropy is the one to look at.
     member, batch = member_and_batch(data, settings=settings)
     before = {key: value.clone() for key, value in member.state_dict().items()}
-    found = member.perturb(batch)
-    change = (found.double() - batch.images.double()).flatten(1)
+    perturbed = member.perturb(batch)
+    change = (perturbed.double() - batch.images.double()).flatten(1)
     length = change.abs().amax(1) if norm == "Linf" else change.norm(dim=1)
     assert length.max() <= eps
-    assert found.min() >= 0
-    assert found.max() <= 1
+    assert perturbed.min() >= 0
+    assert perturbed.max() <= 1
     assert all(module.training for module in member.network.modules())
     assert same(before, dict(member.state_dict()))
     if start == "none" and inner != "cross_entropy":
@@ -107,7 +109,7 @@ def test_perturbed_images_stay_in_the_ball_and_raise_the_loss(data, norm: str, s
     member.network.eval()
     loss = [
         torch.nn.functional.cross_entropy(member.network(member.view(images)), batch.labels)
-        for images in (batch.images, found)
+        for images in (batch.images, perturbed)
     ]
     assert length.min() > 0.2 * eps
     assert inner != "cross_entropy" or loss[1] > loss[0]
@@ -123,13 +125,13 @@ def test_draws_depend_on_names_alone(data) -> None:
 
 
 def test_images_are_those_of_the_set_and_the_network_sees_them_normalised(data) -> None:
-    one = of(augment={"crop": 0, "flip": False})
-    member = build_student(one, data, None, MemoryWriter())
-    train_loader, test_loader = loaders(one, data, CPU)
+    member_trial = of(augment={"crop": 0, "flip": False})
+    member = build_student(member_trial, data, None, MemoryWriter())
+    train_loader, test_loader = loaders(member_trial, data, CPU)
     batch = next(iter(train_loader))
     assert torch.equal(batch.images, data.train_images[batch.index].float() / 255)
     assert torch.equal(next(iter(test_loader)).images, data.test_images.float() / 255)
-    _, view = build_network(one, data)
+    _, view = build_network(member_trial, data)
     plain = loaders(trial("none", input={"size": 16}, augment={"crop": 0, "flip": False}), data, CPU)[0]
     torch.testing.assert_close(member.view(batch.images), view(next(iter(plain)).images))
 
@@ -163,7 +165,9 @@ def test_weights_are_put_back_to_the_bit_and_buffers_see_no_perturbed_weights(da
             assert change == pytest.approx(0.1, rel=1e-4)
         seen.append(True)
     assert seen
-    expected = {name for name, one in member.network.named_parameters() if name.endswith("weight") and one.ndim > 1}
+    expected = {
+        name for name, parameter in member.network.named_parameters() if name.endswith("weight") and parameter.ndim > 1
+    }
     assert moved == expected
     assert len(perturbed_parameters(member.network)) == len(expected)
     assert same(dict(member.network.state_dict()), before)
@@ -194,8 +198,8 @@ def test_weight_perturbation_begins_in_its_epoch(data) -> None:
     assert not same(plain.states[1]["network"], later.states[1]["network"])
 
 
-def test_the_average_over_epochs_is_what_is_evaluated(data, together) -> None:
-    states = together["ikl_at"].states
+def test_the_average_over_epochs_is_what_is_evaluated(data, cohort_writers) -> None:
+    states = cohort_writers["ikl_at"].states
     for key, value in states[-1]["network"].items():
         average = states[-1]["epoch_average"][f"module.{key}"]
         if value.is_floating_point():
@@ -224,22 +228,22 @@ def test_the_average_begins_in_its_epoch(data) -> None:
     [({"average": None}, {"ema": 0.5}, "average over steps"), ({"average": None}, {}, "last")],
 )
 def test_other_networks_that_can_be_evaluated(data, settings, changes, name: str) -> None:
-    one = of(settings=settings, **changes)
-    (writer,) = train([one], data)
-    member = build_student(one, data, None, MemoryWriter())
+    member_trial = of(settings=settings, **changes)
+    (writer,) = train([member_trial], data)
+    member = build_student(member_trial, data, None, MemoryWriter())
     member.restore(writer.states[-1])
     assert member.evaluated_weights == name
     assert ("last_top1" in writer.states[-1]["history"][-1]) == bool(changes)
-    assert same(train([one], data, [writer.states[0]])[0].states[-1], writer.states[-1])
+    assert same(train([member_trial], data, [writer.states[0]])[0].states[-1], writer.states[-1])
 
 
 def test_a_second_view_counts_with_its_weight(data) -> None:
-    one = of(settings={"second_view": {"weight": 0.3, "autoaugment": True}, "weight_perturbation": None})
-    member = build_student(one, data, None, MemoryWriter())
+    member_trial = of(settings={"second_view": {"weight": 0.3, "autoaugment": True}, "weight_perturbation": None})
+    member = build_student(member_trial, data, None, MemoryWriter())
     assert isinstance(member, AdversarialStudentModule)
-    batch = next(iter(loaders(one, data, CPU)[0]))
+    batch = next(iter(loaders(member_trial, data, CPU)[0]))
     half = len(batch.images) // 2
-    assert half == one.batch_size
+    assert half == member_trial.batch_size
     assert torch.equal(batch.index[:half], batch.index[half:])
     assert torch.equal(batch.labels[:half], batch.labels[half:])
     plain = next(iter(loaders(of(), data, CPU)[0]))
@@ -287,9 +291,9 @@ def test_weights_are_perturbed_by_both_views_alike(data) -> None:
 
 
 def test_two_views_through_a_whole_training(data) -> None:
-    one = of(settings={"second_view": {"cutout": 8}})
-    (writer,) = train([one], data)
-    assert same(train([one], data, [writer.states[0]])[0].states[-1], writer.states[-1])
+    member_trial = of(settings={"second_view": {"cutout": 8}})
+    (writer,) = train([member_trial], data)
+    assert same(train([member_trial], data, [writer.states[0]])[0].states[-1], writer.states[-1])
 
 
 def write_generated(folder: Path, images: int = 40, classes: int = 4, **changes: Any) -> str:
@@ -300,13 +304,13 @@ def write_generated(folder: Path, images: int = 40, classes: int = 4, **changes:
 def test_generated_images_have_their_share_of_every_batch(data, tmp_path) -> None:
     digest = write_generated(tmp_path)
     settings = {"generated": {"path": "more.npz", "sha256": digest, "share": 0.7}}
-    one = of(settings=settings, augment={"crop": 0, "flip": False})
-    loader = loaders(one, data, CPU, data_dir=tmp_path)[0]
+    member_trial = of(settings=settings, augment={"crop": 0, "flip": False})
+    loader = loaders(member_trial, data, CPU, data_dir=tmp_path)[0]
     assert isinstance(loader, MixedLoader)
     batches = list(loader)
     assert len(batches) == 3  # 48 images in batches of 16, however many are generated
-    own = torch.cat([batch.index[batch.index < 48] for batch in batches])
-    assert len(own.unique()) == len(own) == 3 * 5
+    train_indices = torch.cat([batch.index[batch.index < 48] for batch in batches])
+    assert len(train_indices.unique()) == len(train_indices) == 3 * 5
     for batch in batches:
         drawn = batch.index >= 48
         assert int(drawn.sum()) == int(0.7 * 16)
@@ -319,7 +323,7 @@ def test_generated_images_have_their_share_of_every_batch(data, tmp_path) -> Non
     assert again == [batch.index.tolist() for batch in batches]
     loader.set_epoch(1)
     assert [batch.index.tolist() for batch in loader] != again
-    (writer,) = train([one], data, data_dir=tmp_path)
+    (writer,) = train([member_trial], data, data_dir=tmp_path)
     assert len(writer.states) == 3
 
 
@@ -334,23 +338,23 @@ def test_generated_images_have_their_share_of_every_batch(data, tmp_path) -> Non
 )
 def test_generated_images_that_do_not_fit(data, tmp_path, changes: dict[str, Any], message: str) -> None:
     digest = write_generated(tmp_path, **changes)
-    one = of(settings={"generated": {"path": "more.npz", "sha256": digest}})
+    member_trial = of(settings={"generated": {"path": "more.npz", "sha256": digest}})
     with pytest.raises(UserError, match=message):
-        loaders(one, data, CPU, data_dir=tmp_path)
+        loaders(member_trial, data, CPU, data_dir=tmp_path)
 
 
 def test_generated_images_that_are_not_those_of_the_trial(data, tmp_path) -> None:
     write_generated(tmp_path)
-    one = of(settings={"generated": {"path": "more.npz", "sha256": "0" * 64}})
+    member_trial = of(settings={"generated": {"path": "more.npz", "sha256": "0" * 64}})
     with pytest.raises(UserError, match="its SHA-256 is"):
-        loaders(one, data, CPU, data_dir=tmp_path)
+        loaders(member_trial, data, CPU, data_dir=tmp_path)
     with pytest.raises(UserError, match="there is no file"):
-        loaders(one, data, CPU, data_dir=tmp_path / "elsewhere")
+        loaders(member_trial, data, CPU, data_dir=tmp_path / "elsewhere")
     (tmp_path / "more.npz").write_bytes(b"PK\x03\x04 nothing")
     digest = hashlib.sha256((tmp_path / "more.npz").read_bytes()).hexdigest()
-    one = of(settings={"generated": {"path": "more.npz", "sha256": digest}})
+    member_trial = of(settings={"generated": {"path": "more.npz", "sha256": digest}})
     with pytest.raises(UserError, match="cannot be read"):
-        loaders(one, data, CPU, data_dir=tmp_path)
+        loaders(member_trial, data, CPU, data_dir=tmp_path)
 
 
 def test_bfloat16_trains(data) -> None:

@@ -27,9 +27,9 @@ EPS = 8 / 255
     ],
 )
 def test_radius_and_steps_over_the_epochs(settings: dict[str, Any], expected: list[tuple[float, int, float]]) -> None:
-    found = [Adversarial(eps=EPS, **settings).perturbation(epoch, 8) for epoch in range(8)]
-    for one, other in zip(found, expected, strict=True):
-        assert one == pytest.approx(other)
+    perturbations = [Adversarial(eps=EPS, **settings).perturbation(epoch, 8) for epoch in range(8)]
+    for perturbation, other in zip(perturbations, expected, strict=True):
+        assert perturbation == pytest.approx(other)
 
 
 def test_the_published_schedule() -> None:

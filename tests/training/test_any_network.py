@@ -24,18 +24,18 @@ def data():
 
 def test_a_vit_teaches_timms_cnn_in_its_own_size_and_normalisation(data):
     vit = {"size": 64, "normalise": "network"}
-    one = trial("kd", model="resnet10t", epochs=1, taught=False)
+    student_trial = trial("kd", model="resnet10t", epochs=1, taught=False)
     taught_by = trial("none", model="vit_tiny_patch16_224", input=vit, seed=0)
-    one = one.model_copy(update={"teacher": taught_by})
+    student_trial = student_trial.model_copy(update={"teacher": taught_by})
     teacher, view = build_network(taught_by, data)
     writer, alone = MemoryWriter(), MemoryWriter()
     for keep in (writer, alone):
-        member = build_student(one, data, teacher.eval(), keep)
-        fit(CohortModule([member], teacher, view), *loaders(one, data, CPU), CPU)
+        member = build_student(student_trial, data, teacher.eval(), keep)
+        fit(CohortModule([member], teacher, view), *loaders(student_trial, data, CPU), CPU)
     assert len(writer.states) == 1
     assert same(writer.states, alone.states)
 
-    batch = next(iter(loaders(one, data, CPU)[1]))
+    batch = next(iter(loaders(student_trial, data, CPU)[1]))
     seen = CohortModule([member], teacher, view).teacher_outputs(batch)["running"]
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
     images = (batch.images * std + mean - 0.5) / 0.5
@@ -44,13 +44,13 @@ def test_a_vit_teaches_timms_cnn_in_its_own_size_and_normalisation(data):
 
 
 def test_a_student_may_see_larger_images_than_its_teacher(data):
-    one = trial("kd", model="mobilenetv3_small_050", epochs=1, input={"size": 48})
-    teacher, view = build_network(one.teacher, data)
+    student_trial = trial("kd", model="mobilenetv3_small_050", epochs=1, input={"size": 48})
+    teacher, view = build_network(student_trial.teacher, data)
     sizes = []
-    member = build_student(one, data, teacher.eval(), MemoryWriter())
+    member = build_student(student_trial, data, teacher.eval(), MemoryWriter())
     member.network.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[-1]))
     teacher.register_forward_pre_hook(lambda _, inputs: sizes.append(-inputs[0].shape[-1]))
-    fit(CohortModule([member], teacher, view), *loaders(one, data, CPU), CPU)
+    fit(CohortModule([member], teacher, view), *loaders(student_trial, data, CPU), CPU)
     assert set(sizes) == {48, -32}
 
 
@@ -64,9 +64,9 @@ def test_networks_of_every_kind_take_small_images(name):
 
 
 def test_a_size_that_a_network_cannot_have_is_a_sentence(data):
-    one = trial("none", model="vit_tiny_patch16_224", input={"size": 8})
+    student_trial = trial("none", model="vit_tiny_patch16_224", input={"size": 8})
     with pytest.raises(UserError, match=r"^model vit_tiny_patch16_224: cannot take images of 3x8x8 \("):
-        build_student(one, data, None, MemoryWriter())
+        build_student(student_trial, data, None, MemoryWriter())
 
 
 def test_accuracy_by_class(data):
@@ -74,9 +74,9 @@ def test_accuracy_by_class(data):
     network = torch.nn.Module()
     network.forward = lambda images: torch.eye(4)[2].expand(len(images), 4)
     steps = []
-    found = evaluate_accuracy(
+    accuracy = evaluate_accuracy(
         network, InputTransform(network, Input(), 32, data.mean, data.std), data, CPU, lambda *step: steps.append(step)
     )
-    assert (found.top1, found.top5, found.classes) == (25.0, 100.0, (0.0, 0.0, 100.0, 0.0))
+    assert (accuracy.top1, accuracy.top5, accuracy.classes) == (25.0, 100.0, (0.0, 0.0, 100.0, 0.0))
     assert steps == [(1, 1)]
     assert isinstance(next(iter(loaders(trial("none"), data, CPU)[1])), Batch)

@@ -96,15 +96,15 @@ def test_every_method_alone_together_and_in_another_order(data, alone):
 
 def test_methods_do_differ(alone):
     # The test above would prove nothing if all methods gave the same weights.
-    for one, other in itertools.combinations(TAUGHT, 2):
-        assert not same(alone[one].states[-1]["network"], alone[other].states[-1]["network"]), (one, other)
+    for name, other in itertools.combinations(TAUGHT, 2):
+        assert not same(alone[name].states[-1]["network"], alone[other].states[-1]["network"]), (name, other)
 
 
 def test_supervised_students_side_by_side(data):
     small, large = trial("none"), trial("none", model="cifar_resnet14")
-    together = train([small, large], data)
-    assert same(together[0].states, train([small], data)[0].states)
-    assert same(together[1].states, train([large], data)[0].states)
+    writers = train([small, large], data)
+    assert same(writers[0].states, train([small], data)[0].states)
+    assert same(writers[1].states, train([large], data)[0].states)
 
 
 def test_same_seed_gives_the_same_initial_weights_to_every_method(data):
@@ -225,12 +225,12 @@ def test_the_teacher_is_never_changed(data):
     from kd_bench.training.loaders import loaders
     from tests.training.parts import CPU
 
-    one = trial("kd")
-    teacher = build_network(one.teacher, data)[0].eval()
+    kd = trial("kd")
+    teacher = build_network(kd.teacher, data)[0].eval()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     # OFD's teacher normalises by the batch
-    members = [build_student(each, data, teacher, MemoryWriter()) for each in (one, trial("ofd"))]
-    fit(CohortModule(members, teacher), *loaders(one, data, CPU), CPU)
+    members = [build_student(each, data, teacher, MemoryWriter()) for each in (kd, trial("ofd"))]
+    fit(CohortModule(members, teacher), *loaders(kd, data, CPU), CPU)
     assert same(before, dict(teacher.state_dict()))
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not any(module.training for module in teacher.modules())
@@ -243,10 +243,10 @@ def test_the_statistics_that_ofds_teacher_goes_by(data, statistics):
     from kd_bench.training.loaders import loaders
     from tests.training.parts import CPU
 
-    one = trial("ofd", hyperparameters={"teacher_batch_norm": statistics})
-    teacher = build_network(one.teacher, data)[0].eval()
-    members = [build_student(each, data, teacher, MemoryWriter()) for each in (one, trial("kd"))]
-    batch = next(iter(loaders(one, data, CPU)[0]))
+    ofd = trial("ofd", hyperparameters={"teacher_batch_norm": statistics})
+    teacher = build_network(ofd.teacher, data)[0].eval()
+    members = [build_student(each, data, teacher, MemoryWriter()) for each in (ofd, trial("kd"))]
+    batch = next(iter(loaders(ofd, data, CPU)[0]))
     given = CohortModule(members, teacher).teacher_outputs(batch)
     assert given.keys() == {statistics, "running"}
     reference = copy.deepcopy(teacher).train(statistics == "batch")

@@ -142,14 +142,14 @@ def test_other_lanes_share_no_memory(cuda: FakeCuda) -> None:
 def test_a_failed_recording_is_cleaned_up_and_says_what_has_failed(cuda: FakeCuda, half_open: bool) -> None:
     cuda.half_open = half_open
     (lane,) = CudaGraphRecorder(DEVICE).lanes(1, one_queue=False)
-    own: Any = FakeGenerator(cuda, "own generator")
+    generator: Any = FakeGenerator(cuda, "own generator")
 
     def fail() -> None:
         raise ValueError("operation not permitted when stream is capturing")
 
     with lane.running():
         with pytest.raises(ValueError, match="not permitted"):
-            lane.record(fail, [own])
+            lane.record(fail, [generator])
         assert cuda.current.name == "lane 0"
     assert cuda.current.name == "main"
     assert gc.isenabled()

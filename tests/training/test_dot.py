@@ -79,7 +79,7 @@ def by_formula(rates: list[float], momentum: float, delta: float, decay: float, 
             for loss in losses(leaves, step, late)
         ]
         for name, weight in list(weights.items()):
-            task, distillation = (one[name] for one in gradients)
+            task, distillation = (loss_gradients[name] for loss_gradients in gradients)
             change = torch.zeros_like(weight)
             if task is not None:
                 task = task + decay * weight
@@ -269,13 +269,13 @@ def test_a_recorded_training_that_was_stopped_within_an_epoch_ends_with_the_same
 
 def test_company_and_a_resume_change_nothing(data) -> None:
     trials = [trial("kd"), trial("kd", optimizer=OPTIMIZER), trial("fitnet", optimizer=OPTIMIZER)]
-    together = train(trials, data)
-    for one, writer in zip(trials, together, strict=True):
-        (alone,) = train([one], data)
+    writers = train(trials, data)
+    for member_trial, writer in zip(trials, writers, strict=True):
+        (alone,) = train([member_trial], data)
         assert same(alone.states, writer.states)
-        (resumed,) = train([one], data, states=[writer.states[0]])
+        (resumed,) = train([member_trial], data, states=[writer.states[0]])
         assert same(resumed.states[-1], writer.states[-1])
-    assert not same(together[0].states[-1]["network"], together[1].states[-1]["network"])
+    assert not same(writers[0].states[-1]["network"], writers[1].states[-1]["network"])
 
 
 def test_the_loss_falls_on_digits() -> None:
@@ -311,8 +311,8 @@ def test_a_method_without_both_losses_is_told_so(tmp_path: Path, terms: str, pro
     file = tmp_path / "own.py"
     file.write_text(PLUGIN.format(terms=terms))
     data = splits(32, 16)
-    own, kd = train([trial(f"{file}:Own", optimizer=OPTIMIZER), trial("kd", optimizer=OPTIMIZER)], data)
-    assert own.crash == (
+    plugin, kd = train([trial(f"{file}:Own", optimizer=OPTIMIZER), trial("kd", optimizer=OPTIMIZER)], data)
+    assert plugin.crash == (
         f"{file}, line 5: Own.forward {problem}, and the optimiser 'dot' needs the gradient of the labels' loss, 'ce', "
         "and that of the other terms; choose optimizer.name 'sgd' for this method"
     )
@@ -321,7 +321,7 @@ def test_a_method_without_both_losses_is_told_so(tmp_path: Path, terms: str, pro
 
 
 def test_a_row_of_a_recipe() -> None:
-    planned = {one.label: one.trial for one in plan(read_recipe(RECIPE), "r")}
+    planned = {cell.label: cell.trial for cell in plan(read_recipe(RECIPE), "r")}
     settings = {"lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4, "delta": 0.075}
     assert planned["kd_dot"].settings()["optimizer"] == {"name": "dot"} | settings
     assert planned["kd"].cohort_key == planned["kd_dot"].cohort_key
@@ -356,6 +356,6 @@ def test_what_does_not_distil_from_a_teacher_is_refused(changes: dict[str, Any],
 
 def test_the_estimate_counts_both_backward_passes_and_both_momenta() -> None:
     images = splits()
-    sgd, dot = (count_cohort([trial("kd", **one)], images).members[0] for one in ({}, {"optimizer": OPTIMIZER}))
+    sgd, dot = (count_cohort([trial("kd", **changes)], images).members[0] for changes in ({}, {"optimizer": OPTIMIZER}))
     assert (dot.gradients, dot.optimizer, dot.saved) == (2 * sgd.gradients, 2 * sgd.optimizer, sgd.saved)
     assert 1.5 < dot.step.flops / sgd.step.flops < 5 / 3

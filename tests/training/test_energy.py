@@ -57,9 +57,9 @@ def meter(step: float = 10.0, kind: str = PACKAGE) -> EnergyMeter:
 
 def students(*methods: str, writers: Callable[[], MemoryWriter] = MemoryWriter, **changes: Any) -> list[StudentModule]:
     trials = [trial(name, **{"epochs": 2, **changes}) for name in methods]
-    teacher = next((one.teacher for one in trials if one.teacher is not None), None)
+    teacher = next((member_trial.teacher for member_trial in trials if member_trial.teacher is not None), None)
     network = None if teacher is None else build_network(teacher, DATA)[0].eval()
-    return [build_student(one, DATA, network, writers()) for one in trials]
+    return [build_student(member_trial, DATA, network, writers()) for member_trial in trials]
 
 
 def train(cohort: CohortModule, *callbacks: Any) -> None:
@@ -85,10 +85,10 @@ def test_a_cohorts_energy_is_divided_as_its_seconds_are() -> None:
     train(CohortModule(members, teacher, energy=meter(100.0)))
     for epoch in range(2):
         of = [rows(member)[epoch] for member in members]
-        own = [row["own_seconds"] for row in of]
-        batches = of[0]["seconds"] - own[0]
-        taught = of[1]["seconds"] - own[1] - batches
-        work = sum(own) + batches + taught
+        own_seconds = [row["own_seconds"] for row in of]
+        batches = of[0]["seconds"] - own_seconds[0]
+        taught = of[1]["seconds"] - own_seconds[1] - batches
+        work = sum(own_seconds) + batches + taught
         for row in of:
             assert row["cpu_joules"] == pytest.approx(100.0 * row["seconds"] / work)
         assert sum(row["cpu_joules"] for row in of) >= 100.0  # each bears batches and teacher as if it were alone
@@ -180,10 +180,10 @@ def test_parts_of_an_epoch() -> None:
 def test_counters_that_two_processes_read_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
     both = EnergyMeter([EnergyCounter(GPU, "host, 0", Fake(10.0)), EnergyCounter(PACKAGE, "host", Fake(4.0))])
     other = {(GPU, "host, 1"): 20.0, (PACKAGE, "host"): 4.0}
-    monkeypatch.setattr("kd_bench.training.energy.all_gather_object", lambda own: [own, other])
+    monkeypatch.setattr("kd_bench.training.energy.all_gather_object", lambda joules: [joules, other])
     both.begin()
     assert both.joules() == {GPU: 30.0, PACKAGE: 4.0}
-    monkeypatch.setattr("kd_bench.training.energy.all_gather_object", lambda own: [own, {(PACKAGE, "host"): 4.0}])
+    monkeypatch.setattr("kd_bench.training.energy.all_gather_object", lambda joules: [joules, {(PACKAGE, "host"): 4.0}])
     both.begin()
     assert both.joules() == {PACKAGE: 4.0}  # that of the other process's GPU is not known
 
@@ -251,8 +251,8 @@ def test_counters_by_zeus(zeus: Any, tmp_path: Path) -> None:
     package = types.SimpleNamespace(rapl_file=types.SimpleNamespace(path=str(tmp_path)))
     daemon = types.SimpleNamespace(get_total_energy_consumption=lambda: types.SimpleNamespace(cpu_mj=3000.0))
     zeus.get_gpus, zeus.get_cpus = Gpus, lambda: types.SimpleNamespace(cpus=[package, daemon])
-    found = open_counters("cuda:1")
-    assert [(counter.kind, counter.joules()) for counter in found] == [(GPU, 10.0), (PACKAGE, 2.0), (PACKAGE, 3.0)]
+    counters = open_counters("cuda:1")
+    assert [(counter.kind, counter.joules()) for counter in counters] == [(GPU, 10.0), (PACKAGE, 2.0), (PACKAGE, 3.0)]
     assert [counter.kind for counter in open_counters("cpu")] == [PACKAGE, PACKAGE]
     (tmp_path / "energy_uj").unlink()  # as if it could not be read: then a part is not all
     assert [counter.kind for counter in open_counters("cuda:0")] == [GPU]

@@ -37,7 +37,7 @@ class Colours(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
     root = tmp_path_factory.mktemp("exact") / "mine"
     draws = np.random.default_rng(0)
     for split, each in (("train", 1), ("val", EACH)):
@@ -49,9 +49,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
     return registry.list_files(Dataset(name="folder", path="mine"), Pipeline(size=SIZE, crop_pct=1.0), root.parent)
 
 
-def expected(found: FileDataset) -> tuple[int, int]:
+def expected(dataset: FileDataset) -> tuple[int, int]:
     """Hits among all images at once."""
-    (batch,) = StreamTestLoader(found, batch_size=100)
+    (batch,) = StreamTestLoader(dataset, batch_size=100)
     order = Colours()(batch.images).argsort(1, descending=True)
     hits = order == batch.labels[:, None]
     return int(hits[:, 0].sum()), int(hits[:, :5].sum())
@@ -59,14 +59,14 @@ def expected(found: FileDataset) -> tuple[int, int]:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 12, 24, 25, 256])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_hits_are_counted_exactly(found: FileDataset, batch_size: int, world_size: int) -> None:
-    images = len(found.test)
+def test_hits_are_counted_exactly(dataset: FileDataset, batch_size: int, world_size: int) -> None:
+    images = len(dataset.test)
     assert images == CLASSES * EACH + 1
-    first, five = expected(found)
+    first, five = expected(dataset)
     assert 0 < first < five < images
     sums, network = MetricSums(), Colours()
     for rank in range(world_size):
-        for batch in StreamTestLoader(found, batch_size=batch_size, rank=rank, world_size=world_size):
+        for batch in StreamTestLoader(dataset, batch_size=batch_size, rank=rank, world_size=world_size):
             sums.update({}, network(batch.images), batch.labels)
     read = sums.compute()
     assert (read["top1"], read["top5"]) == (100 * (first / images), 100 * (five / images))
@@ -74,7 +74,7 @@ def test_hits_are_counted_exactly(found: FileDataset, batch_size: int, world_siz
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(7, 0), (24, 2), (256, 0)])
 def test_so_they_are_for_a_given_teacher(
-    found: FileDataset, batch_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
+    dataset: FileDataset, batch_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoding: set[int] = set()
 
@@ -85,29 +85,29 @@ def test_so_they_are_for_a_given_teacher(
     monkeypatch.setattr(loaders, "EVALUATION_BATCH", batch_size)
     monkeypatch.setattr(loaders, "StreamTestLoader", loader)
     network = Colours()
-    view = InputTransform(network, Input(), SIZE, found.mean, found.std)
-    accuracy = evaluate_accuracy(network, view, found, CPU, workers=workers)
+    view = InputTransform(network, Input(), SIZE, dataset.mean, dataset.std)
+    accuracy = evaluate_accuracy(network, view, dataset, CPU, workers=workers)
     assert decoding == {workers}
-    first, five = expected(found)
-    assert (accuracy.top1, accuracy.top5) == (100 * first / len(found.test), 100 * five / len(found.test))
+    first, five = expected(dataset)
+    assert (accuracy.top1, accuracy.top5) == (100 * first / len(dataset.test), 100 * five / len(dataset.test))
     by_class = np.array([EACH + 1] + [EACH] * (CLASSES - 1)) @ np.array(accuracy.classes) / 100
     assert by_class == pytest.approx(first)
 
 
-def test_the_recipes_crop_is_what_is_tested_on(found: FileDataset, tmp_path: Path) -> None:
+def test_the_recipes_crop_is_what_is_tested_on(dataset: FileDataset, tmp_path: Path) -> None:
     """The middle 14 of 16 pixels is another image than all of them."""
     whole, middle = (
         next(
             iter(
                 StreamTestLoader(
-                    FileDataset(**vars(found) | {"pipeline": Pipeline(size=14, crop_pct=pct)}), batch_size=2
+                    FileDataset(**vars(dataset) | {"pipeline": Pipeline(size=14, crop_pct=pct)}), batch_size=2
                 )
             )
         )
         for pct in (1.0, 0.875)
     )
-    raw = np.asarray(Image.open(found.test.path(0)))[1:15, 1:15]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (found.mean, found.std))
+    raw = np.asarray(Image.open(dataset.test.path(0)))[1:15, 1:15]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (dataset.mean, dataset.std))
     exact = (torch.from_numpy(raw.copy()).permute(2, 0, 1) / 255 - mean) / std
     torch.testing.assert_close(middle.images[0], exact)
     assert not torch.allclose(whole.images[0], exact)

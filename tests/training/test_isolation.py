@@ -79,9 +79,9 @@ def write(
 def test_who_changes_what_is_shared_fails_alone(tmp_path: Path, line: str, reason: str) -> None:
     data, threads = splits(), torch.get_num_threads()
     precision = torch._C._get_fp32_precision_getter("mkldnn", "matmul")
-    kd, own = trial("kd"), trial(write(tmp_path, line))
+    kd, plugin = trial("kd"), trial(write(tmp_path, line))
     (alone,) = train([kd], data)
-    first, last = train([own, kd], data), train([kd, own], data)
+    first, last = train([plugin, kd], data), train([kd, plugin], data)
     for writer in (first[1], last[0]):
         assert same(writer.states, alone.states)
     for writer in (first[0], last[1]):
@@ -100,9 +100,9 @@ def test_who_changes_what_is_shared_fails_alone(tmp_path: Path, line: str, reaso
 
 def test_the_end_of_an_epoch_changes_nothing_that_is_shared(tmp_path: Path) -> None:
     data, kd = splits(), trial("kd")
-    own = trial(write(tmp_path, end="torch.set_default_dtype(torch.float64)"))
+    plugin = trial(write(tmp_path, end="torch.set_default_dtype(torch.float64)"))
     (alone,) = train([kd], data)
-    changing, other = train([own, kd], data)
+    changing, other = train([plugin, kd], data)
     assert same(other.states, alone.states)
     assert changing.crash is not None and "changes torch's default type of numbers" in changing.crash
     assert torch.get_default_dtype() is torch.float32
@@ -110,13 +110,13 @@ def test_the_end_of_an_epoch_changes_nothing_that_is_shared(tmp_path: Path) -> N
 
 def test_draws_at_the_end_of_an_epoch_do_not_depend_on_company(tmp_path: Path) -> None:
     data = splits()
-    own = trial(write(tmp_path, end="self.factor.copy_(torch.rand(()))"))
+    plugin = trial(write(tmp_path, end="self.factor.copy_(torch.rand(()))"))
     drawing = trial(write(tmp_path, "torch.rand(3)", name="drawing.py"))
-    (alone,) = train([own], data)
-    together, _ = train([own, drawing], data)
+    (alone,) = train([plugin], data)
+    cohort_writer, _ = train([plugin, drawing], data)
     assert alone.crash is None and alone.states[0]["method"]["factor"] != 1
-    assert same(together.states, alone.states)
-    (resumed,) = train([own], data, states=[alone.states[0]])
+    assert same(cohort_writer.states, alone.states)
+    (resumed,) = train([plugin], data, states=[alone.states[0]])
     assert same(resumed.states[-1], alone.states[-1])
 
 
@@ -125,8 +125,8 @@ def test_what_bypasses_the_counter_reaches_nobody_and_is_found_by_the_check(tmp_
     name = write(tmp_path, "batch.labels.data.fill_(0); teacher.logits.data.zero_()")
     kd = trial("kd")
     (alone,) = train([kd], data)
-    _, together = train([trial(name), kd], data)
-    assert same(together.states, alone.states)
+    _, cohort_writer = train([trial(name), kd], data)
+    assert same(cohort_writer.states, alone.states)
     with pytest.raises(AssertionError, match=r"writes into batch\.labels"):
         SmallRun(method=name).check_company()
 
@@ -136,17 +136,17 @@ def test_the_check_of_company_finds_what_is_written(tmp_path: Path) -> None:
         SmallRun(method=write(tmp_path, "teacher.logits.mul_(0)")).check_company()
 
 
-def build(one: Trial, data: ArrayDataset) -> None:
-    assert isinstance(one.teacher, Trial)
-    build_student(one, data, build_network(one.teacher, data)[0].eval(), MemoryWriter())
+def build(member_trial: Trial, data: ArrayDataset) -> None:
+    assert isinstance(member_trial.teacher, Trial)
+    build_student(member_trial, data, build_network(member_trial.teacher, data)[0].eval(), MemoryWriter())
 
 
 @pytest.mark.parametrize(
-    ("where", "line"),
+    ("part", "line"),
     [("init", "torch.set_default_dtype(torch.float64)"), ("top", "torch.set_num_threads(3)")],
 )
-def test_a_plug_in_that_changes_the_process_when_it_is_built_is_refused(tmp_path: Path, where: str, line: str) -> None:
-    name, data = write(tmp_path, **{where: line}), splits()
+def test_a_plug_in_that_changes_the_process_when_it_is_built_is_refused(tmp_path: Path, part: str, line: str) -> None:
+    name, data = write(tmp_path, **{part: line}), splits()
     with pytest.raises(UserError, match="a setting of the process on which other methods depend"):
         build(trial(name), data)
     assert torch.get_default_dtype() is torch.float32
@@ -174,7 +174,7 @@ def test_a_network_that_changes_its_input_changes_nobody_else(tmp_path: Path) ->
     from kd_bench.models import registry as models
 
     kd = trial("kd")
-    own = trial("kd", model=f"{file}:Net", model_source=models.source_hash(f"{file}:Net"))
+    plugin = trial("kd", model=f"{file}:Net", model_source=models.source_hash(f"{file}:Net"))
     (alone,) = train([kd], data)
-    _, together = train([own, kd], data)
-    assert same(together.states, alone.states)
+    _, cohort_writer = train([plugin, kd], data)
+    assert same(cohort_writer.states, alone.states)

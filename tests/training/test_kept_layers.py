@@ -59,9 +59,9 @@ def test_the_deployed_network_is_the_student_with_the_layers() -> None:
 
 
 def test_the_weights_before_the_classifier_are_those_of_every_method() -> None:
-    ours, other = built().network.state_dict(), build_network(trial("none"), DATA)[0].state_dict()
-    assert other.keys() - ours.keys() == {"fc.weight", "fc.bias"}
-    assert all(torch.equal(value, other[name]) for name, value in ours.items())
+    simkd_state, plain_state = built().network.state_dict(), build_network(trial("none"), DATA)[0].state_dict()
+    assert plain_state.keys() - simkd_state.keys() == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(value, plain_state[name]) for name, value in simkd_state.items())
 
 
 def test_the_training_accuracy_is_that_of_the_layers() -> None:
@@ -75,9 +75,9 @@ def test_the_training_accuracy_is_that_of_the_layers() -> None:
     member.begin_epoch(0)
     member.step(teacher(batch), MicroBatch(batch), torch.Tensor.backward)
     hits = (copied(batch.images).argmax(-1) == batch.labels).double().mean()
-    found = member.train_sums.compute()
-    assert found["top1"] == pytest.approx(100 * float(hits))
-    assert {"loss", "feature"} <= set(found)
+    metrics = member.train_sums.compute()
+    assert metrics["top1"] == pytest.approx(100 * float(hits))
+    assert {"loss", "feature"} <= set(metrics)
 
 
 def test_the_average_of_the_weights_has_the_layers() -> None:
@@ -141,17 +141,17 @@ def test_a_network_with_parts_of_the_same_names_is_no_student_with_a_head(tmp_pa
 
 
 def test_the_estimate_counts_the_layers() -> None:
-    plain, ours = count_cohort([trial("none")], DATA), count_cohort([trial("simkd")], DATA)
+    plain, simkd = count_cohort([trial("none")], DATA), count_cohort([trial("simkd")], DATA)
     average = count_cohort([trial("simkd", ema=0.9)], DATA)
-    assert not ours.members[0].uncounted
+    assert not simkd.members[0].uncounted
     # of 16 images of 8 x 8 pixels at the end: 64 to 32 channels, 3 x 3, and to 64; 4 classes in place of 4
     per_image = 2 * 64 * (64 * 32 + 9 * 32 * 32 + 32 * 64)
-    assert ours.members[0].evaluation.flops - plain.members[0].evaluation.flops == 16 * per_image
+    assert simkd.members[0].evaluation.flops - plain.members[0].evaluation.flops == 16 * per_image
     # the layers are trained, and their input has a gradient
-    assert ours.members[0].step.flops - plain.members[0].step.flops == pytest.approx(3 * 16 * per_image, rel=0.01)
+    assert simkd.members[0].step.flops - plain.members[0].step.flops == pytest.approx(3 * 16 * per_image, rel=0.01)
     # the average has the layers, too, and one counter
     counters = 8
-    assert average.members[0].average == ours.members[0].parameters + counters
+    assert average.members[0].average == simkd.members[0].parameters + counters
 
 
 @pytest.mark.parametrize(
@@ -258,8 +258,8 @@ def _steps(member: StudentModule, rank: int | None, data: ArrayDataset = DATA) -
     for batch in list(loaders(settings, data, CPU)[0])[:STEPS]:
         parts = split_micro_batches(batch, 8)
         if rank is not None:
-            own = list(parts)[rank].batch
-            parts = iter([MicroBatch(own, rank)])
+            half = list(parts)[rank].batch
+            parts = iter([MicroBatch(half, rank)])
         for part in parts:
             member.step(teacher(part.batch), part, torch.Tensor.backward)
 

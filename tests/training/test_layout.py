@@ -22,10 +22,10 @@ def plain() -> dict[str, MemoryWriter]:
 
 def assert_close(writer: MemoryWriter, other: MemoryWriter) -> None:
     """Last bits grow in training: the loss of an epoch is as good as the same, the weights are near."""
-    ours, theirs = writer.states[-1], other.states[-1]
-    assert ours["history"][0]["train_loss"] == pytest.approx(theirs["history"][0]["train_loss"], rel=1e-3)
-    for name, value in ours["network"].items():
-        torch.testing.assert_close(value, theirs["network"][name], rtol=0.02, atol=0.02, msg=name)
+    state, expected = writer.states[-1], other.states[-1]
+    assert state["history"][0]["train_loss"] == pytest.approx(expected["history"][0]["train_loss"], rel=1e-3)
+    for name, value in state["network"].items():
+        torch.testing.assert_close(value, expected["network"][name], rtol=0.02, atol=0.02, msg=name)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -42,8 +42,10 @@ def test_channels_last_changes_the_layout_and_only_last_bits(
 
     monkeypatch.setattr(nn.Conv2d, "forward", noting)
     (writer,) = train([trial(method, epochs=1, channels_last=True)], splits())
-    own = sum(name.endswith("weight") and value.ndim == 4 for name, value in writer.states[-1]["network"].items())
-    assert len(seen) >= 5 * own
+    convolutions = sum(
+        name.endswith("weight") and value.ndim == 4 for name, value in writer.states[-1]["network"].items()
+    )
+    assert len(seen) >= 5 * convolutions
     assert sum(seen) == len(seen) or (method == "fitnet" and sum(seen) > 0.9 * len(seen))  # its connector's apart
     assert_close(writer, plain[method])
 
@@ -93,6 +95,6 @@ def test_a_teacher_compiled_by_inductor_has_the_same_bits_in_any_company(monkeyp
     monkeypatch.setattr(teacher, "COMPILE_FROM", {"cpu": 0.0})
     settings = {"epochs": 1, "compile": "auto"}
     (alone,) = train([trial("kd", **settings)], splits())
-    together = train([trial(name, **settings) for name in ("fitnet", "kd", "ofd")], splits())
-    assert same(alone.states, together[1].states)
+    writers = train([trial(name, **settings) for name in ("fitnet", "kd", "ofd")], splits())
+    assert same(alone.states, writers[1].states)
     assert_close(alone, train([trial("kd", epochs=1, compile="off")], splits())[0])

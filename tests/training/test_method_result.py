@@ -88,7 +88,7 @@ def test_a_constant_term_may_stand_beside_a_loss(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("part", "line", "place"),
+    ("part", "line", "message"),
     [
         ("forward", "raise ValueError('so')", f"own.py, line {INSIDE}: ValueError: so"),
         ("forward", "student.logits @ student.logits", f"own.py, line {INSIDE}: RuntimeError: mat1 and mat2"),
@@ -97,15 +97,15 @@ def test_a_constant_term_may_stand_beside_a_loss(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_an_error_names_the_line_and_stops_only_this_method(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, line: str, place: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, line: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data, kd = splits(), trial("kd")
     (alone,) = train([kd], data)
-    own, other = train([trial(write(tmp_path, **{part: line})), kd], data)
-    assert own.crash is not None
-    assert own.crash.startswith(place)
-    assert not own.states
+    plugin, other = train([trial(write(tmp_path, **{part: line})), kd], data)
+    assert plugin.crash is not None
+    assert plugin.crash.startswith(message)
+    assert not plugin.states
     assert other.crash is None
     assert same(other.states, alone.states)
 

@@ -41,7 +41,10 @@ def cohort(images: Images, writers: list[Keeping], **changes: Any) -> CohortModu
     taught = trials[0].teacher
     assert taught is not None
     teacher = build_network(taught, images)[0].eval()
-    members = [build_student(one, images, teacher, writer) for one, writer in zip(trials, writers, strict=True)]
+    members = [
+        build_student(member_trial, images, teacher, writer)
+        for member_trial, writer in zip(trials, writers, strict=True)
+    ]
     return CohortModule(members, teacher)
 
 
@@ -68,17 +71,17 @@ def test_from_any_step_of_any_epoch(images: Images) -> None:
     go(whole, images, MidEpochCheckpoint(seconds=0.0))
     steps = len(loaders(whole.members[0].trial, images, CPU)[0])
     assert set(undisturbed[0].kept) == {(epoch, step) for epoch in range(2) for step in range(1, steps + 1)}
-    for place in ((0, 2), (1, 1), (1, steps)):
+    for epoch_and_step in ((0, 2), (1, 1), (1, steps)):
         again = [Keeping() for _ in METHODS[1:]]
         resumed = cohort(images, again, **changes)
         for member, writer in zip(resumed.members, undisturbed, strict=True):
-            member.restore_mid_epoch(torch.load(io.BytesIO(writer.kept[place]), weights_only=True))
+            member.restore_mid_epoch(torch.load(io.BytesIO(writer.kept[epoch_and_step]), weights_only=True))
         resumed = CohortModule(resumed.members, resumed.teacher.network)
-        assert (resumed.start_epoch, resumed.first_step) == place
+        assert (resumed.start_epoch, resumed.first_step) == epoch_and_step
         go(resumed, images)
-        for ours, theirs in zip(again, undisturbed, strict=True):
-            assert same(ours.states[-1], theirs.states[-1]), place
-            assert [row["epoch"] for row in ours.states[-1]["history"]] == [1, 2]
+        for resumed_writer, undisturbed_writer in zip(again, undisturbed, strict=True):
+            assert same(resumed_writer.states[-1], undisturbed_writer.states[-1]), epoch_and_step
+            assert [row["epoch"] for row in resumed_writer.states[-1]["history"]] == [1, 2]
 
 
 def test_it_stops_after_the_current_step() -> None:

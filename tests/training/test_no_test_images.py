@@ -45,11 +45,11 @@ def metrics(member: Any) -> dict[str, Any]:
 
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    place, limit = f"file://{folder / 'meeting'}", timedelta(minutes=5)
-    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2, timeout=limit)
-    data, one = splits(), trial("none", **SETTINGS)
-    member = build_student(one, data, None, MemoryWriter())
-    own_train, own_test = loaders(one, data, CPU)  # both processes train on the same batches
+    address, limit = f"file://{folder / 'meeting'}", timedelta(minutes=5)
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=limit)
+    data, member_trial = splits(), trial("none", **SETTINGS)
+    member = build_student(member_trial, data, None, MemoryWriter())
+    own_train, own_test = loaders(member_trial, data, CPU)  # both processes train on the same batches
     fit(CohortModule([member]), own_train, NoImages() if rank else own_test, CPU)  # type: ignore[arg-type]
     torch.save(metrics(member), folder / f"{rank}.pth")
     dist.destroy_process_group()

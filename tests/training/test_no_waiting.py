@@ -39,7 +39,7 @@ class Noting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
-        masks = name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        masks = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
         if name in WAITING or masks:
             self.waits.append(name)
         return func(*args, **(kwargs or {}))
@@ -48,11 +48,11 @@ class Noting(TorchDispatchMode):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_step_but_the_first_two_waits(name: str) -> None:
     data = splits()
-    one = trial(name)  # of a method with a preparation, its first epoch
-    teacher = build_network(one.teacher, data)[0].eval() if one.teacher else None  # type: ignore[arg-type]
-    member = build_student(one, data, teacher, MemoryWriter()).train()
+    settings = trial(name)  # of a method with a preparation, its first epoch
+    teacher = build_network(settings.teacher, data)[0].eval() if settings.teacher else None  # type: ignore[arg-type]
+    member = build_student(settings, data, teacher, MemoryWriter()).train()
     cohort = CohortModule([member], teacher)
-    train, _ = loaders(one, data, CPU)
+    train, _ = loaders(settings, data, CPU)
     noting = Noting()
     train.set_epoch(cohort.start_epoch)
     for batch in train:

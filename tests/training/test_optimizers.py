@@ -105,8 +105,8 @@ def test_on_the_cpu_it_goes_on_with_the_same_bits(settings: dict[str, Any]) -> N
     prepare_for_device(restored, CPU, recordable=False)
     assert {id(value) for values in state_tensors(restored).values() for value in values} == before
     step(network, restored)
-    for one, other in zip(undisturbed.parameters(), network.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for parameter, other in zip(undisturbed.parameters(), network.parameters(), strict=True):
+        assert torch.equal(parameter, other)
 
 
 def test_a_state_of_a_gpu_goes_on_on_the_cpu() -> None:
@@ -115,8 +115,8 @@ def test_a_state_of_a_gpu_goes_on_on_the_cpu() -> None:
     network, restored = resumed(SETTINGS[0], capturable=True)
     prepare_for_device(restored, CPU, recordable=False)
     step(network, restored)
-    for one, other in zip(undisturbed.parameters(), network.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for parameter, other in zip(undisturbed.parameters(), network.parameters(), strict=True):
+        assert torch.equal(parameter, other)
 
 
 def test_steps_of_an_optimiser_that_counts_on_the_host_stay_there() -> None:
@@ -143,15 +143,13 @@ def test_a_parameter_may_get_its_first_gradient_later(settings: dict[str, Any]) 
     """Torch's fused kernel alone would raise a TypeError."""
     both = [nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
     plain = [nn.Parameter(parameter.detach().clone()) for parameter in both]
-    ours = build_optimizer(
-        Training.model_validate({"optimizer": {"name": "sgd", "lr": 0.1} | settings}).optimizer, both
-    )
-    group = ours.param_groups[0]
+    sgd = build_optimizer(Training.model_validate({"optimizer": {"name": "sgd", "lr": 0.1} | settings}).optimizer, both)
+    group = sgd.param_groups[0]
     names = ("lr", "momentum", "weight_decay", "nesterov")
-    theirs = torch.optim.SGD(plain, foreach=False, fused=False, **{name: group[name] for name in names})
+    reference = torch.optim.SGD(plain, foreach=False, fused=False, **{name: group[name] for name in names})
     for count in (1, 2, 2, 1, 2):
-        for parameters, optimizer in ((both, ours), (plain, theirs)):
+        for parameters, optimizer in ((both, sgd), (plain, reference)):
             torch.stack([parameter.square().sum() for parameter in parameters[:count]]).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert all(torch.allclose(one, other) for one, other in zip(both, plain, strict=True))
+    assert all(torch.allclose(parameter, other) for parameter, other in zip(both, plain, strict=True))

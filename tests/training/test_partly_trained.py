@@ -84,8 +84,8 @@ def train(
 ) -> list[tuple[StudentModule, Notes]]:
     """Trains a cohort of teachers, from their files or from ``states``."""
     members = []
-    for index, (one, file) in enumerate(trials):
-        member = build_student(one, data, None, Notes(), file, open_features)
+    for index, (teacher_trial, file) in enumerate(trials):
+        member = build_student(teacher_trial, data, None, Notes(), file, open_features)
         if states is not None:
             member.restore(copy.deepcopy(states[index]))
         members.append(member)
@@ -101,10 +101,10 @@ def weights(member: StudentModule) -> dict[str, Tensor]:
 @pytest.mark.parametrize("augment", [PLAIN, {"crop": 2, "flip": True}], ids=["features", "whole"])
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_only_the_head_changes(files: dict[str, Path], name: str, augment: dict[str, Any]) -> None:
-    one = started(files[name], name=name, augment=augment)
-    ((member, writer),) = train([(one, files[name])])
+    teacher_trial = started(files[name], name=name, augment=augment)
+    ((member, writer),) = train([(teacher_trial, files[name])])
     assert isinstance(member, HeadOnFeaturesModule) == (augment == PLAIN)
-    before, after = weights(build_student(one, DATA, None, Notes(), files[name])), weights(member)
+    before, after = weights(build_student(teacher_trial, DATA, None, Notes(), files[name])), weights(member)
     changed = {key for key in after if not torch.equal(after[key], before[key])}
     head = "head" if name == "test_vit" else "fc"
     assert changed == {f"{head}.weight", f"{head}.bias"}  # neither the statistics nor the counters of batch norms
@@ -114,8 +114,8 @@ def test_only_the_head_changes(files: dict[str, Path], name: str, augment: dict[
 
 
 def test_the_last_block_trains_with_its_batch_norms(files: dict[str, Path]) -> None:
-    one = started(files["test_resnet"], "last_block", "test_resnet")
-    ((member, _),) = train([(one, files["test_resnet"])])
+    teacher_trial = started(files["test_resnet"], "last_block", "test_resnet")
+    ((member, _),) = train([(teacher_trial, files["test_resnet"])])
     before, after = torch.load(files["test_resnet"]), weights(member)
     changed = {
         key for key in after if after[key].shape != before[key].shape or not torch.equal(after[key], before[key])
@@ -126,23 +126,23 @@ def test_the_last_block_trains_with_its_batch_norms(files: dict[str, Path]) -> N
 
 def test_features_are_those_of_the_network(files: dict[str, Path]) -> None:
     data = splits(300, 40)  # more than one batch of features
-    one = started(files["test_resnet"], name="test_resnet")
-    member = build_student(one, data, None, Notes(), files["test_resnet"], in_memory)
-    found = compute_features(one, member.network, member.view, data, CPU, None)
-    assert {split: tuple(rows.shape) for split, rows in found.items()} == {"train": (300, 96), "test": (40, 96)}
+    teacher_trial = started(files["test_resnet"], name="test_resnet")
+    member = build_student(teacher_trial, data, None, Notes(), files["test_resnet"], in_memory)
+    features = compute_features(teacher_trial, member.network, member.view, data, CPU, None)
+    assert {split: tuple(rows.shape) for split, rows in features.items()} == {"train": (300, 96), "test": (40, 96)}
     member.network.eval()
-    train, _ = loaders(one, data, CPU)
+    train, _ = loaders(teacher_trial, data, CPU)
     classifier = member.network.get_classifier()
     for batch in train:  # in other batches, and another order
         logits = member.network(member.view(batch.images))
-        torch.testing.assert_close(classifier(found["train"][batch.index]), logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(classifier(features["train"][batch.index]), logits, rtol=1e-5, atol=1e-5)
 
 
 def test_kept_features_have_the_same_bits(files: dict[str, Path], tmp_path: Path) -> None:
-    one, file = started(files["test_vit"]), files["test_vit"]
-    ((member, writer),) = train([(one, file)])
-    ((first, first_writer),) = train([(one, file)], open_features=opener(tmp_path))
-    ((again, again_writer),) = train([(one, file)], open_features=opener(tmp_path))
+    teacher_trial, file = started(files["test_vit"]), files["test_vit"]
+    ((member, writer),) = train([(teacher_trial, file)])
+    ((first, first_writer),) = train([(teacher_trial, file)], open_features=opener(tmp_path))
+    ((again, again_writer),) = train([(teacher_trial, file)], open_features=opener(tmp_path))
     assert [len(each.notes) for each in (writer, first_writer, again_writer)] == [1, 1, 0]
     assert "computes the features of 112 images once" in first_writer.notes[0]
     for other in (first, again):
@@ -151,21 +151,21 @@ def test_kept_features_have_the_same_bits(files: dict[str, Path], tmp_path: Path
 
 
 def test_a_network_runs_once_for_each_image(files: dict[str, Path], tmp_path: Path) -> None:
-    one, passes = started(files["test_vit"]), []
+    teacher_trial, passes = started(files["test_vit"]), []
     for _ in range(2):
-        member = build_student(one, DATA, None, Notes(), files["test_vit"], opener(tmp_path))
+        member = build_student(teacher_trial, DATA, None, Notes(), files["test_vit"], opener(tmp_path))
         seen: list[int] = []
         member.network.blocks[0].register_forward_pre_hook(lambda _, args, seen=seen: seen.append(len(args[0])))
-        fit(CohortModule([member]), *loaders(one, DATA, CPU), CPU)
+        fit(CohortModule([member]), *loaders(teacher_trial, DATA, CPU), CPU)
         passes.append(sum(seen))
         assert member.history[-1]["epoch"] == 3
     assert passes == [72 + 40, 0]
 
 
 def test_features_that_a_kill_interrupts_are_not_computed_twice(files: dict[str, Path], tmp_path: Path) -> None:
-    data, one = splits(300, 40), started(files["test_vit"])
-    member = build_student(one, data, None, Notes(), files["test_vit"], in_memory)
-    whole = compute_features(one, member.network, member.view, data, CPU, None)
+    data, teacher_trial = splits(300, 40), started(files["test_vit"])
+    member = build_student(teacher_trial, data, None, Notes(), files["test_vit"], in_memory)
+    whole = compute_features(teacher_trial, member.network, member.view, data, CPU, None)
     file = opener(tmp_path)(image_count(data), 64)
     assert file is not None
     kept, calls = whole["train"], []
@@ -180,28 +180,28 @@ def test_features_that_a_kill_interrupts_are_not_computed_twice(files: dict[str,
         result: Tensor = member.view(images)
         return result
 
-    again = partial(compute_features, one, member.network, view, data, CPU)
+    again = partial(compute_features, teacher_trial, member.network, view, data, CPU)
     with pytest.raises(Killed):
         again(file)
     file.close()
     reopened = opener(tmp_path)(image_count(data), 64)
     assert reopened is not None
     assert not reopened.is_complete
-    found = again(reopened)
+    features = again(reopened)
     assert calls == [256, 44, 44, 40]
-    assert torch.equal(found["train"], kept)
-    assert torch.equal(found["test"], whole["test"])
+    assert torch.equal(features["train"], kept)
+    assert torch.equal(features["test"], whole["test"])
     assert reopened.is_complete
 
 
 def test_a_damaged_row_is_computed_again(files: dict[str, Path], tmp_path: Path) -> None:
-    one, file = started(files["test_vit"]), files["test_vit"]
-    ((member, _),) = train([(one, file)], open_features=opener(tmp_path))
+    teacher_trial, file = started(files["test_vit"]), files["test_vit"]
+    ((member, _),) = train([(teacher_trial, file)], open_features=opener(tmp_path))
     (path,) = tmp_path.glob("*.logits")
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
-    ((again, writer),) = train([(one, file)], open_features=opener(tmp_path))
+    ((again, writer),) = train([(teacher_trial, file)], open_features=opener(tmp_path))
     assert len(writer.notes) == 1  # type: ignore[attr-defined]
     assert same(weights(member), weights(again))
 
@@ -209,10 +209,10 @@ def test_a_damaged_row_is_computed_again(files: dict[str, Path], tmp_path: Path)
 @pytest.mark.parametrize("part", ["head", "last_block"])
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_it_goes_on_to_the_same_bytes(files: dict[str, Path], part: str, ema: float | None) -> None:
-    one, file = started(files["test_resnet"], part, "test_resnet", ema=ema), files["test_resnet"]
-    ((member, writer),) = train([(one, file)])
+    teacher_trial, file = started(files["test_resnet"], part, "test_resnet", ema=ema), files["test_resnet"]
+    ((member, writer),) = train([(teacher_trial, file)])
     for state in writer.states[:-1]:
-        ((resumed, _),) = train([(one, file)], states=[state])
+        ((resumed, _),) = train([(teacher_trial, file)], states=[state])
         assert same(weights(member), weights(resumed))
         assert same(member.state(), resumed.state())
 
@@ -223,9 +223,9 @@ def test_alone_as_in_company(files: dict[str, Path]) -> None:
         (started(files["test_resnet"], "last_block", "test_resnet"), files["test_resnet"]),
         (started(files["test_resnet"], "head", "test_resnet"), files["test_resnet"]),
     ]
-    together = train(trials)
-    for one, (member, _) in zip(trials, together, strict=True):
-        ((alone, _),) = train([one])
+    cohort_members = train(trials)
+    for trial_and_file, (member, _) in zip(trials, cohort_members, strict=True):
+        ((alone, _),) = train([trial_and_file])
         assert same(weights(alone), weights(member))
         assert same(alone.state(), member.state())
 
@@ -233,9 +233,9 @@ def test_alone_as_in_company(files: dict[str, Path]) -> None:
 def test_held_out_images_have_features(files: dict[str, Path]) -> None:
     held_out = splits(8, 24)
     data = ArrayDataset(**{**vars(DATA), "holdout": held_out})
-    one, file = started(files["test_vit"]), files["test_vit"]
-    ((member, _),) = train([(one, file)], data)
-    ((whole, _),) = train([(one, file)], data, open_features=None)
+    teacher_trial, file = started(files["test_vit"]), files["test_vit"]
+    ((member, _),) = train([(teacher_trial, file)], data)
+    ((whole, _),) = train([(teacher_trial, file)], data, open_features=None)
     assert type(whole) is PartlyTrainedModule
     for row, other in zip(member.history, whole.history, strict=True):
         assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-4)
@@ -260,8 +260,8 @@ def test_the_identity_depends_on_the_file_and_the_part(files: dict[str, Path]) -
         started(files["test_vit"], "all"),
         started(files["test_resnet"]),
     ]
-    assert len({one.id for one in trials}) == 4
-    students = [trial("kd", taught=False, teacher=one.settings()) for one in trials]
+    assert len({teacher_trial.id for teacher_trial in trials}) == 4
+    students = [trial("kd", taught=False, teacher=teacher_trial.settings()) for teacher_trial in trials]
     assert len({student.id for student in students}) == 4
     assert not {"pretrained", "trainable"} & trial("none").settings().keys()
-    assert len({one.stream_key for one in trials}) == 1  # they may be trained side by side
+    assert len({teacher_trial.stream_key for teacher_trial in trials}) == 1  # they may be trained side by side

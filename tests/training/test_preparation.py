@@ -33,7 +33,7 @@ EPOCHS = 2
 TRAINED = {"ab": ("network.conv1", "network.bn1", "network.layer"), "ft": ("method.paraphraser", "method.decoder")}
 TRAINED["fsp"] = TRAINED["ab"]
 
-OWN = '''
+PLUGIN = '''
 from kd_bench.methods.base import Method
 
 
@@ -78,9 +78,11 @@ def alone(data: ArrayDataset) -> dict[str, list[dict[str, Any]]]:
 
 
 def initial_state(name: str, data: ArrayDataset) -> dict[str, Any]:
-    one = small(name)
-    assert isinstance(one.teacher, Trial)
-    return build_student(one, data, build_network(one.teacher, data)[0].eval(), MemoryWriter()).state()
+    member_trial = small(name)
+    assert isinstance(member_trial.teacher, Trial)
+    return build_student(
+        member_trial, data, build_network(member_trial.teacher, data)[0].eval(), MemoryWriter()
+    ).state()
 
 
 def flat(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -138,9 +140,9 @@ def test_rows_and_the_optimisers_state(name: str, alone) -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
 def test_the_students_epochs_begin_with_an_optimiser_that_has_made_no_step(optimizer: str, data) -> None:
-    one = small("ft", optimizer={"name": optimizer, "lr": 0.01})
-    assert isinstance(one.teacher, Trial)
-    member = build_student(one, data, build_network(one.teacher, data)[0].eval(), MemoryWriter())
+    member_trial = small("ft", optimizer={"name": optimizer, "lr": 0.01})
+    assert isinstance(member_trial.teacher, Trial)
+    member = build_student(member_trial, data, build_network(member_trial.teacher, data)[0].eval(), MemoryWriter())
     fresh = member.optimizer.state_dict()
     for epoch in range(-PREPARATION_EPOCHS, 0):
         for parameter in member.method.parameters():
@@ -180,7 +182,9 @@ def cohort(names: tuple[str, ...], data: ArrayDataset, writers: list[Keeping]) -
     taught = trials[0].teacher
     assert isinstance(taught, Trial)
     teacher = build_network(taught, data)[0].eval()
-    members = [build_student(one, data, teacher, writer) for one, writer in zip(trials, writers, strict=True)]
+    members = [
+        build_student(member_trial, data, teacher, writer) for member_trial, writer in zip(trials, writers, strict=True)
+    ]
     return CohortModule(members, teacher)
 
 
@@ -191,17 +195,17 @@ def test_resuming_within_an_epoch_of_the_preparation_is_exact(data, alone) -> No
     fit(whole, *batches, CPU, [MidEpochCheckpoint(seconds=0.0)])
     steps = len(batches[0])
     assert set(writers[0].kept) == {(epoch, step) for epoch in range(-2, 2) for step in range(1, steps + 1)}
-    for place in ((-2, 3), (-1, 1), (-1, steps), (0, 2)):
+    for epoch_and_step in ((-2, 3), (-1, 1), (-1, steps), (0, 2)):
         again = [Keeping() for _ in NAMES]
         resumed = cohort(NAMES, data, again)
         for member, writer in zip(resumed.members, writers, strict=True):
-            member.restore_mid_epoch(torch.load(io.BytesIO(writer.kept[place]), weights_only=True))
+            member.restore_mid_epoch(torch.load(io.BytesIO(writer.kept[epoch_and_step]), weights_only=True))
         assert resumed.teacher is not None
         resumed = CohortModule(resumed.members, resumed.teacher.network)
-        assert (resumed.start_epoch, resumed.first_step) == place
+        assert (resumed.start_epoch, resumed.first_step) == epoch_and_step
         fit(resumed, *loaders(resumed.members[0].trial, data, CPU), CPU)
         for name, writer in zip(NAMES, again, strict=True):
-            assert same(writer.states[-1], alone[name][-1]), (place, name)
+            assert same(writer.states[-1], alone[name][-1]), (epoch_and_step, name)
 
 
 @pytest.mark.parametrize("order", [("kd", "ab", "ft"), ("ft", "fsp", "kd")])
@@ -288,13 +292,13 @@ def test_a_loss_that_is_not_finite(data) -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> str:
-    (tmp_path / "own.py").write_text(OWN)
+def plugin(tmp_path: Path) -> str:
+    (tmp_path / "own.py").write_text(PLUGIN)
     return f"{tmp_path / 'own.py'}:Own"
 
 
-def test_a_method_of_ones_own(own: str) -> None:
-    small_run = SmallRun(own, epochs=2)
+def test_a_method_of_ones_own(plugin: str) -> None:
+    small_run = SmallRun(plugin, epochs=2)
     small_run.check_gradients()
     small_run.check_learning()
     small_run.check_resuming()
@@ -316,20 +320,20 @@ def test_a_built_in_method_passes_the_checks_of_ones_own(name: str) -> None:
         ("returns", "own.py, line 12: Own.prepare returns None as term 'distance'; it should be a scalar tensor"),
     ],
 )
-def test_mistakes_in_a_preparation_are_told(mistake: str, sentence: str, own: str, data) -> None:
-    wrong, kd = train([small(own, hyperparameters={"mistake": mistake}), small("kd")], data)
+def test_mistakes_in_a_preparation_are_told(mistake: str, sentence: str, plugin: str, data) -> None:
+    wrong, kd = train([small(plugin, hyperparameters={"mistake": mistake}), small("kd")], data)
     assert wrong.crash is not None and sentence in wrong.crash
     assert wrong.states == [] and len(kd.states) == EPOCHS
 
 
-def test_a_method_without_the_function_is_refused(own: str, data) -> None:
-    Path(own.rpartition(":")[0]).write_text(OWN.replace("def prepare", "def prepares"))
+def test_a_method_without_the_function_is_refused(plugin: str, data) -> None:
+    Path(plugin.rpartition(":")[0]).write_text(PLUGIN.replace("def prepare", "def prepares"))
     with pytest.raises(UserError, match=r"Own has no function prepare\(self, student, teacher, batch\)"):
-        train([small(own)], data)
+        train([small(plugin)], data)
 
 
-def test_a_negative_number_of_epochs_is_none(own: str, data) -> None:
-    (writer,) = train([small(own, hyperparameters={"preparation_epochs": -3})], data)
+def test_a_negative_number_of_epochs_is_none(plugin: str, data) -> None:
+    (writer,) = train([small(plugin, hyperparameters={"preparation_epochs": -3})], data)
     assert len(writer.states) == EPOCHS
     assert "preparation" not in writer.states[-1]
 

@@ -62,9 +62,11 @@ def run(
 ) -> tuple[list[Writer], CohortModule]:
     """Trains a cohort with a recorder. Stops after this many blocks of steps, if asked to."""
     writers = [Writer() for _ in trials]
-    taught = next((one.teacher for one in trials if isinstance(one.teacher, Trial)), None)
+    taught = next((member_trial.teacher for member_trial in trials if isinstance(member_trial.teacher, Trial)), None)
     teacher = build_network(taught, data)[0].eval() if taught else None
-    members = [build_student(one, data, teacher, writer) for one, writer in zip(trials, writers, strict=True)]
+    members = [
+        build_student(member_trial, data, teacher, writer) for member_trial, writer in zip(trials, writers, strict=True)
+    ]
     for member in members:
         restore(member)
     cohort = CohortModule(members, teacher, recorder=recorder)
@@ -132,9 +134,9 @@ def test_settings(changes: dict[str, Any]) -> None:
 
 def test_company_changes_nothing() -> None:
     trials = [trial(name) for name in ("none", "kd", "crd", "dkd")]
-    together, _ = run(trials, TapeRecorder())
-    for one, writer in zip(trials, together, strict=True):
-        (alone,), _ = run([one], TapeRecorder())
+    writers, _ = run(trials, TapeRecorder())
+    for member_trial, writer in zip(trials, writers, strict=True):
+        (alone,), _ = run([member_trial], TapeRecorder())
         assert same(alone.states, writer.states)
 
 
@@ -148,7 +150,7 @@ def test_a_training_that_was_stopped_within_an_epoch_ends_with_the_same_bits(
     trials = [trial(name, epochs=2), trial("kd", epochs=2)]
     whole, _ = run(trials, TapeRecorder(), data)
     stopped, _ = run(trials, TapeRecorder(), data, stop_after=blocks)
-    kept = {one.id: writer.mid_epoch for one, writer in zip(trials, stopped, strict=True)}
+    kept = {member_trial.id: writer.mid_epoch for member_trial, writer in zip(trials, stopped, strict=True)}
 
     def restore(member: StudentModule) -> None:
         content = kept[member.trial.id]
@@ -157,8 +159,8 @@ def test_a_training_that_was_stopped_within_an_epoch_ends_with_the_same_bits(
         assert member.first_step == 4 * (blocks + 1)
 
     resumed, _ = run(trials, TapeRecorder(), data, restore)
-    for one, other in zip(whole, resumed, strict=True):
-        assert same(one.states, other.states)
+    for writer, other in zip(whole, resumed, strict=True):
+        assert same(writer.states, other.states)
 
 
 PLUGIN = """
@@ -201,15 +203,15 @@ def test_a_method_that_cannot_be_recorded_is_found_out(tmp_path: Path, line: str
     file.write_text(PLUGIN.format(line=line))
     trials = [trial(f"{file}:Own"), trial("kd")]
     recorder = TapeRecorder()
-    (own, kd), _ = run(trials, recorder)
-    (note,) = own.notes
+    (plugin, kd), _ = run(trials, recorder)
+    (note,) = plugin.notes
     assert note.startswith("its steps are not recorded and take longer, because")
     assert reason in note
-    assert own.crash is None
+    assert plugin.crash is None
     assert kd.notes == []
     assert same(kd.states, run([trials[1]], TapeRecorder())[0][0].states)
     if "random.random" not in line and "SHARED" not in line:  # these are not reproducible without recordings, either
-        assert same(own.states, without([trials[0]])[0].states)
+        assert same(plugin.states, without([trials[0]])[0].states)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +259,9 @@ def test_a_member_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(PLUGIN.format(line="if self.training and batch.epoch == 1: raise ValueError('no more')"))
     trials = [trial(f"{file}:Own"), trial("kd")]
-    (own, kd), _ = run(trials, TapeRecorder())
-    assert own.crash == f"{file}, line 18: ValueError: no more"
-    assert len(own.states) == 1
+    (plugin, kd), _ = run(trials, TapeRecorder())
+    assert plugin.crash == f"{file}, line 18: ValueError: no more"
+    assert len(plugin.states) == 1
     assert same(kd.states, run([trials[1]], TapeRecorder())[0][0].states)
 
 
@@ -269,8 +271,8 @@ def test_members_run_one_after_another_if_memory_is_short() -> None:
     recorder = TapeRecorder(memory=3)
     writers, _ = run(trials, recorder)
     assert recorder.lane_counts == [(4, False), (4, True)]
-    for one, other in zip(whole, writers, strict=True):
-        assert same(one.states, other.states)
+    for writer, other in zip(whole, writers, strict=True):
+        assert same(writer.states, other.states)
 
 
 def test_what_did_not_fit_is_freed_before_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,8 +326,8 @@ def test_a_replay_with_another_result_is_not_used(monkeypatch: pytest.MonkeyPatc
     def record_wrongly(self: Lane, function: Any, generators: Any) -> Any:
         tensors: list[torch.Tensor] = []
         replay = record(self, function, generators)  # type: ignore[arg-type]
-        (own,) = [one for one in members if one.network.training]
-        tensors.append(next(own.network.parameters()))
+        (training_member,) = [member for member in members if member.network.training]
+        tensors.append(next(training_member.network.parameters()))
 
         def wrong() -> None:
             replay()

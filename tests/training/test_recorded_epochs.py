@@ -91,15 +91,15 @@ CHANGES = ("self.factor *= 0.5", "self.scale = 0.5 * self.scale", "self.scale.da
 INSIDE = "self.schedule.factor *= 0.5"
 
 
-@pytest.mark.parametrize(("place", "change"), [*product(("last", "end"), CHANGES), ("end", INSIDE)])
+@pytest.mark.parametrize(("part", "change"), [*product(("last", "end"), CHANGES), ("end", INSIDE)])
 def test_a_method_that_changes_between_epochs(
-    place: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recording has numbers as they were, and a tensor's place in memory, so it is made again if they change."""
     monkeypatch.setattr("kd_bench.training.fit.CHECKPOINT_SECONDS", 0.0)
     file = tmp_path / "own.py"
-    end = f"    def on_epoch_end(self):\n        {change}\n" if place == "end" else ""
-    file.write_text(SCHEDULE.format(last=change if place == "last" else "pass") + end)
+    end = f"    def on_epoch_end(self):\n        {change}\n" if part == "end" else ""
+    file.write_text(SCHEDULE.format(last=change if part == "last" else "pass") + end)
     trials, data, made = [trial(f"{file}:Own")], splits(), list[RecordedFunction]()
     record = RecordedFunction.record
 

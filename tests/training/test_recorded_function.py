@@ -34,9 +34,9 @@ NAN = float("nan")
     ],
 )
 def test_have_same_bits(first: Any, second: Any, same: bool) -> None:
-    one, other = torch.tensor(first), torch.tensor(second)
-    assert have_same_bits([one], [other]) is same
-    assert have_same_bits([torch.zeros(2), one], [torch.zeros(2), other]) is same
+    tensor, other = torch.tensor(first), torch.tensor(second)
+    assert have_same_bits([tensor], [other]) is same
+    assert have_same_bits([torch.zeros(2), tensor], [torch.zeros(2), other]) is same
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64])

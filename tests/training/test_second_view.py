@@ -47,24 +47,24 @@ def batches(settings: Trial, epoch: int = 1) -> list[Batch]:
     return list(train_loader)
 
 
-def by_image(found: list[Batch]) -> dict[int, Tensor]:
+def by_image(epoch_batches: list[Batch]) -> dict[int, Tensor]:
     """The second view of each image, by the image's index."""
     pairs: dict[int, Tensor] = {}
-    for batch in found:
+    for batch in epoch_batches:
         assert batch.second_images is not None
         pairs |= dict(zip(batch.index.tolist(), batch.second_images, strict=True))
     return pairs
 
 
 def test_the_first_view_is_that_of_a_trial_without_a_second() -> None:
-    for one, two in zip(batches(trial("mlkd", epochs=2)), batches(mlkd()), strict=True):
-        assert one.second_images is None
-        assert two.second_images is not None
-        assert torch.equal(one.images, two.images)
-        assert not torch.equal(two.images, two.second_images)
-        assert torch.equal(one.labels, two.labels)
-        assert torch.equal(one.index, two.index)
-        assert (one.epoch, one.step) == (two.epoch, two.step)
+    for plain_batch, batch in zip(batches(trial("mlkd", epochs=2)), batches(mlkd()), strict=True):
+        assert plain_batch.second_images is None
+        assert batch.second_images is not None
+        assert torch.equal(plain_batch.images, batch.images)
+        assert not torch.equal(batch.images, batch.second_images)
+        assert torch.equal(plain_batch.labels, batch.labels)
+        assert torch.equal(plain_batch.index, batch.index)
+        assert (plain_batch.epoch, plain_batch.step) == (batch.epoch, batch.step)
 
 
 def test_the_second_view_is_augmented_by_its_own_setting_with_its_own_draws() -> None:
@@ -104,27 +104,30 @@ def test_resuming_after_an_epoch_is_exact() -> None:
     trials = [mlkd(epochs=3), mlkd(epochs=3, hyperparameters={"as_released": False})]
     whole = train(trials, DATA)
     resumed = train(trials, DATA, states=[writer.states[0] for writer in whole])
-    for one, other in zip(whole, resumed, strict=True):
-        assert one.crash is one.divergence is None
-        assert same(one.states[-1], other.states[-1])
+    for writer, other in zip(whole, resumed, strict=True):
+        assert writer.crash is writer.divergence is None
+        assert same(writer.states[-1], other.states[-1])
 
 
 def _cohort(settings: list[Trial], writers: list[Keeping]) -> CohortModule:
     taught = settings[0].teacher
     assert isinstance(taught, Trial)
     teacher = build_network(taught, DATA)[0].eval()
-    members = [build_student(one, DATA, teacher, writer) for one, writer in zip(settings, writers, strict=True)]
+    members = [
+        build_student(member_trial, DATA, teacher, writer)
+        for member_trial, writer in zip(settings, writers, strict=True)
+    ]
     return CohortModule(members, teacher)
 
 
-@pytest.mark.parametrize("place", [(0, 2), (1, 4)])
-def test_resuming_within_an_epoch_is_exact(place: tuple[int, int]) -> None:
+@pytest.mark.parametrize("epoch_and_step", [(0, 2), (1, 4)])
+def test_resuming_within_an_epoch_is_exact(epoch_and_step: tuple[int, int]) -> None:
     settings, undisturbed, again = [mlkd(ema=0.9)], [Keeping()], [Keeping()]
     whole = _cohort(settings, undisturbed)
     fit(whole, *loaders(settings[0], DATA, CPU), CPU, [MidEpochCheckpoint(seconds=0.0)])
     resumed = _cohort(settings, again)
     for member, writer in zip(resumed.members, undisturbed, strict=True):
-        member.restore_mid_epoch(torch.load(io.BytesIO(writer.kept[place]), weights_only=True))
+        member.restore_mid_epoch(torch.load(io.BytesIO(writer.kept[epoch_and_step]), weights_only=True))
     assert resumed.teacher is not None
     fit(CohortModule(resumed.members, resumed.teacher.network), *loaders(settings[0], DATA, CPU), CPU)
     assert same(again[0].states[-1], undisturbed[0].states[-1])
@@ -132,13 +135,13 @@ def test_resuming_within_an_epoch_is_exact(place: tuple[int, int]) -> None:
 
 def test_a_student_is_the_same_alone_and_in_company() -> None:
     trials = [mlkd(), mlkd(hyperparameters={"temperature": 2}), mlkd(model="cifar_vgg8")]
-    for one, writer in zip(trials, train(trials, DATA), strict=True):
-        assert same(train([one], DATA)[0].states, writer.states)
+    for member_trial, writer in zip(trials, train(trials, DATA), strict=True):
+        assert same(train([member_trial], DATA)[0].states, writer.states)
 
 
 def test_the_second_view_matters() -> None:
-    one, two = train([trial("mlkd", epochs=2)], DATA), train([mlkd()], DATA)
-    assert not same(one[0].states[-1]["network"], two[0].states[-1]["network"])
+    plain_writers, writers = train([trial("mlkd", epochs=2)], DATA), train([mlkd()], DATA)
+    assert not same(plain_writers[0].states[-1]["network"], writers[0].states[-1]["network"])
 
 
 @pytest.mark.parametrize("changes", [{}, {"precision": "bfloat16"}, {"channels_last": True, "clip_norm": 1.0}], ids=str)
@@ -169,9 +172,9 @@ def test_micro_batches_have_their_images_second_views() -> None:
     for index, part in enumerate(parts):
         rows = slice(8 * index, 8 * index + 8)
         assert torch.equal(part.batch.second_images, batch.second_images[rows])
-        found = cohort.teacher_outputs(part.batch)["running"]
-        assert torch.equal(found.second_view.logits, whole.second_view.logits[rows])
-        assert not torch.equal(found.second_view.logits, found.logits)
+        outputs = cohort.teacher_outputs(part.batch)["running"]
+        assert torch.equal(outputs.second_view.logits, whole.second_view.logits[rows])
+        assert not torch.equal(outputs.second_view.logits, outputs.logits)
     (writer,) = train([mlkd(micro_batch=8)], DATA)
     assert writer.crash is None
     assert len(writer.states) == 2
@@ -180,11 +183,11 @@ def test_micro_batches_have_their_images_second_views() -> None:
 def test_each_view_has_a_pass_of_its_own_in_the_student() -> None:
     batch = batches(mlkd())[0]
     member = build_student(mlkd(), DATA, _teacher(), MemoryWriter()).train()
-    found = member._student_outputs(batch, member.method.needs.student)
+    outputs = member._student_outputs(batch, member.method.needs.student)
     other = build_student(mlkd(), DATA, _teacher(), MemoryWriter()).train()
     first, second = other.network(other.view(batch.images)), other.network(other.view(batch.second_images))
-    assert torch.equal(found.logits, first)
-    assert torch.equal(found.second_view.logits, second)
+    assert torch.equal(outputs.logits, first)
+    assert torch.equal(outputs.second_view.logits, second)
     assert same(member.network.state_dict(), other.network.state_dict())  # running statistics of both views
     assert {int(value) for name, value in member.network.named_buffers() if name.endswith("tracked")} == {2}
 
@@ -196,14 +199,14 @@ def _teacher() -> torch.nn.Module:
 
 
 def test_the_estimate_counts_both_passes() -> None:
-    one, two = count_cohort([trial("mlkd")], DATA), count_cohort([mlkd()], DATA)
-    assert two.teacher.flops == 2 * one.teacher.flops
-    assert two.members[0].step.flops == pytest.approx(2 * one.members[0].step.flops, rel=1e-3)
-    assert two.members[0].evaluation.flops == one.members[0].evaluation.flops
-    assert two.members[0].saved == pytest.approx(2 * one.members[0].saved, rel=0.01)
+    plain_cost, cost = count_cohort([trial("mlkd")], DATA), count_cohort([mlkd()], DATA)
+    assert cost.teacher.flops == 2 * plain_cost.teacher.flops
+    assert cost.members[0].step.flops == pytest.approx(2 * plain_cost.members[0].step.flops, rel=1e-3)
+    assert cost.members[0].evaluation.flops == plain_cost.members[0].evaluation.flops
+    assert cost.members[0].saved == pytest.approx(2 * plain_cost.members[0].saved, rel=0.01)
     images = 16 * 3 * 32 * 32 * 4
-    assert two.data == one.data + images
-    assert not two.members[0].uncounted
+    assert cost.data == plain_cost.data + images
+    assert not cost.members[0].uncounted
 
 
 RECIPE: dict[str, Any] = {

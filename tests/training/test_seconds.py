@@ -65,4 +65,4 @@ def test_a_member_of_a_recorded_cohort_gets_the_passes_that_its_method_reads() -
         row = writer.states[-1]["history"][-1]
         assert row["seconds"] - row["own_seconds"] == pytest.approx(STEPS * (times.batch + SECONDS[norm_mode]))
     replayed, _ = run(trials, TapeRecorder())
-    assert all(same(one.states, other.states) for one, other in zip(writers, replayed, strict=True))
+    assert all(same(writer.states, other.states) for writer, other in zip(writers, replayed, strict=True))

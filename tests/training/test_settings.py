@@ -36,14 +36,14 @@ def test_micro_batches_add_up(data, method: str, micro_batch: int) -> None:
 
 def test_a_micro_batch_through_a_whole_training(data) -> None:
     changes = {"model": PLAIN, "epochs": 1, "optimizer": {"name": "sgd", "lr": 0.01}}
-    whole, divided = (train([trial("kd", **changes, **one)], data)[0] for one in ({}, {"micro_batch": 4}))
+    whole, divided = (train([trial("kd", **changes, **settings)], data)[0] for settings in ({}, {"micro_batch": 4}))
     close(divided.states[-1]["network"], whole.states[-1]["network"])
     assert divided.states[-1]["history"][0]["train_loss"] == pytest.approx(whole.states[-1]["history"][0]["train_loss"])
 
 
 def test_parts_of_a_batch(data) -> None:
     batch = built(data)[2][0]
-    assert [(len(one.batch.images), one.share, one.first, one.last) for one in split_micro_batches(batch, 3)] == [
+    assert [(len(part.batch.images), part.share, part.first, part.last) for part in split_micro_batches(batch, 3)] == [
         (3, 3 / 8, True, False),
         (3, 3 / 8, False, False),
         (2, 2 / 8, False, True),
@@ -80,14 +80,16 @@ def test_the_average_follows_the_weights(data) -> None:
 
 
 def test_an_average_is_evaluated_and_resumed(data) -> None:
-    one = trial("kd", ema=0.9)
-    whole = train([one], data)[0]
+    member_trial = trial("kd", ema=0.9)
+    whole = train([member_trial], data)[0]
     assert all(0 <= row["average_top1"] <= 100 for row in whole.states[-1]["history"])
-    assert same(train([one], data, states=[whole.states[0]])[0].states[-1], whole.states[-1])
+    assert same(train([member_trial], data, states=[whole.states[0]])[0].states[-1], whole.states[-1])
 
 
 def test_half_precision_trains_in_half_precision(data) -> None:
-    half, full = (train([trial("ikl_kd", **one)], data)[0].states[-1] for one in ({"precision": "bfloat16"}, {}))
+    half, full = (
+        train([trial("ikl_kd", **changes)], data)[0].states[-1] for changes in ({"precision": "bfloat16"}, {})
+    )
     assert all(value.dtype == torch.float32 for value in half["network"].values() if value.is_floating_point())
     last, other = half["history"][-1], full["history"][-1]
     assert last["train_loss"] != other["train_loss"]
@@ -107,15 +109,17 @@ def test_labels_by_binary_cross_entropy(data, method: str) -> None:
 
 def test_stochastic_depth_reaches_the_student(data) -> None:
     member = built(data, drop_path=0.3)[0]
-    rates = [one.drop_prob for one in member.network.modules() if type(one).__name__ == "DropPath"]
+    rates = [module.drop_prob for module in member.network.modules() if type(module).__name__ == "DropPath"]
     assert max(rates) == pytest.approx(0.3)
 
 
 def test_lamb_decays_weights_only_and_trains(data) -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     optimizer = build_optimizer(Lamb(name="lamb", lr=0.1, weight_decay=0.3), network.parameters())
-    found = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
-    assert [found[id(one)] for one in network.parameters()] == [0.3, 0, 0, 0]
+    weight_decays = {
+        id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
+    }
+    assert [weight_decays[id(parameter)] for parameter in network.parameters()] == [0.3, 0, 0, 0]
     history = train([trial("none", epochs=6, optimizer={"name": "lamb", "lr": 0.02})], data)[0].states[-1]["history"]
     assert history[-1]["train_loss"] < history[0]["train_loss"]
 
@@ -124,12 +128,12 @@ def test_timms_cosine_schedule() -> None:
     from timm.scheduler import CosineLRScheduler
 
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=5e-3)
-    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-6)
-    ours = Training.model_validate_json(
+    timm_scheduler = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-6)
+    schedule = Training.model_validate_json(
         json.dumps(
             {"schedule": {"name": "cosine", "warmup_epochs": 5, "warmup_lr": 1e-6, "final": 2e-4, "whole": True}}
         )
     ).schedule
     for epoch in range(300):
-        theirs.step(epoch)
-        assert learning_rate(5e-3, ours, epoch, 300) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        timm_scheduler.step(epoch)
+        assert learning_rate(5e-3, schedule, epoch, 300) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)

@@ -35,13 +35,13 @@ def train(
     assert isinstance(trials[0].teacher, Trial)
     teacher = build_network(trials[0].teacher, DATA)[0].eval()
     folders, members = [], []
-    for one in trials:
-        folder = TrialFolder(root / one.id)
-        folder.create(one)
+    for member_trial in trials:
+        folder = TrialFolder(root / member_trial.id)
+        folder.create(member_trial)
         lease = acquire_lease(folder.path, LeaseMonitor())
         assert lease is not None
         writer = TrialResultWriter(folder, lease, lambda kind, **_: sent.append(kind), None, len(DATA.train_labels))
-        member = build_student(one, DATA, teacher, writer)
+        member = build_student(member_trial, DATA, teacher, writer)
         writer.resume(member)
         mid_epoch = writer.read_mid_epoch(member.epochs_done, 1)
         if mid_epoch is not None:
@@ -84,8 +84,8 @@ def test_a_training_resumes_from_a_state_within_a_later_epoch(tmp_path: Path) ->
     whole = train(trials, tmp_path / "whole")
     train(trials, tmp_path / "stopped", stop_after=20)
     resumed = train(trials, tmp_path / "stopped")
-    for one, other in zip(whole, resumed, strict=True):
-        assert one.weights.read_bytes() == other.weights.read_bytes()
+    for folder, other in zip(whole, resumed, strict=True):
+        assert folder.weights.read_bytes() == other.weights.read_bytes()
 
 
 def test_a_training_that_was_killed_begins_again_from_the_last_checkpoint(tmp_path: Path) -> None:

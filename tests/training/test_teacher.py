@@ -28,10 +28,10 @@ ABOUT = {"teacher": "any"}
 
 
 def teacher_of(settings: dict[str, Any], data: ArrayDataset, images: int = 72) -> Teacher:
-    one = trial("kd", **settings)
-    assert one.teacher is not None
-    network, view = build_network(one.teacher, data)
-    return Teacher(network.eval(), view, {"running": LOGITS}, {}, one, images)
+    student_trial = trial("kd", **settings)
+    assert student_trial.teacher is not None
+    network, view = build_network(student_trial.teacher, data)
+    return Teacher(network.eval(), view, {"running": LOGITS}, {}, student_trial, images)
 
 
 def first_batch(data: ArrayDataset) -> Batch:
@@ -72,17 +72,19 @@ def test_whether_a_teacher_is_compiled_does_not_depend_on_preparations(monkeypat
         trials = [trial(name, hyperparameters={"preparation_epochs": 50} if name == "ab" else {}) for name in names]
         assert trials[0].teacher is not None
         network = build_network(trials[0].teacher, data)[0].eval()
-        cohort = CohortModule([build_student(one, data, network, MemoryWriter()) for one in trials], network)
+        cohort = CohortModule(
+            [build_student(member_trial, data, network, MemoryWriter()) for member_trial in trials], network
+        )
         assert cohort.teacher is not None
         cohort.teacher(first_batch(data))
     assert worth == [72 * trials[0].epochs] * 2
 
 
-def stored(place: Path, data: ArrayDataset, batch_size: int = 16, limit: int = 10**9) -> LogitCache | None:
+def stored(folder: Path, data: ArrayDataset, batch_size: int = 16, limit: int = 10**9) -> LogitCache | None:
     views = InMemoryLoader(
         data.train_images, data.train_labels, batch_size=16, mean=data.mean, std=data.std, augment=trial("kd").augment
     ).view_count
-    return open_cache(place, ABOUT, views * len(data.train_labels), data.num_classes, batch_size, limit)
+    return open_cache(folder, ABOUT, views * len(data.train_labels), data.num_classes, batch_size, limit)
 
 
 def run(names: tuple[str, ...], store: LogitCache | None) -> tuple[list[MemoryWriter], int]:
@@ -93,7 +95,9 @@ def run(names: tuple[str, ...], store: LogitCache | None) -> tuple[list[MemoryWr
     taught = trials[0].teacher
     assert taught is not None
     network = build_network(taught, data)[0].eval()
-    members = [build_student(one, data, network, writer) for one, writer in zip(trials, writers, strict=True)]
+    members = [
+        build_student(member_trial, data, network, writer) for member_trial, writer in zip(trials, writers, strict=True)
+    ]
     cohort = CohortModule(members, network, open_logit_cache=lambda compiled: store)
     passed = 0
     make = cohort.teacher._pass
@@ -120,9 +124,9 @@ def test_weights_are_the_same_bytes_without_a_store_and_with_a_cold_a_filled_and
     assert all_images == 3 * 72
     (entry,) = list_files(tmp_path)
     content = bytearray(entry.path.read_bytes())
-    rows = [place for place in range(0, len(content), 20) if any(content[place : place + 20])]
-    for place in rows[::2]:
-        content[place + 1] ^= 0xFF
+    rows = [offset for offset in range(0, len(content), 20) if any(content[offset : offset + 20])]
+    for offset in rows[::2]:
+        content[offset + 1] ^= 0xFF
     entry.path.write_bytes(content)
     damaged, again = run(("kd", "dkd"), stored(tmp_path, data))
     assert again > passed
@@ -182,15 +186,15 @@ def test_room_is_made_by_what_was_used_longest_ago_and_is_not_in_use(tmp_path: P
     def store(name: str) -> LogitCache | None:
         return open_cache(tmp_path, {"teacher": name}, 100, 4, 16, limit=2 * size)
 
-    one, two = store("one"), store("two")
-    assert one is not None and two is not None
-    one.close()
-    three = store("three")  # in the place of one
-    assert three is not None
+    first_store, second_store = store("one"), store("two")
+    assert first_store is not None and second_store is not None
+    first_store.close()
+    third_store = store("three")  # in the place of one
+    assert third_store is not None
     assert {entry.key["teacher"] for entry in list_files(tmp_path)} == {"two", "three"}
     assert store("four") is None  # both are in use
-    two.close()
-    three.close()
+    second_store.close()
+    third_store.close()
     assert open_cache(tmp_path, ABOUT, 100, 4, 16, limit=size - 1) is None
 
 

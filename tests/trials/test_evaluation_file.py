@@ -204,8 +204,8 @@ def test_metrics_may_be_absent(tmp_path: Path) -> None:
 def test_other_values_are_sentences(path: str, value: Any, sentence: str, tmp_path: Path) -> None:
     file = tmp_path / EVALUATION
     file.write_text(json.dumps(changed(path, value)))
-    found = fault(file)
-    assert sentence in found and found.startswith("is damaged") and "\n" not in found
+    message = fault(file)
+    assert sentence in message and message.startswith("is damaged") and "\n" not in message
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "3", '"text"', "", "{", '{"kind": NaN}', "[" * 500, "\x00"])

@@ -33,19 +33,19 @@ def test_missing_weights_are_replaced_by_placeholders(monkeypatch: pytest.Monkey
     read = read_recipe("imagenet/table8")
     with pytest.raises(UserError, match="teacher fetch"):
         plan(read, "table8")
-    found, notes = plan_with_placeholders(read, "table8")
-    assert len(found) == 12
+    cells, notes = plan_with_placeholders(read, "table8")
+    assert len(cells) == 12
     assert all(
-        isinstance(cell.trial.teacher, PretrainedTeacher) and cell.trial.teacher == cell.taught_by for cell in found
+        isinstance(cell.trial.teacher, PretrainedTeacher) and cell.trial.teacher == cell.taught_by for cell in cells
     )
     assert len(notes) == 1 and "teacher fetch beitv2_large" in notes[0]
 
 
 def test_existing_weights_are_those_of_the_run(weights: Path) -> None:
     read = recipe_with(weights)
-    found, notes = plan_with_placeholders(read, "few")
+    cells, notes = plan_with_placeholders(read, "few")
     assert notes == []
-    assert [cell.trial_id for cell in found] == [cell.trial_id for cell in plan(read, "few")]
+    assert [cell.trial_id for cell in cells] == [cell.trial_id for cell in plan(read, "few")]
 
 
 def test_results_are_found_without_the_weights_of_their_teacher(weights: Path, tmp_path: Path) -> None:
@@ -55,12 +55,12 @@ def test_results_are_found_without_the_weights_of_their_teacher(weights: Path, t
     finish(out / "teachers" / teacher.id, teacher)
     assert plan_from_results(recipe, "few", out) == planned
     weights.unlink()
-    found = plan_from_results(recipe, "few", out)
-    assert [cell.trial_id for cell in found] == [cell.trial_id for cell in planned]
+    cells = plan_from_results(recipe, "few", out)
+    assert [cell.trial_id for cell in cells] == [cell.trial_id for cell in planned]
 
     (out / "teachers" / "damaged").mkdir()
     (out / "teachers" / "damaged" / "trial.json").write_text("{")
-    assert plan_from_results(recipe, "few", out) == found
+    assert plan_from_results(recipe, "few", out) == cells
     assert isinstance(teacher, PretrainedTeacher)
     other = teacher.model_copy(update={"weights": "1" * 64})
     finish(out / "teachers" / other.id, other)
@@ -80,9 +80,10 @@ def test_a_null_of_another_teacher_still_takes_back_the_setting_of_all_teachers(
     }
     with_weights = plan(read_recipe(content), "few")
     weights.unlink()
-    found, _ = plan_with_placeholders(read_recipe(content), "few")
+    with_placeholders, _ = plan_with_placeholders(read_recipe(content), "few")
     trained = [
-        [cell.taught_by for cell in cells if cell.teacher == "cifar_resnet20"] for cells in (with_weights, found)
+        [cell.taught_by for cell in cells if cell.teacher == "cifar_resnet20"]
+        for cells in (with_weights, with_placeholders)
     ]
     assert trained[0] == trained[1] != []
     assert {teacher.ema for teacher in trained[1] if isinstance(teacher, Trial)} == {None}

@@ -101,12 +101,12 @@ def test_the_first_try_has_the_published_settings_of_the_pair(tmp_path: Path, mo
     row = tuned(tmp_path)
     assert row.tries[0].values == row.space.start == {"kd_weight": 2.0, "temperature": 4.0}
     assert row.space.ranges == {"kd_weight": (0.25, 16.0), "temperature": (1, 16)}
-    assert len(row.tries) == len({one.trial.trial_id for one in row.tries}) == 12
-    for one in row.tries:
-        assert one.trial.trial.dataset.holdout == 20 and one.trial.seed == 0
-        assert all(low <= one.values[name] <= high for name, (low, high) in row.space.ranges.items())
-        assert one.trial.trial.method.hyperparameters["kd_weight"] == one.values["kd_weight"]
-    assert row.best.val_top1 == max(one.val_top1 or 0 for one in row.tries) > (row.tries[0].val_top1 or 0)
+    assert len(row.tries) == len({of_try.trial.trial_id for of_try in row.tries}) == 12
+    for of_try in row.tries:
+        assert of_try.trial.trial.dataset.holdout == 20 and of_try.trial.seed == 0
+        assert all(low <= of_try.values[name] <= high for name, (low, high) in row.space.ranges.items())
+        assert of_try.trial.trial.method.hyperparameters["kd_weight"] == of_try.values["kd_weight"]
+    assert row.best.val_top1 == max(of_try.val_top1 or 0 for of_try in row.tries) > (row.tries[0].val_top1 or 0)
 
 
 @pytest.mark.parametrize("kill_after", [1, 4, 6, 11])
@@ -121,7 +121,7 @@ def test_a_killed_tuning_ends_with_the_same_tries(
         tuned(tmp_path)
     trainings.kill_after = None
     again = tuned(tmp_path)
-    assert [one.values for one in again.tries] == [one.values for one in undisturbed.tries]
+    assert [of_try.values for of_try in again.tries] == [of_try.values for of_try in undisturbed.tries]
     assert again.best.number == undisturbed.best.number and len(trainings.done) == 12
 
 
@@ -131,17 +131,17 @@ def test_the_test_set_chooses_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     row = tuned(tmp_path)
     Trainings(monkeypatch, poison=1)
     poisoned = tuned(tmp_path)
-    assert [one.top1 for one in row.tries] != [one.top1 for one in poisoned.tries]
-    assert [one.values for one in row.tries] == [one.values for one in poisoned.tries]
+    assert [of_try.top1 for of_try in row.tries] != [of_try.top1 for of_try in poisoned.tries]
+    assert [of_try.values for of_try in row.tries] == [of_try.values for of_try in poisoned.tries]
     assert row.best.values == poisoned.best.values
-    assert row.best_on_test.top1 == max(one.top1 or 0 for one in row.tries)
+    assert row.best_on_test.top1 == max(of_try.top1 or 0 for of_try in row.tries)
     assert f"claimed {row.best_on_test.top1:.2f} %" in describe_choice(row)
 
 
 def test_tries_whose_loss_diverged_are_counted_and_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Trainings(monkeypatch, failing=6)
     row = tuned(tmp_path)
-    failed = [one for one in row.tries if one.val_top1 is None]
+    failed = [of_try for of_try in row.tries if of_try.val_top1 is None]
     assert failed and len(row.tries) == 12 and row.best.values["temperature"] <= 6
     assert f". The loss of {len(failed)} tries diverged. The test set" in describe_choice(row)
 
@@ -200,7 +200,7 @@ def test_tried_values_stay_in_their_range(tmp_path: Path, monkeypatch: pytest.Mo
     row = tuned(tmp_path, replace(SETTINGS, ranges=ranges, budget=6))
     assert row.space.ranges["temperature"] == (4.0, 4.0004)
     row = tuned(tmp_path, replace(SETTINGS, ranges=read_ranges(["temperature=3.9996..4"]), budget=6))
-    assert all(3.9996 <= one.values["temperature"] <= 4 for one in row.tries)
+    assert all(3.9996 <= of_try.values["temperature"] <= 4 for of_try in row.tries)
 
 
 def test_a_tuned_row_is_not_marked_as_untuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_a_row_is_not_tuned_for_a_pair_that_leaves_it_out(tmp_path: Path, monkey
         ("resnet8", "dkd"), ("resnet20", "kd"), ("resnet20", "dkd")
     ]  # fmt: skip
     done = tune_row(tries, tries.pairs[1], "kd", SETTINGS, RunOptions(out=tmp_path), lambda _: None)
-    tries_of_any = tuple(replace(one, values={"temperature": 3.0}) for one in done.tries)
+    tries_of_any = tuple(replace(of_try, values={"temperature": 3.0}) for of_try in done.tries)
     tuned_rows = [replace(done, pair=pair, label=label, tries=tries_of_any) for pair, label in chosen]
     planned = plan(tuned_recipe(recipe(pairs=pairs), tuned_rows, seeds=1), "comparison")
     assert [cell.label for cell in planned if cell.student == "cifar_resnet8"] == ["none", "dkd", "dkd tuned"]
@@ -276,7 +276,7 @@ def test_pairs_whose_teachers_have_settings_are_tuned_and_compared_one_by_one(
     tries = holdout_recipe(content, SETTINGS, "small")
     for pair, epochs, title in zip(tries.pairs, (3, 4), ("resnet14 → resnet8", "resnet20 → resnet20"), strict=True):
         row = tune_row(tries, pair, "kd", SETTINGS, RunOptions(out=tmp_path), lambda _: None)
-        planned = [one.trial for one in row.tries] + plan(tuned_recipe(content, [row], seeds=1), "comparison")
+        planned = [of_try.trial for of_try in row.tries] + plan(tuned_recipe(content, [row], seeds=1), "comparison")
         assert {cell.taught_by.epochs for cell in planned if cell.taught_by} == {epochs}
         assert describe_choice(row).startswith(f"kd tuned, {title}: ")
 
@@ -286,7 +286,7 @@ def test_a_learning_rate_is_searched_if_asked_for(tmp_path: Path, monkeypatch: p
     settings = TuningSettings(["kd"], budget=5, holdout=20, ranges=read_ranges(["lr=0.01..0.2"]))
     row = tuned(tmp_path, settings)
     assert row.space.start["lr"] == 0.05
-    assert {one.trial.trial.optimizer.lr for one in row.tries} == {one.values["lr"] for one in row.tries}
+    assert {of_try.trial.trial.optimizer.lr for of_try in row.tries} == {of_try.values["lr"] for of_try in row.tries}
     comparison = tuned_recipe(recipe(), [row], seeds=None)
     rates = {cell.label: cell.trial.optimizer.lr for cell in plan(comparison, "comparison")}
     assert rates["kd"] == 0.05 and rates["kd tuned"] == row.best.values["lr"]

@@ -250,8 +250,8 @@ def test_a_data_set_is_like_any_other(files):
 
 def test_a_data_set_that_draws_from_global_generators_is_always_the_same(files):
     edit(files["dataset"], "torch.arange(400) % 4", "torch.from_numpy(__import__('numpy').random.randint(0, 4, 400))")
-    one, other = (datasets.load(Dataset(name=files["dataset"])) for _ in range(2))
-    assert torch.equal(one.train_labels, other.train_labels) and one.train_labels.unique().numel() == 4
+    dataset, other = (datasets.load(Dataset(name=files["dataset"])) for _ in range(2))
+    assert torch.equal(dataset.train_labels, other.train_labels) and dataset.train_labels.unique().numel() == 4
 
 
 def test_splits_from_arrays():
@@ -265,16 +265,16 @@ def test_splits_from_arrays():
         ArrayDataset.from_arrays(grey, [0.5, 1], grey, [0, 1])
 
 
-def loader(own: str, batch_size: int, **options: Any) -> InMemoryLoader:
+def loader(augmentation: str, batch_size: int, **options: Any) -> InMemoryLoader:
     images = torch.full((40, 3, 8, 8), 200, dtype=torch.uint8)
-    augment = Augment(own=own, **options)
+    augment = Augment(own=augmentation, **options)
     return InMemoryLoader(images, torch.arange(40) % 4, batch_size=batch_size, mean=(0, 0, 0), std=(1, 1, 1),
                           augment=augment, shuffle=True, seed=3, num_classes=4)  # fmt: skip
 
 
 def views(batches: InMemoryLoader) -> torch.Tensor:
-    found = {index: one for batch in batches for index, one in zip(batch.index.tolist(), batch.images, strict=True)}
-    return torch.stack([found[index] for index in sorted(found)])
+    images = {index: view for batch in batches for index, view in zip(batch.index.tolist(), batch.images, strict=True)}
+    return torch.stack([images[index] for index in sorted(images)])
 
 
 def test_the_view_of_an_image_depends_on_image_and_epoch_only(files):
@@ -339,9 +339,9 @@ def package(files, tmp_path, monkeypatch):
 
 
 def test_plug_ins_of_an_installed_package(package):
-    theirs = {"method": package["method"], "model": "net_of_theirs", "dataset": "data_of_theirs",
-              "augmentation": "aug_of_theirs"}  # fmt: skip
-    trial = plan(read_recipe(recipe(theirs)), "r")[2].trial
+    plugin_names = {"method": package["method"], "model": "net_of_theirs", "dataset": "data_of_theirs",
+                    "augmentation": "aug_of_theirs"}  # fmt: skip
+    trial = plan(read_recipe(recipe(plugin_names)), "r")[2].trial
     assert (trial.model, trial.dataset.name, trial.augment.own) == ("net_of_theirs", "data_of_theirs", "aug_of_theirs")
     assert trial.model_source == models.source_hash("my_net.py:MyNet")
     assert "data_of_theirs" in datasets.names()

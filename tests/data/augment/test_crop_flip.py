@@ -23,8 +23,8 @@ def test_pixel_identical_with_torchvision(height: int, width: int, crop: int, se
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (9, 3, height, width), dtype=torch.uint8, generator=generator)
     draws = draw_crop_flip(seed, 3, len(images), crop)
-    ours = Normalise(MEAN, STD, torch.device("cpu"))(crop_and_flip(images, draws, crop))
-    for image, (top, left), flip, result in zip(images, draws.offsets.tolist(), draws.flips, ours, strict=True):
+    results = Normalise(MEAN, STD, torch.device("cpu"))(crop_and_flip(images, draws, crop))
+    for image, (top, left), flip, result in zip(images, draws.offsets.tolist(), draws.flips, results, strict=True):
         picture = TF.crop(TF.pad(TF.to_pil_image(image), [crop]), top, left, height, width)
         if flip:
             picture = TF.hflip(picture)
@@ -33,8 +33,8 @@ def test_pixel_identical_with_torchvision(height: int, width: int, crop: int, se
 
 def test_every_value_is_normalised_as_torchvision_does() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    ours = Normalise(MEAN, STD, torch.device("cpu"))(images)
-    assert torch.equal(ours[0], TF.normalize(TF.to_tensor(TF.to_pil_image(images[0])), list(MEAN), list(STD)))
+    result = Normalise(MEAN, STD, torch.device("cpu"))(images)
+    assert torch.equal(result[0], TF.normalize(TF.to_tensor(TF.to_pil_image(images[0])), list(MEAN), list(STD)))
 
 
 def test_draws_cover_what_they_may_and_flip_half() -> None:
@@ -91,9 +91,9 @@ def test_erased_rectangles_lie_in_the_image_and_have_the_published_sizes() -> No
     aspect = sides[:, 0] / sides[:, 1]
     assert 0.24 < aspect.min() < 0.32
     assert 3.2 < aspect.max() < 4.2
-    room = torch.tensor([height, width]) - sides
-    place = (boxes[:, :2] / room)[(room > 10).all(1)]
-    assert (place.mean(0) - 0.5).abs().max() < 0.02
+    margin = torch.tensor([height, width]) - sides
+    relative_offset = (boxes[:, :2] / margin)[(margin > 10).all(1)]
+    assert (relative_offset.mean(0) - 0.5).abs().max() < 0.02
     assert (box_mask(boxes, height, width).flatten(1).sum(1) == sides.prod(1)).all()
 
 

@@ -37,10 +37,10 @@ def test_shares_of_mixup_are_beta(alpha: float) -> None:
     assert not mix.boxes.any()
     # By bins: in single precision a weight close to 1 is 1.
     edges = torch.linspace(0, 1, 21, dtype=torch.float64)
-    found = torch.histogram(mix.weight.double(), edges).hist.numpy()
+    counts = torch.histogram(mix.weight.double(), edges).hist.numpy()
     expected = 20_000 * numpy.diff(stats.beta(alpha, alpha).cdf(edges.numpy()))
-    assert found.sum() == 20_000
-    assert stats.chisquare(found, expected).pvalue > 1e-4
+    assert counts.sum() == 20_000
+    assert stats.chisquare(counts, expected).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS[2:], ids=NAMES[2:])
@@ -88,19 +88,19 @@ def test_images_and_labels_are_those_of_the_definition(kind: dict[str, float]) -
     mixed = mix_images(images, images[mix.partner], mix)
     shares = mix_labels(labels, labels[mix.partner], mix, 7)
     assert shares.dtype == mixed.dtype == torch.float32
-    for place in range(50):
-        share, other = mix.weight[place], int(mix.partner[place])
-        if mix.cut[place]:
-            top, left, bottom, right = mix.boxes[place].tolist()
-            expected = images[place].clone()
+    for index in range(50):
+        share, other = mix.weight[index], int(mix.partner[index])
+        if mix.cut[index]:
+            top, left, bottom, right = mix.boxes[index].tolist()
+            expected = images[index].clone()
             expected[:, top:bottom, left:right] = images[other, :, top:bottom, left:right]
-            assert torch.equal(mixed[place], expected)
+            assert torch.equal(mixed[index], expected)
         else:
-            torch.testing.assert_close(mixed[place], share * images[place] + (1 - share) * images[other])
+            torch.testing.assert_close(mixed[index], share * images[index] + (1 - share) * images[other])
         soft = torch.zeros(7)
-        soft[labels[place]] += share
+        soft[labels[index]] += share
         soft[labels[other]] += 1 - share
-        torch.testing.assert_close(shares[place], soft)
+        torch.testing.assert_close(shares[index], soft)
     torch.testing.assert_close(shares.sum(1), torch.ones(50), rtol=0, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import _auto_augment as theirs
+from torchvision.transforms.v2 import _auto_augment as torchvision_policies
 
 from kd_bench.config.data import Augment, RandAugment
 from kd_bench.data.augment import policies
@@ -45,11 +45,11 @@ class Forced:
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> Forced:
     stand_in = Forced()
-    monkeypatch.setattr(theirs, "torch", stand_in)
+    monkeypatch.setattr(torchvision_policies, "torch", stand_in)
     return stand_in
 
 
-def ours(augment: Augment, images: Tensor, seed: int = 5, epoch: int = 2) -> Tensor:
+def draw_and_apply(augment: Augment, images: Tensor, seed: int = 5, epoch: int = 2) -> Tensor:
     choices = policies.draw_policy(augment, seed, epoch, len(images), *images.shape[2:])
     assert choices is not None
     return policies.apply_policy(images, choices.steps, choices.operations)
@@ -57,8 +57,8 @@ def ours(augment: Augment, images: Tensor, seed: int = 5, epoch: int = 2) -> Ten
 
 def compare(transform: Callable[[Tensor], Tensor], mine: Tensor, images: Tensor, tell: Callable[[int], None]) -> None:
     changed = 0
-    for place, (image, result) in enumerate(zip(images, mine, strict=True)):
-        tell(place)
+    for index, (image, result) in enumerate(zip(images, mine, strict=True)):
+        tell(index)
         assert torch.equal(transform(image), result)
         changed += not torch.equal(image, result)
     assert changed > len(images) / 2
@@ -72,17 +72,17 @@ def test_autoaugment_is_torchvisions(forced: Forced, shape: tuple[int, int]) -> 
     uniform = torch.rand((SIZE, 2), generator=generator).tolist()
     negative = torch.randint(2, (SIZE, 2), generator=generator).tolist()
 
-    def tell(place: int) -> None:
+    def tell(index: int) -> None:
         numbers = []
         for (name, probability, _), value, sign in zip(
-            policies.CIFAR10_POLICY[policy[place]], uniform[place], negative[place], strict=True
+            policies.CIFAR10_POLICY[policy[index]], uniform[index], negative[index], strict=True
         ):
             numbers.append(value)
             if value < probability and v2.AutoAugment._AUGMENTATION_SPACE[name][1]:
                 numbers.append(0.2 if sign else 0.8)
-        forced.integers, forced.uniforms = iter([policy[place]]), iter(numbers)
+        forced.integers, forced.uniforms = iter([policy[index]]), iter(numbers)
 
-    compare(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), ours(AUTO, images), images, tell)
+    compare(v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10), draw_and_apply(AUTO, images), images, tell)
 
 
 @pytest.mark.parametrize(
@@ -101,21 +101,21 @@ def test_randaugment_is_torchvisions(forced: Forced, settings: RandAugment, shap
     chosen = torch.randint(14, (SIZE, settings.operations), generator=generator).tolist()
     negative = torch.randint(2, (SIZE, settings.operations), generator=generator).tolist()
 
-    def tell(place: int) -> None:
+    def tell(index: int) -> None:
         signs = []
-        for number, sign in zip(chosen[place], negative[place], strict=True):
+        for number, sign in zip(chosen[index], negative[index], strict=True):
             if v2.RandAugment._AUGMENTATION_SPACE[policies.RANDAUGMENT_OPERATIONS[number]][1]:
                 signs.append(0.2 if sign else 0.8)
-        forced.integers, forced.uniforms = iter(chosen[place]), iter(signs)
+        forced.integers, forced.uniforms = iter(chosen[index]), iter(signs)
 
     transform = v2.RandAugment(settings.operations, settings.magnitude, settings.bins)
-    mine = ours(Augment(randaugment=settings), images)
+    mine = draw_and_apply(Augment(randaugment=settings), images)
     if settings.magnitude:
         compare(transform, mine, images, tell)
     else:
-        for place, image in enumerate(images):
-            tell(place)
-            assert torch.equal(transform(image), mine[place])
+        for index, image in enumerate(images):
+            tell(index)
+            assert torch.equal(transform(image), mine[index])
 
 
 def test_the_table_is_torchvisions() -> None:
@@ -141,8 +141,8 @@ def test_an_image_looks_the_same_in_any_batch(augment: Augment, shape: tuple[int
 def test_nothing_given_is_changed() -> None:
     images = pictures(60, 8, 8)
     before = images.clone()
-    ours(AUTO, images)
-    ours(Augment(randaugment=RandAugment()), images)
+    draw_and_apply(AUTO, images)
+    draw_and_apply(Augment(randaugment=RandAugment()), images)
     assert torch.equal(images, before)
 
 

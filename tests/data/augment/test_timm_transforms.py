@@ -44,8 +44,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 )
 def test_a_training_image_is_timms(settings: dict[str, Any]) -> None:
     pipeline = Pipeline(size=32, **settings)
-    ours = TrainTransform(pipeline, MEAN, seed=3)
-    theirs = create_transform(
+    transform = TrainTransform(pipeline, MEAN, seed=3)
+    reference = create_transform(
         32,
         is_training=True,
         scale=pipeline.scale,
@@ -62,12 +62,12 @@ def test_a_training_image_is_timms(settings: dict[str, Any]) -> None:
     for index in range(12):
         photo = photos.photo(index)
         with preserve_rng_state():
-            image, box = ours(make.encode(photo), 7, index, 2)
-        found = zero_boxes(normalise(image[None]), box[None])[0]
+            image, box = transform(make.encode(photo), 7, index, 2)
+        result = zero_boxes(normalise(image[None]), box[None])[0]
         erased += int(box.any())
         with preserve_rng_state():
             seed_globals(3, "augment/image/2", 7, index)
-            assert torch.equal(found, theirs(photo))
+            assert torch.equal(result, reference(photo))
     assert erased == 12 if pipeline.erase == 1.0 else bool(erased) == bool(pipeline.erase)
 
 
@@ -76,15 +76,15 @@ def test_a_training_image_is_timms(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("test_size", [None, 40])
 def test_a_test_image_is_timms(crop_pct: float, interpolation: Any, test_size: int | None) -> None:
     pipeline = Pipeline(size=32, crop_pct=crop_pct, test_size=test_size, test_interpolation=interpolation)
-    ours, size = EvaluationTransform(pipeline), test_size or 32
-    theirs = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, mean=MEAN, std=STD)
+    transform, size = EvaluationTransform(pipeline), test_size or 32
+    reference = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, mean=MEAN, std=STD)
     shorter = {0.875: {32: 36, 40: 45}, 0.95: {32: 33, 40: 42}, 1.0: {32: 32, 40: 40}}[crop_pct][size]
     plain = Compose([Resize(shorter, InterpolationMode(interpolation)), CenterCrop(size), PILToTensor()])
     for index in range(4):
         photo = photos.photo(index)
-        image, box = ours(make.encode(photo), 0, index, 0)
+        image, box = transform(make.encode(photo), 0, index, 0)
         assert torch.equal(image, plain(photo)) and not box.any()
-        assert torch.equal(Normalise(MEAN, STD, torch.device("cpu"))(image), theirs(photo))
+        assert torch.equal(Normalise(MEAN, STD, torch.device("cpu"))(image), reference(photo))
 
 
 def test_the_three_generators_have_nothing_in_common_and_are_put_back() -> None:
@@ -109,18 +109,18 @@ def test_mixup_weighs_by_one_draw_and_smooths() -> None:
     mixing = TimmMixup(Pipeline(mixup=1.0, smoothing=0.1), 5, seed=0)
     shares = set()
     for number in range(5):
-        found = images.clone()
-        targets = mixing(found, labels, 2, number)
-        share = photos.share(found, images)
-        own = torch.nn.functional.one_hot(labels, 5) * 0.9 + 0.02
-        torch.testing.assert_close(found, share * images + (1 - share) * images.flip(0))
-        torch.testing.assert_close(targets, share * own + (1 - share) * own.flip(0), atol=1e-4, rtol=0)
+        mixed = images.clone()
+        targets = mixing(mixed, labels, 2, number)
+        share = photos.share(mixed, images)
+        soft_labels = torch.nn.functional.one_hot(labels, 5) * 0.9 + 0.02
+        torch.testing.assert_close(mixed, share * images + (1 - share) * images.flip(0))
+        torch.testing.assert_close(targets, share * soft_labels + (1 - share) * soft_labels.flip(0), atol=1e-4, rtol=0)
         torch.testing.assert_close(targets.sum(1), torch.ones(6))
         again = images.clone()
-        assert torch.equal(mixing(again, labels, 2, number), targets) and torch.equal(again, found)
+        assert torch.equal(mixing(again, labels, 2, number), targets) and torch.equal(again, mixed)
         some = images[[1, 4]]  # part of a batch has the draw of the whole
         assert torch.equal(mixing(some, labels[[1, 4]], 2, number), targets[[1, 4]])
-        assert torch.equal(some, found[[1, 4]])
+        assert torch.equal(some, mixed[[1, 4]])
         shares.add(round(share, 4))
     assert len(shares) == 5
 
@@ -129,13 +129,13 @@ def test_cutmix_pastes_one_box_and_counts_its_pixels() -> None:
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
     mixing = TimmMixup(Pipeline(cutmix=1.0), 4, seed=0)
     for number in range(5):
-        found = images.clone()
-        targets = mixing(found, torch.arange(4), 0, number)
-        theirs = found == images.flip(0)
-        assert (theirs == theirs[0]).all() and (theirs | (found == images)).all()
-        share = 1 - theirs[0, 0].float().mean()
-        own = torch.eye(4)
-        torch.testing.assert_close(targets, share * own + (1 - share) * own.flip(0))
+        mixed = images.clone()
+        targets = mixing(mixed, torch.arange(4), 0, number)
+        partner_mask = mixed == images.flip(0)
+        assert (partner_mask == partner_mask[0]).all() and (partner_mask | (mixed == images)).all()
+        share = 1 - partner_mask[0, 0].float().mean()
+        one_hot = torch.eye(4)
+        torch.testing.assert_close(targets, share * one_hot + (1 - share) * one_hot.flip(0))
 
 
 def test_mixing_by_probability_and_not_at_all() -> None:
@@ -229,7 +229,11 @@ def test_it_is_part_of_a_trial_only_where_it_is_given() -> None:
     other = parse(Trial, fields | {"pipeline": {"corrupt": "skip"}}, "t")
     assert "pipeline" not in plain.settings()
     assert piped.settings()["pipeline"] == Pipeline().model_dump(mode="json")
-    assert len({one.id for one in (plain, piped, other)}) == len({one.cohort_key for one in (plain, piped, other)}) == 3
+    assert (
+        len({trial.id for trial in (plain, piped, other)})
+        == len({trial.cohort_key for trial in (plain, piped, other)})
+        == 3
+    )
     assert parse(Trial, piped.settings(), "t").id == piped.id
 
 

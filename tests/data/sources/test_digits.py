@@ -37,8 +37,8 @@ def test_split_is_stratified_and_holds_every_image_once(digits: ArrayDataset) ->
     )
     small = torch.cat([digits.train_images, digits.test_images])[:, 0, ::4, ::4].contiguous()
     labels = torch.cat([digits.train_labels, digits.test_labels])
-    found = sorted((image.numpy().tobytes(), int(label)) for image, label in zip(small, labels, strict=True))
-    assert found == expected
+    samples = sorted((image.numpy().tobytes(), int(label)) for image, label in zip(small, labels, strict=True))
+    assert samples == expected
 
 
 def test_enlarging_repeats_pixels(digits: ArrayDataset) -> None:

@@ -41,8 +41,8 @@ def test_reads_images_of_any_size(tmp_path: Path, column: str, plain: bool, test
     assert splits.train_labels.tolist() == [0, 1, 2, 0]
     assert splits.test_labels.tolist() == [0, 1]
     assert splits.train_images.shape == (4, 3, 16, 16)
-    for place in (0, 2):
-        assert np.array_equal(splits.train_images[place].numpy(), make.as_array(PICTURES[place]))
+    for index in (0, 2):
+        assert np.array_equal(splits.train_images[index].numpy(), make.as_array(PICTURES[index]))
     square = PICTURES[1].crop((5, 0, 25, 20)).resize((16, 16), Image.Resampling.BICUBIC)
     assert np.array_equal(splits.train_images[1].numpy(), make.as_array(square))
     assert fails(MINE.model_copy(update={"classes": 4}), tmp_path).startswith(

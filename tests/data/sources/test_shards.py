@@ -23,21 +23,21 @@ IMAGENET = Dataset(name="imagenet")
 PIPELINE = Pipeline.model_validate_json(json.dumps({"size": 32} | photos.EVERYTHING))
 
 
-def pack(place: Path, members: dict[str, bytes]) -> Path:
+def pack(path: Path, members: dict[str, bytes]) -> Path:
     """A tar file of these members."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(place, "w") as tar:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    return place
+    return path
 
 
 def images(folder: Path) -> list[tuple[str, Path]]:
     """The images of a split with their classes, in an order that mixes the classes."""
-    found = [(file.parent.name, file) for file in sorted(folder.glob("*/*"))]
-    return [found[place] for place in np.random.default_rng(0).permutation(len(found))]
+    labelled_files = [(file.parent.name, file) for file in sorted(folder.glob("*/*"))]
+    return [labelled_files[index] for index in np.random.default_rng(0).permutation(len(labelled_files))]
 
 
 def by_number(split: list[tuple[str, Path]]) -> Iterator[dict[str, bytes]]:
@@ -82,9 +82,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(data: Path, dataset: Dataset = photos.MINE, workers: int = 0) -> list[Batch]:
-    found = registry.list_files(dataset, PIPELINE, data)
-    train = StreamLoader(found, batch_size=8, seed=1, workers=workers)
-    test = StreamTestLoader(found, batch_size=4, workers=workers)
+    splits = registry.list_files(dataset, PIPELINE, data)
+    train = StreamLoader(splits, batch_size=8, seed=1, workers=workers)
+    test = StreamTestLoader(splits, batch_size=4, workers=workers)
     try:
         return [*train, *test]
     finally:
@@ -98,20 +98,20 @@ def test_batches_are_those_of_the_same_images_as_files(tree: Path, tmp_path: Pat
     expected = batches(tree.parent)
     sharded(tree, tmp_path / "mine", pattern)
     for workers in (0, 2):
-        found = batches(tmp_path, workers=workers)
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-            assert torch.equal(one.index, other.index)
+        shard_batches = batches(tmp_path, workers=workers)
+        assert len(shard_batches) == len(expected)
+        for batch, other in zip(shard_batches, expected, strict=True):
+            assert torch.equal(batch.images, other.images) and torch.equal(batch.labels, other.labels)
+            assert torch.equal(batch.index, other.index)
 
 
 def test_imagenet_is_found_in_shards_as_timm_has_it(tree: Path, tmp_path: Path) -> None:
     root = sharded(tree, tmp_path / "imagenet-1k-wds")
     assert registry.locate(IMAGENET, tmp_path) == f"5 shards to train on and 3 to test on in {root}"
-    found = registry.list_files(IMAGENET.model_copy(update={"classes": 2, "test_images": 4}), PIPELINE, tmp_path)
-    assert found.class_names == ("0", "1")
-    assert found.test_labels.tolist() == [0, 0, 1, 1]
-    assert found.train.path(0).parent.parent == root
+    splits = registry.list_files(IMAGENET.model_copy(update={"classes": 2, "test_images": 4}), PIPELINE, tmp_path)
+    assert splits.class_names == ("0", "1")
+    assert splits.test_labels.tolist() == [0, 0, 1, 1]
+    assert splits.train.path(0).parent.parent == root
 
 
 def test_numbers_are_sorted_as_numbers(tree: Path, tmp_path: Path) -> None:
@@ -137,12 +137,12 @@ def test_the_index_is_built_once(tree: Path, tmp_path: Path, monkeypatch: pytest
     assert {shard.name.split("-")[1] for shard in scanned} == {"validation"}
 
 
-def cut(place: Path, length: int) -> None:
-    place.write_bytes(place.read_bytes()[:length])
+def cut(path: Path, length: int) -> None:
+    path.write_bytes(path.read_bytes()[:length])
 
 
-def member(place: Path, number: int) -> tarfile.TarInfo:
-    with tarfile.open(place) as tar:
+def member(path: Path, number: int) -> tarfile.TarInfo:
+    with tarfile.open(path) as tar:
         return tar.getmembers()[number]
 
 
@@ -155,39 +155,39 @@ def fails(data: Path, dataset: Dataset = photos.MINE) -> str:
 
 def test_damaged_shards_are_named(tree: Path, tmp_path: Path) -> None:
     root = sharded(tree, tmp_path / "mine")
-    place = root / "imagenet1k-train-0001.tar"
-    whole = place.read_bytes()
-    names = [member(place, number).name for number in range(3)]
-    third = member(place, 2)
+    shard = root / "imagenet1k-train-0001.tar"
+    whole = shard.read_bytes()
+    names = [member(shard, number).name for number in range(3)]
+    third = member(shard, 2)
     for length, expected in (
-        (third.offset_data + third.size // 2, f"{place}: ends within {names[2]}; it was cut short"),
-        (third.offset, f"{place}: was cut short after {names[1]}"),
-        (third.offset + 100, f"{place}: was damaged after {names[1]}"),
-        (0, f"{place}: is no tar file, or damaged after its beginning"),
+        (third.offset_data + third.size // 2, f"{shard}: ends within {names[2]}; it was cut short"),
+        (third.offset, f"{shard}: was cut short after {names[1]}"),
+        (third.offset + 100, f"{shard}: was damaged after {names[1]}"),
+        (0, f"{shard}: is no tar file, or damaged after its beginning"),
     ):
-        place.write_bytes(whole[:length])
+        shard.write_bytes(whole[:length])
         assert fails(tmp_path).startswith(expected), fails(tmp_path)
-    place.write_bytes(whole[: third.offset] + b"x" * 100 + whole[third.offset + 100 :])
-    assert fails(tmp_path).startswith(f"{place}: was damaged after {names[1]}")
+    shard.write_bytes(whole[: third.offset] + b"x" * 100 + whole[third.offset + 100 :])
+    assert fails(tmp_path).startswith(f"{shard}: was damaged after {names[1]}")
 
 
 def test_a_shard_that_shrinks_while_it_is_read(tree: Path, tmp_path: Path) -> None:
     sharded(tree, tmp_path / "mine")
-    found = registry.list_files(photos.MINE, PIPELINE, tmp_path)
-    cut(found.train.path(3).parent, 600)
+    splits = registry.list_files(photos.MINE, PIPELINE, tmp_path)
+    cut(splits.train.path(3).parent, 600)
     with pytest.raises(UserError, match=r"imagenet1k-train-000\d.tar: ends within .*; it was cut short"):
-        for index in range(len(found.train)):
-            found.train.read(index)
+        for index in range(len(splits.train)):
+            splits.train.read(index)
 
 
 def test_a_corrupt_image_is_named_with_its_shard(tree: Path, tmp_path: Path) -> None:
     root = sharded(tree, tmp_path / "mine")
-    place = root / "imagenet1k-validation-0000.tar"
-    spoilt = next(one for one in (member(place, 0), member(place, 1)) if not one.name.endswith("cls"))
-    content = bytearray(place.read_bytes())
+    shard = root / "imagenet1k-validation-0000.tar"
+    spoilt = next(info for info in (member(shard, 0), member(shard, 1)) if not info.name.endswith("cls"))
+    content = bytearray(shard.read_bytes())
     content[spoilt.offset_data : spoilt.offset_data + spoilt.size] = bytes(spoilt.size)
-    place.write_bytes(content)
-    assert fails(tmp_path).startswith(f"{place}/{spoilt.name}: the image cannot be decoded")
+    shard.write_bytes(content)
+    assert fails(tmp_path).startswith(f"{shard}/{spoilt.name}: the image cannot be decoded")
 
 
 def test_what_is_missing_or_wrong(tree: Path, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_what_is_missing_or_wrong(tree: Path, tmp_path: Path) -> None:
         pack(other / "train-0.tar", members)
         pack(other / "val-0.tar", {f"{n}.{kind}": text for n in (0, 7) for kind, text in
                                    (("jpg", image), ("cls", str(n).encode()))})  # fmt: skip
-        found = fails(tmp_path, Dataset(name="folder", path="other"))
-        assert expected in found and str(other) in found, found
+        message = fails(tmp_path, Dataset(name="folder", path="other"))
+        assert expected in message and str(other) in message, message
     (other / "val-0.tar").unlink()
     assert "has shards of train, but none of test or val" in fails(tmp_path, Dataset(name="folder", path="other"))

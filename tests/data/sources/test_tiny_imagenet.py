@@ -35,9 +35,9 @@ def tree(root: Path) -> Path:
 def sort_val(root: Path) -> None:
     """Sorts the validation images into folders, as common scripts do."""
     for number, label in enumerate((2, 0, 1, 0)):
-        place = root / "val" / CLASSES[label] / "images"
-        place.mkdir(parents=True, exist_ok=True)
-        shutil.move(root / "val" / "images" / f"val_{number}.JPEG", place)
+        folder = root / "val" / CLASSES[label] / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.move(root / "val" / "images" / f"val_{number}.JPEG", folder)
 
 
 def fails(data_dir: Path) -> str:
@@ -77,13 +77,13 @@ def test_reads_the_hubs_files_the_same(tmp_path: Path, under: str) -> None:
     assert registry.locate(TINY, tmp_path / "parquet") == f"parquet in {data}"
     for size in (32, 64):
         dataset = Dataset(name="tiny_imagenet", size=size)
-        one = registry.load(dataset, tmp_path / "folders")
+        splits = registry.load(dataset, tmp_path / "folders")
         other = registry.load(dataset, tmp_path / "parquet")
-        assert one.class_names == other.class_names
+        assert splits.class_names == other.class_names
         for part in ("train_images", "train_labels", "test_images", "test_labels"):
-            assert torch.equal(getattr(one, part), getattr(other, part))
+            assert torch.equal(getattr(splits, part), getattr(other, part))
         small = make.image(1).resize((size, size), Image.Resampling.BICUBIC)
-        assert np.array_equal(one.train_images[1].numpy(), make.as_array(small))
+        assert np.array_equal(splits.train_images[1].numpy(), make.as_array(small))
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
