@@ -51,7 +51,7 @@ def describe(name: str, out: Path = Path("runs"), raw: bool = False, width: int 
         return text
     for kind in (plugins.MODEL, plugins.AUGMENTATION):
         if name in plugins.entry_point_names(kind):
-            return _describe_found(plugins.find(kind, name))
+            return _plugin_text(plugins.find(kind, name))
     try:
         recipe = find_recipe_in(name, out)
     except UserError:
@@ -109,10 +109,10 @@ def _describe_plugin(name: str) -> str:
         raise UserError(f"{name}: its arguments are those of no kind of plug-in; {expected}")
     if kind is plugins.METHOD:
         return _describe_method(name)
-    return _describe_found(plugins.find(kind, name))
+    return _plugin_text(plugins.find(kind, name))
 
 
-def _describe_found(plugin: plugins.Plugin) -> str:
+def _plugin_text(plugin: plugins.Plugin) -> str:
     return f"{plugin.name} ({plugin.kind.noun})\n\n{_unwrapped(plugin.check().doc)}".rstrip()
 
 
