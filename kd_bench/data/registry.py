@@ -88,12 +88,8 @@ def check(dataset: Dataset, context: str = "", pipeline: Pipeline | None = None)
     _check_counts(dataset, dataset_spec.train_size, dataset_spec.test_size, at)
 
 
-def _num_classes(dataset_spec: DatasetSpec, labels: str | None) -> int | None:
-    return (
-        dataset_spec.label_classes[dataset_spec.labels.index(labels)]
-        if labels and dataset_spec.labels
-        else dataset_spec.num_classes
-    )
+def _num_classes(spec: DatasetSpec, labels: str | None) -> int | None:
+    return spec.label_classes[spec.labels.index(labels)] if labels and spec.labels else spec.num_classes
 
 
 def _check_classes(dataset: Dataset, num_classes: int | None, at: str = "") -> None:
@@ -150,7 +146,7 @@ def resolve_spec(dataset: Dataset) -> DatasetSpec:
 def known_train_size(dataset: Dataset) -> int | None:
     """Returns the number of chosen training images that are not held out; None if only the files say it.
 
-    The built-in sets whose number is dataset_spec have equally many images of each class.
+    The built-in sets whose number is known have equally many images of each class.
 
     Raises:
         UserError: There is no such data set.

@@ -66,13 +66,13 @@ def check_shapes(**arguments: tuple[Tensor, str]) -> None:
         letters, dots, _ = dimensions.partition(" ...")
         names, shape = letters.split(), tensor.shape
         fits = len(shape) >= len(names) if dots else len(shape) == len(names)
-        sizes_here = dict(zip(names, shape, strict=False))
-        if not fits or any(sizes.get(letter, size) != size for letter, size in sizes_here.items()):
+        letter_sizes = dict(zip(names, shape, strict=False))
+        if not fits or any(sizes.get(letter, size) != size for letter, size in letter_sizes.items()):
             equations = [f"{letter} = {sizes[letter]}" for letter in names if letter in sizes]
             with_sizes = f" with {' and '.join(equations)}" if equations else ""
             expected, actual = ", ".join(dimensions.split()), ", ".join(map(str, shape))
             raise ValueError(f"{name} should have the shape ({expected}){with_sizes}, not ({actual})")
-        sizes |= sizes_here
+        sizes |= letter_sizes
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor, least: int = 1) -> None:

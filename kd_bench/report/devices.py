@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kd_bench.report.statistics import most_frequent
+from kd_bench.report.statistics import finished, most_frequent
 from kd_bench.utils.text import count, first_few
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def leave_out_other_devices(frame: pd.DataFrame) -> pd.DataFrame:
         usual = _usual(trials)
         for _, of_label in trials.groupby("label", sort=False):
             left_out = _others(of_label, usual)
-            if len(left_out) < len(_done(of_label)):
+            if len(left_out) < len(finished(of_label)):
                 frame.loc[left_out.index, "seconds_per_epoch"] = None
     return frame
 
@@ -85,7 +85,7 @@ def device_notes(frame: pd.DataFrame) -> Iterator[str]:
             if len(others):
                 devices = " or ".join(dict.fromkeys(others["device"]))
                 text = f"{label} ({count(len(others), 'trial')} on {devices})"
-                (left_out if len(others) < len(_done(of_label)) else kept).append(text)
+                (left_out if len(others) < len(finished(of_label)) else kept).append(text)
         if left_out or kept:
             pair = f" ({teacher} → {student})" if several else ""
             sentences = [f"Other devices{pair}: seconds an epoch are those of {usual}"]
@@ -94,17 +94,13 @@ def device_notes(frame: pd.DataFrame) -> Iterator[str]:
             yield f"{'; '.join(sentences)}."
 
 
-def _done(trials: pd.DataFrame) -> pd.DataFrame:
-    return trials[trials["status"] == "done"]
-
-
 def _usual(trials: pd.DataFrame) -> str | None:
     """The device of most finished trials, the first one if several are as frequent; None if none is named."""
-    device: str | None = most_frequent(_done(trials).drop_duplicates("trial_id")["device"])
+    device: str | None = most_frequent(finished(trials).drop_duplicates("trial_id")["device"])
     return device
 
 
 def _others(trials: pd.DataFrame, usual: str | None) -> pd.DataFrame:
     """The finished trials of another device than the usual one."""
-    done = _done(trials)
+    done = finished(trials)
     return done[done["device"].notna() & (done["device"] != usual).fillna(False)]

@@ -13,7 +13,7 @@ from kd_bench.report.devices import device_notes
 from kd_bench.report.image_sets import OTHER_IMAGES, image_notes, short, usual_images
 from kd_bench.report.ranks import Ranking
 from kd_bench.report.significance import DRAWS, EXACT
-from kd_bench.report.statistics import most_frequent
+from kd_bench.report.statistics import finished, most_frequent
 from kd_bench.report.summary import CONFIDENCE, PairTable, baseline_name
 from kd_bench.utils.text import count
 
@@ -86,7 +86,7 @@ def footnotes(
 def _evaluated_weights(frame: pd.DataFrame) -> Iterator[str]:
     """Which weights were tested, if some rows' are an average."""
     labels: dict[str, dict[str, None]] = {}
-    done = frame[frame["status"] == "done"]
+    done = finished(frame)
     for label, evaluated in zip(done["label"], done["evaluated"].fillna(_LAST), strict=True):
         labels.setdefault(evaluated, {})[label] = None
     if set(labels) - {_LAST}:

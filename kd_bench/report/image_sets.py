@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from kd_bench.report.statistics import finished
 from kd_bench.utils.text import count
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def image_notes(frame: pd.DataFrame) -> Iterator[str]:
                 f"Left out: {count(len(left_out), 'trial')} of other images of {dataset} than the others "
                 f"(digest {' or '.join(map(short, usual.values()))}): {named}."
             )
-        done = trials[trials["status"] == "done"].drop_duplicates("trial_id")
+        done = finished(trials).drop_duplicates("trial_id")
         unknown = int(done["images"].isna().sum())
         if unknown and usual:
             yield (

@@ -147,3 +147,8 @@ def most_frequent(values: pd.Series[Any]) -> Any:
     """Returns the most frequent value, the first one if several are; None if there are no values."""
     counts = Counter(values.dropna().tolist()).most_common(1)
     return counts[0][0] if counts else None
+
+
+def finished(trials: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows of finished trials, from a frame of ``read_results``."""
+    return trials[trials["status"] == "done"]

@@ -13,7 +13,7 @@ from kd_bench.report.footnotes import footnotes, problems
 from kd_bench.report.image_sets import OTHER_IMAGES, leave_out_other_images
 from kd_bench.report.protocol import comparable, explain
 from kd_bench.report.ranks import Ranking, ranking
-from kd_bench.report.statistics import MeanAndStd, estimate, most_frequent
+from kd_bench.report.statistics import MeanAndStd, estimate, finished, most_frequent
 from kd_bench.report.summary import ALONE, CONFIDENCE, PairTable, Summary, SummaryRow, baseline_name
 from kd_bench.utils.errors import UserError
 from kd_bench.utils.text import count
@@ -38,7 +38,7 @@ def summarise(frame: pd.DataFrame, baseline: str = "kd") -> Summary:
         UserError: If two different trials of a pair have the same label, seed and teacher's seed.
     """
     frame = leave_out_other_devices(leave_out_other_images(frame))
-    epochs = {str(dataset): most_frequent(_done(trials)["epochs"]) for dataset, trials in frame.groupby("dataset")}
+    epochs = {str(dataset): most_frequent(finished(trials)["epochs"]) for dataset, trials in frame.groupby("dataset")}
     pairs = tuple(
         _pair_table(str(dataset), str(teacher), str(student), trials, baseline, epochs[str(dataset)])
         for (dataset, teacher, student), trials in frame.groupby(["dataset", "teacher", "student"], sort=False)
@@ -94,13 +94,9 @@ def _with_cells(trials: pd.DataFrame) -> tuple[pd.DataFrame, bool]:
     return trials, crossed
 
 
-def _done(trials: pd.DataFrame) -> pd.DataFrame:
-    return trials[trials["status"] == "done"]
-
-
 def _protocol(trials: pd.DataFrame) -> str | None:
     """The most frequent protocol of the finished trials; None if there are none."""
-    protocol = most_frequent(_done(trials)["protocol"])
+    protocol = most_frequent(finished(trials)["protocol"])
     return None if protocol is None else str(protocol)
 
 
@@ -133,7 +129,7 @@ def _student_row(
             nothing is done.
         crossed: Whether the pair's students are crossed with teachers.
     """
-    done = _done(trials)
+    done = finished(trials)
     protocol = _protocol(trials)
     fits = protocol is None or pair_protocol is None or comparable(protocol, pair_protocol)
     notes = []
@@ -247,7 +243,7 @@ def _ranking(pairs: Sequence[PairTable]) -> Ranking | None:
 
 def _top1_by_cell(trials: pd.DataFrame) -> dict[Cell, float]:
     """Last-epoch accuracy of the finished trials by cell."""
-    done = _done(trials)
+    done = finished(trials)
     return dict(zip(done["cell"], done["top1_last"].tolist(), strict=True))
 
 

@@ -25,7 +25,7 @@ class Scale:
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, number: int = 5) -> list[float]:
-        """Returns round values for labels, approximately as many as number."""
+        """Returns round values for labels, approximately ``number`` of them."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             values = [factor * 10.0**power for power in decades for factor in (1, 2, 5)]
