@@ -236,9 +236,9 @@ def _data(data: Path | None) -> Iterator[Finding]:
         text = f"there is no data folder {data_folder}, which all data sets but digits need"
         yield Finding("note", f"{text}; name yours with: export KD_BENCH_DATA=FOLDER, or --data FOLDER")
     for name in datasets.names():
-        if "path" in datasets.spec(name).options:
-            continue  # the user's own images, in any folder
         try:
+            if "path" in datasets.spec(name).options:
+                continue  # the user's own images, in any folder
             yield Finding("ok", f"{name}: {datasets.locate(Dataset(name=name), data_folder)}")
         except UserError as error:
             yield Finding("note", str(error))

@@ -37,13 +37,21 @@ _POLL_SECONDS = 0.2
 #: Seconds after which another rank, which was told to end its worker, counts as lost.
 _LOST_SECONDS = 30.0
 
+#: Seconds that the processes wait for one another at the start.
+_JOIN_SECONDS = 600.0
+
 
 class LauncherRankZero:
-    """Rank 0 of the processes that a launcher has started, which makes the other ranks run workers."""
+    """Rank 0 of the processes that a launcher has started, which makes the other ranks run workers.
+
+    Raises:
+        RunFailed: If the other ranks do not start in time. Rank 0 waits for them, because the store ends with it.
+    """
 
     def __init__(self, environment: RankEnvironment, device: str) -> None:
         self.environment, self.device = environment, device
         self._store = _open_store(environment)
+        _wait_for_ranks(self._store, environment.world_size)
         self._jobs = 0
         self._closed = False
         atexit.register(self.close)
@@ -128,6 +136,7 @@ def _run_workers(launcher: RankEnvironment, device: str) -> None:
 
     try:
         store = _open_store(launcher)
+        store.set(f"joined/{launcher.rank}", "")
         with collecting_signals() as received:
             _run_orders(launcher, device, store, received)
     except (DistError, RuntimeError) as error:
@@ -160,6 +169,18 @@ def _run_orders(launcher: RankEnvironment, device: str, store: Store, received: 
         number += 1
 
 
+def _wait_for_ranks(store: Store, world_size: int) -> None:
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while missing := [rank for rank in range(1, world_size) if not store.check([f"joined/{rank}"])]:
+        if time.monotonic() > deadline:
+            ranks = ", ".join(map(str, missing))
+            raise RunFailed(
+                f"of {world_size} processes (from 0 to {world_size - 1}), these have not started in "
+                f"{_JOIN_SECONDS / 60:.0f} minutes: {ranks}; see their output"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
 def _for_workers(launcher: RankEnvironment, port: int) -> RankEnvironment:
     """Returns the environment of this rank's worker. Workers have a store of their own, hosted by their rank 0."""
     return replace(launcher, master_port=port, agent_store=False)
@@ -178,5 +199,5 @@ def _open_store(launcher: RankEnvironment) -> Store:
     from torch.distributed import PrefixStore, TCPStore
 
     address, hosts_store = (launcher.master_addr, launcher.master_port), launcher.rank == 0 and not launcher.agent_store
-    store = TCPStore(*address, is_master=hosts_store, wait_for_workers=False, timeout=timedelta(minutes=10))
+    store = TCPStore(*address, is_master=hosts_store, wait_for_workers=False, timeout=timedelta(seconds=_JOIN_SECONDS))
     return PrefixStore(f"kd_bench/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -219,6 +219,7 @@ class ProgressDisplay:
     def trial_finished(self, trial: AnyTrial, top1: float | None, reason: str | None) -> None:
         """Prints a trial's accuracy, or the reason why it has failed."""
         if reason is None:
+            self._count_epochs(trial, 0)  # of a teacher from a file, of which no epoch was reported
             self._print_plain(f"{self._title(trial)}: done, {top1:.2f} %{self._time_left([trial])}")
         else:
             self._epochs_total -= self._epochs_left.pop(trial.id, 0)

@@ -110,6 +110,7 @@ def replay(path: Path, options: RunOptions, weights: Path | None = None) -> Repl
     """
     if not os.path.lexists(path):
         raise UserError(f"{path}: there is no such folder")
+    path = path.resolve()  # the folder's name is compared with the trial's identity, and "." has none
     kept = read_trial(path)
     if kept.verdict != "done":
         raise UserError(kept.advice if kept.faults else f"{path}: has no finished trial that could be trained again")
@@ -118,9 +119,9 @@ def replay(path: Path, options: RunOptions, weights: Path | None = None) -> Repl
         raise UserError(f"{path}: is a teacher whose weights came in a file, so there is nothing to train again")
     threads = kept.environment.get("threads") or options.threads
     options = replace(options, threads=threads, out=options.out / "replays")
-    if options.out.absolute() == path.absolute().parents[1]:
+    if options.out.resolve() == path.parents[1]:
         raise UserError(f"{path}: is a replay itself; replay the trial that was kept")
-    name = path.absolute().parent.name
+    name = path.parent.name
     if weights is not None:
         _check_weights(trial, weights)
     elif trial.pretrained is not None:

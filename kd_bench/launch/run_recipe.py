@@ -64,7 +64,7 @@ def train(
         published_numbers.read(name, f"{part.context}: published")
 
     def keep_recipe() -> None:
-        if not part.in_file and (note := write_recipe(recipe, options.out, part.planned)):
+        if not part.in_file and (note := write_recipe(recipe, options.out, part.planned, options.data)):
             print(f"{recipe.name}: {note}", file=sys.stderr)
         for note in () if part.warned else training_notes(recipe, part.planned):
             print(f"{recipe.name}: {note}", file=sys.stderr)

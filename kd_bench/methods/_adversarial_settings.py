@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kd_bench.config.adversarial import Adversarial, Generated
 from kd_bench.config.trial import Training
+from kd_bench.config.validate import question
 from kd_bench.data import registry as datasets
 from kd_bench.methods._registry import MethodInfo
 from kd_bench.utils.errors import UserError
@@ -32,6 +33,11 @@ def adversarial_settings(
     if adversarial is None:
         raise UserError(f"{subject} trains on perturbed images, so adversarial is missing, at least its eps")
     for key in info.required_settings:
+        if key not in Adversarial.model_fields:
+            raise UserError(
+                f"{subject}: required_settings of {info.class_name} has {key!r}, which is no setting of adversarial"
+                f"{question(key, Adversarial.model_fields)} ({info.path})"
+            )
         if not getattr(adversarial, key):
             raise UserError(f"{subject} is another method without adversarial.{key}, which is not switched on")
     if adversarial.generated is None:

@@ -213,15 +213,17 @@ def load(name: str) -> type[Method]:
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise UserError(f"method {name!r}: {info.class_name} in {info.path} is not a kd_bench.methods.base.Method")
     parameters = [parameter.name for parameter in info.parameters]
-    in_source = (info.family, info.needs_teacher, *(getattr(info, name) for name in _SWITCHES), parameters)
+    switches = [getattr(info, name) for name in _SWITCHES]
+    in_source = (info.family, info.needs_teacher, info.required_settings, *switches, parameters)
     arguments = inspect.signature(method.__init__).parameters.values()
     keyword_only = [argument.name for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
-    switches = (getattr(method, name) for name in _SWITCHES)
-    if in_source != (method.family, method.needs_teacher, *switches, keyword_only):
+    required = getattr(method, "required_settings", ())  # only methods of adversarial training have them
+    switches = [getattr(method, name) for name in _SWITCHES]
+    if in_source != (method.family, method.needs_teacher, required, *switches, keyword_only):
         raise _error(
             name,
-            f"family, needs_teacher, {', '.join(_SWITCHES)} and the arguments of __init__ are not what the source of "
-            f"{info.class_name} says; write them in the class itself",
+            f"family, needs_teacher, required_settings, {', '.join(_SWITCHES)} and the arguments of __init__ are not "
+            f"what the source of {info.class_name} says; write them in the class itself",
         )
     with _plugin_errors(name):
         problem = class_problem(method, parameters)
@@ -334,4 +336,7 @@ def _problem(source: Definition) -> str | None:
     for key in ("needs_teacher", *_SWITCHES):
         if not isinstance(source.attributes.get(key, True), bool):
             return f"{key} = {source.attributes[key]!r} should be true or false"
+    required = source.attributes.get("required_settings", ())
+    if not (isinstance(required, tuple) and all(isinstance(key, str) for key in required)):
+        return f"required_settings = {required!r} should be a tuple of names of settings of adversarial"
     return None

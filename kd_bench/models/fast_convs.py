@@ -128,8 +128,11 @@ def pointwise_way(
 @cache
 def _kernel_indices(height: int, width: int) -> Tensor:
     """Returns (pixels of the input, pixels of the output): index of the weight of a 3x3 kernel between the two."""
-    row, column = (grid.flatten() for grid in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    return 3 * (row[:, None] - row + 1) + column[:, None] - column + 1
+    # A tensor that is made in inference mode could not be used in a training afterwards.
+    with torch.inference_mode(False):
+        rows, columns = torch.arange(height, device="cpu"), torch.arange(width, device="cpu")
+        row, column = (grid.flatten() for grid in torch.meshgrid(rows, columns, indexing="ij"))
+        return 3 * (row[:, None] - row + 1) + column[:, None] - column + 1
 
 
 def use_fast_convs(network: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kd_bench.config.optimizer import DOT
 from kd_bench.config.teacher_start import allows_features
 from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.data.array_dataset import ArrayDataset
@@ -33,6 +34,7 @@ from kd_bench.training.student import StudentModule
 from kd_bench.types import Pair
 from kd_bench.utils import plugins, seeding
 from kd_bench.utils.distributed import is_distributed
+from kd_bench.utils.errors import UserError
 
 
 def build_network(trial: Trial, images: Images, pretrained: Path | None = None) -> tuple[nn.Module, InputTransform]:
@@ -191,6 +193,11 @@ def _build_method(trial: Trial, images: Images, network: nn.Module, teacher: nn.
         method = methods.build(trial.method.name, pair, trial.method.hyperparameters, trial.method)
         if method.inference_head is not None:
             check_head(method.inference_head, pair.student.features, images.num_classes, trial.method.name)
+    if isinstance(trial.optimizer, DOT) and not method.needs.teacher:
+        raise UserError(
+            f"optimizer.name: 'dot' needs a method that distils in the student's own epochs, and {trial.method.name!r} "
+            "reads the teacher only in its preparation; choose 'sgd' for it"
+        )
     use_fast_convs(method)
     return method
 

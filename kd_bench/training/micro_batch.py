@@ -34,12 +34,18 @@ class MicroBatch:
 
 
 def split_micro_batches(batch: Batch, micro_batch: int | None) -> Iterator[MicroBatch]:
-    """Splits a process's part of a batch into micro-batches of this many images; None for one of all images."""
+    """Splits a process's part of a batch into micro-batches of this many images; None for one of all images.
+
+    The last batch of an epoch may have other sizes: a rest that is smaller, or of one image, which joins the
+    micro-batch before it, because batch normalisation cannot train on it.
+    """
     images = len(batch.images)
     size = min(images, micro_batch or images)
-    count = -(-images // size)
+    count, rest = divmod(images, size)
+    count += rest > (1 if size > 1 else 0)
     for index in range(count):
-        part = batch.rows(slice(index * size, (index + 1) * size)) if count > 1 else batch
+        end = images if index == count - 1 else (index + 1) * size
+        part = batch.rows(slice(index * size, end)) if count > 1 else batch
         yield MicroBatch(part, rank() * count + index, len(part.images) / images, index == 0, index == count - 1)
 
 

@@ -12,7 +12,7 @@ from kd_bench.config.load import find_recipe, packaged_recipes, read_recipe
 from kd_bench.config.recipe import Recipe
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.config.validate import question
-from kd_bench.plan import plan
+from kd_bench.trials.plan_without_weights import plan_from_results
 from kd_bench.utils.errors import UserError, nearest
 from kd_bench.utils.files import write_atomic
 from kd_bench.utils.paths import is_file, is_folder
@@ -24,7 +24,7 @@ _SUFFIXES = (".yaml", ".yml")
 _HEAD = "# Written by kd-bench: the recipe of these trials. kd-bench table, status and report find it by its name.\n"
 
 
-def write_recipe(recipe: Recipe, out: Path, planned: Iterable[PlannedTrial]) -> str | None:
+def write_recipe(recipe: Recipe, out: Path, planned: Iterable[PlannedTrial], data: Path | None = None) -> str | None:
     """Writes a recipe, with all settings, into the folder of its trials.
 
     A recipe that is there already, and has trials in the folder that the new one does not plan, is kept in a file
@@ -34,6 +34,7 @@ def write_recipe(recipe: Recipe, out: Path, planned: Iterable[PlannedTrial]) -> 
         recipe: The recipe.
         out: The results folder.
         planned: The trials of the recipe.
+        data: Folder of the data sets, which has the generated images; None for the default.
 
     Returns:
         A sentence about the recipe that was there; None if it has no other trials.
@@ -42,16 +43,17 @@ def write_recipe(recipe: Recipe, out: Path, planned: Iterable[PlannedTrial]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     # JSON is YAML, and its texts are in quotes, so that none of them can be read as a number.
     content = json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    note = _keep_earlier(folder / _NAME, {cell.trial_id for cell in planned})
+    note = _keep_earlier(folder / _NAME, {cell.trial_id for cell in planned}, data)
     write_atomic(folder / _NAME, f"{_HEAD}{content}\n")
     return note
 
 
-def _keep_earlier(file: Path, planned: set[str]) -> str | None:
+def _keep_earlier(file: Path, planned: set[str], data: Path | None) -> str | None:
     """Copies a recipe that will be replaced if it has trials that are not planned, and returns a sentence about it."""
     try:
         text = file.read_text(encoding="utf-8")
-        trials = {cell.trial_id for cell in plan(read_recipe(file), str(file))}
+        earlier = plan_from_results(read_recipe(file), str(file), file.parent.parent, data=data)
+        trials = {cell.trial_id for cell in earlier}
     except (OSError, ValueError, UserError):  # there is none; or it was damaged, or needs a plug-in that is gone
         return None
     others = sum((file.parent / name).is_dir() for name in trials - planned)

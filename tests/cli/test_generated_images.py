@@ -17,6 +17,7 @@ from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import Trial
 from kd_bench.plan import plan
 from kd_bench.trials.plan_without_weights import plan_from_results
+from kd_bench.trials.recipe_file import write_recipe
 from kd_bench.utils.errors import UserError
 from tests.data.generated_images import write_images
 from tests.report.trials import write_trial
@@ -117,3 +118,23 @@ def test_results_of_several_files_do_not_say_which_is_meant(folders: tuple[Path,
             assert checksum(plan_from_results(content, "mixed", out, data=data)) == known
     with pytest.raises(UserError, match="there is no file"):
         plan_from_results(content, "mixed", out)
+
+
+def test_the_recipe_of_an_earlier_comparison_is_kept_if_its_images_are_in_the_folder_of_data(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, data = folders
+    out = tmp_path / "runs"
+
+    def write(*methods: str) -> tuple[str | None, list[str]]:
+        recipe = read_recipe({**RECIPE, "methods": list(methods), "baseline": methods[0]})
+        planned = plan(recipe, "mixed", data=data)
+        return write_recipe(recipe, out, planned, data), [cell.trial_id for cell in planned]
+
+    note, trials = write("trades")
+    assert note is None
+    (out / "mixed" / trials[0]).mkdir()
+    note, _ = write("ikl_at")
+    assert note is not None and "which has 1 trial that is not in this one" in note
+    (earlier,) = (out / "mixed").glob("recipe-*.yaml")
+    assert list(read_recipe(earlier).methods) == ["trades"]

@@ -190,6 +190,17 @@ def test_missing_images_and_weights(findings, monkeypatch, tmp_path):
     assert mark_of(findings(), "published weights of") == "ok"
 
 
+def test_a_broken_plug_in_does_not_end_the_checks(findings, monkeypatch, tmp_path):
+    meta = tmp_path / "broken_pack-1.0.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-pack\nVersion: 1.0\n")
+    (meta / "entry_points.txt").write_text("[kd_bench.datasets]\nbroken = no_such_module:make\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    marks = findings()
+    assert mark_of(marks, "'broken'", "no_such_module") == "note"
+    assert mark_of(marks, "results go to") == mark_of(marks, "digits: ") == "ok"
+
+
 def test_the_exit_code_is_1_if_kd_bench_cannot_work(monkeypatch, tmp_path):
     versions(monkeypatch, timm=None)
     with pytest.raises(RunFailed, match="keeps kd-bench from working"):

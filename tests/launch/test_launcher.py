@@ -229,6 +229,28 @@ def test_a_process_that_does_not_end_its_worker_is_lost(monkeypatch: pytest.Monk
         worker.poll()
 
 
+def test_the_first_process_waits_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that found all trials done ended, with the store, before those of a slower machine had connected."""
+    environment = RankEnvironment(0, 2, 0, 1, "127.0.0.1", free_port())
+    code = (
+        "import os, sys, time; from kd_bench.launch import launcher_ranks as ranks\n"
+        "from kd_bench.launch.launcher import RankEnvironment\n"
+        f"ranks.join_launcher(RankEnvironment(1, 2, 0, 1, '127.0.0.1', {environment.master_port}), 'cpu')"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        first = launcher_ranks.LauncherRankZero(environment, "cpu")
+        assert first._store.check(["joined/1"])
+        first.close()
+        _, errors = other.communicate(timeout=60)
+    finally:
+        kill_tree(other)
+    assert other.returncode == 0, errors
+    monkeypatch.setattr(launcher_ranks, "_JOIN_SECONDS", 0.5)
+    with pytest.raises(RunFailed, match=r"of 3 processes \(from 0 to 2\), these have not started in 0 minutes: 2; see"):
+        launcher_ranks._wait_for_ranks(first._store, 3)
+
+
 def planned(**changes: object):
     content = RECIPE | {
         "name": "mine",

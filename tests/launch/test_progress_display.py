@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from kd_bench.config.trial import Trial
+from kd_bench.config.trial import PretrainedTeacher, Trial
 from kd_bench.launch import progress_display as module
 from kd_bench.launch.progress_display import ProgressDisplay
 from tests.training.parts import trial
@@ -36,6 +36,7 @@ def test_plain_lines_where_there_is_no_terminal(clock):
     display.epoch_finished(first, 1, 50.0)
     display.epoch_finished(second, 1, 60.0)
     clock[0] = 40.0
+    display.epoch_finished(first, 2, 55.5)
     display.trial_finished(first, 55.5, None)
     display.trial_finished(second, None, "the loss was no longer finite")
     display.close()
@@ -44,7 +45,8 @@ def test_plain_lines_where_there_is_no_terminal(clock):
         "resnet14 -> resnet8, seed 3: kd, soft: started",
         # Two of seven epochs took 20 seconds.
         "resnet14 -> resnet8, seed 3: epoch 1/2, kd 50.0, soft 60.0 %, 50 s left in all",
-        "resnet14 -> resnet8, kd, seed 3: done, 55.50 %, 2 min left in all",
+        # Three of seven epochs took 40 seconds.
+        "resnet14 -> resnet8, kd, seed 3: done, 55.50 %, 53 s left in all",
         "resnet14 -> resnet8, soft, seed 3: failed: the loss was no longer finite",
     ]
 
@@ -63,6 +65,19 @@ def test_teachers_that_differ_in_their_seed_are_told_apart(clock):
         f"resnet14 (seed {seed + 1}) -> resnet8, seed 3: kd: started",
         f"resnet14 (seed {seed + 1}) -> resnet8, kd, seed 3: done, 55.50 %",
     ]
+
+
+def test_a_teacher_from_a_file_counts_as_done(clock):
+    student = trial("kd", epochs=3)
+    teacher = PretrainedTeacher(dataset=student.dataset, model="cifar_resnet14", weights="0" * 64)
+    student = student.model_copy(update={"teacher": teacher})
+    display = plain()
+    display.start({student.id: "kd"}, [teacher], [student])
+    display.trial_finished(teacher, 70.0, None)
+    display.cohort_started([student])
+    clock[0] = 40.0
+    display.epoch_finished(student, 2, 50.0)
+    assert printed_lines(display)[-1].endswith("epoch 2/3, kd 50.0 %, 13 s left")  # one of four epochs, not two
 
 
 def test_a_resumed_cohort_is_not_called_new(clock):

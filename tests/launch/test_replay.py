@@ -216,5 +216,21 @@ def test_replays_at_once_copy_the_same_teacher(tmp_path: Path, monkeypatch: pyte
     assert read_trial(tmp_path / "out" / "replays" / teacher).has_weights
 
 
+@pytest.mark.parametrize("path", [".", "link"])
+def test_a_folder_is_found_by_any_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def end(name: str, *_: object) -> None:
+        names.append(name)
+        raise RunFailed("not trained")
+
+    monkeypatch.setattr(replaying, "train_trials", end)
+    (tmp_path / "link").symlink_to(kept_trial())
+    monkeypatch.chdir(kept_trial() if path == "." else tmp_path)
+    with pytest.raises(RunFailed, match="not trained"):
+        replay(Path(path), RunOptions(out=tmp_path))
+    assert names == ["demo"]
+
+
 def iter_taught():
     return (path.parent for path in sorted(DEMO.glob("*/trial.json")) if json.loads(path.read_text()).get("teacher"))

@@ -1,5 +1,7 @@
 """The methods of adversarial training: their terms, the gradients of both sides, and the class weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -221,3 +223,61 @@ def test_a_view_of_its_own_makes_a_stream_of_its_own() -> None:
 
     other = trial.model_copy(update={"adversarial": trial.adversarial.model_copy(update={"second_view": SecondView()})})
     assert trial.cohort_key != other.cohort_key
+
+
+PLUGIN = """
+from kd_bench.methods.adversarial import AdversarialMethod
+
+class Mine(AdversarialMethod):
+    family = "adversarial"
+    needs_teacher = False
+    required_settings = ("ramp",)
+
+    def forward(self, student, teacher, batch):
+        return {"ce": self.label_loss(student, batch)}
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('("ramp")', "required_settings = 'ramp' should be a tuple of names of settings of adversarial"),
+        ("(1,)", "required_settings = (1,) should be a tuple of names of settings of adversarial"),
+        (
+            '("weight_perturbations",)',
+            "required_settings of Mine has 'weight_perturbations', which is no setting of adversarial; did you mean "
+            "'weight_perturbation'?",
+        ),
+        ('("second_view",)', "is another method without adversarial.second_view, which is not switched on"),
+    ],
+)
+def test_required_settings_of_a_plug_in_are_checked(tmp_path: Path, settings: str, message: str) -> None:
+    file = tmp_path / "mine.py"
+    recipe = {**RECIPE, "methods": {"none": {}, "mine": {"method": f"{file}:Mine"}}, "baseline": "mine"}
+    file.write_text(PLUGIN)
+    assert [cell.label for cell in plan(read_recipe(recipe), "robust")] == ["none", "mine"]
+    file.write_text(PLUGIN.replace('("ramp",)', settings))
+    with pytest.raises(UserError) as caught:
+        plan(read_recipe(recipe), "robust")
+    assert message in str(caught.value)
+
+
+INHERITED = """
+from kd_bench.methods.improved_trades import ImprovedTRADES
+
+class Mine(ImprovedTRADES):
+    family = "adversarial"
+    needs_teacher = False
+
+    def __init__(self, pair):
+        super().__init__(pair)
+"""
+
+
+def test_required_settings_are_written_in_the_class_itself(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(INHERITED)
+    with pytest.raises(UserError, match=r"required_settings, .* are not what the source of Mine says"):
+        methods.load(f"{file}:Mine")
+    file.write_text(INHERITED + '    required_settings = ("ramp", "weight_perturbation")\n')
+    assert methods.load(f"{file}:Mine").__name__ == "Mine"

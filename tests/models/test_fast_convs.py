@@ -233,6 +233,15 @@ def test_nothing_else_is_done_another_way(products: list[tuple[int, ...]]) -> No
     assert products
 
 
+def test_a_pass_in_inference_mode_does_not_break_a_later_training() -> None:
+    fast_convs._kernel_indices.cache_clear()
+    with torch.inference_mode():
+        assert not fast_convs._kernel_indices(2, 2).is_inference()
+    weights = torch.randn(9, requires_grad=True)
+    weights[fast_convs._kernel_indices(2, 2)].square().sum().backward()
+    assert weights.grad is not None
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", ["cifar_shufflenet_v1", "cifar_mobilenet_v2", "efficientnet_b0"])
 def test_a_network_computes_the_same_and_keeps_its_names(

@@ -320,6 +320,16 @@ def test_a_method_without_both_losses_is_told_so(tmp_path: Path, terms: str, pro
     assert len(kd.states) == 3
 
 
+@pytest.mark.parametrize("method", ["ab", "fsp"])
+def test_a_method_that_distils_in_its_preparation_only_is_told_so_before_it(data, method: str) -> None:
+    with pytest.raises(UserError) as caught:
+        train([trial(method, optimizer=OPTIMIZER)], data)
+    assert str(caught.value) == (
+        "optimizer.name: 'dot' needs a method that distils in the student's own epochs, and "
+        f"{method!r} reads the teacher only in its preparation; choose 'sgd' for it"
+    )
+
+
 def test_a_row_of_a_recipe() -> None:
     planned = {cell.label: cell.trial for cell in plan(read_recipe(RECIPE), "r")}
     settings = {"lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4, "delta": 0.075}

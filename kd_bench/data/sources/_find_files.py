@@ -115,12 +115,12 @@ def find_shards(folder: Path) -> SplitFiles | None:
     splits: dict[str, dict[int, Path]] = {}
     for file in _tars(folder):
         if name := _TAR.fullmatch(file.name):
-            splits.setdefault(name[1], {})[int(name[2])] = file
+            _add_shard(splits, name[1], int(name[2]), file)
     if not splits:
         for split in _SPLITS:
-            names = ((file, _NUMBERED_TAR.fullmatch(file.name)) for file in _tars(folder / split))
-            if numbered := {int(name[1]): file for file, name in names if name}:
-                splits[split] = numbered
+            for file in _tars(folder / split):
+                if name := _NUMBERED_TAR.fullmatch(file.name):
+                    _add_shard(splits, split, int(name[1]), file)
     if not splits:
         return None
     test_split = next((split for split in TEST if split in splits), None)
@@ -133,6 +133,15 @@ def find_shards(folder: Path) -> SplitFiles | None:
     _check_announced(folder, {file.name for file in (*train, *test)})
     description = f"{len(train)} shards to train on and {len(test)} to test on in {folder}"
     return SplitFiles(description, folder, train, test)
+
+
+def _add_shard(splits: dict[str, dict[int, Path]], split: str, number: int, file: Path) -> None:
+    other = splits.setdefault(split, {}).setdefault(number, file)
+    if other != file:
+        raise UserError(
+            f"{file.parent}: {other.name} and {file.name} are both shard {number} of {split}; keep one data set in a "
+            "folder, and give each of its shards a number of its own"
+        )
 
 
 def _tars(folder: Path) -> list[Path]:

@@ -89,7 +89,13 @@ def list_files(spec: DatasetSpec, shards: _find_files.SplitFiles, pipeline: Pipe
     """
     train, classes = _index(shards.train)
     test, test_classes = _index(shards.test)
-    _find_files.check_same_classes(_pattern(shards.train), _pattern(shards.test), classes, test_classes)
+    patterns = _pattern(shards.train), _pattern(shards.test)
+    _find_files.check_same_classes(*patterns, classes, test_classes)
+    if classes != test_classes:  # numbers and names have different orders: 2 is before 10, and "10" before "2"
+        raise UserError(
+            f"{patterns[0]} and {patterns[1]}: the labels of one are numbers, and those of the other are names; write "
+            "them in the same way"
+        )
     return FileDataset(train, test, classes, spec.mean, spec.std, pipeline)
 
 

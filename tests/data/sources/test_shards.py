@@ -122,6 +122,37 @@ def test_numbers_are_sorted_as_numbers(tree: Path, tmp_path: Path) -> None:
     assert registry.list_files(photos.MINE, PIPELINE, tmp_path).class_names == ("2", "9", "10")
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("cats-{}-0000.tar", "dogs-{}-0000.tar"),
+         ": cats-train-0000.tar and dogs-train-0000.tar are both shard 0 of train; keep one data set in a folder"),
+        (("{}-0.tar", "{}-00.tar"), ": train-0.tar and train-00.tar are both shard 0 of train"),
+        (("{}/a1.tar", "{}/b1.tar"), "/train: a1.tar and b1.tar are both shard 1 of train"),
+    ],
+)  # fmt: skip
+def test_shards_with_the_same_number_are_refused(
+    tree: Path, tmp_path: Path, names: tuple[str, str], message: str
+) -> None:
+    samples = list(by_number(images(tree / "val")))
+    for split in ("train", "val"):
+        for name, members in zip(names, samples, strict=False):
+            pack(tmp_path / "mine" / name.format(split), members)
+    with pytest.raises(UserError) as caught:
+        registry.list_files(photos.MINE, PIPELINE, tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path / 'mine'}{message}")
+
+
+def test_numbers_in_one_split_and_names_in_the_other_are_refused(tree: Path, tmp_path: Path) -> None:
+    image = next(file for _, file in images(tree / "val")).read_bytes()
+    numbers = {f"{n}.{kind}": content for n in range(12) for kind, content in (("webp", image), ("cls", b"%d" % n))}
+    pack(tmp_path / "mine" / "train-0.tar", numbers)
+    pack(tmp_path / "mine" / "val-0.tar", {f"{n}/{n}.webp": image for n in range(12)})
+    with pytest.raises(UserError) as caught:
+        registry.list_files(photos.MINE, PIPELINE, tmp_path)
+    assert "val-*.tar: the labels of one are numbers, and those of the other are names" in str(caught.value)
+
+
 def test_the_index_is_built_once(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = sharded(tree, tmp_path / "mine")
     first = batches(tmp_path)
