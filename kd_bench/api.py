@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_bench import plan as planning
-from kd_bench.config.load import merge, packaged_recipes, read_recipe, recipe_context
+from kd_bench.config.load import merge, read_recipe, recipe_context, recipes_by_folder
 from kd_bench.config.trial import Training
 from kd_bench.data import registry as datasets
 from kd_bench.launch import run_recipe
@@ -334,11 +334,15 @@ def recipe_part(name: str, out: Path, methods: Sequence[str] | None = None, **ch
 
 
 def folder_part(name: str, out: Path) -> FolderResults | None:
-    """Returns the results in the folder ``name`` of ``out``, whose recipe is not known; None if there are none."""
+    """Returns the results in the folder ``name`` of ``out``: those of the recipe that plans some of them, or all.
+
+    None if there are none.
+    """
     from kd_bench.report.unplanned_trials import trial_ids
 
     ids = trial_ids(out / name) if name and Path(name).name == name else set()
-    return _unplanned_part(out / name, ids) if ids else None
+    recipe = _recipe_of(out / name, ids) if ids else None
+    return recipe_part(recipe, out) if recipe else _unplanned_part(out / name, ids) if ids else None
 
 
 def _unplanned_part(folder: Path, ids: set[str]) -> FolderResults:
@@ -361,20 +365,13 @@ def planned_part(part: PlannedRecipe, out: Path) -> FolderResults:
 
 
 def _folder_parts(out: Path) -> Iterator[FolderResults]:
-    """Yields the results of each folder: those of the recipe that plans some of them, then the others.
-
-    The recipe is a packaged one, or the one that is kept in the folder.
-    """
+    """Yields the results of each folder: those of the recipe that plans some of them, then the others."""
     from kd_bench.report.unplanned_trials import trial_ids
     from kd_bench.trials.folder import TEACHERS
-    from kd_bench.trials.recipe_file import recipe_file
 
-    recipes = recipes_by_folder()
     for folder in sorted(path for path in out.iterdir() if path.is_dir() and path.name != TEACHERS):
-        ids, kept_recipe = trial_ids(folder), recipe_file(folder.name, out)
-        names = [*recipes.get(folder.name, ()), *([str(kept_recipe)] if kept_recipe else [])]
-        name = next((name for name in names if _planned_ids(name) & ids), None)
-        if name is not None:
+        ids = trial_ids(folder)
+        if name := _recipe_of(folder, ids):
             part = recipe_part(name, out)
             ids -= {cell.trial_id for cell in part.cells}
             yield part
@@ -384,16 +381,17 @@ def _folder_parts(out: Path) -> Iterator[FolderResults]:
             yield replace(others, name=title)
 
 
-def recipes_by_folder() -> dict[str, list[str]]:
-    """Returns the names of the packaged recipes by the name of their results folder."""
-    names: dict[str, list[str]] = {}
-    for name in packaged_recipes():
-        names.setdefault(read_recipe(name).name, []).append(name)
-    return names
+def _recipe_of(folder: Path, ids: set[str]) -> str | None:
+    """Returns the recipe that plans some of a folder's trials: a packaged one, or the one that is kept there."""
+    from kd_bench.trials.recipe_file import recipe_file
+
+    kept_recipe = recipe_file(folder.name, folder.parent)
+    names = [*recipes_by_folder().get(folder.name, ()), *([str(kept_recipe)] if kept_recipe else [])]
+    return next((name for name in names if _planned_ids(name, folder.parent) & ids), None)
 
 
-def _planned_ids(name: str) -> set[str]:
+def _planned_ids(name: str, out: Path) -> set[str]:
     try:
-        return {cell.trial_id for cell in plan(name).planned}
-    except UserError:  # e.g. the weights of a teacher are missing
+        return {cell.trial_id for cell in plan(name, results=out).planned}
+    except UserError:  # e.g. a plug-in is gone
         return set()

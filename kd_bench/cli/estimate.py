@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -64,11 +65,18 @@ def estimate(
     # These import torch, so what the user typed is checked first.
     from kd_bench.estimate import estimate_recipe, history
     from kd_bench.estimate.estimate_text import render_estimate
-    from kd_bench.trials.plan_without_weights import plan_with_placeholders, without_missing_images
+    from kd_bench.trials.plan_without_weights import (
+        plan_from_results,
+        plan_with_placeholders,
+        without_missing_images,
+    )
 
     context = recipe_context(recipe)
     content, missing_images = without_missing_images(content, context, options.data)
     planned, missing_weights = plan_with_placeholders(content, context, only or (), options.data)
+    if missing_weights:
+        with suppress(UserError):  # the teachers of the results, if they have them, so that finished trials are found
+            planned = plan_from_results(content, context, options.out, only or (), options.data)
     for note in training_notes(content, planned):
         _log(note)
     cost = estimate_recipe.estimate_recipe(planned, options, content.name, gpus, assumed, _log, steps)

@@ -109,6 +109,7 @@ def export_card(
     if faults := check_trial(folder.path).faults:
         raise UserError(faults[0])
     result, environment = record.result, record.environment
+    command = _training_command(folder, out, recipe, method, trials, set_) or environment.get("command") or ""
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,7 +126,7 @@ def export_card(
         hub=spec.hub,
         input_description=exported.input_description,
         loading_code=exported.loading_code,
-        training_command=_training_command(folder, recipe, method, trials, set_) or environment.get("command") or "",
+        training_command=command,
         kept_layers=[(layer.name, layer.description, layer.parameters) for layer in exported.kept_layers],
         loads_in_timm=exported.loads_in_timm,
     )
@@ -136,6 +137,7 @@ def export_card(
 
 def _training_command(
     folder: TrialFolder,
+    out: Path,
     recipes: list[str] | None,
     methods: list[str] | None,
     trials: int | None,
@@ -143,18 +145,22 @@ def _training_command(
 ) -> str:
     """Returns the command that trains a trial again with a recipe that plans it; empty if there is none."""
     from kd_bench import api
+    from kd_bench.config.load import recipes_by_folder
     from kd_bench.report.trial_data import training_command
+    from kd_bench.trials.recipe_file import find_recipe_in
 
-    for name in recipes or api.recipes_by_folder().get(folder.path.parent.name, []):
+    results = folder.path.parents[1]
+    for name in recipes or recipes_by_folder().get(folder.path.parent.name, []):
         try:
-            planned = api.plan(name, methods=methods, trials=trials, overrides=overrides).planned
-        except UserError:  # e.g. the weights of a teacher are missing
+            source = find_recipe_in(name, out)
+            planned = api.plan(source, methods=methods, trials=trials, overrides=overrides, results=results).planned
+        except UserError:  # e.g. a plug-in is gone
             if recipes:
                 raise
             continue
         for cell in planned:
             if cell.trial_id == folder.id:
-                return training_command(cell, name, methods or (), trials=trials, overrides=overrides or ())
+                return training_command(cell, source, methods or (), trials=trials, overrides=overrides or ())
     if recipes:
         raise UserError(f"--recipe: {', '.join(recipes)} does not plan trial {folder.id}")
     return ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def packaged_recipes() -> list[str]:
     root = package_path("recipes")
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
     return sorted(name for name in names if not name.endswith("base"))
+
+
+@cache
+def recipes_by_folder() -> Mapping[str, Sequence[str]]:
+    """Returns the names of the packaged recipes by the name of their results folder."""
+    names: dict[str, list[str]] = {}
+    for name in packaged_recipes():
+        names.setdefault(read_recipe(name).name, []).append(name)
+    return names
 
 
 def find_published(name: str, context: str) -> Path:

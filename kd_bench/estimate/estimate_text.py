@@ -144,10 +144,11 @@ def _gpu_table(cost: RecipeCost, gpus: Mapping[str, Gpu], prices: Prices) -> Tab
     rows = []
     for name, gpu in gpus.items():
         hours, unshared = cost.hours(name), cost.hours(name, unshared=True)
+        saved = 100 * (1 - hours / unshared) if unshared else 0.0
         fits = "yes" if largest < 0.9 * gpu.memory * _GB else "hardly" if largest < gpu.memory * _GB else "no"
         price = prices.get(name, prices.get(None))
         rows.append(
-            [name, _hours(hours), _hours(unshared), f"{100 * (1 - hours / unshared):.0f} %",
+            [name, _hours(hours), _hours(unshared), f"{saved:.0f} %",
              f"{largest / _GB:.1f} of {gpu.memory:g} GB", fits, *([] if price is None else [_euros(hours * price)])]
         )  # fmt: skip
     headers = ["card", "GPU hours,\nall cohorts", "one trial\nat a time", "saved by\nsharing", "largest cohort", "fits"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -166,7 +165,11 @@ def _group_content(group: CohortGroup) -> dict[str, Any]:
         else {
             "timed_steps": timing.steps,
             "timed_images": timing.images,
-            **{f"{name}_seconds": value for name, value in asdict(timing.epoch).items()},
+            "shared_seconds": timing.epoch.shared,
+            "own_seconds": timing.epoch.students,
+            "evaluation_seconds": timing.epoch.evaluation,
+            "checkpoint_seconds": timing.epoch.checkpoint,
+            "startup_seconds": timing.epoch.startup,
             "epoch_seconds": timing.epoch.seconds,
             "memory_bytes": timing.memory,
         },

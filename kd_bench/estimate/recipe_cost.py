@@ -210,25 +210,18 @@ def group_missing_trials(
                 rows = tuple("teacher" if trains_teacher else labels[trial.id] for trial in members)
                 groups[key] = CohortGroup(_title(members), rows, members, trains_teacher)
             groups[key].cohorts.append(cohort)
-            left = max(trial.epochs - _epochs_done(path / trial.id) for trial in members)
+            done = {trial.id: TrialFolder(path / trial.id).epochs_done() for trial in members}
+            left = max(trial.epochs - max(0, done[trial.id] - trial.preparation_epochs) for trial in members)
             if all(map(allows_features, members)):
                 left = min(left, 1)  # the network runs once, and the epochs of its classifier take next to no time
             groups[key].epochs.append(left)
-            groups[key].preparations.append(tuple(_preparation_left(path / trial.id, trial) for trial in members))
+            preparations = (max(0, trial.preparation_epochs - done[trial.id]) for trial in members)
+            groups[key].preparations.append(tuple(preparations))
     return list(groups.values()), len(trials) - len(missing), len(missing_teachers) - len(trained_teachers)
 
 
 def _is_missing(folder: Path, trial: Trial | PretrainedTeacher) -> bool:
     return TrialFolder(folder / trial.id).status() == "missing"
-
-
-def _epochs_done(folder: Path, name: str = "metrics.csv") -> int:
-    file = folder / name
-    return max(0, len(file.read_text(encoding="utf-8").splitlines()) - 1) if file.is_file() else 0
-
-
-def _preparation_left(folder: Path, trial: Trial) -> int:
-    return max(0, trial.preparation_epochs - _epochs_done(folder, "preparation.csv"))
 
 
 def _title(members: Sequence[Trial]) -> str:

@@ -37,9 +37,17 @@ def test_the_tables_of_all_results(out: Path) -> None:
     assert alone == invoke("table", "demo", "--out", str(out), "--format", "csv")
 
 
+def test_the_name_of_a_folder_stands_for_the_recipe_that_plans_its_trials(out: Path) -> None:
+    for command in ("table", "status"):
+        by_recipe, by_folder = (
+            invoke(command, name, "--out", str(out)) for name in ("robustness/digits", "robust_digits")
+        )
+        assert by_folder == by_recipe
+
+
 def test_what_needs_a_recipe(out: Path) -> None:
     for arguments, message in (
-        (["--format", "csv"], "--format csv: one table only; name one of demo, robust_digits"),
+        (["--format", "csv"], "--format csv: one table only; name one of demo, robust_digits, which"),
         (["--only", "method=kd"], "--only: name the recipe that is changed or selected from"),
         (["--epochs", "2"], r"--set \(or an option that is short for it\): name the recipe"),
     ):

@@ -9,7 +9,9 @@ import pytest
 
 from kd_bench.config.trial import PlannedTrial
 from kd_bench.estimate import history
-from kd_bench.estimate.recipe_cost import cost_key
+from kd_bench.estimate.recipe_cost import RecipeCost, cost_key, group_missing_trials
+from kd_bench.estimate.timing_job import EpochTime, Timing
+from kd_bench.launch.options import RunOptions
 from tests.estimate.few import planned
 
 
@@ -40,6 +42,18 @@ def test_the_time_of_a_run_is_compared_and_kept(recipe: Path, tmp_path: Path) ->
     assert outcome[0]["error_percent"] == pytest.approx(25.0)
     history.compare_with_estimate(cells, [ids["kd"]], out, "few")
     assert len(json.loads((out / "few" / "estimate.json").read_text())["outcomes"]) == 2
+
+
+def test_an_estimate_is_compared_as_it_was_kept(recipe: Path, tmp_path: Path) -> None:
+    cells, options = planned(recipe), RunOptions(out=tmp_path)
+    *_, taught = group_missing_trials(cells, options, "few")[0]
+    taught.timing = Timing(EpochTime(shared=8, students=(3, 5), evaluation=4, checkpoint=2, startup=6), 1, 1)
+    cost = RecipeCost("few", [taught], ["cpu"], "a machine", 0, 0, [], cohort_size=8)
+    assert history.save_estimate(cost, options) == tmp_path / "few" / "estimate.json"
+    kd = next(cell.trial_id for cell in cells if cell.label == "kd")
+    metrics(tmp_path / "few" / kd, [(3.5, 11.5, 2)])
+    comparison = history.compare_with_estimate(cells, [kd], tmp_path, "few")
+    assert comparison == "few: 1 training: estimated 7.0 s, took 7.5 s (+7 %)"
 
 
 def test_a_network_that_runs_once_was_estimated_once(recipe: Path, tmp_path: Path) -> None:

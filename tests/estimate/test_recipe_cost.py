@@ -19,6 +19,7 @@ import yaml
 from benchmarks.estimate import read_speeds, speed_ratio
 from kd_bench.cli.estimate import estimate
 from kd_bench.config.data import Dataset, Pipeline
+from kd_bench.config.trial import Trial
 from kd_bench.data.registry import spec
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.estimate_recipe import estimate_recipe, timing_rounds, training_phases
@@ -30,7 +31,7 @@ from kd_bench.estimate.step_cost import evaluated_images
 from kd_bench.estimate.timing_job import EpochTime, Timing
 from kd_bench.launch.cohort_task import group_into_cohorts
 from kd_bench.launch.options import RunOptions
-from kd_bench.trials.folder import TEACHERS
+from kd_bench.trials.folder import TEACHERS, TrialFolder
 from kd_bench.utils.errors import UserError
 from tests.estimate.few import RECIPE, planned
 from tests.launch.test_end_to_end import run
@@ -114,11 +115,15 @@ def test_seeds_are_one_group_and_what_is_finished_is_left_out(recipe: Path, tmp_
 def test_a_resumed_cohort_counts_its_remaining_epochs(recipe: Path, tmp_path: Path) -> None:
     cells = planned(recipe, "epochs=5")
     for cell in cells:
-        folder = tmp_path / "out" / "few" / cell.trial_id
-        folder.mkdir(parents=True)
-        (folder / "metrics.csv").write_text("epoch\n" + "".join(f"{epoch}\n" for epoch in range(1, 4)))
+        write_checkpoint(tmp_path / "out" / "few" / cell.trial_id, cell.trial, 3)
     groups, _, _ = group_missing_trials(cells, RunOptions(out=tmp_path / "out"), "few")
     assert [group.epochs for group in groups if not group.trains_teacher] == [[2, 2], [2, 2]]
+
+
+def write_checkpoint(path: Path, trial: Trial, epochs: int) -> None:
+    folder = TrialFolder(path)
+    folder.create(trial)
+    folder.write_checkpoint(epochs, b"")
 
 
 def test_small_cohorts_pay_the_teacher_again(recipe: Path, tmp_path: Path) -> None:
@@ -161,9 +166,8 @@ def test_in_a_preparation_only_the_methods_train_that_have_one(recipe: Path, tmp
     assert taught.hours(epoch) * 3600 == pytest.approx(166 + 4 * 130 + 6)
     assert recipe_cost(taught).wall_hours() == taught.hours(epoch)
     assert taught.hours(epoch, unshared=True) * 3600 == pytest.approx(366 + 4 * 130 + 3 * 6)
-    folder = tmp_path / "out" / "few" / next(cell.trial_id for cell in cells if cell.label == "fsp")
-    folder.mkdir(parents=True)
-    (folder / "preparation.csv").write_text("epoch\n1\n2\n3\n")
+    fsp = next(cell.trial for cell in cells if cell.label == "fsp")
+    write_checkpoint(tmp_path / "out" / "few" / fsp.id, fsp, 3)
     assert group_missing_trials(cells, options, "few")[0][-1].preparations == [(0, 0, 1)]
 
 

@@ -14,14 +14,18 @@ import yaml
 from PIL import Image
 
 from kd_bench.cli.main import app
+from kd_bench.config.load import read_recipe
 from kd_bench.config.trial import Trial
 from kd_bench.data.array_dataset import ArrayDataset
 from kd_bench.models import register, resolve
 from kd_bench.models.registry import source_hash
+from kd_bench.plan import plan
 from kd_bench.training.build import build_network, build_student
 from kd_bench.training.student import StudentModule
 from kd_bench.trials.folder import TrialFolder
+from kd_bench.trials.recipe_file import write_recipe
 from kd_bench.trials.result_writer import TrialResultWriter
+from kd_bench.utils.errors import UserError
 from tests.training.parts import splits, trial
 
 IMAGES = splits()
@@ -126,14 +130,29 @@ def test_the_card_carries_what_was_measured_and_nothing_else(tmp_path, monkeypat
 
 
 def test_a_packaged_recipe_is_the_command_that_repeats_it(tmp_path):
-    from kd_bench.api import plan
-
-    cell = next(cell for cell in plan("demo", only=["method=none"]).planned if cell.seed == 1)
+    cell = next(cell for cell in plan(read_recipe("demo"), "demo", ["method=none"]) if cell.seed == 1)
     folder, _ = finished(tmp_path, cell.trial, TEN)
     folder.path.parent.rename(tmp_path / "demo")
     export("card", folder.id, "--out", str(tmp_path), "--output", str(tmp_path / "card"))
     page = (tmp_path / "card/README.md").read_text()
     assert "kd-bench run demo --only method=none --only student=cifar_resnet8 --only seed=1" in page
+
+
+def test_a_kept_recipe_is_found_by_its_name_and_a_wrong_name_writes_nothing(tmp_path):
+    recipe = read_recipe("demo").model_copy(update={"name": "compare-digits"})
+    cells = plan(recipe, "demo")
+    write_recipe(recipe, tmp_path, cells)
+    cell = next(cell for cell in cells if (cell.label, cell.seed) == ("none", 1))
+    folder, _ = finished(tmp_path, cell.trial, TEN)
+    folder.path.rename(tmp_path / "compare-digits" / folder.id)
+    arguments = ("card", folder.id, "--out", str(tmp_path), "--output", str(tmp_path / "card"), "--recipe")
+    with pytest.raises(UserError, match="did you mean 'compare-digits'"):
+        export(*arguments, "compare-digit")
+    assert not (tmp_path / "card").exists()
+    export(*arguments, "compare-digits")
+    page = (tmp_path / "card/README.md").read_text()
+    kept = tmp_path / "compare-digits" / "recipe.yaml"
+    assert f"kd-bench run {kept} --only method=none --only student=cifar_resnet8 --only seed=1" in page
 
 
 def test_a_network_of_ones_own_is_loaded_by_kd_bench(tmp_path, monkeypatch):
