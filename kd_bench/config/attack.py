@@ -134,10 +134,11 @@ def read_eps(text: str, context: str) -> tuple[float, ...]:
     radii = []
     for part in text.split(","):
         try:
-            numerator, _, denominator = part.partition("/")
-            if not all(map(_NUMBER.fullmatch, (numerator.strip(), denominator.strip() or "1"))):
+            numerator, slash, denominator = (text.strip() for text in part.partition("/"))
+            denominator = denominator if slash else "1"
+            if not all(map(_NUMBER.fullmatch, (numerator, denominator))):
                 raise ValueError  # the fraction 1e999999999 would take hours
-            radius = float(Fraction(numerator.strip()) / Fraction(denominator.strip() or "1"))
+            radius = float(Fraction(numerator) / Fraction(denominator))
         except (ValueError, ZeroDivisionError):
             raise UserError(f"{context}: {part.strip()!r} is not a number; write 8/255 or 0.03") from None
         if not 0 < radius <= MAX_EPS:

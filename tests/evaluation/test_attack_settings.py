@@ -26,6 +26,12 @@ def test_radius_in_l2_has_no_default() -> None:
     assert parse_radii("8,0.5", "L2") == (0.5, 8.0)
 
 
+@pytest.mark.parametrize("eps", ["8/", "/8", "8/255,", "1/0", "1e999999999", "eight"])
+def test_a_radius_that_is_no_number_is_refused(eps: str) -> None:
+    with pytest.raises(UserError, match=r"--eps: '.*' is not a number; write 8/255 or 0\.03"):
+        parse_radii(eps, "L2")
+
+
 @pytest.mark.parametrize(
     ("eps", "expected"),
     [
