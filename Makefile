@@ -70,7 +70,7 @@ reproduce-cifar: $(STAMP)  ## reproduce the paper's Table 6; BUDGET=smoke runs a
 	@echo "reproduce-cifar: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke); it resumes where it was stopped"
 	@$(KD) reproduce cifar --budget $(BUDGET) --out $(OUT) $(RUN_FLAGS)
 
-reproduce-methods: $(STAMP)  ## all methods on the pairs of Table 6; BUDGET=smoke runs all of it on a few images, in minutes
+reproduce-methods: $(STAMP)  ## all methods on the 13 published pairs of CIFAR-100; BUDGET=smoke runs all of it on a few images, in minutes
 	@echo "reproduce-methods: budget $(BUDGET), results go to $(OUT)$(if $(filter smoke,$(BUDGET)),/smoke)"
 	@$(KD) reproduce methods --budget $(BUDGET) --out $(OUT) $(RUN_FLAGS)
 

@@ -37,7 +37,6 @@ class Part:
     Attributes:
         table: Its number in the paper; "-" for pairs that others have published.
         title: Its networks.
-        recipe: The recipe, or the first of several that share networks.
         cells: The planned trials by recipe.
         done: The finished trials of exactly these settings, by the planned trial's id.
         costs: Key of ``card_hours.RECIPES``.

@@ -88,9 +88,10 @@ def reproduce_methods(
     options: RunOptions,
     format_: opt.Format = "terminal",
 ) -> None:
-    """Train the missing trials of all methods on the 13 pairs of Table 6, and print them beside published numbers.
+    """Train the missing trials of all methods on the 13 published pairs of CIFAR-100, and print them.
 
-    The rows of Table 6 are the same trials as those of: kd-bench reproduce cifar. --budget smoke trains every method on
+    Published numbers stand beside them. The rows of Table 6, which has five of the pairs, are the same trials as those
+    of: kd-bench reproduce cifar. --budget smoke trains every method on
     every pair for a few batches. It writes to OUT/smoke and measures nothing.
     """
     _reproduce_cifar100("methods", budget, train_teachers, only, trials, options, format_)
