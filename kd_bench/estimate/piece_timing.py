@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kd_bench.config.trial import Trial
+from kd_bench.estimate.step_cost import views_per_image
 from kd_bench.launch.options import RunOptions
 from kd_bench.training.cohort import CohortModule
 from kd_bench.training.forward_pass import precision_context
@@ -65,10 +66,13 @@ class PieceTimer:
         return self.cohort.members[0].trial
 
     def time(self, images: int) -> PieceTimes:
-        """Runs every piece once, each student's pass twice, on this number of images."""
+        """Runs every piece once, each student's pass twice, on this number of images.
+
+        A batch of adversarial training may have two views of each image, both of which are in ``batch.images``.
+        """
         start = synchronized_time(self.device)
-        batch, data = self._load_batch(images)
-        images = len(batch.images)
+        batch, loading_seconds = self._load_batch(images)
+        images = len(batch.images) // views_per_image(self.trial)
         labels = batch.labels if batch.labels.ndim == 1 else batch.labels.argmax(-1)
         self.cohort.train()
         with torch.no_grad(), precision_context(self.trial.precision, self.device):
@@ -83,10 +87,11 @@ class PieceTimer:
             students.append(min(passes) / images)
             update.append(max(0.0, passes[1] - passes[0]))
             member.eval()
-            evaluation.append(self._run(member.evaluate, replace(batch, labels=labels))[0] / images)
+            evaluation.append(self._run(member.evaluate, replace(batch, labels=labels))[0] / len(batch.images))
             member.train()
         self.seconds += synchronized_time(self.device) - start
-        return PieceTimes(images, data, teacher / images if outputs else 0.0, students, update, evaluation)
+        data, teacher = loading_seconds / images, teacher / images if outputs else 0.0
+        return PieceTimes(images, data, teacher, students, update, evaluation)
 
     def _run(self, function: Callable[..., Any], *args: Any) -> tuple[float, Any]:
         """Calls a function. Returns the seconds and the result."""
@@ -95,7 +100,7 @@ class PieceTimer:
         return synchronized_time(self.device) - start, result
 
     def _load_batch(self, size: int) -> tuple[Batch, float]:
-        """Returns a batch and the seconds per image to load it."""
+        """Returns a batch and the seconds to load it."""
         pipeline = self.trial.pipeline
         if self.undecoded:
             generator = torch.Generator().manual_seed(0)
@@ -112,7 +117,7 @@ class PieceTimer:
             batch = next(batches)  # the first one also sets things up
             start = time.perf_counter()
             batch = next(batches, batch)
-            seconds = (time.perf_counter() - start) / len(batch.images)
+            seconds = time.perf_counter() - start
         finally:
             train.close()
             test.close()

@@ -8,6 +8,7 @@ allocated. ``kd_bench.estimate.gpus`` turns the counts into seconds.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,8 +57,9 @@ class StudentCost:
         optimizer: The optimiser's state.
         average: The moving average of the weights.
         saved: Tensors kept between forward and backward pass of one micro-batch.
-        peak: Most memory in use during forward and backward pass of one micro-batch. It includes ``saved`` and none of
-            the others.
+        peak: Most memory in use during forward and backward pass of one micro-batch, without gradients. If
+            micro-batches accumulate these, of a later one, which finds them there; otherwise minus all gradients, which
+            the pass makes one after another.
         uncounted: Reason that the method could not be counted; empty if it was.
     """
 
@@ -140,7 +142,10 @@ def count_cohort(trials: Sequence[Trial], splits: Images) -> CohortCost:
         for module in teacher:
             convert_to_fake(module, mode)
     batch = _batch(first, splits, images, mode)
-    costs, members = zip(*(_count_member(trial, splits, teacher, batch, mode) for trial in trials), strict=True)
+    micro_batches = first.batch_size // images or 1
+    costs, members = zip(
+        *(_count_member(trial, splits, teacher, batch, micro_batches > 1, mode) for trial in trials), strict=True
+    )
     cohort = CohortModule(members, *(teacher or ()))
     with mode, torch.no_grad(), precision_context(first.precision, _CPU), OperationCounter() as counter:
         cohort.teacher_outputs(batch)
@@ -150,7 +155,6 @@ def count_cohort(trials: Sequence[Trial], splits: Images) -> CohortCost:
     if isinstance(splits, ArrayDataset):
         held_out = 0 if splits.holdout is None else splits.holdout.test_images.nbytes
         data += splits.train_images.nbytes + splits.test_images.nbytes + held_out
-    micro_batches = first.batch_size // images or 1
     return CohortCost(images, micro_batches, counter.counts, teacher_parameters, counter.peak, costs, data)
 
 
@@ -178,11 +182,16 @@ class DiscardingWriter(ResultWriter):
 
 
 def _count_member(
-    trial: Trial, splits: Images, teacher: TeacherParts | None, batch: Batch, mode: FakeTensorMode
+    trial: Trial,
+    splits: Images,
+    teacher: TeacherParts | None,
+    batch: Batch,
+    accumulates: bool,
+    mode: FakeTensorMode,
 ) -> tuple[StudentCost, StudentModule]:
     """Counts a student with its method, or the student alone if the method cannot run without numbers."""
     try:
-        return _count_student(trial, splits, teacher, batch, mode)
+        return _count_student(trial, splits, teacher, batch, accumulates, mode)
     except UserError:
         raise
     except Exception as error:  # a plug-in may do anything
@@ -190,19 +199,28 @@ def _count_member(
             raise
         none = MethodSettings(name="none", hyperparameters=methods.check("none", {}, "none"))
         student_alone = trial.model_copy(update={"method": none, "teacher": None})
-        cost, member = _count_student(student_alone, splits, None, batch, mode)
+        cost, member = _count_student(student_alone, splits, None, batch, accumulates, mode)
         return replace(cost, uncounted=first_line(error)), member
 
 
 def _count_student(
-    trial: Trial, splits: Images, teacher: TeacherParts | None, batch: Batch, mode: FakeTensorMode
+    trial: Trial,
+    splits: Images,
+    teacher: TeacherParts | None,
+    batch: Batch,
+    accumulates: bool,
+    mode: FakeTensorMode,
 ) -> tuple[StudentCost, StudentModule]:
     member = _build_member(trial, splits, teacher, mode)
     cohort = CohortModule([member], *(teacher or ()))
     with mode, torch.no_grad(), precision_context(trial.precision, _CPU):
         taught = cohort.teacher_outputs(batch).get(member.method.teacher_batch_norm)
-    step, saved, peak = _count_step(member, taught, batch, mode)
+    step, saved, peak = _count_step(member, taught, MicroBatch(batch, last=False), mode)
     gradients = _total_bytes(all_gradients(member.optimizer))
+    if accumulates:
+        _, _, peak = _count_step(member, taught, MicroBatch(batch, first=False, last=False), mode)
+    else:
+        peak -= gradients
     with mode, _silenced(), OperationCounter() as counter:
         for group in member.optimizer.param_groups:
             if "foreach" in group:
@@ -214,7 +232,7 @@ def _count_student(
     average = 0 if member.average is None else _state_bytes(member.average)
     member.eval()
     with mode, torch.no_grad(), OperationCounter() as counter:
-        images = batch.images[: len(batch.images) // _views_per_image(trial)]
+        images = batch.images[: len(batch.images) // views_per_image(trial)]
         member.evaluate(Batch(images, torch.zeros(len(images), dtype=torch.int64), batch.index[: len(images)], 0, 0))
         evaluation = counter.counts
     cost = StudentCost(
@@ -226,17 +244,17 @@ def _count_student(
         optimizer=_total_bytes(_tensors(dict(member.optimizer.state))),
         average=average,
         saved=saved,
-        peak=peak - gradients + _total_bytes(taught.tensors() if taught else ()),
+        peak=peak + _total_bytes(taught.tensors() if taught else ()),
     )
     return cost, member
 
 
 def _count_step(
-    member: StudentModule, taught: Outputs | None, batch: Batch, mode: FakeTensorMode
+    member: StudentModule, taught: Outputs | None, part: MicroBatch, mode: FakeTensorMode
 ) -> tuple[OperationCounts, int, int]:
     """Returns the operations of a forward and backward pass, the bytes saved in between, and the peak in bytes."""
     teacher_outputs = taught.tensors() if taught else []
-    inputs = [*member.parameters(), *member.buffers(), *teacher_outputs, *batch.tensors()]
+    inputs = [*member.parameters(), *member.buffers(), *teacher_outputs, *part.batch.tensors()]
     input_storages = {tensor.untyped_storage()._cdata for tensor in inputs}
     storages: dict[int, Any] = {}
     saved = 0
@@ -255,13 +273,13 @@ def _count_step(
 
     with mode, _silenced(), OperationCounter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            member.step(taught, MicroBatch(batch, last=False), backward)
+            member.step(taught, part, backward)
         return counter.counts, saved, counter.peak
 
 
 def _build_member(trial: Trial, splits: Images, teacher: TeacherParts | None, mode: FakeTensorMode) -> StudentModule:
     """Builds a member of fake tensors: first of "meta" tensors, which do not support autocast, and then converted."""
-    plain = trial.without_preparation().model_copy(update={"compile": "off"})
+    plain = with_usual_perturbations(trial.without_preparation()).model_copy(update={"compile": "off"})
     with _silenced(), OperationCounter(), torch.device("meta"):
         # Of "meta" tensors, too: networks that make tensors in their forward pass make them on the default device.
         untrained = build_untrained_teacher(trial.teacher, splits)[0] if teacher and trial.teacher else None
@@ -319,13 +337,32 @@ def _batch(trial: Trial, splits: Images, size: int, mode: FakeTensorMode) -> Bat
         images = torch.zeros(size, *splits.image_shape)
         index = torch.zeros(size, dtype=torch.int64)
         labels = torch.zeros(size, splits.num_classes) if mixed else index.clone()
-        if _views_per_image(trial) == 2:
+        if views_per_image(trial) == 2:
             images, labels, index = (torch.cat([tensor, tensor]) for tensor in (images, labels, index))
         second_images = None if trial.second_view is None else torch.zeros_like(images)
         return Batch(images, labels, index, 0, 0, second_images=second_images)
 
 
-def _views_per_image(trial: Trial) -> int:
+def with_usual_perturbations(trial: Trial) -> Trial:
+    """Returns a trial of adversarial training that does in every epoch what it does in most; others as they are.
+
+    It perturbs the weights in all epochs or in none, and the images in the mean number of steps.
+    """
+    settings = trial.adversarial
+    if settings is None:
+        return trial
+    changes: dict[str, Any] = {}
+    perturbation = settings.weight_perturbation
+    if perturbation is not None:
+        in_most = 2 * (perturbation.from_epoch - 1) <= trial.epochs
+        changes["weight_perturbation"] = perturbation.model_copy(update={"from_epoch": 1}) if in_most else None
+    if settings.schedule is not None:
+        steps = sum(settings.perturbation(epoch, trial.epochs)[1] for epoch in range(trial.epochs))
+        changes |= {"schedule": None, "steps": math.floor(steps / trial.epochs + 0.5)}
+    return trial.model_copy(update={"adversarial": settings.model_copy(update=changes)})
+
+
+def views_per_image(trial: Trial) -> int:
     """Returns the number of views of an image among a batch's ``images``."""
     return 1 if trial.adversarial is None or trial.adversarial.second_view is None else 2
 

@@ -17,7 +17,7 @@ import torch
 from kd_bench.config.trial import Trial
 from kd_bench.estimate import placeholders
 from kd_bench.estimate.piece_timing import PieceTimer, PieceTimes, synchronized_time
-from kd_bench.estimate.step_cost import build_untrained_teacher, evaluated_images
+from kd_bench.estimate.step_cost import build_untrained_teacher, evaluated_images, with_usual_perturbations
 from kd_bench.estimate.timing_job import EpochTime, Timing, TimingJob
 from kd_bench.training.build import build_student, load_network
 from kd_bench.training.cohort import CohortModule
@@ -128,9 +128,9 @@ def time_cohort(job: TimingJob, process_start: float) -> Timing:
 def _for_timing(trial: Trial) -> Trial:
     """Returns the trial with one epoch, without preparation, and without generated images, which may be missing.
 
-    The data set's own images, which then fill the batches, cost as much.
+    The data set's own images, which then fill the batches, cost as much. The epoch has the usual perturbations.
     """
-    changes: dict[str, Any] = {"epochs": 1}
+    trial, changes = with_usual_perturbations(trial), dict[str, Any](epochs=1)
     if trial.adversarial is not None:
         changes["adversarial"] = trial.adversarial.model_copy(update={"generated": None})
     return trial.without_preparation().model_copy(update=changes)

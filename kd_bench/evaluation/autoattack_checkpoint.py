@@ -62,7 +62,7 @@ class AutoAttackEvaluator:
             result = TrialFolder(target.folder.resolve()).result() or {}
             check_same_images(target.folder, "its result is", result, images_record)
         with evaluation_lock(target.record_path(attack)):
-            record, images, labels, classes = self._open(target, attack)
+            record, dataset = self._open(target, attack)
             # Earlier versions did not record the images.
             resumed = record.resume() and record.provenance.get("images") in (None, images_record)
             if resumed and record.done and (record.saves_images or not save_images):
@@ -73,7 +73,7 @@ class AutoAttackEvaluator:
 
             restart = not resumed or (save_images and not record.saves_images)
             if restart:
-                record, *_ = self._open(target, attack)
+                record, _ = self._open(target, attack)
                 record.saves_images = save_images
             image_files = AdversarialImageFiles(record) if record.saves_images else None
             if restart and image_files is not None:
@@ -86,7 +86,8 @@ class AutoAttackEvaluator:
                 "images": images_record,
                 "earlier": earlier,
             }
-            network = self.load_network(target)
+            network, images = self.load_network(target), _test_images(dataset, record.index)
+            labels, classes = dataset.test_labels[record.index], dataset.num_classes
             evaluate_robustness(network, images, labels, classes, record, image_files, report_progress)
             if image_files is not None:
                 image_files.merge()
@@ -104,9 +105,10 @@ class AutoAttackEvaluator:
         """
         from kd_bench.robustness.adversarial_images import check_adversarial_images
 
-        record, images, labels, _ = self._open(target, attack)
+        record, dataset = self._open(target, attack)
         if not record.resume() or not record.done:
             raise UserError(f"{record.path}: no finished evaluation; run the same command without --check first")
+        images, labels = _test_images(dataset, record.index), dataset.test_labels[record.index]
         return check_adversarial_images(self.load_network(target), images, labels, record)
 
     def load_network(self, target: EvaluationTarget) -> nn.Module:
@@ -122,8 +124,8 @@ class AutoAttackEvaluator:
         torch.set_num_threads(self.threads)
         return load_pixel_network(target, self._images.open(target.trained)).to(self.device)
 
-    def _open(self, target: EvaluationTarget, attack: Attack) -> tuple[EvaluationRecord, Tensor, Tensor, int]:
-        """Returns a new record, the images and labels to attack, and the number of classes."""
+    def _open(self, target: EvaluationTarget, attack: Attack) -> tuple[EvaluationRecord, Images]:
+        """Returns a new record and the data set with the images to attack."""
         from kd_bench.data.array_dataset import balanced_indices
 
         dataset = self._images.open(target.trained)
@@ -137,7 +139,7 @@ class AutoAttackEvaluator:
                             "go from 0 to 1; 0.5 is usual for CIFAR-10")  # fmt: skip
         index = list(range(len(labels))) if selected is None else selected.tolist()
         record = EvaluationRecord(target.record_path(attack), attack, target.subject(), index, len(labels))
-        return record, _test_images(dataset, index), labels[index], dataset.num_classes
+        return record, dataset
 
 
 def _test_images(dataset: Images, index: Sequence[int]) -> Tensor:

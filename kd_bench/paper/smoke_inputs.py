@@ -49,8 +49,15 @@ def _jpeg(seed: int) -> bytes:
 
 
 def random_weights(name: str, classes: int, size: int, out: Path) -> Path:
-    """Returns a file of the network's initial weights, in bfloat16, which is written if it is missing."""
-    file = out / "weights" / f"{name}-{classes}.safetensors"
+    """Returns a file of the network's initial weights, in bfloat16, which is written if it is missing.
+
+    Args:
+        name: The network.
+        classes: Number of classes.
+        size: Height and width of its images in pixels, on which the shapes of a transformer's weights depend.
+        out: Folder whose folder ``weights`` has the file.
+    """
+    file = out / "weights" / f"{name}-{classes}-{size}.safetensors"
     if file.is_file():
         return file
     from kd_bench.models import registry, weights

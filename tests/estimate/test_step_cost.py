@@ -263,6 +263,34 @@ def test_micro_batches_are_what_is_in_memory_at_once() -> None:
     assert parts.members[0].peak < whole.members[0].peak / 2
 
 
+@pytest.mark.parametrize("model", ["cifar_vgg8", "cifar_resnet8"])
+def test_accumulated_gradients_are_in_memory_beside_what_a_pass_has_saved(model: str) -> None:
+    parts = count_trial("kd", model=model, micro_batch=2)
+    (member,) = parts.members
+    assert member.peak >= member.saved  # VGG8 has more gradients than activations of two images
+    assert parts.memory >= parts.teacher_parameters + member.resident + member.gradients + member.saved + parts.data
+
+
+ADVERSARIAL = {"eps": 0.03, "steps": 2}
+
+
+def adversarial_flops(**settings) -> int:
+    changes = {"taught": False, "epochs": 4, "input": {"size": 16}, "adversarial": {**ADVERSARIAL, **settings}}
+    return count_trial("ikl_at", **changes).members[0].step.flops
+
+
+def test_the_perturbations_are_those_of_most_epochs() -> None:
+    plain, first, second, last = (
+        adversarial_flops(weight_perturbation=settings)
+        for settings in (None, *({"gamma": 0.01, "from_epoch": epoch} for epoch in (1, 2, 4)))
+    )
+    assert plain == last < first == second
+    by_schedule = {
+        name: adversarial_flops(schedule=name, steps=None) for name in ("released", "intended")
+    }  # 5 steps; 2, 3, 4 and 5 steps
+    assert by_schedule == {"released": adversarial_flops(steps=5), "intended": adversarial_flops(steps=4)}
+
+
 def test_a_compiled_trial_is_counted_as_it_is_written() -> None:
     assert count_trial("kd", compile="on").members[0].step == count_trial("kd").members[0].step
 

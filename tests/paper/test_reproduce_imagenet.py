@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from kd_bench.cli.main import app
@@ -21,6 +22,7 @@ from kd_bench.models import pretrained
 from kd_bench.models.cards import Card
 from kd_bench.paper import reproduce
 from kd_bench.paper.reproduce import Part, Reproduction, TableRecipe, groups
+from kd_bench.paper.smoke_inputs import random_weights
 from kd_bench.report import published_numbers as numbers
 from kd_bench.utils.errors import RunFailed, UserError
 from kd_bench.utils.paths import package_path
@@ -205,3 +207,10 @@ def test_the_real_networks(tmp_path: Path) -> None:
         f"reproduce imagenet: {students}" for students in expected
     )
     assert all(float(line.partition("at most ")[2].split()[0]) < 16 for line in costs)
+
+
+def test_random_weights_fit_the_size_of_the_images(tmp_path: Path) -> None:
+    files = {size: random_weights("test_vit.r160_in1k", 3, size, tmp_path) for size in (32, 64)}
+    assert files[32] == random_weights("test_vit.r160_in1k", 3, 32, tmp_path) != files[64]
+    shapes = {size: load_file(file)["pos_embed"].shape for size, file in files.items()}
+    assert shapes[32] != shapes[64]
