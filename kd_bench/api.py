@@ -341,8 +341,10 @@ def folder_part(name: str, out: Path) -> FolderResults | None:
     from kd_bench.report.unplanned_trials import trial_ids
 
     ids = trial_ids(out / name) if name and Path(name).name == name else set()
-    recipe = _recipe_of(out / name, ids) if ids else None
-    return recipe_part(recipe, out) if recipe else _unplanned_part(out / name, ids) if ids else None
+    if not ids:
+        return None
+    recipe = _recipe_of(out / name, ids)
+    return recipe_part(recipe, out) if recipe else _unplanned_part(out / name, ids)
 
 
 def _unplanned_part(folder: Path, ids: set[str]) -> FolderResults:

@@ -91,8 +91,8 @@ def reproduce_methods(
     """Train the missing trials of all methods on the 13 published pairs of CIFAR-100, and print them.
 
     Published numbers stand beside them. The rows of Table 6, which has five of the pairs, are the same trials as those
-    of: kd-bench reproduce cifar. --budget smoke trains every method on
-    every pair for a few batches. It writes to OUT/smoke and measures nothing.
+    of: kd-bench reproduce cifar. --budget smoke trains every method on every pair for a few batches. It writes to
+    OUT/smoke and measures nothing.
     """
     _reproduce_cifar100("methods", budget, train_teachers, only, trials, options, format_)
 
