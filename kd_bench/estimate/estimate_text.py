@@ -131,12 +131,16 @@ def _local_part(cost: RecipeCost, prices: Prices, threads: int, page: _Page) -> 
         total += f": {' and '.join(changes)}"
     if None in prices:
         total += f"; {_euros(wall * prices[None])}"
-    saved = 100 * (1 - hours / unshared) if unshared else 0.0
     title = (
         f"On this machine ({cost.device_name}; {count(concurrent, 'cohort')} at once, {count(threads, 'thread')} each):"
     )
-    total += f". One trial at a time it would take {_hours(unshared)}: sharing saves {saved:.0f} %."
+    total += f". One trial at a time it would take {_hours(unshared)}: sharing saves {_saved(hours, unshared)}."
     return "\n".join([page.wrap([title]), page.table(_table(headers, rows)), page.wrap([total])])
+
+
+def _saved(hours: float, unshared: float) -> str:
+    """Returns the part of the hours that sharing saves; 0 % if there is nothing to train."""
+    return f"{100 * (1 - hours / unshared) if unshared else 0:.0f} %"
 
 
 def _gpu_table(cost: RecipeCost, gpus: Mapping[str, Gpu], prices: Prices) -> Table:
@@ -144,11 +148,10 @@ def _gpu_table(cost: RecipeCost, gpus: Mapping[str, Gpu], prices: Prices) -> Tab
     rows = []
     for name, gpu in gpus.items():
         hours, unshared = cost.hours(name), cost.hours(name, unshared=True)
-        saved = 100 * (1 - hours / unshared) if unshared else 0.0
         fits = "yes" if largest < 0.9 * gpu.memory * _GB else "hardly" if largest < gpu.memory * _GB else "no"
         price = prices.get(name, prices.get(None))
         rows.append(
-            [name, _hours(hours), _hours(unshared), f"{saved:.0f} %",
+            [name, _hours(hours), _hours(unshared), _saved(hours, unshared),
              f"{largest / _GB:.1f} of {gpu.memory:g} GB", fits, *([] if price is None else [_euros(hours * price)])]
         )  # fmt: skip
     headers = ["card", "GPU hours,\nall cohorts", "one trial\nat a time", "saved by\nsharing", "largest cohort", "fits"]

@@ -109,7 +109,7 @@ class AdversarialStudentModule(StudentModule):
         with torch.no_grad():
             self.network.eval()
             natural = logits_network(batch.images)
-        self._seed_method(seeding.PERTURBATION, batch, micro_batch_index)
+        self.seed_step(f"{seeding.PERTURBATION}-method", MicroBatch(batch, micro_batch_index))
         perturbed = pgd(
             logits_network,
             batch.images,
@@ -168,12 +168,12 @@ class AdversarialStudentModule(StudentModule):
         equal. With ``equal_views`` all terms are means over both views, as in the released code of IKL-AT when it
         perturbs the weights.
         """
-        batch, index = part.batch, part.index
-        seeding.seed_global(self.trial.seed, micro_batch_stream(stream, index), batch.epoch, batch.step)
+        batch = part.batch
+        self.seed_step(stream, part)
         with precision_context(self.trial.precision, images.device):
             adversarial = self._forward_pass(self.view(images), self.method.needs.student)
             natural = self._forward_pass(self.view(batch.images), self.method.needs.student)
-            self._seed_method(stream, batch, index)
+            self.seed_step(f"{stream}-method", part)
             second_view = self.settings.second_view
             if second_view is None:
                 terms, logits = self.method(adversarial, natural, batch), adversarial.logits
@@ -192,13 +192,6 @@ class AdversarialStudentModule(StudentModule):
                 }
                 logits = adversarial.logits[:half]
         return _Loss(terms, sum_terms(terms, self.method, logits.device), logits)
-
-    def _seed_method(self, stream: str, batch: Batch, micro_batch_index: int) -> None:
-        """Seeds the generators that the method may draw from: torch's global ones and the member's."""
-        name = micro_batch_stream(f"{stream}-method", micro_batch_index)
-        seeding.seed_global(self.trial.seed, name, batch.epoch, batch.step)
-        if self.generator is not None:
-            self.generator.manual_seed(seeding.derive(self.trial.seed, name, batch.epoch, batch.step))
 
     def before_evaluation(self) -> None:
         """Averages the running statistics over all processes, and updates the average over epochs."""

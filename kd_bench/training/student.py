@@ -228,10 +228,10 @@ class StudentModule(nn.Module):
         return batch if self.generator is None else replace(batch, generator=self.generator)
 
     def seed_step(self, stream: str, part: MicroBatch) -> None:
-        """Seeds torch's global generators for one of the streams of a step, and the member's generator for METHOD."""
+        """Seeds torch's global generators and the member's generator for one of the streams of a step."""
         batch, name = part.batch, micro_batch_stream(stream, part.index)
         seeding.seed_global(self.trial.seed, name, batch.epoch, batch.step)
-        if stream == seeding.METHOD and self.generator is not None:
+        if self.generator is not None:
             self.generator.manual_seed(seeding.derive(self.trial.seed, name, batch.epoch, batch.step))
 
     def _add_gradients(
